@@ -56,7 +56,9 @@ class ParityRecorder:
         a, b = a.astype(np.float64), b.astype(np.float64)
         assert np.isfinite(a).all() == np.isfinite(b).all(), f"{component} {quantity}: one side is not finite"
         finite = np.isfinite(b)
-        assert np.array_equal(a[~finite], b[~finite], equal_nan=True), f"{component} {quantity}: infinities differ"
+        assert np.array_equal(a[~finite], b[~finite], equal_nan=True), (
+            f"{component} {quantity}: infinities differ"
+        )
         difference = np.abs(a[finite] - b[finite])
         absolute = float(difference.max()) if difference.size else 0.0
         scale = max(1.0, float(np.abs(b[finite]).max())) if difference.size else 1.0
