@@ -76,10 +76,14 @@ class CleaningSettings(Section):
     boilerplate_phrases: list[str] = Field(
         default=[
             "javascript",
-            "cookie",
             "lorem ipsum",
             "terms of use",
+            "terms of service",
             "privacy policy",
+            "cookie policy",
+            "uses cookies",
+            "use of cookies",
+            "accept cookies",
             "click here",
             "subscribe",
             "all rights reserved",
@@ -119,6 +123,16 @@ class DataSettings(Section):
     )
     hub_split: str = Field("train", description="split of a hub dataset")
     hub_config: str | None = Field(None, description="configuration (subset) of a hub dataset")
+    hub_endpoint: str = Field(
+        "https://huggingface.co", description="address of the hub, or of a mirror (levels 2 and 3)"
+    )
+    hub_cache: str = Field(
+        "~/.cache/llm-from-scratch", description="folder that keeps downloaded hub files (levels 2 and 3)"
+    )
+    text_unit: Literal["auto", "file", "paragraphs", "line"] = Field(
+        "auto",
+        description="what a document of a .txt file is; auto: the parts between <|endoftext|>, else the file, or groups of paragraphs if it is large or the only one",
+    )
     encoding: str = Field("utf-8", description="encoding of local text files")
     max_megabytes: float = Field(
         8.0, gt=0, description="read at most this much text, in millions of bytes of UTF-8"
