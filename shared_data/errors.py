@@ -1,9 +1,77 @@
-"""The one error a user can cause.
+"""The one error a user can cause, and the one place that prints it.
 
-`UserError` carries a message of one line that names the cause and the remedy. The command line prints it on stderr
-without a traceback and exits with code 2 (`shared_data/command_line.py`); a library caller catches a `ValueError`.
+`UserError` carries a message of one line that names the cause and the remedy. The command line runs everything inside
+`one_line_errors`: such an error becomes `error: cause; remedy` on stderr and exit code 2, without a traceback; a library
+caller catches a `ValueError`. Any other exception is a bug and keeps its traceback.
 """
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+EXIT_CODE = 2
+
+# What to do about the operating system's refusals; the cause is its own sentence ("No space left on device").
+_REMEDIES = {
+    errno.ENOSPC: "free some space or choose another folder with --out",
+    errno.EDQUOT: "free some of your quota or choose another folder with --out",
+    errno.EFBIG: "raise the file size limit (ulimit -f) or choose another folder with --out",
+    errno.EACCES: "check the permissions, or choose another folder with --out",
+    errno.EPERM: "check the permissions, or choose another folder with --out",
+    errno.EROFS: "choose a writable folder with --out",
+    errno.ENOTDIR: "a part of that path is a file; choose another folder",
+    errno.EISDIR: "that path is a folder; name a file",
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "close some files or raise the limit (ulimit -n)",
+    errno.ENOMEM: "make the model or the batch smaller",
+    errno.EIO: "check the disk",
+}
 
 
 class UserError(ValueError):
     """A mistake of the user's: the message says what is wrong and what to do about it, in one line."""
+
+
+def explain_os_error(error: OSError, path: Path | str | None = None) -> UserError | None:
+    """The one line for what the operating system refused; None where it is more likely a bug of ours."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    if remedy is None:
+        return None
+    where = path if path is not None else error.filename
+    cause = os.strerror(error.errno or 0)
+    return UserError(f"{where}: {cause}; {remedy}" if where is not None else f"{cause}; {remedy}")
+
+
+def _leave(message: str) -> None:
+    """Print one line on stderr and end with the exit code of a user's mistake."""
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(EXIT_CODE)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what a user can cause into one line on stderr and exit code 2; let bugs keep their traceback."""
+    try:
+        yield
+    except UserError as error:
+        _leave(f"error: {error}")
+    except KeyboardInterrupt:
+        _leave("interrupted: finished stages and checkpoints are kept; the same command continues from there")
+    except BrokenPipeError:
+        # The reader of our output went away (`v2 run | head`). Python would complain once more when it flushes stdout
+        # at exit, unless stdout leads nowhere by then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        _leave(
+            "error: out of memory; lower pretrain.batch_size, evaluate.batch_size or the size of the model"
+        )
+    except OSError as error:
+        explained = explain_os_error(error)
+        if explained is None:
+            raise
+        _leave(f"error: {explained}")

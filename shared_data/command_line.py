@@ -1,0 +1,252 @@
+"""The command line that every level shares: the same commands and options, told apart only by the stage functions.
+
+Nothing heavy is imported before a command runs (`--help` answers in a fraction of a second): stage functions are named as
+`module:function` and imported when they are called. What a user does wrong is one line on stderr (`errors.py`).
+
+    app = build_app("v2", "Every algorithm by hand, in PyTorch.", stages={"data": "v2_handwritten.data_pipeline.prepare:prepare_documents"})
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import Exit, TyperException
+
+from shared_data.errors import UserError, one_line_errors
+from shared_data.stages import STAGES
+
+if TYPE_CHECKING:
+    from shared_data.runs import RunFolder
+    from shared_data.settings import Settings
+
+Config = Annotated[
+    str,
+    typer.Option(
+        "--config", "-c", metavar="NAME|PATH", help="Configuration: smoke, tiny, small, … or a .toml file."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Change a setting, e.g. pretrain.steps=200. May be repeated."
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder instead of runs/<level>/<config>.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Use this seed in every stage.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (level 3: the CPU only)."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Do it again even if nothing has changed.")]
+
+
+class _Group(TyperGroup):
+    """The commands of a level; every mistake in calling them is one line, as any other mistake of the user's."""
+
+    def main(self, args: list[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+        """Run a command line and leave the process with its exit code."""
+        with one_line_errors():
+            try:
+                with self.make_context(
+                    prog_name or Path(sys.argv[0]).name, sys.argv[1:] if args is None else args
+                ) as context:
+                    self.invoke(context)
+            except Exit as leave:
+                sys.exit(leave.exit_code)
+            except TyperException as error:
+                raise UserError(f"{error.format_message().rstrip('.')}; see --help") from error
+            sys.stdout.flush()  # here, where a reader that has gone away is still caught
+
+
+def build_app(level: str, summary: str, stages: dict[str, str]) -> typer.Typer:
+    """The commands of one level.
+
+    level: v1, v2 or v3.  summary: one line for `--help`.
+    stages: `module:function` by stage, the function being `(settings, run) -> numbers`.
+    """
+    app = typer.Typer(
+        name=level,
+        help=summary,
+        cls=_Group,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    _add_run(app, level, stages)
+    for stage in STAGES:
+        if stage == "generate" and stage in stages:
+            _add_generate(app, level, stages)
+        elif stage in stages:
+            _add_stage(app, level, stage, stages)
+    _add_report(app, level)
+    _add_settings(app)
+    return app
+
+
+def _open(
+    level: str,
+    config: str,
+    overrides: list[str] | None,
+    out: Path | None,
+    seed: int | None,
+    device: str | None,
+) -> "tuple[Settings, RunFolder]":
+    """The settings that the options describe, and the run folder."""
+    from shared_data.runs import RunFolder
+    from shared_data.settings import load_settings, seed_overrides
+
+    assignments = list(overrides or [])
+    if seed is not None:
+        assignments += seed_overrides(seed)
+    if device is not None:
+        assignments.append(f'device="{device}"')
+    settings = load_settings(config, assignments)
+    if (
+        settings.threads
+    ):  # read by the libraries of mathematics when they are imported, which has not happened yet
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+            os.environ[name] = str(settings.threads)
+    return settings, RunFolder(level, settings, out)
+
+
+def _add_run(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
+    @app.command("run", help="Run all stages, skipping those whose inputs have not changed.")
+    def run_command(
+        config: Config = "tiny",
+        overrides: Overrides = None,
+        out: Out = None,
+        seed: Seed = None,
+        device: Device = None,
+        first: Annotated[
+            str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and all after it again.")
+        ] = None,
+        only: Annotated[
+            str | None, typer.Option("--only", metavar="STAGE", help="Do this stage and no other.")
+        ] = None,
+        force: Force = False,
+    ) -> None:
+        from shared_data.pipeline import run_pipeline
+        from shared_data.report import write_report
+
+        settings, run = _open(level, config, overrides, out, seed, device)
+        with run.locked():
+            run_pipeline(stages, settings, run, first=first, only=only, force=force)
+            print(f"\nreport: {write_report(run)}", flush=True)
+
+
+def _add_stage(app: typer.Typer, level: str, stage: str, stages: dict[str, str]) -> None:
+    @app.command(stage, help=STAGES[stage].summary)
+    def stage_command(
+        config: Config = "tiny",
+        overrides: Overrides = None,
+        out: Out = None,
+        seed: Seed = None,
+        device: Device = None,
+        force: Force = False,
+    ) -> None:
+        from shared_data.pipeline import run_stage
+
+        settings, run = _open(level, config, overrides, out, seed, device)
+        with run.locked():
+            run_stage(stage, stages, settings, run, force=force)
+
+
+def _add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
+    module = stages["generate"].partition(":")[0]
+
+    @app.command("generate", help=STAGES["generate"].summary)
+    def generate_command(
+        config: Config = "tiny",
+        overrides: Overrides = None,
+        out: Out = None,
+        device: Device = None,
+        prompt: Annotated[
+            list[str] | None, typer.Option("--prompt", "-p", help="Text to continue. May be repeated.")
+        ] = None,
+        checkpoint: Annotated[
+            Path | None,
+            typer.Option(
+                "--checkpoint", metavar="FOLDER", help="Hugging Face folder instead of this run's model."
+            ),
+        ] = None,
+        temperature: Annotated[
+            float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
+        ] = None,
+        top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the K most probable tokens.")] = None,
+        top_p: Annotated[
+            float | None, typer.Option("--top-p", help="Keep the fewest tokens of this much probability.")
+        ] = None,
+        max_new_tokens: Annotated[
+            int | None, typer.Option("--max-new-tokens", "-n", help="Stop after so many tokens.")
+        ] = None,
+        seed: Annotated[
+            int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
+        ] = None,
+        stream: Annotated[
+            bool, typer.Option("--stream/--no-stream", help="Write each token at once, or all at the end.")
+        ] = True,
+        no_cache: Annotated[
+            bool, typer.Option("--no-cache", help="Recompute the whole text for each token (slow).")
+        ] = False,
+    ) -> None:
+        from shared_data.pipeline import load_function
+
+        options = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+        }
+        chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
+        settings, run = _open(level, config, [*(overrides or []), *chosen], out, None, device)
+        if checkpoint is None and not (run.path / "pretrain" / "config.json").is_file():
+            raise UserError(
+                f"no model in {run.path / 'pretrain'}; run `{level} run` first, or name one with --checkpoint FOLDER"
+            )
+        written: list[str] = []
+        write = _write_at_once if stream else written.append
+        load_function(f"{module}:generate_command")(
+            settings, run, prompt or settings.generate.prompts, checkpoint, not no_cache, write
+        )
+        _write_at_once("".join(written))
+
+
+def _write_at_once(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _add_report(app: typer.Typer, level: str) -> None:
+    @app.command("report", help="Write the story of a run as one HTML page that opens offline.")
+    def report_command(
+        config: Config = "tiny",
+        overrides: Overrides = None,
+        out: Out = None,
+        compare: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--compare",
+                metavar="LEVEL",
+                help="Lay this level's run of the same config beside. May be repeated.",
+            ),
+        ] = None,
+    ) -> None:
+        from shared_data.report import write_report
+
+        _, run = _open(level, config, overrides, out, None, None)
+        print(f"report: {write_report(run, compare or [])}")
+
+
+def _add_settings(app: typer.Typer) -> None:
+    @app.command("settings", help="Show every setting, its value and what it means, as a configuration file.")
+    def settings_command(config: Config = "tiny", overrides: Overrides = None) -> None:
+        from shared_data.settings import load_settings, settings_to_toml
+
+        print(settings_to_toml(load_settings(config, overrides), documented=True), end="")

@@ -1,0 +1,75 @@
+"""The log of a training run: one JSON object a line, the same whether or not the run was killed on the way.
+
+What depends only on the settings (loss, learning rate, gradient norm) goes to `metrics_log.jsonl`. What depends on the
+clock (keys that begin with `seconds` or `tokens_per_second`) goes to `timings.jsonl` beside it. So the first file of a run
+that was killed and resumed equals, byte for byte, that of a run that never was: `truncate_after` drops the rows that the
+killed run wrote after its last checkpoint, and they are written again.
+
+    python -c "from shared_data.metrics_log import MetricsLog as M; print(M('runs/v2/tiny/pretrain/metrics_log.jsonl').rows())"
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shared_data.errors import explain_os_error
+from shared_data.files import atomic_write
+
+_CLOCK_KEYS = ("seconds", "tokens_per_second")
+
+
+class MetricsLog:
+    """Rows of numbers (and samples of text) by training step, appended to a file as training goes."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.timings_path = self.path.with_name("timings.jsonl")
+
+    def append(self, *, step: int, **values: Any) -> None:
+        """Add a row; values that depend on the clock go to the timings."""
+        clock = {key: value for key, value in values.items() if key.startswith(_CLOCK_KEYS)}
+        steady = {key: value for key, value in values.items() if key not in clock}
+        if steady:
+            _append_line(self.path, {"step": step, **steady})
+        if clock:
+            _append_line(self.timings_path, {"step": step, **clock})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, the oldest first; no rows where there is no log."""
+        return _read_lines(self.path)
+
+    def timings(self) -> list[dict[str, Any]]:
+        """All rows that depend on the clock."""
+        return _read_lines(self.timings_path)
+
+    def truncate_after(self, step: int) -> None:
+        """Forget everything after a step: the run continues from its checkpoint. A negative step empties the log."""
+        for path in (self.path, self.timings_path):
+            kept = [row for row in _read_lines(path) if row["step"] <= step]
+            if path.exists():
+                with atomic_write(path, "w") as file:
+                    file.writelines(_line(row) for row in kept)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add one line in one write, so that a killed run leaves at most its last line incomplete."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            file.write(_line(row).encode())
+    except OSError as error:
+        raise explain_os_error(error, path) or error from error
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; an incomplete last line (the run was killed while it wrote) counts as not written."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [
+        json.loads(line) for line in lines[:-1] if line
+    ]  # what follows the last newline is incomplete or empty

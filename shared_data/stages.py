@@ -1,0 +1,72 @@
+"""The stages of the pipeline: what each needs, and which settings its result depends on.
+
+To add a stage, add its line here (and its function to each level's `cli.py`): the command line, `run`, the fingerprints
+and the report's order follow from this table.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a function `(settings, run) -> numbers` of each level, and a folder of the run."""
+
+    summary: str  # one line for `--help`
+    after: str | None  # the stage whose result it reads
+    sections: tuple[str, ...]  # the settings sections it reads
+    local_paths: tuple[str, ...] = ()  # settings that may name local files, which are inputs too
+    resumable: bool = (
+        False  # an interrupted run is continued in place; others are redone from their beginning
+    )
+
+
+STAGES = {
+    "data": Stage(
+        "Open the corpus, clean it, drop duplicates, split it.",
+        after=None,
+        sections=("data",),
+        local_paths=("data.source",),
+    ),
+    "tokenizer": Stage(
+        "Train or load the tokenizer and turn the documents into token files.",
+        after="data",
+        sections=("tokenizer",),
+        local_paths=("tokenizer.load",),
+    ),
+    "pretrain": Stage(
+        "Train the language model; an interrupted training continues from its last checkpoint.",
+        after="tokenizer",
+        sections=("model", "pretrain"),
+        local_paths=("pretrain.init_from",),
+        resumable=True,
+    ),
+    "evaluate": Stage(
+        "Measure perplexity and bits per byte on held-out text, beside the entropy floor.",
+        after="pretrain",
+        sections=("evaluate",),
+    ),
+    "generate": Stage(
+        "Continue the prompts of the settings, or your own, with the trained model.",
+        after="pretrain",
+        sections=("generate",),
+    ),
+}
+
+# Settings that change how a run goes but not what comes out; a result stays current when they change.
+WITHOUT_EFFECT = {
+    "data.hub_cache",
+    "pretrain.resume",
+    "pretrain.keep_checkpoints",
+    "pretrain.checkpoint_every",
+}
+
+
+def upstream(stage: str) -> list[str]:
+    """The stages that must be finished before this one, the first one first."""
+    before = STAGES[stage].after
+    return [*upstream(before), before] if before else []
+
+
+def downstream(stage: str) -> list[str]:
+    """The stages whose results rest on this one, in order."""
+    return [name for name in STAGES if stage in upstream(name)]

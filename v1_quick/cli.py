@@ -1,0 +1,23 @@
+"""The commands of this level: which of its functions is which stage.
+
+Everything else is the same for every level (`shared_data/command_line.py`).
+
+    uv run v1 run --config smoke
+"""
+
+from shared_data.command_line import build_app
+
+app = build_app(
+    "v1",
+    "Level 1, the reference: each stage is the library call a practitioner would make.",
+    stages={
+        "data": "v1_quick.data_pipeline.prepare:prepare_documents",
+        "tokenizer": "v1_quick.data_pipeline.prepare:prepare_tokens",
+        "pretrain": "v1_quick.pretrain.train:pretrain",
+        "evaluate": "v1_quick.evaluation.evaluate:evaluate",
+        "generate": "v1_quick.inference.generate:generate_samples",
+    },
+)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,29 @@
+"""Where the mathematics of this level runs.
+
+`resolve_device` reads the setting `device`: `auto` takes a GPU where there is one. Level 3 computes with NumPy, on the CPU only.
+
+    python -c "from v1_quick.device import resolve_device; print(resolve_device('auto'))"
+"""
+
+import torch
+
+from shared_data.errors import UserError
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device that a setting names: auto, cpu, cuda or cuda:N.
+
+    Raises `UserError` for a name torch does not know, and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UserError(
+            f"device {name!r} is not there ({found} CUDA devices found); use --device cpu or auto"
+        )
+    return device

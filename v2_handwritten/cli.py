@@ -1,0 +1,23 @@
+"""The commands of this level: which of its functions is which stage.
+
+Everything else is the same for every level (`shared_data/command_line.py`).
+
+    uv run v2 run --config smoke
+"""
+
+from shared_data.command_line import build_app
+
+app = build_app(
+    "v2",
+    "Level 2, the main line: every algorithm by hand, in PyTorch.",
+    stages={
+        "data": "v2_handwritten.data_pipeline.prepare:prepare_documents",
+        "tokenizer": "v2_handwritten.data_pipeline.prepare:prepare_tokens",
+        "pretrain": "v2_handwritten.pretrain.train:pretrain",
+        "evaluate": "v2_handwritten.evaluation.evaluate:evaluate",
+        "generate": "v2_handwritten.inference.generate:generate_samples",
+    },
+)
+
+if __name__ == "__main__":
+    app()
