@@ -1,0 +1,148 @@
+"""Plots of a corpus and of a training run, as SVG or PNG files.
+
+Lines and letters of an SVG take the colour of the text around it (`currentColor`), so that the report can be read in light
+and in dark. matplotlib is imported when the first plot is drawn: it takes half a second.
+
+    from shared_data.plots import plot_zipf
+    plot_zipf({"the": 100, "a": 51, "dog": 33}, "zipf.svg")
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared_data.files import atomic_write
+
+BLUE, ORANGE, GREEN, RED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
+_INK = "#010203"  # stands for the text colour while matplotlib draws
+_STYLE = {
+    "axes.edgecolor": _INK,
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "grid.alpha": 0.15,
+    "grid.color": _INK,
+    "legend.frameon": False,
+    "legend.labelcolor": _INK,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",  # letters stay letters: smaller, and in the font of the page
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+@contextmanager
+def _axes(path: Path | str, size: tuple[float, float] = (6.4, 3.2)) -> Iterator[Any]:
+    """Axes to draw on; the figure is written to the path when the block ends."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    is_svg = path.suffix == ".svg"
+    # The salt makes the ids inside an SVG the same on every run, and different between plots of one page.
+    style = {**_STYLE, "svg.hashsalt": path.name}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size)
+        yield figure.subplots()
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if is_svg else None
+        figure.savefig(buffer, format=path.suffix.lstrip("."), transparent=is_svg, metadata=metadata)
+    content = buffer.getvalue()
+    with atomic_write(path) as file:
+        file.write(content.replace(_INK.encode(), b"currentColor") if is_svg else content)
+
+
+def plot_lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: Path | str,
+    *,
+    title: str = "",
+    x_label: str = "step",
+    y_label: str = "",
+    floor: tuple[str, float] | None = None,
+    log_y: bool = False,
+) -> None:
+    """Draw named curves, each as (x, y), and a dashed level that none should cross (name, height)."""
+    with _axes(path) as axes:
+        for (name, (x, y)), color in zip(series.items(), (BLUE, ORANGE, GREEN, RED), strict=False):
+            axes.plot(x, y, label=name, color=color, marker="o" if len(x) <= 12 else None, markersize=3.5)
+        if floor is not None:
+            axes.axhline(floor[1], color=RED, linestyle=(0, (5, 3)), linewidth=1.2, label=floor[0])
+        if log_y:
+            axes.set_yscale("log")
+        axes.set(title=title, xlabel=x_label, ylabel=y_label)
+        if len(series) > 1 or floor is not None:
+            axes.legend()
+
+
+def plot_training(rows: Sequence[Mapping[str, Any]], floor: float | None, path: Path | str) -> None:
+    """The loss over the steps of a metrics log, in nats per token, and the entropy floor in the same unit."""
+    series = {}
+    for key, name in (("loss", "training"), ("validation_loss", "validation")):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            series[name] = ([x for x, _ in points], [y for _, y in points])
+    level = ("entropy floor", floor) if floor is not None else None
+    plot_lines(series, path, title="Loss", y_label="nats per token", floor=level)
+
+
+def plot_histogram(
+    values: Sequence[float],
+    path: Path | str,
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "documents",
+    bins: int = 50,
+) -> None:
+    """How often each size occurs."""
+    with _axes(path) as axes:
+        axes.hist(values, bins=bins, color=BLUE, alpha=0.85)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label)
+
+
+def plot_bars(
+    counts: Mapping[str, float], path: Path | str, *, title: str = "", x_label: str = "documents"
+) -> None:
+    """Named amounts, the largest on top."""
+    ordered = sorted(counts.items(), key=lambda item: item[1])
+    with _axes(path, (6.4, 0.8 + 0.3 * len(ordered))) as axes:
+        bars = axes.barh(
+            [name.replace("_", " ") for name, _ in ordered], [n for _, n in ordered], color=BLUE, alpha=0.85
+        )
+        axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+        axes.grid(visible=False, axis="y")
+        axes.set(title=title, xlabel=x_label)
+
+
+def plot_zipf(
+    counts: Mapping[str, int] | Sequence[int], path: Path | str, *, title: str = "Frequency by rank (Zipf)"
+) -> None:
+    """Frequency against rank, both logarithmic: natural language lies near a line of slope -1 (Zipf 1949)."""
+    frequencies = sorted(counts.values() if isinstance(counts, Mapping) else counts, reverse=True)
+    with _axes(path) as axes:
+        if frequencies:
+            ranks = range(1, len(frequencies) + 1)
+            axes.loglog(ranks, frequencies, color=BLUE, label="words")
+            axes.loglog(
+                ranks,
+                [frequencies[0] / rank for rank in ranks],
+                color=ORANGE,
+                linestyle=":",
+                label="1 / rank",
+            )
+            axes.set_ylim(bottom=0.7)
+            axes.legend()
+        axes.set(title=title, xlabel="rank", ylabel="occurrences")
