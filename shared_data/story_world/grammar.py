@@ -1,0 +1,262 @@
+"""A probabilistic grammar with memory: one description of the stories, read in three ways.
+
+A story is a sequence of *segments*. A segment is one of five things:
+
+- a `str`: these very letters;
+- a `Slot`: letters that the state already knows ("the name of the hero");
+- a `Choice`: several ways to go on, each with its probability; this is the only place where chance enters;
+- a `Depends`: the choice that belongs to what the state holds (the hiding spots of *this* place);
+- a function of the state: it may change the state, and returns the segments that come next.
+
+The same segments are then read by three short interpreters, which is why the entropy of the world is known exactly:
+
+- `sample` rolls the dice at every choice and adds up `-log2 p`;
+- `parse` follows only those options that agree with a given text, so it recovers every choice from the text alone;
+- `enumerate_all` follows every option, which is how a test shows that the probabilities sum to 1.
+
+Where several derivations give one text, its probability is their sum: `parse` returns all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+State = dict[str, Any]
+
+
+class Slot(NamedTuple):
+    """The letters of `state[key]`, or of one of its forms (`{hero.he}` is `state["hero"].he`)."""
+
+    key: str
+    form: str | None = None
+
+    def read(self, state: State) -> str:
+        value = state[self.key]
+        return value if self.form is None else getattr(value, self.form)
+
+
+class Option(NamedTuple):
+    """One way to go on: what it says, what it teaches the state, and how likely it is."""
+
+    segments: tuple[Segment, ...]
+    probability: float
+    bits: float  # -log2(probability)
+    key: str | None = None  # when set, taking the option does state[key] = value
+    value: Any = None
+
+
+class Choice:
+    """A draw among options, uniform unless weights are given."""
+
+    __slots__ = ("cumulative", "label", "options")
+
+    def __init__(
+        self,
+        label: str,
+        branches: Sequence[Sequence[Segment]],
+        weights: Sequence[float] | None = None,
+        key: str | None = None,
+        values: Sequence[Any] | None = None,
+    ) -> None:
+        assert branches, f"the choice {label!r} has no options"
+        total = sum(weights) if weights else len(branches)
+        shares = [weight / total for weight in weights] if weights else [1 / total] * len(branches)
+        values = values or [None] * len(branches)
+        self.label = label
+        self.options = [
+            Option(tuple(segments), share, -math.log2(share), key, value)
+            for segments, share, value in zip(branches, shares, values, strict=True)
+        ]
+        self.cumulative = list(accumulate(shares)) if weights else None
+
+    def draw(self, number: float) -> Option:
+        """The option at `number`, which is uniform in [0, 1)."""
+        if self.cumulative is None:
+            return self.options[int(number * len(self.options))]
+        # Rounding may leave the last cumulative sum a hair under 1, hence the minimum.
+        return self.options[min(bisect_right(self.cumulative, number), len(self.options) - 1)]
+
+
+class Depends(NamedTuple):
+    """The choice that belongs to the value of `state[key]`."""
+
+    key: str
+    table: Mapping[Any, Choice]
+
+
+Segment = str | Slot | Choice | Depends | Callable[[State], "tuple[Segment, ...]"]
+
+
+class Given(NamedTuple):
+    """In a lexicon: the list of words that belongs to the value of `state[key]`."""
+
+    key: str
+    table: Mapping[Any, Any]
+
+
+class Step(NamedTuple):
+    """One choice that was made, for the `--bits` display: where in the text it took effect and what it cost."""
+
+    label: str
+    bits: float
+    position: int
+
+
+@dataclass
+class Derivation:
+    """One complete way through the grammar."""
+
+    text: str
+    bits: float
+    state: State
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def log2_probability(self) -> float:
+        return -self.bits
+
+
+def sample(start: Sequence[Segment], state: State, uniform: Callable[[], float]) -> Derivation:
+    """Roll the dice: `uniform()` returns a fresh number in [0, 1) for each choice. `state` is changed in place."""
+    agenda = list(reversed(start))  # a stack: what is still to be said, the next segment on top
+    pieces: list[str] = []
+    bits = 0.0
+    while agenda:
+        segment = agenda.pop()
+        kind = type(segment)
+        if kind is str:
+            pieces.append(segment)
+            continue
+        if kind is Slot:
+            pieces.append(segment.read(state))
+            continue
+        if kind is Depends:
+            segment, kind = segment.table[state[segment.key]], Choice
+        if kind is Choice:
+            option = segment.draw(uniform())
+            bits += option.bits
+            if option.key is not None:
+                state[option.key] = option.value
+            agenda.extend(reversed(option.segments))
+        else:
+            agenda.extend(reversed(segment(state)))
+    return Derivation("".join(pieces), bits, state)
+
+
+def _push(segments: Sequence[Segment], agenda: tuple) -> tuple:
+    """Agendas of a search are linked lists `(segment, rest)`, so that branches share their common rest."""
+    for segment in reversed(segments):
+        agenda = (segment, agenda)
+    return agenda
+
+
+def _search(start: Sequence[Segment], state: State, text: str | None) -> Iterator[Derivation]:
+    """Walk depth first through every derivation, or through those whose letters are `text`."""
+    # A branch: (what is still to be said, state, letters so far, bits so far, the steps taken as a linked list).
+    branches: list[tuple[tuple, State, str | int, float, tuple]] = [
+        (_push(start, ()), dict(state), "" if text is None else 0, 0.0, ())
+    ]
+    while branches:
+        agenda, state, said, bits, steps = branches.pop()
+        alive = True
+        while agenda:
+            segment, agenda = agenda
+            if isinstance(segment, Depends):
+                segment = segment.table[state[segment.key]]
+            if isinstance(segment, (str, Slot)):
+                letters = segment if isinstance(segment, str) else segment.read(state)
+                if text is None:
+                    said += letters
+                elif text.startswith(letters, said):
+                    said += len(letters)
+                else:
+                    alive = False
+                    break
+            elif isinstance(segment, Choice):
+                for option in reversed(segment.options):
+                    first = option.segments[0] if option.segments else None
+                    if text is not None and isinstance(first, str) and not text.startswith(first, said):
+                        continue  # most options end here, before anything is copied
+                    branch = dict(state)
+                    if option.key is not None:
+                        branch[option.key] = option.value
+                    position = len(said) if text is None else said
+                    step = (Step(segment.label, option.bits, position), steps)
+                    branches.append((_push(option.segments, agenda), branch, said, bits + option.bits, step))
+                alive = False
+                break
+            else:
+                agenda = _push(segment(state), agenda)
+        if alive and (text is None or said == len(text)):
+            taken = []
+            while steps:
+                step, steps = steps
+                taken.append(step)
+            yield Derivation(said if text is None else text, bits, state, taken[::-1])
+
+
+def parse(start: Sequence[Segment], state: State, text: str) -> list[Derivation]:
+    """Every derivation of `text`: none if the text is not of the language, one if the grammar is unambiguous."""
+    return list(_search(start, state, text))
+
+
+def enumerate_all(start: Sequence[Segment], state: State) -> Iterator[Derivation]:
+    """Every derivation of a (small!) grammar, each once."""
+    return _search(start, state, None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Templates: how people write segments.
+
+_TEMPLATE = re.compile(
+    r"\{(?P<slot>\w+)(?:\.(?P<slot_form>\w+))?\}"  # {hero.he}: what the state knows
+    r"|\[(?P<list>\w+)(?:\.(?P<list_form>\w+))?(?::(?P<bind>\w+))?\]"  # [colour.a:shade]: a draw, kept as state["shade"]
+    r"|\((?P<alternatives>[^()]*)\)"  # (very|quite): a draw nobody needs to remember
+)
+
+
+def compile_template(
+    template: str, lists: Mapping[str, Any], limit: int | None = None
+) -> tuple[Segment, ...]:
+    """Turn "{hero} saw [colour.a] {thing} (there|nearby)." into segments.
+
+    `lists[name]` is a sequence of strings (drawn uniformly), a `Given` (words for each value of
+    `state[key]`), a mapping from string to weight, or, for a `{slot}`, a function that computes it. `limit` keeps the first few of the `(…|…)` alternatives.
+    """
+    segments: list[Segment] = []
+    end = 0
+    for match in _TEMPLATE.finditer(template):
+        if match.start() > end:
+            segments.append(template[end : match.start()])
+        end = match.end()
+        if match["slot"] and callable(lists.get(match["slot"])):
+            segments.append(lists[match["slot"]])
+        elif match["slot"]:
+            segments.append(Slot(match["slot"], match["slot_form"]))
+        elif match["list"]:
+            name = match["list"]
+            segments.append(_draw_from(name, lists[name], match["list_form"], match["bind"] or name))
+        else:
+            alternatives = match["alternatives"].split("|")[:limit]
+            branches = [compile_template(alternative, lists, limit) for alternative in alternatives]
+            segments.append(Choice("wording", branches))
+    if end < len(template):
+        segments.append(template[end:])
+    return tuple(segments)
+
+
+def _draw_from(name: str, entries: Any, form: str | None, key: str) -> Choice | Depends:
+    if isinstance(entries, Given):
+        choices = {value: _draw_from(name, words, form, key) for value, words in entries.table.items()}
+        return Depends(entries.key, choices)  # type: ignore[arg-type]
+    words = list(entries)
+    # str(): a word with forms is a subclass of str, while literal segments must be plain strings.
+    branches = [(str(word) if form is None else getattr(word, form),) for word in words]
+    weights = list(entries.values()) if isinstance(entries, Mapping) else None
+    return Choice(name, branches, weights, key, words)

@@ -1,0 +1,276 @@
+"""The words of the world: who lives in it, where, with which things, and how they feel.
+
+A word is a string that knows its other forms (`Word("park", at="in the park").at`), so that a template can ask for the
+one that grammar needs. Sizes, colours and traits know their article, names know their pronouns, a place knows its hiding
+spots, a thing knows what one does with it. `Lexicon.shrunk` keeps the first few words of each list: the small world,
+whose every story can be written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared_data.story_world.grammar import Given
+
+
+class Word(str):
+    """A string with other forms as attributes."""
+
+    def __new__(cls, text: str, **forms: Any) -> Word:
+        word = super().__new__(cls, text)
+        article = "an" if text[0] in "aeiou" or text == "honest" else "a"
+        word.__dict__.update(
+            a=f"{article} {text}",
+            A=f"{article.capitalize()} {text}",
+            Up=text[0].upper() + text[1:],  # not capitalize(), which would lower the rest
+            **forms,
+        )
+        return word
+
+    def __getattr__(self, form: str) -> Any:
+        raise AttributeError(f"the word {str(self)!r} has no form {form!r}")
+
+
+def _name(text: str, he: str, him: str, his: str) -> Word:
+    return Word(text, he=he, him=him, his=his, He=he.capitalize(), His=his.capitalize())
+
+
+def _place(text: str, at: str, *spots: str) -> Word:
+    return Word(text, the=f"the {text}", at=f"{at} the {text}", spots=tuple(map(Word, spots)))
+
+
+def _thing(text: str, play: str, played: str) -> Word:
+    return Word(text, play=play, played=played)
+
+
+def _stranger(a: str, he: str, problem: str, helped: str) -> Word:
+    """Somebody in trouble: "a little bird" has "fallen out of its nest"; our friends have "lifted it back"."""
+    noun = a.split()[-1]
+    return Word(a, the=f"the {noun}", The=f"The {noun}", he=he, problem=problem, helped=helped)
+
+
+def _words(text: str) -> tuple[Word, ...]:
+    return tuple(map(Word, text.split()))
+
+
+def _phrases(text: str) -> tuple[Word, ...]:
+    return tuple(Word(" ".join(phrase.split())) for phrase in text.split(","))
+
+
+BOYS = _words(
+    """Tim Ben Max Sam Leo Tom Finn Jack Oscar Noah Hugo Theo Milo Felix Otto Anton Emil Karim Ravi Kofi Paul Jonas
+    Luke Peter"""
+)
+GIRLS = _words(
+    """Lily Mia Anna Zoe Ella Nora Rosa Ruby Ida Clara Maya Lucy Emma Nina Olga Tara Amina Yuki Freya Greta Sara Molly
+    Hanna Alma"""
+)
+NAMES = tuple(
+    name
+    for boy, girl in zip(BOYS, GIRLS, strict=True)
+    for name in (_name(girl, "she", "her", "her"), _name(boy, "he", "him", "his"))
+)
+ANIMALS = _words(
+    """rabbit fox bear mouse hedgehog squirrel duck kitten puppy frog turtle badger otter pony lamb goat mole
+    beaver"""
+)
+TRAITS = _words(
+    "kind brave shy curious clever gentle cheerful patient quiet funny honest lively careful generous friendly polite"
+)
+HOMES = _words("village town valley cottage castle farmhouse cabin city")
+HOBBIES = _phrases(
+    """sing songs, climb trees, draw pictures, read stories, dance, swim, jump in puddles, watch the clouds, tell jokes,
+    pick flowers, ride a bicycle, chase butterflies, look at the stars, bake bread, play games, run races"""
+)
+WEATHER = _words("sunny windy rainy cold warm cloudy bright misty quiet snowy lovely hot")
+DAYPARTS = _words("morning day afternoon evening")
+
+PLACES = (
+    _place("park", "in", "under the bench", "behind the swings", "next to the fountain", "near the slide"),
+    _place(
+        "forest", "in", "under a fern", "behind the tall oak", "inside a hollow log", "next to the mushrooms"
+    ),
+    _place(
+        "beach", "at", "under the pier", "behind the dunes", "between two rocks", "next to the rowing boat"
+    ),
+    _place(
+        "garden", "in", "under the rose bush", "behind the shed", "between the cabbages", "next to the gate"
+    ),
+    _place(
+        "farm", "on", "under the haystack", "behind the barn", "inside the henhouse", "next to the tractor"
+    ),
+    _place(
+        "meadow", "in", "under the apple tree", "behind the fence", "in the tall grass", "next to the beehive"
+    ),
+    _place(
+        "market",
+        "at",
+        "under a table",
+        "behind the fish stall",
+        "between two barrels",
+        "next to the flower cart",
+    ),
+    _place(
+        "lake", "by", "under the willow", "behind the reeds", "inside an old boat", "next to the lily pads"
+    ),
+    _place(
+        "castle", "in", "under the stairs", "behind the throne", "inside a suit of armour", "next to the well"
+    ),
+    _place(
+        "library", "in", "under the desk", "behind the curtain", "between two shelves", "next to the globe"
+    ),
+    _place(
+        "school", "at", "under a chair", "behind the piano", "inside the cupboard", "next to the blackboard"
+    ),
+    _place(
+        "harbour", "at", "under the nets", "behind the lighthouse", "inside a barrel", "next to the anchor"
+    ),
+    _place(
+        "hill",
+        "on",
+        "under a flat stone",
+        "behind the windmill",
+        "inside a small cave",
+        "next to the signpost",
+    ),
+    _place(
+        "bakery",
+        "in",
+        "under the counter",
+        "behind the oven",
+        "between the flour sacks",
+        "next to the scales",
+    ),
+)
+
+THINGS = (
+    _thing("ball", "throw the ball", "threw the ball"),
+    _thing("kite", "fly the kite", "flew the kite"),
+    _thing("drum", "beat the drum", "beat the drum"),
+    _thing("book", "read the book", "read the book"),
+    _thing("doll", "dress the doll", "dressed the doll"),
+    _thing("boat", "sail the boat", "sailed the boat"),
+    _thing("bell", "ring the bell", "rang the bell"),
+    _thing("hat", "wear the hat", "wore the hat"),
+    _thing("lantern", "light the lantern", "lit the lantern"),
+    _thing("whistle", "blow the whistle", "blew the whistle"),
+    _thing("umbrella", "open the umbrella", "opened the umbrella"),
+    _thing("basket", "fill the basket", "filled the basket"),
+    _thing("violin", "tune the violin", "tuned the violin"),
+    _thing("puppet", "move the puppet", "moved the puppet"),
+    _thing("flute", "play the flute", "played the flute"),
+    _thing("blanket", "fold the blanket", "folded the blanket"),
+    _thing("map", "study the map", "studied the map"),
+    _thing("scarf", "wave the scarf", "waved the scarf"),
+    _thing("bucket", "carry the bucket", "carried the bucket"),
+    _thing("rope", "swing the rope", "swung the rope"),
+    _thing("crown", "polish the crown", "polished the crown"),
+    _thing("robot", "wind up the robot", "wound up the robot"),
+    _thing("balloon", "hold the balloon", "held the balloon"),
+    _thing("train", "push the train", "pushed the train"),
+    _thing("clock", "listen to the clock", "listened to the clock"),
+    _thing("mirror", "look into the mirror", "looked into the mirror"),
+    _thing("box", "open the box", "opened the box"),
+    _thing("cup", "drink from the cup", "drank from the cup"),
+    _thing("compass", "follow the compass", "followed the compass"),
+    _thing("horn", "toot the horn", "tooted the horn"),
+    _thing("pillow", "shake the pillow", "shook the pillow"),
+    _thing("top", "spin the top", "spun the top"),
+    _thing("torch", "shine the torch", "shone the torch"),
+    _thing("brush", "paint with the brush", "painted with the brush"),
+    _thing("globe", "turn the globe", "turned the globe"),
+    _thing("camera", "try the camera", "tried the camera"),
+)
+SIZES = _words("tiny small little big large huge enormous")
+COLOURS = _words("red blue green yellow orange purple pink white black brown golden silver")
+TRINKETS = _words("coin marble feather shell button pebble ribbon acorn spoon ring key candle")
+
+FOODS = _phrases(
+    """apple, cookie, sandwich, pear, plum pie, cheese roll, honey cake, pancake, orange, carrot, muffin, banana, pretzel, peach"""
+)
+COUNTABLES = _words("ducks clouds ants birds butterflies snails frogs flowers boats bees rabbits lambs")
+BUILDINGS = _phrases(
+    """tower, bridge, little house, tree house, raft, castle, nest, fort, tent, wall, windmill, snowman, sledge, tunnel"""
+)
+MATERIALS = _words("sticks stones blocks leaves planks boxes branches shells bricks straw")
+STRANGERS = (
+    _stranger("a little bird", "it", "had fallen out of its nest", "lifted it back into the nest"),
+    _stranger("an old man", "he", "could not open the gate", "pushed the gate until it opened"),
+    _stranger("a farmer", "she", "had lost one of her sheep", "brought the sheep back to her"),
+    _stranger("a tired donkey", "it", "could not pull its cart", "pushed the cart from behind"),
+    _stranger("a baker", "he", "had spilled all his flour", "swept up the flour for him"),
+    _stranger("a sailor", "she", "had a knot in her rope", "untied the knot for her"),
+    _stranger("a hungry cat", "it", "could not reach its bowl", "moved the bowl closer to it"),
+    _stranger("an old woman", "she", "had dropped all her eggs", "gathered new eggs for her"),
+    _stranger("a young king", "he", "did not know the way home", "showed him the way home"),
+    _stranger("a thirsty horse", "it", "could not find any water", "led it to a cool stream"),
+    _stranger("a postman", "he", "had a flat tyre", "pumped up the tyre for him"),
+    _stranger("a sleepy owl", "it", "was stuck in a thorn bush", "pulled it out of the bush"),
+)
+
+NUMBERS = _words("zero one two three four five six seven eight nine ten")
+
+FEELINGS: dict[str, tuple[Word, ...]] = {
+    "joy": _words("happy glad delighted joyful merry cheerful pleased thrilled"),
+    "sorrow": _words("sad upset unhappy gloomy miserable sorry"),
+    "worry": _words("worried nervous anxious uneasy scared afraid"),
+    "pride": _words("proud strong important clever"),
+    "thanks": _words("thankful grateful touched happy"),
+    "surprise": _words("surprised amazed astonished excited"),
+}
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Lists of words by name; a `Given` is a list that depends on `state[key]`."""
+
+    heroes: Sequence[Word]
+    places: Sequence[Word]
+    things: Sequence[Word]
+    lists: Mapping[str, Any]
+
+    @classmethod
+    def full(cls) -> Lexicon:
+        return cls._build(NAMES, PLACES, THINGS, None)
+
+    @classmethod
+    def shrunk(cls, combinations: int, words: int) -> Lexicon:
+        """`combinations` heroes, places and things; the first `words` words of every other list."""
+        return cls._build(NAMES[:combinations], PLACES[:combinations], THINGS[:combinations], words)
+
+    @classmethod
+    def _build(
+        cls, heroes: Sequence[Word], places: Sequence[Word], things: Sequence[Word], words: int | None
+    ) -> Lexicon:
+        def kinds(name: Word) -> dict[Word, float]:
+            """A child as often as all the animals together are six sorts of them."""
+            child = Word("girl" if name.he == "she" else "boy")
+            return {child: 8.0, **{Word(animal): 1.0 for animal in ANIMALS[:words]}}
+
+        lists: dict[str, Any] = {
+            "trait": TRAITS[:words],
+            "home": HOMES[:words],
+            "hobby": HOBBIES[:words],
+            "weather": WEATHER[:words],
+            "daypart": DAYPARTS[:words],
+            "size": SIZES[:words],
+            "colour": COLOURS[:words],
+            "trinket": TRINKETS[:words],
+            "food": FOODS[:words],
+            "countable": COUNTABLES[:words],
+            "building": BUILDINGS[:words],
+            "material": MATERIALS[:words],
+            "stranger": STRANGERS[:words],
+            "number": NUMBERS[2:7][:words],
+            "more_number": NUMBERS[1:4][:words],
+            **{feeling: words_of_it[:words] for feeling, words_of_it in FEELINGS.items()},
+            "spot": Given("place", {place: place.spots[:words] for place in places}),
+            "hero_kind": Given("hero", {name: kinds(name) for name in heroes}),
+            "friend_kind": Given("friend", {name: kinds(name) for name in NAMES}),
+            "friend": Given(
+                "hero", {hero: [name for name in NAMES if name != hero][:words] for hero in heroes}
+            ),
+        }
+        return cls(heroes, places, things, lists)

@@ -1,0 +1,95 @@
+"""The story world: draw stories without end, and say exactly how probable a text is.
+
+    log2 p(text | split) = log2 of the sum over derivations d of text of  prod over choices c in d of  p(c)
+
+(the full world has one derivation per text). The mean of `-log2 p` over stories is the entropy, which no language model
+can beat; divided by the mean number of bytes it is the floor in bits per byte. All three levels report against it.
+
+Run: `python -m shared_data.story_world --seed 1 --count 2`
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from shared_data.errors import UserError
+from shared_data.story_world.events import EVENTS
+from shared_data.story_world.grammar import Derivation, State, enumerate_all, parse, sample
+from shared_data.story_world.lexicon import Lexicon
+from shared_data.story_world.plot import Plot
+from shared_data.story_world.splits import check_split
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story, how probable it was in bits, and the state of its world at the end."""
+
+    text: str
+    log2_probability: float  # given the split
+    split: str
+    state: State = field(repr=False, compare=False)
+
+
+class StoryWorld:
+    """All stories of a lexicon. `StoryWorld()` is the full world, `StoryWorld.small()` one that can be enumerated."""
+
+    def __init__(
+        self,
+        lexicon: Lexicon | None = None,
+        phrasings: int | None = None,
+        events: Collection[str] = tuple(EVENTS),
+        most_events: int = 3,
+    ) -> None:
+        self._lexicon = lexicon or Lexicon.full()
+        self._settings = (phrasings, events, most_events)
+        self._plots: dict[str, Plot] = {}
+
+    @classmethod
+    def small(cls) -> StoryWorld:
+        """One word a list, one phrasing a beat, a handful of events: some ten thousand stories, all different."""
+        events = ("find", "give", "trade", "lose", "search", "return", "count")
+        return cls(
+            Lexicon.shrunk(combinations=3, words=1), phrasings=1, events=(*events, "plan"), most_events=3
+        )
+
+    def _plot(self, split: str) -> Plot:
+        if split not in self._plots:
+            self._plots[split] = Plot(self._lexicon, check_split(split), *self._settings)
+        return self._plots[split]
+
+    def stories(self, seed: int = 0, split: str = "train") -> Iterator[Story]:
+        """Stories without end, the same ones for the same seed on every machine."""
+        plot = self._plot(split)
+        uniform = random.Random(f"{seed}/{split}").random
+        while True:
+            told = sample(plot.start, plot.new_state(), uniform)
+            yield Story(told.text, told.log2_probability, split, told.state)
+
+    def log2_probability(self, text: str, split: str = "train") -> float:
+        """The exact log2 probability of drawing this text, from the text alone.
+
+        Raises `UserError` (a `ValueError`) if the world never tells this story in this split: its probability is zero.
+        """
+        derivations = self.derivations(text, split)
+        if len(derivations) == 1:
+            return derivations[0].log2_probability
+        least = min(derivation.bits for derivation in derivations)
+        return math.log2(sum(2.0 ** (least - derivation.bits) for derivation in derivations)) - least
+
+    def derivations(self, text: str, split: str = "train") -> list[Derivation]:
+        plot = self._plot(split)
+        found = parse(plot.start, plot.new_state(), text)
+        if not found:
+            raise UserError(
+                f"this is not a story of the {split} split: {text[:60]!r}…; give a whole story, letter by letter, and its split"
+            )
+        return found
+
+    def enumerate(self, split: str = "train") -> Iterator[Story]:
+        """Every story of the world once per derivation; only for small worlds."""
+        plot = self._plot(split)
+        for told in enumerate_all(plot.start, plot.new_state()):
+            yield Story(told.text, told.log2_probability, split, told.state)
