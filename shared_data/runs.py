@@ -30,7 +30,8 @@ from shared_data.files import atomic_write, read_json, write_json
 from shared_data.settings import Settings, settings_to_toml
 from shared_data.stages import STAGES, WITHOUT_EFFECT, downstream, upstream
 
-_FINISHED = "finished.json"
+_FINISHED, _ASIDE = "finished.json", ".finished.json.aside"
+_NOT_FINISHED = "it has not finished yet"
 
 
 class RunFolder:
@@ -120,11 +121,12 @@ class RunFolder:
         """Raise a `UserError` unless every stage before this one is finished and current."""
         for earlier in upstream(stage):
             change = self._own_change(earlier)
-            if change is not None:
-                again = f"run `{self.level} {earlier}` first, or `{self.level} run` for all stages, with these options"
-                raise UserError(
-                    f"{self.level} {stage} needs the stage {earlier} in {self.path}, but {change}; {again}"
-                )
+            if change is None:
+                continue
+            remedy = f"run `{self.level} {earlier}` first, or `{self.level} run` for all stages"
+            if change != _NOT_FINISHED:
+                remedy = f"use the options it was made with, or {remedy}"
+            raise UserError(f"{stage} needs the stage {earlier} in {self.path}, but {change}; {remedy}")
 
     def mark_done(self, stage: str) -> None:
         """Record that the stage has finished with the inputs it has now."""
@@ -141,14 +143,15 @@ class RunFolder:
         """The first input of this stage alone that changed since it finished."""
         before = self._finished(stage).get("inputs")
         if before is None:
-            return "it has not finished yet"
+            return _NOT_FINISHED
         now = json.loads(json.dumps(self.inputs(stage)))  # as it looks after a trip through the file
-        for key in {**before, **now}:
-            if key.startswith("result of ") and before.get(key) != now.get(key):
-                return f"the {key} is a new one"
-            if before.get(key) != now.get(key):
-                return f"it was made with {key} = {before.get(key)}, not {now.get(key)}"
-        return None
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if not changed:
+            return None
+        key = changed[0]
+        if " of " in key or " file " in key:  # of the inputs that are no settings, the name says enough
+            return f"the {key} is not the one it was made with"
+        return f"it was made with {key} = {before.get(key)}, not {now.get(key)}"
 
     # Writing
 
@@ -179,16 +182,16 @@ class RunFolder:
     def _writing_in_place(self, stage: str) -> Iterator[None]:
         """The last result counts as unfinished from the first change to it on."""
         folder = self.path / stage
-        marker, aside = folder / _FINISHED, folder / ".finished.json.aside"
+        marker, aside = folder / _FINISHED, folder / _ASIDE
         before = _sizes_and_times(folder)
         if marker.exists():
             os.replace(marker, aside)
         try:
             yield
             self.mark_done(stage)
-        except UserError:
+        except BaseException:
             if aside.exists() and _sizes_and_times(folder) == before:
-                os.replace(aside, marker)  # refused before anything was touched
+                os.replace(aside, marker)  # refused or interrupted before anything was touched
             raise
         finally:
             aside.unlink(missing_ok=True)
@@ -255,5 +258,5 @@ def _sizes_and_times(folder: Path) -> dict[str, tuple[int, int]]:
     return {
         str(file): (file.stat().st_size, file.stat().st_mtime_ns)
         for file in folder.rglob("*")
-        if file.is_file() and file.name not in (_FINISHED, ".finished.json.aside")
+        if file.is_file() and file.name not in (_FINISHED, _ASIDE)
     }

@@ -1,7 +1,8 @@
 """Settings: read from a TOML file, changed by `--set section.key=value`, validated as a whole.
 
 A configuration has one section a stage (`shared_data/configs/*.toml`, or a file of the user's). Unknown keys, wrong types
-and impossible sizes are a `UserError` of one line. What each setting means stands in `settings_schema.py`.
+and impossible sizes are a `UserError` of one line. What each setting means stands in `settings_schema.py` and
+`settings_data.py`.
 
     python -c "from shared_data.settings import load_settings; print(load_settings('tiny', ['pretrain.steps=200']).pretrain)"
 """
@@ -16,18 +17,20 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shared_data.errors import UserError
-from shared_data.settings_schema import (
+from shared_data.settings_data import (
     SPECIAL_TOKENS,
     CleaningSettings,
     DataSettings,
     DeduplicationSettings,
+    Section,
+    TokenizerSettings,
+)
+from shared_data.settings_schema import (
     EvaluateSettings,
     GenerateSettings,
     ModelSettings,
     PretrainSettings,
-    Section,
     Settings,
-    TokenizerSettings,
 )
 
 __all__ = [
@@ -150,7 +153,7 @@ def settings_to_toml(settings: Settings, documented: bool = False) -> str:
             section = prefix
         if documented and description:
             lines.append(f"# {description}")
-        lines.append(f"{name} = {_toml_value(value)}" if value is not None else f"# {name} is not set")
+        lines.append(f"{name} = {_toml_value(value)}")
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -166,5 +169,7 @@ def _walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]
 
 
 def _toml_value(value: Any) -> str:
-    """A boolean, number, string or list of these as TOML, which writes them as JSON does."""
+    """A boolean, number, string or list of these as TOML, which writes them as JSON does; absent is "none"."""
+    if value is None:
+        return '"none"'
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

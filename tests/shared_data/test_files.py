@@ -1,0 +1,76 @@
+"""Files are whole or not there, and refusals of the operating system name cause and remedy."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shared_data.errors import UserError
+from shared_data.files import atomic_write, read_json, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with atomic_write(path) as file:
+            file.write(b"half of the new")
+            raise RuntimeError("killed in the middle")
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.bin"]
+
+
+def test_the_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    with atomic_write(path, "w") as file:
+        file.write("größe\n")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == "größe\n".encode()
+
+
+def test_a_full_disk_is_a_user_error_that_names_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    def write_to_a_full_disk() -> None:
+        with atomic_write(path) as file, open("/dev/full", "wb", buffering=0) as full:
+            os.dup2(full.fileno(), file.fileno())
+            file.write(b"new")
+
+    with pytest.raises(UserError, match=r"file\.bin: No space left on device; free some space"):
+        write_to_a_full_disk()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file.bin"]
+
+
+def test_an_error_about_another_file_inside_the_block_is_not_blamed_on_this_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "file.bin"):
+        (tmp_path / "missing").read_bytes()
+
+
+def test_json_round_trips_and_refuses_nan(tmp_path: Path) -> None:
+    value = {"text": "naïve ☃", "numbers": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert read_json(tmp_path / "a.json") == value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is missing"), (b"{1", "not valid JSON"), (b"\xff\xfe\x00", "not valid JSON")],
+)
+def test_missing_and_damaged_json_are_user_errors(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_json(path)

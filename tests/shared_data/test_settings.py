@@ -1,0 +1,126 @@
+"""Settings: every mistake is one line that names cause and remedy; what is printed can be read back."""
+
+from pathlib import Path
+
+import pytest
+
+from shared_data.errors import UserError
+from shared_data.settings import (
+    Section,
+    Settings,
+    available_configs,
+    load_settings,
+    seed_overrides,
+    settings_to_toml,
+)
+
+
+@pytest.mark.parametrize("name", available_configs())
+def test_every_configuration_loads_and_is_named_after_its_file(name: str) -> None:
+    assert load_settings(name).name == name
+
+
+def test_the_promised_configurations_exist() -> None:
+    assert {"smoke", "tiny", "small", "gpt2-124m", "llama-1b"} <= set(available_configs())
+
+
+MISTAKES = {
+    "pretrain.step=3": r"unknown setting 'pretrain.step' in tiny; did you mean 'steps'\?",
+    "nonsense.x=3": "unknown setting 'nonsense' in tiny; known here: name, device",
+    "pretrain.steps=many": r"bad setting pretrain.steps: .*integer.*\(given 'many'\); correct it",
+    "pretrain.steps=1.5": "bad setting pretrain.steps",
+    "pretrain.steps=0": "bad setting pretrain.steps: .*greater than or equal to 1",
+    "pretrain.steps=": "bad setting pretrain.steps: .*None",
+    "pretrain=3": "bad setting pretrain",
+    "pretrain.steps.x=3": "'steps' is a value, not a section",
+    "pretrain.learning_rate=nan": "bad setting pretrain.learning_rate",
+    "pretrain.learning_rate=inf": "bad setting pretrain.learning_rate",
+    "model.num_attention_heads=3": "hidden_size 128 is not a multiple of num_attention_heads 3; change one",
+    "model.num_key_value_heads=3": "num_attention_heads 4 is not a multiple of num_key_value_heads 3; change one",
+    "model.head_dim=7": "head size is 7, an odd number; change",
+    "model.model_type=bert": "bad setting model.model_type: .*'gpt2' or 'llama'",
+    "pretrain.sequence_length=512": "sequence_length 512 is above model.max_position_embeddings 256; lower",
+    "tokenizer.vocab_size=255": "bad setting tokenizer.vocab_size: .*256",
+    "tokenizer.vocab_size=257": "vocab_size 257 is below 260",
+    "tokenizer.special_tokens=[]": "bad setting tokenizer.special_tokens",
+    'tokenizer.special_tokens=["a","a"]': "special_tokens .*twice",
+    "data.max_megabytes=-1": "bad setting data.max_megabytes",
+    "data.encoding=utf-9": "unknown encoding 'utf-9'",
+    "name=a/b": "must be usable as a folder name",
+    "steps": "is not KEY=VALUE; write for example",
+    "=3": "is not KEY=VALUE",
+}
+
+
+@pytest.mark.parametrize("assignment", MISTAKES)
+def test_a_mistake_is_one_line_with_cause_and_remedy(assignment: str) -> None:
+    with pytest.raises(UserError, match=MISTAKES[assignment]) as caught:
+        load_settings("tiny", [assignment])
+    assert "\n" not in str(caught.value)
+    assert ";" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[pretrain\n", "not valid TOML"),
+        (b"\xff\xff", "not valid TOML"),
+        (b"pretrain = 3", "bad setting pretrain"),
+    ],
+)
+def test_a_damaged_configuration_file_is_a_user_error(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "mine.toml").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_settings(tmp_path / "mine.toml")
+
+
+def test_a_missing_configuration_names_those_that_exist() -> None:
+    with pytest.raises(UserError, match=r"no configuration 'tinny'; use one of .*smoke.*tiny"):
+        load_settings("tinny")
+
+
+def test_overrides_are_read_as_toml_and_else_as_text() -> None:
+    settings = load_settings(
+        "tiny",
+        ["data.source=my file.txt", "pretrain.steps=7", 'generate.prompts=["a", "b"]', "generate.top_p=none"],
+    )
+    assert settings.data.source == "my file.txt"
+    assert settings.pretrain.steps == 7
+    assert settings.generate.prompts == ["a", "b"]
+    assert settings.generate.top_p is None
+
+
+@pytest.mark.parametrize("documented", [False, True])
+@pytest.mark.parametrize("name", available_configs())
+def test_printed_settings_read_back_as_the_same_settings(name: str, documented: bool, tmp_path: Path) -> None:
+    settings = load_settings(
+        name, ['generate.prompts=["say \\"hi\\"\\n", "☃\\u007f"]', "data.text_field=none_of_these"]
+    )
+    path = tmp_path / "copy.toml"
+    path.write_text(settings_to_toml(settings, documented), encoding="utf-8")
+    assert load_settings(path) == settings
+
+
+def test_a_setting_that_is_on_by_default_stays_switched_off_in_a_file(tmp_path: Path) -> None:
+    settings = load_settings("tiny", ["generate.top_p=none"])
+    path = tmp_path / "copy.toml"
+    path.write_text(settings_to_toml(settings), encoding="utf-8")
+    assert load_settings(path).generate.top_p is None
+
+
+def test_one_seed_reaches_every_stage() -> None:
+    settings = load_settings("tiny", seed_overrides(7))
+    assert (settings.data.seed, settings.pretrain.seed, settings.generate.seed) == (7, 7, 7)
+
+
+def test_every_setting_is_documented() -> None:
+    def undocumented(section: type[Section]) -> list[str]:
+        missing = []
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                missing += undocumented(field.annotation)
+            elif not field.description:
+                missing.append(f"{section.__name__}.{name}")
+        return missing
+
+    assert undocumented(Settings) == []
