@@ -1,0 +1,277 @@
+"""Causal self-attention: softmax(q kᵀ / √D + mask) v, for multi-head, grouped-query and multi-query models.
+
+Vaswani et al. 2017, section 3.2; MQA: Shazeer 2019; GQA: Ainslie et al. 2023. H query heads share K key-value heads: K = H
+is MHA, K = 1 is MQA. Three kernels compute the same: `plain_causal_attention` from torch's operations; the fused one, in
+tiles of queries that never look at the keys after them (the idea of FlashAttention, Dao et al. 2022, with the derivative
+derived in attention.md); and `library_attention`, torch's own.
+
+Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same over `autograd.fused`.
+
+    python -c "import torch; from v2_handwritten.models.blocks.attention import *; q = torch.randn(1, 4, 8, 16); print(causal_attention(q, q, q).shape)"
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from v2_handwritten.models.blocks.dropout import dropout
+from v2_handwritten.models.blocks.linear import Conv1D, Linear, fused_linear
+from v2_handwritten.models.blocks.rope import apply_rotary
+from v2_handwritten.models.config import ModelConfig
+
+MASKED = (
+    -1e30
+)  # added to a score that must not count; finite, so that a row without any key stays free of NaN
+QUERY_TILE = 64  # queries in a tile of the fused kernel
+
+
+class Cache(Protocol):
+    """What attention needs of a key-value cache (inference/kv_cache.py)."""
+
+    length: int
+
+    def update(self, layer_index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new keys and values [B, K, T, D]; return those of all positions so far [B, K, S, D]."""
+
+
+@dataclass
+class SharedInputs:
+    """What all blocks of one forward pass share."""
+
+    mask: Float[Tensor, "#B T S"] | None = None  # None is plain causal
+    rotary: tuple[Float[Tensor, "#B T D/2"], Float[Tensor, "#B T D/2"]] | None = None  # cos and sin (llama)
+    cache: Cache | None = None
+    generator: torch.Generator | None = None  # draws the dropout masks
+    kernel: Literal["handwritten", "library"] = "handwritten"
+
+
+def causal_mask(
+    T: int, S: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+) -> Float[Tensor, "1 T S"]:
+    """0 where query t may see key s, `MASKED` elsewhere; the T queries are the last of the S positions."""
+    query = torch.arange(S - T, S, device=device).unsqueeze(-1)
+    return _additive(torch.arange(S, device=device) <= query, dtype).unsqueeze(0)
+
+
+def document_mask(
+    document_ids: Int[Tensor, "B T"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B T T"]:
+    """Causal attention within each document of a packed sequence: block-diagonal."""
+    same = document_ids.unsqueeze(-1) == document_ids.unsqueeze(-2)
+    return _additive(same.tril_(), dtype)
+
+
+def padding_mask(
+    attention_mask: Int[Tensor, "B S"] | Bool[Tensor, "B S"], T: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B T S"]:
+    """Causal attention that leaves out the keys whose `attention_mask` is 0, as in Hugging Face's left padding."""
+    S = attention_mask.shape[-1]
+    return causal_mask(T, S, dtype, attention_mask.device) + _additive(
+        attention_mask.bool(), dtype
+    ).unsqueeze(1)
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where allowed, `MASKED` elsewhere."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, MASKED)
+
+
+def softmax(scores: Float[Tensor, "*rows S"]) -> Float[Tensor, "*rows S"]:
+    """exp(s) / Σ exp(s) over the last axis, at least in float32; the largest score is taken off, lest exp overflows."""
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    exponentials = torch.exp(wide - wide.amax(-1, keepdim=True))
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+def plain_causal_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    mask: Float[Tensor, "#B T S"] | None = None,
+    dropout_probability: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """The formula, line by line; all T × S weights are in memory, and autograd keeps several such arrays."""
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
+    if mask is None:
+        mask = causal_mask(T, S, device=q.device)
+    groups = q.reshape(B, K, H // K, T, D)  # the H/K query heads that share a key-value head
+    scores = groups @ k.unsqueeze(2).transpose(-1, -2) / math.sqrt(D)
+    weights = softmax(scores + mask[:, None, None]).to(v.dtype)
+    weights = dropout(weights, dropout_probability, True, generator)
+    return (weights @ v.unsqueeze(2)).reshape(B, H, T, D)
+
+
+def library_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    mask: Float[Tensor, "#B T S"] | None = None,
+    dropout_probability: float = 0.0,
+) -> Float[Tensor, "B H T D"]:
+    """torch's `scaled_dot_product_attention`: FlashAttention on a GPU. Its dropout uses torch's global generator."""
+    if mask is None and q.shape[2] != k.shape[2]:  # is_causal would align the first query with the first key
+        mask = causal_mask(q.shape[2], k.shape[2], device=q.device)
+    bias = None if mask is None else mask.unsqueeze(1).to(q.dtype)
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, bias, dropout_probability, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def causal_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    mask: Float[Tensor, "#B T S"] | None = None,
+    dropout_probability: float = 0.0,
+    generator: torch.Generator | None = None,
+    kernel: Literal["handwritten", "library"] = "handwritten",
+) -> Float[Tensor, "B H T D"]:
+    """Attention of T queries, the last of S positions. `mask` is additive and causal; None is plain causal."""
+    if kernel == "library":
+        return library_attention(q, k, v, mask, dropout_probability)
+    if dropout_probability > 0:
+        return plain_causal_attention(q, k, v, mask, dropout_probability, generator)
+    return _CausalAttention.apply(q, k, v, mask)
+
+
+class _CausalAttention(torch.autograd.Function):
+    """For each tile of queries i and the keys it can see:
+
+    E = exp(q kᵀ/√D + mask - row maximum),  z = Σ E,  o = E v / z
+    With a = do / z and δ = Σ a o over D:   dE = E (a vᵀ - δ),  dv += Eᵀ a,  dq = dE k / √D,  dk += dEᵀ q / √D
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        B, H, T, D = q.shape
+        K, S = k.shape[1:3]
+        G = H // K
+        scale = 1 / math.sqrt(D)
+        keys, values = k.reshape(B * K, S, D), v.reshape(B * K, S, D)
+        output = q.new_empty(B, T, K, G, D)  # in the order that the next projection reads
+        grouped = q.reshape(B, K, G, T, D)
+        keep = any(ctx.needs_input_grad)
+        saved = []
+        for start in range(0, T, QUERY_TILE):
+            stop = min(start + QUERY_TILE, T)
+            seen = S - T + stop  # later keys are in the future of the whole tile
+            tile = grouped[:, :, :, start:stop].reshape(B * K, -1, D)
+            E = _scores(tile, keys[:, :seen], scale).view(B, K, G, stop - start, seen)
+            if mask is not None:
+                E.add_(mask[:, None, None, start:stop, :seen])
+            else:
+                E[..., S - T + start :].add_(causal_mask(stop - start, stop - start, E.dtype, E.device))
+            E.sub_(E.amax(-1, keepdim=True)).exp_()
+            inverse_sum = E.sum(-1, keepdim=True).reciprocal_()
+            E = E.to(v.dtype).view(B * K, -1, seen)
+            o = torch.bmm(E, values[:, :seen]).view(B, K, G, stop - start, D)
+            torch.mul(o, inverse_sum, out=o) if o.dtype == inverse_sum.dtype else o.mul_(inverse_sum)
+            output[:, start:stop] = o.permute(0, 3, 1, 2, 4)
+            if keep:
+                saved += [tile, E, inverse_sum]
+        ctx.save_for_backward(output, keys, values, *saved)
+        ctx.shapes = (B, H, K, T, S, D)
+        return output.view(B, T, H, D).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        output, keys, values, *saved = ctx.saved_tensors
+        B, H, K, T, S, D = ctx.shapes
+        G = H // K
+        scale = 1 / math.sqrt(D)
+        d_output = d_output.transpose(1, 2).reshape(B, T, K, G, D)
+        d_q = torch.empty_like(output)
+        d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
+        delta = (d_output * output).sum(-1, keepdim=True)  # [B, T, K, G, 1]
+        for index, start in enumerate(range(0, T, QUERY_TILE)):
+            stop = min(start + QUERY_TILE, T)
+            seen = S - T + stop
+            tile, E, inverse_sum = saved[3 * index : 3 * index + 3]
+            a = (
+                (d_output[:, start:stop].permute(0, 2, 3, 1, 4) * inverse_sum)
+                .to(values.dtype)
+                .view(B * K, -1, D)
+            )
+            row = (delta[:, start:stop].permute(0, 2, 3, 1, 4) * inverse_sum).reshape(B * K, -1, 1)
+            d_values[:, :seen] += torch.bmm(E.transpose(1, 2), a)
+            d_scores = torch.bmm(a, values[:, :seen].transpose(1, 2)).sub_(row).mul_(E)
+            d_tile = _scaled_bmm(d_scores, keys[:, :seen], scale)
+            d_keys[:, :seen] += _scaled_bmm(d_scores.transpose(1, 2), tile, scale)
+            d_q[:, start:stop] = d_tile.view(B, K, G, stop - start, D).permute(0, 3, 1, 2, 4)
+        d_q = d_q.view(B, T, H, D).transpose(1, 2)
+        return d_q, d_keys.view(B, K, S, D), d_values.view(B, K, S, D), None
+
+
+def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """q kᵀ · scale, at least in float32."""
+    scores = _scaled_bmm(q, k.transpose(1, 2), scale)
+    return scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
+
+
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """a b · scale, with the scaling inside the product."""
+    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+
+
+class Gpt2Attention(nn.Module):
+    """GPT-2's attention: one matrix for q, k and v, biases, learned positions elsewhere."""
+
+    def __init__(self, config: ModelConfig, layer_index: int) -> None:
+        super().__init__()
+        self.num_heads, self.layer_index = config.num_attention_heads, layer_index
+        self.c_attn = Conv1D(config.hidden_size, 3 * config.hidden_size)
+        self.c_proj = Conv1D(config.hidden_size, config.hidden_size)
+        self.attention_dropout, self.residual_dropout = config.attention_dropout, config.resid_pdrop
+
+    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
+        """Mix information between positions."""
+        B, T, C = x.shape
+        q, k, v = (_split_heads(part, self.num_heads) for part in self.c_attn(x).split(C, dim=-1))
+        if shared.cache is not None:
+            k, v = shared.cache.update(self.layer_index, k, v)
+        p = self.attention_dropout if self.training else 0.0
+        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.kernel)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return dropout(y, self.residual_dropout, self.training, shared.generator)
+
+
+class LlamaAttention(nn.Module):
+    """Llama's attention: grouped key-value heads, rotary positions. q, k and v are one matrix product."""
+
+    def __init__(self, config: ModelConfig, layer_index: int) -> None:
+        super().__init__()
+        C, D = config.hidden_size, config.head_dim
+        self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        self.layer_index = layer_index
+        self.q_proj = Linear(C, self.num_heads * D, bias=config.attention_bias)
+        self.k_proj = Linear(C, self.num_key_value_heads * D, bias=config.attention_bias)
+        self.v_proj = Linear(C, self.num_key_value_heads * D, bias=config.attention_bias)
+        self.o_proj = Linear(self.num_heads * D, C, bias=config.attention_bias)
+        self.head_dim = D
+        self.attention_dropout = config.attention_dropout
+
+    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
+        """Mix information between positions."""
+        H, K, D = self.num_heads, self.num_key_value_heads, self.head_dim
+        qkv = fused_linear(x, [self.q_proj, self.k_proj, self.v_proj])
+        q, k, v = qkv.split([H * D, K * D, K * D], dim=-1)
+        q, k, v = _split_heads(q, H), _split_heads(k, K), _split_heads(v, K)
+        assert shared.rotary is not None, "Llama's attention needs the rotary tables"
+        q, k = apply_rotary(q, *shared.rotary), apply_rotary(k, *shared.rotary)
+        if shared.cache is not None:
+            k, v = shared.cache.update(self.layer_index, k, v)
+        p = self.attention_dropout if self.training else 0.0
+        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.kernel)
+        return self.o_proj(y.transpose(1, 2).reshape(*x.shape[:2], H * D))
+
+
+def _split_heads(x: Float[Tensor, "B T HD"], num_heads: int) -> Float[Tensor, "B H T D"]:
+    """The last axis cut into heads, as a view."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)

@@ -1,0 +1,112 @@
+"""The loss of a language model: mean of -log softmax(logits)[target], over the targets that count.
+
+Three versions: `plain_cross_entropy` with autograd's derivative; `cross_entropy`, which turns the logits into their own
+gradient, softmax(z) - onehot(y), in place; and `linear_cross_entropy`, which also holds the output matrix and never has
+more than a few rows of logits in memory: with 50,000 tokens in the vocabulary they are the largest array of a training
+step. Derivation in cross_entropy.md.
+
+Level 1: `torch.nn.functional.cross_entropy`. Level 3: the same over `autograd.fused`.
+
+    python -c "import torch; from v2_handwritten.models.blocks.cross_entropy import *; print(cross_entropy(torch.zeros(2, 8), torch.tensor([1, 2])))"
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+IGNORE_INDEX = -100  # a target that does not count: padding, or the prompt in instruction tuning
+CHUNK_ELEMENTS = 2**19  # logits in memory at a time; 2 MB of float32 stay in a core's cache
+
+
+def plain_cross_entropy(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], ignore_index: int = IGNORE_INDEX
+) -> Float[Tensor, ""]:
+    """log Σ exp(z) - z_y, averaged over the targets that are not `ignore_index`."""
+    counted = targets != ignore_index
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    shifted = wide - wide.amax(-1, keepdim=True).detach()  # exp cannot overflow; the loss does not change
+    target_logits = shifted.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    nats = shifted.exp().sum(-1).log() - target_logits
+    return (nats * counted).sum() / counted.sum().clamp(min=1)
+
+
+def cross_entropy(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], ignore_index: int = IGNORE_INDEX
+) -> Float[Tensor, ""]:
+    """`plain_cross_entropy`, fused. The logits are overwritten when they need a gradient: use them no more."""
+    return _CrossEntropy.apply(logits, targets, ignore_index)
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "N C"],
+    weight: Float[Tensor, "V C"],
+    targets: Int[Tensor, "N"],
+    ignore_index: int = IGNORE_INDEX,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the logits hidden · weightᵀ, a few rows at a time, with both gradients computed on the way."""
+    return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index)
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor, ignore_index: int, scale: Tensor) -> Tensor:
+    """Sum of the losses of these rows; `logits` (float32 or wider) becomes their gradient, (softmax - onehot) · scale."""
+    counted = targets != ignore_index
+    columns = targets.clamp(min=0).unsqueeze(-1)
+    logits.sub_(logits.amax(-1, keepdim=True))
+    target_logits = logits.gather(-1, columns).squeeze(-1)
+    total = logits.exp_().sum(-1)
+    nats = total.log() - target_logits
+    row_scale = (counted * scale).unsqueeze(-1)
+    logits.mul_(row_scale / total.unsqueeze(-1))
+    logits.scatter_add_(-1, columns, -row_scale)  # p[rows, y] -= 1 instead of a one-hot array
+    return (nats * counted).sum()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """dz = (softmax(z) - onehot(y)) / n, in place of z."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+        scale = 1.0 / (targets != ignore_index).sum().clamp(min=1).to(logits.dtype)
+        wide = logits.detach() if logits.requires_grad else logits.clone()
+        wide = wide if wide.dtype in (torch.float32, torch.float64) else wide.float()
+        loss = _loss_and_gradient(wide, targets, ignore_index, scale.to(wide.dtype)) * scale
+        ctx.save_for_backward(wide)
+        ctx.dtype = logits.dtype
+        return loss.to(wide.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * d_loss).to(ctx.dtype), None, None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """z = h Wᵀ;  dh = dz W,  dW = dzᵀ h, chunk by chunk in the forward pass; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+        scale = 1.0 / (targets != ignore_index).sum().clamp(min=1)
+        needs_gradient = any(ctx.needs_input_grad)
+        d_hidden = torch.empty_like(hidden) if needs_gradient else None
+        d_weight = torch.zeros_like(weight) if needs_gradient else None
+        loss = None
+        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, hidden.shape[0], rows):
+            chunk = slice(start, start + rows)
+            logits = hidden[chunk] @ weight.T
+            logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+            nats = _loss_and_gradient(logits, targets[chunk], ignore_index, scale.to(logits.dtype))
+            loss = nats if loss is None else loss + nats
+            if needs_gradient:
+                d_logits = logits.to(weight.dtype)
+                torch.mm(d_logits, weight, out=d_hidden[chunk])
+                d_weight.addmm_(d_logits.T, hidden[chunk])
+        ctx.save_for_backward(d_hidden, d_weight)
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * d_loss.to(d_hidden.dtype), d_weight * d_loss.to(d_weight.dtype), None, None

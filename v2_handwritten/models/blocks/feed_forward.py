@@ -1,0 +1,134 @@
+"""The feed-forward layer: two matrices with a GELU between (GPT-2), or three with a gated SiLU, SwiGLU (Llama).
+
+    GPT-2   y = gelu(x W_fc + b_fc) W_proj + b_proj            gelu: Hendrycks & Gimpel 2016, the tanh form ("gelu_new")
+    Llama   y = (silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ          SwiGLU: Shazeer 2020, equation 6
+
+The elementwise part comes twice: `plain_…` with autograd's derivative, and fused, with the derivative written by hand and
+no more than the input kept for it (derived in feed_forward.md).
+
+Level 1: transformers' `GPT2MLP` and `LlamaMLP`. Level 3: the same over `autograd.fused`.
+
+    python -c "import torch; from v2_handwritten.models.blocks.feed_forward import *; print(gelu_new(torch.tensor([-1.0, 1.0])))"
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from v2_handwritten.models.blocks.dropout import dropout
+from v2_handwritten.models.blocks.linear import Conv1D, Linear, fused_linear
+from v2_handwritten.models.config import ModelConfig
+
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+def plain_gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), GPT-2's approximation of x · Φ(x)."""
+    return 0.5 * x * (1 + torch.tanh(_SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)))
+
+
+def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x · Φ(x), with the exact normal distribution function."""
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x · sigmoid(x)."""
+    return x * torch.sigmoid(x)
+
+
+def plain_swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+    """silu(gate) · up, where the two stand side by side in the last axis."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return silu(gate) * up
+
+
+def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`plain_gelu_new`, fused."""
+    return _GeluNew.apply(x)
+
+
+def swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+    """`plain_swiglu`, fused."""
+    return _SwiGLU.apply(gate_up)
+
+
+class _GeluNew(torch.autograd.Function):
+    """With t = tanh(u), u = √(2/π) (x + 0.044715 x³):  dx = dy · ½ ((1 + t) + x (1 - t²) u')."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _tanh_of_gelu(x).add_(1).mul_(x).mul_(0.5)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        t = _tanh_of_gelu(x)  # again: cheaper than keeping a second array of this size
+        slope = (x * x).mul_(3 * 0.044715 * _SQRT_2_OVER_PI).add_(_SQRT_2_OVER_PI).mul_(x)  # x u'
+        slope.addcmul_(slope * t, t, value=-1)  # x u' (1 - t²)
+        return slope.add_(t).add_(1).mul_(0.5).mul_(d_y)
+
+
+def _tanh_of_gelu(x: Tensor) -> Tensor:
+    """tanh(√(2/π) (x + 0.044715 x³)) with one new array."""
+    return (x * x).mul_(0.044715 * _SQRT_2_OVER_PI).add_(_SQRT_2_OVER_PI).mul_(x).tanh_()
+
+
+class _SwiGLU(torch.autograd.Function):
+    """With s = sigmoid(gate):  d gate = dy · up · s (1 + gate (1 - s)),  d up = dy · gate · s."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.sigmoid(gate).mul_(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        d_gate_up = torch.empty_like(gate_up)
+        d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+        s = torch.sigmoid(gate)
+        silu_gate = torch.mul(gate, s)
+        torch.mul(d_y, silu_gate, out=d_up)
+        # s (1 + gate (1 - s)) = s + silu (1 - s)
+        slope = torch.addcmul(s + silu_gate, silu_gate, s, value=-1)
+        torch.mul(slope.mul_(d_y), up, out=d_gate)
+        return d_gate_up
+
+
+class Gpt2FeedForward(nn.Module):
+    """C → F → C with a GELU between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(config.hidden_size, config.intermediate_size)
+        self.c_proj = Conv1D(config.intermediate_size, config.hidden_size)
+        self.activation = gelu if config.hidden_act == "gelu" else gelu_new
+        self.dropout = config.resid_pdrop
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """`generator` draws the dropout masks."""
+        return dropout(self.c_proj(self.activation(self.c_fc(x))), self.dropout, self.training, generator)
+
+
+class LlamaFeedForward(nn.Module):
+    """C → F twice, one gating the other, → C. Gate and up are one matrix product."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C, F = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(C, F, bias=config.mlp_bias)
+        self.up_proj = Linear(C, F, bias=config.mlp_bias)
+        self.down_proj = Linear(F, C, bias=config.mlp_bias)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """(silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ"""
+        return self.down_proj(swiglu(fused_linear(x, [self.gate_proj, self.up_proj])))
