@@ -196,7 +196,7 @@ class _CausalAttention(torch.autograd.Function):
             a = (
                 (d_output[:, start:stop].permute(0, 2, 3, 1, 4) * inverse_sum)
                 .to(values.dtype)
-                .view(B * K, -1, D)
+                .reshape(B * K, -1, D)
             )
             row = (delta[:, start:stop].permute(0, 2, 3, 1, 4) * inverse_sum).reshape(B * K, -1, 1)
             d_values[:, :seen] += torch.bmm(E.transpose(1, 2), a)
