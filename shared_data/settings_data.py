@@ -15,7 +15,7 @@ SPECIAL_TOKENS = [
 
 
 class Section(BaseModel):
-    """A group of settings: unknown keys are refused, values are never silently converted between kinds."""
+    """A group of settings: unknown keys are refused, values are converted only where nothing is lost."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 

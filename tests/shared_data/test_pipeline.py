@@ -1,0 +1,100 @@
+"""The pipeline does what `make` would: each stage once, again when its inputs changed, and what rests on it after it."""
+
+from pathlib import Path
+
+import pytest
+
+from shared_data.errors import UserError
+from shared_data.pipeline import run_pipeline, run_stage
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings, load_settings
+from shared_data.stages import STAGES
+
+FUNCTIONS = {name: f"{__name__}:do_{name}" for name in STAGES}
+resumed: list[bool] = []
+
+
+def do_data(settings: Settings, run: RunFolder) -> dict[str, float]:
+    run.documents("train").write_text("{}")
+    return {"documents": 3, "floor_bits_per_byte": None, "ratio": float("nan")}  # type: ignore[dict-item]
+
+
+def do_tokenizer(settings: Settings, run: RunFolder) -> dict[str, float]:
+    assert run.documents("train").read_text() == "{}"
+    run.tokens("train").write_text("ids")
+    return {"tokens": 5}
+
+
+def do_pretrain(settings: Settings, run: RunFolder) -> dict[str, float]:
+    resumed.append(settings.pretrain.resume)
+    (run.checkpoint() / "config.json").write_text("{}")
+    return {"loss": 1.5, "seconds": 99.0}
+
+
+def do_evaluate(settings: Settings, run: RunFolder) -> dict[str, float]:
+    return {"perplexity": 2.0}
+
+
+def do_generate(settings: Settings, run: RunFolder) -> dict[str, float]:
+    return {"tokens": 2}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder("v2", load_settings("smoke"), tmp_path / "run")
+
+
+def test_all_stages_run_in_order_once_and_are_skipped_the_second_time(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_pipeline(FUNCTIONS, run.settings, run) == list(STAGES)
+    assert run_pipeline(FUNCTIONS, run.settings, run) == []
+    assert capsys.readouterr().out.count("nothing changed") == len(STAGES)
+
+
+def test_metrics_are_finite_numbers_by_stage_with_seconds_in_each(run: RunFolder) -> None:
+    run_pipeline(FUNCTIONS, run.settings, run)
+    metrics = run.metrics()
+    assert list(metrics) == list(STAGES)
+    assert set(metrics["data"]) == {"documents", "seconds"}
+    assert metrics["pretrain"] == {
+        "loss": 1.5,
+        "seconds": 99.0,
+    }  # a resumed training counts its earlier seconds itself
+
+
+def test_from_only_and_force(run: RunFolder) -> None:
+    run_pipeline(FUNCTIONS, run.settings, run)
+    assert run_pipeline(FUNCTIONS, run.settings, run, first="pretrain") == [
+        "pretrain",
+        "evaluate",
+        "generate",
+    ]
+    assert run_pipeline(FUNCTIONS, run.settings, run, only="evaluate") == []
+    assert run_pipeline(FUNCTIONS, run.settings, run, only="evaluate", force=True) == ["evaluate"]
+    assert run_pipeline(FUNCTIONS, run.settings, run, force=True) == list(STAGES)
+
+
+def test_changed_settings_redo_their_stage_and_all_that_rest_on_it(run: RunFolder) -> None:
+    run_pipeline(FUNCTIONS, run.settings, run)
+    changed = RunFolder("v2", load_settings("smoke", ["pretrain.steps=21"]), run.path)
+    assert run_pipeline(FUNCTIONS, changed.settings, changed) == ["pretrain", "evaluate", "generate"]
+
+
+def test_forced_training_starts_from_its_beginning(run: RunFolder) -> None:
+    resumed.clear()
+    run_pipeline(FUNCTIONS, run.settings, run)
+    run_pipeline(FUNCTIONS, run.settings, run, first="pretrain")
+    assert resumed == [True, False]
+    assert run_pipeline(FUNCTIONS, run.settings, run) == []
+
+
+def test_a_stage_without_its_inputs_names_the_command_to_run_first(run: RunFolder) -> None:
+    with pytest.raises(UserError, match="run `v2 data` first"):
+        run_stage("pretrain", FUNCTIONS, run.settings, run)
+    assert not run.path.exists()
+
+
+def test_an_unknown_stage_names_those_that_exist(run: RunFolder) -> None:
+    with pytest.raises(UserError, match="no stage 'train'; the stages are data, tokenizer"):
+        run_pipeline(FUNCTIONS, run.settings, run, only="train")

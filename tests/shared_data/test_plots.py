@@ -1,0 +1,47 @@
+"""Plots: files that hold what was drawn, in the colour of the page, and the same bytes for the same numbers."""
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shared_data.plots import plot_bars, plot_histogram, plot_lines, plot_training, plot_zipf
+
+ROWS = [
+    {"step": 1, "loss": 3.0, "validation_loss": 3.1},
+    {"step": 2, "loss": 2.0},
+    {"step": 3, "loss": 1.5, "validation_loss": 1.6},
+]
+PLOTS: dict[str, Callable[[Path], None]] = {
+    "training": lambda path: plot_training(ROWS, 1.25, path),
+    "histogram": lambda path: plot_histogram([1, 2, 2, 3], path, title="Lengths", x_label="words"),
+    "bars": lambda path: plot_bars({"too_short": 12, "markup": 3}, path),
+    "zipf": lambda path: plot_zipf({"the": 10, "a": 5, "dog": 1}, path),
+    "lines": lambda path: plot_lines({"norm": ([1, 2], [0.5, 0.25])}, path, y_label="norm", log_y=True),
+    "no rows": lambda path: plot_training([], None, path),
+    "no words": lambda path: plot_zipf({}, path),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_svg_is_well_formed_takes_the_page_colour_and_is_reproducible(name: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "plot.svg", tmp_path / "again" / "plot.svg"
+    PLOTS[name](first)
+    PLOTS[name](second)
+    assert first.read_bytes() == second.read_bytes()
+    assert ElementTree.fromstring(first.read_text()).tag.endswith("svg")
+    assert "currentColor" in first.read_text()
+    assert "#010203" not in first.read_text()
+
+
+def test_training_shows_both_losses_and_the_floor(tmp_path: Path) -> None:
+    plot_training(ROWS, 1.25, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    for label in ("training", "validation", "entropy floor", "nats per token"):
+        assert f">{label}</text>" in text
+
+
+def test_png_is_written_too(tmp_path: Path) -> None:
+    plot_zipf([5, 2, 1], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
