@@ -1,0 +1,166 @@
+"""Causal attention softmax(q kᵀ / √D + mask) v, in tiles that stay in the cache (Dao et al. 2022, FlashAttention).
+
+The T × S matrix of weights P is never in memory as a whole. A tile is a few queries of one sequence with all the keys they
+may see: keys in the future, and keys of other documents, are not even multiplied. What the backward pass keeps is the
+output and the logarithm of each softmax sum, L; it makes P again, as exp(q kᵀ / √D − L). With ∂o the gradient of the output:
+
+    ∂v = Pᵀ ∂o        ∂P = ∂o vᵀ        ∂s = P (∂P − Σ_keys P ∂P)        ∂q = ∂s k / √D        ∂k = ∂sᵀ q / √D
+
+and, since o = P v, the sum Σ_keys P ∂P is Σ_D o ∂o, one number a query (FlashAttention, section 3.1 and appendix B).
+H query heads share K key-value heads in groups of H / K (Ainslie et al. 2023); their gradients add up in ∂k and ∂v.
+The composition is `plain_attention` in models/blocks/attention.py.
+
+    python -c "from v3_numpy_deep.autograd.fused.attention import attention; help(attention)"
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from v3_numpy_deep.autograd.tensor import Array, Tensor, record
+
+TILE_QUERIES = 64
+
+
+class Tile(NamedTuple):
+    """Some queries of one sequence and the keys at least one of them may see."""
+
+    queries: slice
+    keys: slice
+    masked: slice  # the keys, counted from the start of `keys`, that not all of the queries may see
+    bias: Array  # for these: 0 where allowed, −∞ where not [queries, masked keys]
+
+
+def attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    tiles: list[list[Tile]],
+) -> Float[Tensor, "B H T D"]:
+    """Attention over the keys that the mask behind `tiles` (see `plan_tiles`) allows; a query that sees none gets zeros."""
+    Q, K, V = q.data, k.data, v.data
+    output = _heads_inside(Q)
+    log_sums = np.empty((*Q.shape[:3], 1), Q.dtype)
+    for b in range(len(Q)):
+        _attend(Q[b], K[b], V[b], tiles[b % len(tiles)], output[b], log_sums[b])
+
+    def derivative(g: Array) -> tuple[Array, Array, Array]:
+        grad_q, grad_k, grad_v = _heads_inside(Q), _heads_inside(K), _heads_inside(V)
+        for b in range(len(Q)):
+            saved = (Q[b], K[b], V[b], tiles[b % len(tiles)], output[b], log_sums[b])
+            _attend_backward(g[b], *saved, grad_q[b], grad_k[b], grad_v[b])
+        return grad_q, grad_k, grad_v
+
+    return record(output, (q, k, v), derivative)
+
+
+def _attend(
+    q: Float[Array, "H T D"],
+    k: Float[Array, "K S D"],
+    v: Float[Array, "K S D"],
+    tiles: list[Tile],
+    output: Float[Array, "H T D"],
+    log_sums: Float[Array, "H T 1"],
+) -> None:
+    """Attention of one sequence, written to `output`, and the logarithms of its softmax sums to `log_sums`."""
+    scale, K = 1.0 / math.sqrt(q.shape[-1]), len(k)
+    for tile in tiles:
+        weights = _scores(_group(q, tile, K) * scale, k, tile)
+        largest = weights.max(axis=-1, keepdims=True)
+        np.maximum(largest, np.finfo(q.dtype).min, out=largest)  # −∞ − (−∞) of an empty row would be NaN
+        weights -= largest
+        np.exp(weights, out=weights)
+        total = (weights @ np.ones(weights.shape[-1], q.dtype))[..., None]
+        total[total == 0.0] = 1.0
+        values = weights @ v[:, tile.keys]
+        values /= total
+        _ungroup(output, tile, values)
+        _ungroup(log_sums, tile, largest + np.log(total))
+
+
+def _attend_backward(
+    g: Float[Array, "H T D"],
+    q: Float[Array, "H T D"],
+    k: Float[Array, "K S D"],
+    v: Float[Array, "K S D"],
+    tiles: list[Tile],
+    output: Float[Array, "H T D"],
+    log_sums: Float[Array, "H T 1"],
+    grad_q: Float[Array, "H T D"],
+    grad_k: Float[Array, "K S D"],
+    grad_v: Float[Array, "K S D"],
+) -> None:
+    """The derivative of `_attend`: a tile's weights P are made again, then come the formulas at the top of the file."""
+    scale, K = 1.0 / math.sqrt(q.shape[-1]), len(k)
+    grad_k[...] = grad_v[...] = 0.0
+    for tile in tiles:
+        queries = _group(q, tile, K) * scale
+        weights = _scores(queries, k, tile)
+        weights -= _group(log_sums, tile, K)
+        np.exp(weights, out=weights)
+        grad_output = _group(g, tile, K)
+        row_sums = np.vecdot(grad_output, _group(output, tile, K))[..., None]
+        grad_v[:, tile.keys] += weights.swapaxes(-1, -2) @ grad_output
+        grad_scores = grad_output @ v[:, tile.keys].swapaxes(-1, -2)
+        grad_scores -= row_sums
+        grad_scores *= weights
+        grad_queries = grad_scores @ k[:, tile.keys]
+        grad_queries *= scale
+        _ungroup(grad_q, tile, grad_queries)
+        grad_k[:, tile.keys] += grad_scores.swapaxes(-1, -2) @ queries
+
+
+def _scores(
+    queries: Float[Array, "K G*t D"], k: Float[Array, "K S D"], tile: Tile
+) -> Float[Array, "K G*t n"]:
+    """Products of a tile's queries and keys, −∞ where the mask forbids."""
+    scores = queries @ k[:, tile.keys].swapaxes(-1, -2)
+    if tile.bias.size:
+        by_query = scores.reshape(len(k), -1, len(tile.bias), scores.shape[-1])  # [K, G, t, n]
+        by_query[..., tile.masked] += tile.bias
+    return scores
+
+
+def _group(x: Float[Array, "H T D"], tile: Tile, K: int) -> Float[Array, "K G*t D"]:
+    """The tile's rows of x: the queries of the heads that share a key-value head, below each other."""
+    return x[:, tile.queries].reshape(K, -1, x.shape[-1])
+
+
+def _ungroup(x: Float[Array, "H T D"], tile: Tile, rows: Float[Array, "K G*t D"]) -> None:
+    """Write the tile's rows of x; the inverse of `_group`."""
+    x[:, tile.queries] = rows.reshape(len(x), -1, x.shape[-1])
+
+
+def _heads_inside(x: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
+    """A new array whose memory is laid out as [B, T, H, D], so that joining the heads afterwards needs no copy."""
+    B, H, T, D = x.shape
+    return np.empty((B, T, H, D), x.dtype).transpose(0, 2, 1, 3)
+
+
+def plan_tiles(mask: Bool[Array, "#B T S"]) -> list[list[Tile]]:
+    """Cut the queries of each sequence into tiles, and find the keys of each tile; one list a sequence of the mask.
+
+    A tile ends where a document does (where the first visible key changes), so that it needs no key of another one.
+    """
+    return [_plan_sequence(allowed) for allowed in mask]
+
+
+def _plan_sequence(allowed: Bool[Array, "T S"]) -> list[Tile]:
+    """The tiles of one sequence."""
+    first_key = allowed.argmax(axis=1)
+    starts = [0, *(np.flatnonzero(np.diff(first_key)) + 1).tolist(), len(allowed)]
+    tiles = []
+    for document_start, document_end in itertools.pairwise(starts):
+        for start in range(document_start, document_end, TILE_QUERIES):
+            queries = slice(start, min(start + TILE_QUERIES, document_end))
+            visible = np.flatnonzero(allowed[queries].any(axis=0))
+            keys = slice(visible[0], visible[-1] + 1) if visible.size else slice(0, 1)
+            block = allowed[queries, keys]
+            some_masked = ~block.all(axis=0)
+            masked = slice(int(some_masked.argmax()) if some_masked.any() else block.shape[1], block.shape[1])
+            bias = np.where(block[:, masked], np.float32(0), np.float32(-np.inf))
+            tiles.append(Tile(queries, keys, masked, bias))
+    return tiles

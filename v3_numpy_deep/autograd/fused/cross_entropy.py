@@ -1,0 +1,69 @@
+"""Cross-entropy of logits, −ln softmax(z)_y = ln Σ exp(z) − z_y, averaged over the targets that count.
+
+Derivative: ∂z = (softmax(z) − onehot(y)) · g / n. Both need the same exponentials, so the forward pass leaves the
+derivative where the logits were. `linear_cross_entropy` also holds the output matrix: it makes a few rows of logits at a
+time, and keeps the gradients of its two inputs instead of the logits, which with V = 50,000 would be the largest array of
+a training step (the idea of Wijmans et al. 2024, "Cut Your Losses", and of the Liger kernels).
+The composition is `plain_cross_entropy` in models/blocks/cross_entropy.py; level 1 calls `torch.nn.functional.cross_entropy`.
+
+    python -c "from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy; help(cross_entropy)"
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from v3_numpy_deep.autograd.tensor import Array, Tensor, is_recording, record
+
+CHUNK_ELEMENTS = 2**18  # logits in memory at a time: 1 MiB of float32 stays in a core's cache
+
+
+def cross_entropy(
+    logits: Float[Tensor, "N V"], targets: Int[Array, "N"], ignore_index: int = -100
+) -> Float[Tensor, ""]:
+    """The mean over the targets that are not `ignore_index`; 0 if there is none."""
+    scale = _scale(targets, ignore_index, logits.dtype)
+    grad_logits = logits.data.copy()
+    loss = _loss_and_gradient(grad_logits, targets, ignore_index, scale)
+    return record(loss, (logits,), lambda g: (grad_logits * g,))
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "N C"],
+    weight: Float[Tensor, "V C"],
+    targets: Int[Array, "N"],
+    ignore_index: int = -100,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the logits hidden · weightᵀ, a few rows at a time;  ∂hidden = ∂z W,  ∂W = ∂zᵀ hidden"""
+    h, W = hidden.data, weight.data
+    scale = _scale(targets, ignore_index, W.dtype)
+    needs_gradient = is_recording() and (hidden.requires_grad or weight.requires_grad)
+    grad_hidden, grad_weight = np.empty_like(h) if needs_gradient else None, np.zeros_like(W)
+    loss = W.dtype.type(0)
+    rows = max(1, CHUNK_ELEMENTS // len(W))
+    for start in range(0, len(h), rows):
+        chunk = slice(start, start + rows)
+        logits = h[chunk] @ W.T
+        loss += _loss_and_gradient(logits, targets[chunk], ignore_index, scale)  # logits are now ∂z
+        if grad_hidden is not None:
+            np.matmul(logits, W, out=grad_hidden[chunk])
+            grad_weight += logits.T @ h[chunk]
+    return record(loss, (hidden, weight), lambda g: (grad_hidden * g, grad_weight * g))
+
+
+def _scale(targets: Array, ignore_index: int, dtype: np.dtype) -> Array:
+    """1 / number of targets that count, in the type of the logits."""
+    return dtype.type(1.0 / max(1, np.count_nonzero(targets != ignore_index)))
+
+
+def _loss_and_gradient(logits: Array, targets: Array, ignore_index: int, scale: Array) -> Array:
+    """Sum of the losses of these rows times `scale`; `logits` becomes its gradient, (softmax − onehot) · scale."""
+    counted = targets != ignore_index
+    at_target = (np.arange(len(targets)), np.where(counted, targets, 0))
+    logits -= logits.max(axis=1, keepdims=True)  # exp cannot overflow; the loss does not change
+    target_logits = logits[at_target]
+    np.exp(logits, out=logits)
+    total = logits @ np.ones(logits.shape[1], logits.dtype)
+    row_scale = counted * scale
+    logits *= (row_scale / total)[:, None]
+    logits[at_target] -= row_scale  # instead of subtracting a one-hot array
+    return ((np.log(total) - target_logits) * row_scale).sum()

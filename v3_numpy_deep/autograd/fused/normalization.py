@@ -1,0 +1,80 @@
+"""RMSNorm and LayerNorm over the last axis, each with its derivative in one formula.
+
+LayerNorm (Ba et al. 2016, equation 4) subtracts the mean and divides by the standard deviation; RMSNorm (Zhang & Sennrich
+2019, equation 4) only divides by the root of the mean square. Write n = x̂ for the normalised vector, r for the factor
+1/√(mean square + ε) or 1/√(variance + ε), and h = g · w for the gradient that reaches n. Then
+
+    RMSNorm    ∂x = r (h − n · mean(h n))
+    LayerNorm  ∂x = r (h − mean(h) − n · mean(h n))
+    both       ∂w = Σ rows of g n        ∂b = Σ rows of g
+
+In words: normalising removes the scale of x (and its mean), so no gradient can flow along n (and along the ones).
+The compositions are `plain_rms_norm` and `plain_layer_norm` in models/blocks/normalization.py, where level 2 has the same
+derivatives as `torch.autograd.Function`s; level 1 calls `torch.nn.RMSNorm` and `torch.nn.LayerNorm`.
+
+    python -c "from v3_numpy_deep.autograd.fused.normalization import rms_norm; help(rms_norm)"
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from v3_numpy_deep.autograd.fused.linear import column_sums
+from v3_numpy_deep.autograd.tensor import Array, Tensor, record
+
+
+def rms_norm(
+    x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], eps: float
+) -> Float[Tensor, "*batch C"]:
+    """w · x / √(mean(x²) + ε)"""
+    shape, w = x.shape, weight.data
+    X = x.data.reshape(-1, shape[-1])
+    r = _inverse_root(np.vecdot(X, X) / X.shape[1], eps)
+    y = X * r
+    y *= w
+
+    def derivative(g: Array) -> tuple[Array, Array]:
+        g = g.reshape(X.shape)
+        n = X * r
+        gn = g * n
+        grad_weight = column_sums(gn)
+        mean_hn = (gn @ w)[:, None] / X.shape[1]  # h n = g w n
+        grad_x = g * w
+        n *= mean_hn
+        grad_x -= n
+        grad_x *= r
+        return grad_x.reshape(shape), grad_weight
+
+    return record(y.reshape(shape), (x, weight), derivative)
+
+
+def layer_norm(
+    x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float
+) -> Float[Tensor, "*batch C"]:
+    """w · (x − mean) / √(variance + ε) + b"""
+    shape, w = x.shape, weight.data
+    X = x.data.reshape(-1, shape[-1])
+    n = X - X.mean(axis=1, keepdims=True)
+    r = _inverse_root(np.vecdot(n, n) / X.shape[1], eps)
+    n *= r
+    y = n * w
+    y += bias.data
+
+    def derivative(g: Array) -> tuple[Array, Array, Array]:
+        g = g.reshape(n.shape)
+        gn = g * n
+        grad_weight, grad_bias = column_sums(gn), column_sums(g)
+        mean_hn = (gn @ w)[:, None] / n.shape[1]
+        mean_h = (g @ w)[:, None] / n.shape[1]
+        grad_x = np.multiply(g, w, out=gn)
+        grad_x -= mean_h
+        grad_x -= n * mean_hn
+        grad_x *= r
+        return grad_x.reshape(shape), grad_weight, grad_bias
+
+    return record(y.reshape(shape), (x, weight, bias), derivative)
+
+
+def _inverse_root(mean_square: Array, eps: float) -> Array:
+    """1 / √(mean square + ε), as a column."""
+    mean_square += eps
+    return (1.0 / np.sqrt(mean_square))[:, None]

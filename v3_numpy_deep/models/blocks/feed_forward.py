@@ -1,0 +1,89 @@
+"""The feed-forward layer: two matrices with a GELU between (GPT-2), or three with a gated SiLU, SwiGLU (Llama).
+
+    GPT-2   y = gelu(x W_fc + b_fc) W_proj + b_proj            gelu: Hendrycks & Gimpel 2016, the tanh form ("gelu_new")
+    Llama   y = (silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ          SwiGLU: Shazeer 2020, equation 6
+
+The elementwise part comes twice: `plain_…` with the engine's derivative, and fused, with the derivative written by hand and
+no more than the input kept for it (autograd/fused/activations.py).
+
+Level 1: transformers' `GPT2MLP` and `LlamaMLP`. Level 2: the same over torch.
+
+    python -c "import numpy as np; from v3_numpy_deep.models.blocks.feed_forward import *; print(gelu_new(Tensor([-1.0, 1.0])))"
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from v3_numpy_deep.autograd import Module, Tensor, fused
+from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.models.blocks.dropout import dropout
+from v3_numpy_deep.models.blocks.linear import Conv1D, Linear, fused_linear
+from v3_numpy_deep.models.config import ModelConfig
+
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+def plain_gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), GPT-2's approximation of x · Φ(x)."""
+    return 0.5 * x * (1 + ops.tanh(_SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)))
+
+
+def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x · Φ(x), with the exact normal distribution function."""
+    return 0.5 * x * (1 + ops.erf(x / math.sqrt(2)))
+
+
+def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x · sigmoid(x)."""
+    return x * ops.sigmoid(x)
+
+
+def plain_swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+    """silu(gate) · up, where the two stand side by side in the last axis."""
+    F = gate_up.shape[-1] // 2
+    gate, up = ops.split(gate_up, [F, F], axis=-1)
+    return silu(gate) * up
+
+
+def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`plain_gelu_new`, fused."""
+    return fused.gelu_new(x)
+
+
+def swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+    """`plain_swiglu`, fused."""
+    return fused.swiglu(gate_up)
+
+
+class Gpt2FeedForward(Module):
+    """C → F → C with a GELU between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(config.hidden_size, config.intermediate_size)
+        self.c_proj = Conv1D(config.intermediate_size, config.hidden_size)
+        self.activation = gelu if config.hidden_act == "gelu" else gelu_new
+        self.dropout = config.resid_pdrop
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], generator: np.random.Generator | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """`generator` draws the dropout masks."""
+        return dropout(self.c_proj(self.activation(self.c_fc(x))), self.dropout, self.training, generator)
+
+
+class LlamaFeedForward(Module):
+    """C → F twice, one gating the other, → C. Gate and up are one matrix product."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C, F = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(C, F, bias=config.mlp_bias)
+        self.up_proj = Linear(C, F, bias=config.mlp_bias)
+        self.down_proj = Linear(F, C, bias=config.mlp_bias)
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+        """(silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ"""
+        return self.down_proj(swiglu(fused_linear(x, [self.gate_proj, self.up_proj])))

@@ -1,0 +1,65 @@
+"""The matrix product with a bias: y = x Wᵀ + b. Llama keeps W as [out, in], GPT-2 as [in, out] (`Conv1D`).
+
+Derivatives (autograd/fused/linear.py): dx = dy W, dW = dyᵀ x, db = Σ dy over all rows. `fused_linear` applies several
+layers to the same input as one product, because one large product uses a processor better than three small ones.
+
+Level 1: `torch.nn.Linear` and transformers' `Conv1D`. Level 2: the same classes over torch, with mixed precision.
+
+    python -c "import numpy as np; from v3_numpy_deep.models.blocks.linear import *; print(Linear(4, 3)(Tensor(np.ones((2, 4), 'f'))).shape)"
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from v3_numpy_deep.autograd import Module, Parameter, Tensor, fused
+from v3_numpy_deep.autograd import operations as ops
+
+
+def linear(
+    x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
+) -> Float[Tensor, "*rows O"]:
+    """x Wᵀ + b."""
+    return fused.linear(x, weight, bias)
+
+
+class Linear(Module):
+    """y = x Wᵀ + b with W [out_features, in_features], as Llama's checkpoints have it."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = Parameter(np.zeros((out_features, in_features), np.float32))
+        self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
+
+    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+        """Apply the layer to the last axis."""
+        return fused_linear(x, [self])
+
+
+class Conv1D(Module):
+    """y = x W + b with W [in_features, out_features], as GPT-2's checkpoints have it; the name is GPT-2's own."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = Parameter(np.zeros((in_features, out_features), np.float32))
+        self.bias = Parameter(np.zeros(out_features, np.float32))
+
+    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+        """Apply the layer to the last axis."""
+        return fused.conv1d(x, self.weight, self.bias)
+
+
+def fused_linear(x: Float[Tensor, "*rows I"], layers: Sequence[Module]) -> Float[Tensor, "*rows O"]:
+    """The outputs of several layers side by side, computed as one product with their weights stacked.
+
+    A layer that is not exactly `Linear` (an adapter around one, say) is called by itself and its output put beside.
+    """
+    first = layers[0]
+    if not all(type(layer) is Linear for layer in layers):
+        return ops.concatenate([layer(x) for layer in layers], axis=-1)
+    weight, bias = first.weight, first.bias
+    if len(layers) > 1:
+        weight = ops.concatenate([layer.weight for layer in layers])
+        bias = None if bias is None else ops.concatenate([layer.bias for layer in layers])
+    return linear(x, weight, bias)
