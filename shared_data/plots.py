@@ -99,7 +99,7 @@ def plot_training(rows: Sequence[Mapping[str, Any]], floor: float | None, path: 
 
 
 def plot_histogram(
-    values: Sequence[float],
+    values: Sequence[float] | Mapping[int, int],
     path: Path | str,
     *,
     title: str = "",
@@ -107,9 +107,10 @@ def plot_histogram(
     y_label: str = "documents",
     bins: int = 50,
 ) -> None:
-    """How often each size occurs."""
+    """How often each size occurs; a mapping says how often each value does, so that a large corpus needs no list."""
+    weights = list(values.values()) if isinstance(values, Mapping) else None
     with _axes(path) as axes:
-        axes.hist(values, bins=bins, color=BLUE, alpha=0.85)
+        axes.hist(list(values), bins=bins, weights=weights, color=BLUE, alpha=0.85)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
 
 
