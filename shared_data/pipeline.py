@@ -38,7 +38,9 @@ def run_stage(
     if not force and run.is_current(stage):
         print_current(stage, run)
         return False
-    if force and STAGES[stage].resumable:  # from the beginning, not from its last checkpoint
+    if not force:
+        run.protect_interrupted(stage)
+    elif STAGES[stage].resumable:  # from the beginning, not from its last checkpoint
         section = getattr(settings, stage).model_copy(update={"resume": False})
         settings = settings.model_copy(update={stage: section})
     print_heading(stage, run)

@@ -107,10 +107,10 @@ def plot_histogram(
     y_label: str = "documents",
     bins: int = 50,
 ) -> None:
-    """How often each size occurs; a mapping says how often each value does, so that a large corpus needs no list."""
-    weights = list(values.values()) if isinstance(values, Mapping) else None
+    """How often each size occurs; `values` are sizes, or the number of occurrences by size."""
+    sizes, counts = (list(values), list(values.values())) if isinstance(values, Mapping) else (values, None)
     with _axes(path) as axes:
-        axes.hist(list(values), bins=bins, weights=weights, color=BLUE, alpha=0.85)
+        axes.hist(sizes, bins=bins, weights=counts, color=BLUE, alpha=0.85)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
 
 

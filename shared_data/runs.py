@@ -30,7 +30,7 @@ from shared_data.files import atomic_write, read_json, write_json
 from shared_data.settings import Settings, settings_to_toml
 from shared_data.stages import STAGES, WITHOUT_EFFECT, downstream, upstream
 
-_FINISHED, _ASIDE = "finished.json", ".finished.json.aside"
+_MARKERS = _FINISHED, _UNFINISHED, _ASIDE = "finished.json", "unfinished.json", ".finished.json.aside"
 _NOT_FINISHED = "it has not finished yet"
 
 
@@ -141,7 +141,10 @@ class RunFolder:
 
     def _own_change(self, stage: str) -> str | None:
         """The first input of this stage alone that changed since it finished."""
-        before = self._finished(stage).get("inputs")
+        return self._difference(stage, self._finished(stage).get("inputs"))
+
+    def _difference(self, stage: str, before: dict[str, Any] | None) -> str | None:
+        """The first input that is not what it was."""
         if before is None:
             return _NOT_FINISHED
         now = json.loads(json.dumps(self.inputs(stage)))  # as it looks after a trip through the file
@@ -180,21 +183,42 @@ class RunFolder:
 
     @contextmanager
     def _writing_in_place(self, stage: str) -> Iterator[None]:
-        """The last result counts as unfinished from the first change to it on."""
-        folder = self.path / stage
-        marker, aside = folder / _FINISHED, folder / _ASIDE
-        before = _sizes_and_times(folder)
-        if marker.exists():
-            os.replace(marker, aside)
+        """From the first change on, the result counts as unfinished, and whose it is stands in `unfinished.json`."""
+        folder = self.stage(stage)
+        finished, unfinished, aside = folder / _FINISHED, folder / _UNFINISHED, folder / _ASIDE
+        aside.unlink(missing_ok=True)
+        before, was_interrupted = _sizes_and_times(folder), unfinished.exists()
         try:
+            if finished.exists():
+                os.replace(finished, aside)
+            write_json(unfinished, {"inputs": self.inputs(stage)})
             yield
             self.mark_done(stage)
+            unfinished.unlink()
         except BaseException:
-            if aside.exists() and _sizes_and_times(folder) == before:
-                os.replace(aside, marker)  # refused or interrupted before anything was touched
+            if _sizes_and_times(folder) == before:  # refused or interrupted before anything was touched
+                if not was_interrupted:
+                    unfinished.unlink(missing_ok=True)
+                if aside.exists():
+                    os.replace(aside, finished)
             raise
         finally:
             aside.unlink(missing_ok=True)
+
+    def is_interrupted(self, stage: str) -> bool:
+        """Whether a resumable stage was interrupted, by Ctrl-C, a kill or an error, and can be continued."""
+        return (self.path / stage / _UNFINISHED).exists()
+
+    def protect_interrupted(self, stage: str) -> None:
+        """Raise a `UserError` rather than start over in place of an interrupted training with other settings."""
+        if not self.is_interrupted(stage):
+            return
+        change = self._difference(stage, read_json(self.path / stage / _UNFINISHED).get("inputs"))
+        if change is not None:
+            raise UserError(
+                f"{self.path / stage} holds an interrupted {stage}, but {change}; use the options it was made with to "
+                f"continue it, `{self.level} {stage} --force` to start over, or another folder with --out"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -258,5 +282,5 @@ def _sizes_and_times(folder: Path) -> dict[str, tuple[int, int]]:
     return {
         str(file): (file.stat().st_size, file.stat().st_mtime_ns)
         for file in folder.rglob("*")
-        if file.is_file() and file.name not in (_FINISHED, _ASIDE)
+        if file.is_file() and file.name not in _MARKERS
     }

@@ -7,7 +7,8 @@ from shared_data.stages import STAGES
 
 def print_heading(stage: str, run: RunFolder) -> None:
     """Announce a stage."""
-    print(f"\n== {run.level} {stage}: {STAGES[stage].summary}", flush=True)
+    continued = " (continuing where it was interrupted)" if run.is_interrupted(stage) else ""
+    print(f"\n== {run.level} {stage}: {STAGES[stage].summary}{continued}", flush=True)
 
 
 def print_current(stage: str, run: RunFolder) -> None:

@@ -16,6 +16,8 @@ ROWS = [
 PLOTS: dict[str, Callable[[Path], None]] = {
     "training": lambda path: plot_training(ROWS, 1.25, path),
     "histogram": lambda path: plot_histogram([1, 2, 2, 3], path, title="Lengths", x_label="words"),
+    "counted histogram": lambda path: plot_histogram({1: 1, 2: 2, 3: 1}, path, title="Lengths"),
+    "no documents": lambda path: plot_histogram({}, path),
     "bars": lambda path: plot_bars({"too_short": 12, "markup": 3}, path),
     "zipf": lambda path: plot_zipf({"the": 10, "a": 5, "dog": 1}, path),
     "lines": lambda path: plot_lines({"norm": ([1, 2], [0.5, 0.25])}, path, y_label="norm", log_y=True),
@@ -45,3 +47,9 @@ def test_training_shows_both_losses_and_the_floor(tmp_path: Path) -> None:
 def test_png_is_written_too(tmp_path: Path) -> None:
     plot_zipf([5, 2, 1], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_histogram_of_counts_is_that_of_the_values(tmp_path: Path) -> None:
+    plot_histogram([1, 2, 2, 3], tmp_path / "a" / "plot.svg")
+    plot_histogram({1: 1, 2: 2, 3: 1}, tmp_path / "b" / "plot.svg")
+    assert (tmp_path / "a" / "plot.svg").read_bytes() == (tmp_path / "b" / "plot.svg").read_bytes()

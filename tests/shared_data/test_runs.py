@@ -109,9 +109,7 @@ def test_a_result_that_is_done_again_holds_nothing_of_the_old_one(tmp_path: Path
     assert set(contents(run.path / "data")) == {"other.txt", "finished.json"}
 
 
-def test_training_keeps_its_state_when_it_is_interrupted_and_counts_as_unfinished(tmp_path: Path) -> None:
-    run = finish(make(tmp_path), "data", "tokenizer", "pretrain")
-
+def interrupt_training(run: RunFolder) -> None:
     def interrupt() -> None:
         with run.writing("pretrain"):
             (run.stage("pretrain") / "state.txt").write_text("step 5")
@@ -119,8 +117,28 @@ def test_training_keeps_its_state_when_it_is_interrupted_and_counts_as_unfinishe
 
     with pytest.raises(KeyboardInterrupt):
         interrupt()
+
+
+def test_training_keeps_its_state_when_it_is_interrupted_and_counts_as_unfinished(tmp_path: Path) -> None:
+    run = finish(make(tmp_path), "data", "tokenizer", "pretrain")
+    interrupt_training(run)
     assert (run.path / "pretrain" / "state.txt").read_text() == "step 5"
+    assert run.is_interrupted("pretrain")
     assert not run.is_current("pretrain")
+    finish(run, "pretrain")
+    assert not run.is_interrupted("pretrain")
+    assert run.is_current("pretrain")
+
+
+def test_an_interrupted_training_is_not_replaced_by_one_with_other_settings(tmp_path: Path) -> None:
+    run = finish(make(tmp_path), "data", "tokenizer")
+    interrupt_training(run)
+    run.protect_interrupted("pretrain")
+    other = make(tmp_path, "pretrain.steps=21")
+    with pytest.raises(
+        UserError, match=r"interrupted pretrain, but .*pretrain\.steps = 20, not 21; .*--force"
+    ):
+        other.protect_interrupted("pretrain")
 
 
 def test_training_refused_before_it_touched_anything_keeps_its_last_result_current(tmp_path: Path) -> None:
