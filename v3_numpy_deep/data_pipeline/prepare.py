@@ -5,14 +5,13 @@
 
 Everything streams: memory grows by some two hundred bytes a kept document (what deduplication must remember), not by its
 text. On the story world the truth is known, so the stage reports precision and recall of its own work
-(`analysis/truth.py`), and the entropy floor of the held-out stories.
+(`shared_data/truth.py`), and the entropy floor of the held-out stories.
 
     v3 data --config smoke && v3 tokenizer --config smoke
 """
 
 import hashlib
 import json
-from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -26,8 +25,8 @@ from shared_data.plots import plot_bars, plot_histogram, plot_zipf
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import DataSettings, Settings, TokenizerSettings
+from shared_data.truth import TruthScore
 from v3_numpy_deep.data_pipeline.analysis.statistics import analyse
-from v3_numpy_deep.data_pipeline.analysis.truth import TruthScore
 from v3_numpy_deep.data_pipeline.download.open_corpus import open_corpus
 from v3_numpy_deep.data_pipeline.processing.cleaning import Cleaner
 from v3_numpy_deep.data_pipeline.processing.deduplication import Deduplicator
@@ -200,7 +199,8 @@ def _document_metrics(
 def prepare_tokens(settings: Settings, run: RunFolder) -> dict[str, float]:
     """Stage `tokenizer`: train or load the tokenizer, save it, encode every split; returns what was counted.
 
-    Raises `UserError` where the tokenizer cannot be loaded or has no <|endoftext|>, or a split is shorter than a sequence.
+    Raises `UserError` where the tokenizer cannot be loaded or has no token that ends a document, or where a split is
+    shorter than a sequence.
     """
     tokenizer = _tokenizer(settings.tokenizer, run)
     tokenizer.save(run.stage("tokenizer"))
@@ -233,10 +233,6 @@ def _tokenizer(settings: TokenizerSettings, run: RunFolder) -> Tokenizer:
             min_frequency=settings.min_frequency,
             show_progress=True,
         )
-    if tokenizer.end_of_text_id is None:
-        raise UserError(
-            "the tokenizer has no token that ends a document; add <|endoftext|> to its special tokens, or train one (leave tokenizer.load out)"
-        )
     return tokenizer
 
 
@@ -255,22 +251,26 @@ def encode_split(documents: Path, target: Path, tokenizer: Tokenizer) -> dict[st
     A special token spelled out in a document stays ordinary text: only the end of a document is a special id.
     """
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    typecode = "H" if dtype == "uint16" else "I"
-    described: dict[str, Any] = {"dtype": dtype, "tokens": 0, "documents": 0, "bytes": 0}
+    tokens = count = size = 0
     bits: float | None = None
     with atomic_write(target) as file:
         for batch in _batches(read_documents(documents)):
-            for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-                file.write(array(typecode, [*ids, tokenizer.end_of_text_id]).tobytes())
-                described["tokens"] += len(ids) + 1
-                described["bytes"] += len(document.text.encode("utf-8"))
+            ids = tokenizer.encode_to_array([document.text for document in batch], end_of_text=True)
+            file.write(ids.astype(dtype).tobytes())
+            tokens += len(ids)
+            count += len(batch)
+            size += sum(len(document.text.encode("utf-8")) for document in batch)
+            for document in batch:
                 if document.log2_probability is not None:
                     bits = (bits or 0.0) + document.log2_probability
-            described["documents"] += len(batch)
-    described |= {
+    description = {
+        "dtype": dtype,
+        "tokens": tokens,
+        "documents": count,
+        "bytes": size,
         "vocab_size": tokenizer.vocab_size,
         "end_of_text_id": tokenizer.end_of_text_id,
         "log2_probability": bits,
     }
-    write_json(target.with_suffix(".json"), described)
-    return described
+    write_json(target.with_suffix(".json"), description)
+    return description

@@ -1,7 +1,7 @@
 """Open a corpus: the story world, local files or a hub dataset, as one stream of documents.
 
 Nothing here holds more than a few documents in memory, so a corpus may be larger than the machine. `data.max_megabytes`
-ends the stream, whatever the source. What a document of a file is, `text_units.py` and `readers.py` say; how a dataset
+ends the stream, whatever the source. What a document of a file is, `shared_data/text_units.py` and `readers.py` say; how a dataset
 comes from the hub, `hub.py`.
 
 Level 1 leaves files and hub to `datasets.load_dataset(..., streaming=True)`; levels 2 and 3 read them by hand.

@@ -26,7 +26,7 @@ from typing import IO, Any
 from shared_data.documents import Document
 from shared_data.errors import UserError, explain_os_error
 from shared_data.settings import DataSettings
-from v3_numpy_deep.data_pipeline.download.text_units import split_at, split_text
+from shared_data.text_units import split_at, split_text
 from v3_numpy_deep.data_pipeline.processing.formatting import format_text
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
@@ -41,7 +41,7 @@ def has_known_suffix(path: Path) -> bool:
 
 
 def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Iterator[Document]:
-    """Stream the documents of one file; `only_file` says that it is the whole corpus (see `text_units.py`).
+    """Stream the documents of one file; `only_file` says that it is the whole corpus (see `shared_data/text_units.py`).
 
     Records become text through `data.text_field`. An id is the path and the number of the document in it.
     """

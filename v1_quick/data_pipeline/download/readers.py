@@ -1,0 +1,71 @@
+"""Read local files as documents with `datasets.load_dataset(..., streaming=True)`.
+
+Plain text is streamed line by line and joined into documents by the rules of `shared_data/text_units.py`. Levels 2 and 3
+read the formats by hand.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from shared_data.documents import Document
+from shared_data.errors import UserError
+from shared_data.settings import DataSettings
+from shared_data.text_units import split_text
+from v1_quick.data_pipeline.processing.formatting import format_text
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def has_known_suffix(path: Path) -> bool:
+    """Whether the name ends as one of the formats does; without that, a file given by its full name is read as text."""
+    return _format_of(path) in SUFFIXES
+
+
+def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Iterator[Document]:
+    """Stream the documents of one file; `only_file` says that it is the whole corpus (see `shared_data/text_units.py`).
+
+    Records become text through `data.text_field`. An id is the path and the number of the document in it.
+    """
+    builder = _BUILDERS.get(_format_of(path), "text")
+    options: dict[str, Any] = {}
+    if builder == "text":
+        options = {"keep_linebreaks": True, "encoding": settings.encoding}
+    elif builder in ("json", "csv"):
+        options = {"encoding": settings.encoding}
+    try:
+        rows = _load(builder, path, options)
+        if builder == "text":
+            texts = split_text((row["text"] for row in rows), settings.text_unit, only_file)
+        else:
+            texts = _texts_of(rows, path, settings.text_field)
+        for number, text in enumerate(texts):
+            yield Document(text, f"{path}#{number}")
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # the library raises its own, pyarrow's, pandas' and the file system's errors
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {reason}); correct the file, data.encoding or data.source (v2 and v3 name the place)"
+        ) from error
+
+
+def _format_of(path: Path) -> str:
+    """ ".csv" for corpus.csv and for corpus.csv.gz."""
+    return path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+
+
+def _load(builder: str, path: Path, options: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
+
+
+def _texts_of(rows: Iterable[dict[str, Any]], path: Path, text_field: str) -> Iterator[str]:
+    """The text of each row; empty and null texts are passed over."""
+    for number, row in enumerate(rows, start=1):
+        text = format_text(row, text_field, f"{path}, record {number:,}")
+        if text and not text.isspace():
+            yield text
