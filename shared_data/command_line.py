@@ -7,6 +7,7 @@ Nothing heavy is imported before a command runs (`--help` answers in a fraction 
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +60,9 @@ class _Group(TyperGroup):
             except Exit as leave:
                 sys.exit(leave.exit_code)
             except TyperException as error:
-                raise UserError(f"{error.format_message().rstrip('.')}; see --help") from error
+                context_of_error = getattr(error, "ctx", None)
+                where = context_of_error.command_path if context_of_error else Path(sys.argv[0]).name
+                raise UserError(f"{error.format_message().rstrip('.')}; see `{where} --help`") from error
             sys.stdout.flush()  # here, where a reader that has gone away is still caught
 
 
@@ -115,6 +118,23 @@ def _open(
     return settings, RunFolder(level, settings, out)
 
 
+def _repeated(
+    config: str,
+    out: Path | None,
+    overrides: list[str] | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> str:
+    """The options of this command as the next one needs them."""
+    words = ["--config", config] if config != "tiny" else []
+    words += ["--out", str(out)] if out else []
+    for assignment in overrides or []:
+        words += ["--set", assignment]
+    words += ["--seed", str(seed)] if seed is not None else []
+    words += ["--device", device] if device else []
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
 def _add_run(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
     @app.command("run", help="Run all stages, skipping those whose inputs have not changed.")
     def run_command(
@@ -133,11 +153,12 @@ def _add_run(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
     ) -> None:
         from shared_data.pipeline import run_pipeline
         from shared_data.report import write_report
+        from shared_data.summary import print_finished
 
         settings, run = _open(level, config, overrides, out, seed, device)
         with run.locked():
             run_pipeline(stages, settings, run, first=first, only=only, force=force)
-            print(f"\nreport: {write_report(run)}", flush=True)
+            print_finished(run, write_report(run), _repeated(config, out))
 
 
 def _add_stage(app: typer.Typer, level: str, stage: str, stages: dict[str, str]) -> None:
@@ -151,10 +172,12 @@ def _add_stage(app: typer.Typer, level: str, stage: str, stages: dict[str, str])
         force: Force = False,
     ) -> None:
         from shared_data.pipeline import run_stage
+        from shared_data.summary import print_next
 
         settings, run = _open(level, config, overrides, out, seed, device)
         with run.locked():
             run_stage(stage, stages, settings, run, force=force)
+        print_next(run, stage, _repeated(config, out, overrides, seed, device))
 
 
 def _add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:

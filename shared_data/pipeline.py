@@ -44,9 +44,11 @@ def run_stage(
         section = getattr(settings, stage).model_copy(update={"resume": False})
         settings = settings.model_copy(update={stage: section})
     print_heading(stage, run)
-    function: StageFunction = load_function(functions[stage])
+    started = time.perf_counter()
+    function: StageFunction = load_function(
+        functions[stage]
+    )  # its imports are part of what the user waits for
     with run.writing(stage):
-        started = time.perf_counter()
         metrics = _numbers(function(settings, run))
         metrics.setdefault("seconds", round(time.perf_counter() - started, 3))
     run.record(stage, metrics)

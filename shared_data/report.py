@@ -1,15 +1,301 @@
-"""The story of a run as one HTML page."""
+"""The story of a run as one HTML page that opens offline: from the corpus to what the model writes.
 
-from collections.abc import Sequence
+Everything shown is read from the run folder: `metrics.json`, the report of the data stage, the metrics log, the generated
+texts. A stage that has not run is left out with a note, so the page can be written at any time.
+
+    v2 report --config tiny
+    v2 report --config tiny --compare v1 --compare v3
+"""
+
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from shared_data.files import atomic_write
+from shared_data import report_html as html
+from shared_data.errors import UserError
+from shared_data.files import atomic_write, read_json
+from shared_data.metrics_log import MetricsLog
+from shared_data.plots import plot_lines, plot_training
+from shared_data.progress import format_number, format_seconds
 from shared_data.runs import RunFolder
+from shared_data.stages import STAGES
+from shared_data.summary import summary_rows
+
+_LEVELS = {
+    "v1": "level 1, Hugging Face libraries",
+    "v2": "level 2, by hand in PyTorch",
+    "v3": "level 3, NumPy alone",
+}
 
 
 def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
-    """Write `report.html` into the run folder and return its path."""
+    """Write `report.html` into the run folder and return its path.
+
+    `compare` names levels whose runs of the same configuration are laid beside. Raises `UserError` where there is no run.
+    """
+    if not run.metrics():
+        raise UserError(f"no run in {run.path}; make one with `{run.level} run`")
+    others = [_other_run(run, level) for level in compare if level != run.level]
+    sections = (_header, _corpus, _tokenizer, _training, _evaluation, _generation, _time, _settings)
+    body = [part for section in sections for part in section(run)]
+    if others:
+        body[1:1] = _comparison([run, *others])
     path = run.path / "report.html"
     with atomic_write(path, "w") as file:
-        file.write("<!doctype html><title>run</title>")
+        file.write(html.page(f"{run.level} {run.settings.name}", body))
     return path
+
+
+def _other_run(run: RunFolder, level: str) -> RunFolder:
+    """The run of another level with the same configuration."""
+    if level not in _LEVELS:
+        raise UserError(f"there is no level {level!r} to compare with; use {', '.join(_LEVELS)}")
+    other = RunFolder(level, run.settings)
+    if not other.metrics():
+        raise UserError(
+            f"no run in {other.path} to compare with; make one with `{level} run --config {run.settings.name}`"
+        )
+    return other
+
+
+def _header(run: RunFolder) -> Iterator[str]:
+    """Title and the numbers that matter most."""
+    metrics = run.metrics()
+    data, training = metrics.get("data", {}), metrics.get("pretrain", {})
+    result = metrics.get("evaluate", training)
+    facts = []
+    if "bits_per_byte" in result:
+        facts.append((f"{result['bits_per_byte']:.4f}", "bits per byte on held-out text"))
+    if floor := result.get("floor_bits_per_byte"):
+        facts.append((f"{result['bits_per_byte'] / floor:.3f} ×", f"the entropy floor of {floor:.4f}"))
+    if "perplexity" in result:
+        facts.append((f"{result['perplexity']:.3f}", "perplexity, of a token"))
+    if "bytes" in data:
+        facts.append((f"{data['bytes'] / 1e6:.1f} MB", "of clean text"))
+    if "parameters" in training:
+        facts.append((_short(training["parameters"]), "parameters"))
+        facts.append((_short(training["tokens_per_second"]), "tokens a second in training"))
+    facts.append((format_seconds(sum(stage["seconds"] for stage in metrics.values())), "in all"))
+    title = f"<h1>{html.escape(run.settings.name)}, made by {html.escape(run.level)}</h1>"
+    yield (
+        title
+        + html.paragraph(
+            f"A language model from the first byte of its text on: {_LEVELS.get(run.level, run.level)}.",
+            "soft",
+        )
+        + html.tiles(facts)
+    )
+
+
+def _comparison(runs: list[RunFolder]) -> list[str]:
+    """The numbers of several levels side by side, and their loss curves in one plot."""
+    rows = []
+    for stage in STAGES:
+        names = dict.fromkeys(name for run in runs for name in run.metrics().get(stage, {}))
+        for name in names:
+            values = [run.metrics().get(stage, {}).get(name) for run in runs]
+            rows.append(
+                [
+                    f"{stage}: {name.replace('_', ' ')}",
+                    *("–" if v is None else format_number(v) for v in values),
+                ]
+            )
+    series = {}
+    for run in runs:
+        points = [(row["step"], row["loss"]) for row in _log(run).rows() if row.get("loss") is not None]
+        if points:
+            series[run.level] = ([x for x, _ in points], [y for _, y in points])
+    parts = [
+        html.heading("The levels side by side"),
+        html.paragraph("The same configuration, seed and data; three implementations."),
+    ]
+    if series:
+        plot_lines(
+            series,
+            runs[0].path / "report" / "comparison.svg",
+            title="Training loss",
+            y_label="nats per token",
+        )
+        parts.append(html.figure(runs[0].path / "report" / "comparison.svg"))
+    return [*parts, html.table(rows, ["", *(run.level for run in runs)], numbers=True)]
+
+
+def _corpus(run: RunFolder) -> Iterator[str]:
+    """What was read, what was dropped and why, and how right that was."""
+    yield html.heading("The corpus")
+    if (metrics := _finished(run, "data")) is None:
+        yield _missing(run, "data")
+        return
+    source = run.settings.data.source
+    if source == "story_world":
+        yield html.paragraph(
+            "Short stories told by a seeded grammar that tracks who has what, where and why. Every choice in a story "
+            "has a known probability, so the entropy of the text is known exactly: the floor below which no model's "
+            "loss can fall. Dirt and duplicates were mixed in on purpose, to see what cleaning makes of them."
+        )
+    else:
+        yield html.paragraph(f"Text from {source}.")
+    yield html.table(summary_rows("data", metrics))
+    folder = run.stage("data")
+    for name, caption in (
+        ("dropped", "Documents that were dropped, and the rule that did it."),
+        ("repairs", "Documents that were repaired, and how."),
+        ("lengths", "How long the documents are."),
+        ("zipf", "Natural language follows Zipf's law: a word's frequency falls with its rank."),
+    ):
+        yield html.figure(folder / f"{name}.svg", caption)
+    yield from _dropped_examples(read_json(folder / "report.json"))
+
+
+def _dropped_examples(report: dict[str, Any]) -> Iterator[str]:
+    """The beginnings of a few documents for each rule that dropped or repaired them."""
+    rows = [
+        [kind.replace("_", " "), text]
+        for kind, texts in report.get("cleaning", {}).get("examples", {}).items()
+        for text in texts
+    ]
+    if rows:
+        yield html.folded("Examples: what cleaning repaired or dropped", html.table(rows))
+    rows = [
+        [f"{example['kind']}, {example['similarity']:.2f}", example["text"]]
+        for example in report.get("deduplication", {}).get("examples", [])
+    ]
+    if rows:
+        yield html.folded(
+            "Examples: duplicates, with their similarity to the document that was kept", html.table(rows)
+        )
+
+
+def _tokenizer(run: RunFolder) -> Iterator[str]:
+    """How text becomes numbers."""
+    yield html.heading("The tokenizer")
+    if (metrics := _finished(run, "tokenizer")) is None:
+        yield _missing(run, "tokenizer")
+        return
+    yield html.paragraph(
+        "Byte-level BPE starts from the 256 bytes and keeps merging the most frequent pair of neighbours into a new token."
+    )
+    yield html.table(summary_rows("tokenizer", metrics))
+    model = read_json(run.tokenizer).get("model", {})
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
+    if merges:
+        yield "<h3>The first merges</h3>" + html.tokens(merges[:24])
+        longest = sorted(model.get("vocab", {}), key=lambda token: (-len(token), token))[:16]
+        yield "<h3>The longest tokens</h3>" + html.tokens(longest)
+
+
+def _training(run: RunFolder) -> Iterator[str]:
+    """Loss against the floor, learning rate, gradient norm, and what the model wrote on the way."""
+    yield html.heading("Training")
+    rows = _log(run).rows()
+    metrics = _finished(run, "pretrain")
+    if metrics is None and not rows:
+        yield _missing(run, "pretrain")
+        return
+    if metrics is None:
+        yield html.paragraph(
+            f"This training is not finished; it stands at step {rows[-1]['step']:,}.", "soft"
+        )
+    else:
+        yield html.table(summary_rows("pretrain", metrics))
+    plots = run.path / "report"
+    floor = _floor_in_nats(run)
+    plot_training(rows, floor, plots / "loss.svg")
+    yield html.figure(
+        plots / "loss.svg",
+        "The loss is how surprised the model is by the next token."
+        + (
+            " The dashed line is the entropy of the text: what is left when everything that can be known is known."
+            if floor
+            else ""
+        ),
+    )
+    for key, title in (
+        ("learning_rate", "Learning rate"),
+        ("gradient_norm", "Norm of the gradient, before clipping"),
+    ):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            plot_lines(
+                {title: ([x for x, _ in points], [y for _, y in points])}, plots / f"{key}.svg", title=title
+            )
+            yield html.figure(plots / f"{key}.svg")
+    samples = [(f"step {row['step']:,}", row["sample"]) for row in rows if row.get("sample")]
+    if samples:
+        yield "<h3>What it wrote while it learned</h3>" + html.table(samples)
+
+
+def _evaluation(run: RunFolder) -> Iterator[str]:
+    """The numbers on text that neither training nor tuning has seen."""
+    yield html.heading("Evaluation")
+    if (metrics := _finished(run, "evaluate")) is None:
+        yield _missing(run, "evaluate")
+        return
+    yield html.paragraph(
+        f"On the {run.settings.evaluate.split} split. Bits per byte compare models with different tokenizers; perplexity does not."
+    )
+    yield html.table(summary_rows("evaluate", metrics))
+
+
+def _generation(run: RunFolder) -> Iterator[str]:
+    """What the model writes when it is given the beginning."""
+    yield html.heading("What it writes")
+    if _finished(run, "generate") is None:
+        yield _missing(run, "generate")
+        return
+    section = run.settings.generate
+    yield html.paragraph(
+        f"Temperature {section.temperature:g}, top-k {section.top_k or 'off'}, top-p {section.top_p or 'off'}, seed {section.seed}; the prompt in bold.",
+        "soft",
+    )
+    for sample in read_json(run.stage("generate") / "samples.json"):
+        yield html.quote(sample["text"], sample["prompt"])
+
+
+def _time(run: RunFolder) -> Iterator[str]:
+    """Where the time went."""
+    seconds = {stage: numbers["seconds"] for stage, numbers in run.metrics().items()}
+    yield html.heading("Time")
+    yield html.bars([(stage, value, format_seconds(value)) for stage, value in seconds.items()])
+
+
+def _settings(run: RunFolder) -> Iterator[str]:
+    """Everything that is needed to make this run again."""
+    yield html.heading("Settings")
+    yield html.paragraph(
+        f"This file makes the run again: {run.level} run --config {run.path / 'settings.toml'}"
+    )
+    path = run.path / "settings.toml"
+    yield html.folded(
+        "settings.toml", html.preformatted(path.read_text(encoding="utf-8") if path.exists() else "")
+    )
+
+
+def _finished(run: RunFolder, stage: str) -> dict[str, float] | None:
+    """The numbers of a stage, None where it has not finished."""
+    return run.metrics().get(stage)
+
+
+def _missing(run: RunFolder, stage: str) -> str:
+    return html.paragraph(f"The stage {stage} has not finished yet: {run.level} {stage}.", "soft")
+
+
+def _log(run: RunFolder) -> MetricsLog:
+    return MetricsLog(run.path / "pretrain" / "metrics_log.jsonl")
+
+
+def _floor_in_nats(run: RunFolder) -> float | None:
+    """The entropy of the validation text in the unit of the loss: nats per token."""
+    path = run.path / "tokenizer" / "validation.json"
+    facts = read_json(path) if path.exists() else {}
+    bits = facts.get("log2_probability")
+    return -bits * math.log(2) / facts["tokens"] if bits is not None else None
+
+
+def _short(number: float) -> str:
+    """12,345 · 1.24 M · 1.2 B."""
+    for size, unit in ((1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:,.0f}"

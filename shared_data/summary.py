@@ -1,24 +1,147 @@
-"""What a person sees while a pipeline runs: a heading before each stage, and what came of it afterwards."""
+"""What came of a stage, in words: printed while the pipeline runs, and shown again in the report.
+
+A row is a label and a sentence with the numbers of `metrics.json` in it; rows whose numbers a run does not have (no entropy
+floor on a user's own text, no truth about its dirt) are left out. A stage without rows here shows all of its numbers.
+"""
+
+import sys
+from pathlib import Path
 
 from shared_data.progress import format_number, format_seconds
 from shared_data.runs import RunFolder
 from shared_data.stages import STAGES
 
+_ROWS: dict[str, list[tuple[str, str]]] = {
+    "data": [
+        ("documents", "{documents:,} for training, of {documents_read:,} read"),
+        ("text", "{bytes:,} bytes, {words:,} words, {distinct_words:,} of them distinct"),
+        ("repaired", "{documents_repaired:,} documents"),
+        ("dropped by cleaning", "{dropped_by_cleaning:,} documents"),
+        ("dropped as duplicates", "{dropped_exact_duplicates:,} exact, {dropped_near_duplicates:,} near"),
+        ("cleaning, by the truth", "precision {cleaning_precision:.4f}, recall {cleaning_recall:.4f}"),
+        (
+            "duplicates, by the truth",
+            "precision {deduplication_precision:.4f}, recall {deduplication_recall:.4f}",
+        ),
+        ("held out", "{validation_documents:,} documents for validation, {test_documents:,} for the test"),
+        (
+            "entropy floor",
+            "{test_floor_bits_per_byte:.4f} bits per byte on the test split; no model can do better",
+        ),
+    ],
+    "tokenizer": [
+        ("vocabulary", "{vocab_size:,} tokens"),
+        ("compression", "{bytes_per_token:.2f} bytes in a token"),
+        (
+            "text",
+            "{tokens:,} tokens for training, {validation_tokens:,} for validation, {test_tokens:,} for the test",
+        ),
+    ],
+    "pretrain": [
+        ("model", "{parameters:,} parameters"),
+        ("training", "{steps:,} steps, {tokens:,} tokens: {epochs:.1f} times through the text"),
+        ("speed", "{tokens_per_second:,.0f} tokens/s"),
+        ("last training loss", "{loss:.4f} nats per token"),
+        ("perplexity", "{perplexity:.3f} on validation text"),
+        ("bits per byte", "{bits_per_byte:.4f} on validation text"),
+        ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {times_the_floor:.3f} times the floor"),
+    ],
+    "evaluate": [
+        ("text", "{tokens:,} tokens, {bytes:,} bytes that the model has never seen"),
+        ("perplexity", "{perplexity:.3f}"),
+        ("bits per byte", "{bits_per_byte:.4f}"),
+        ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {times_the_floor:.3f} times the floor"),
+    ],
+}
+
+
+def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """Label and sentence of everything that is known about a finished stage."""
+    if stage not in _ROWS:
+        return [
+            (key.replace("_", " "), format_number(value))
+            for key, value in metrics.items()
+            if key != "seconds"
+        ]
+    values = dict(metrics)
+    if values.get("floor_bits_per_byte") and "bits_per_byte" in values:
+        values["times_the_floor"] = values["bits_per_byte"] / values["floor_bits_per_byte"]
+    rows = []
+    for label, sentence in _ROWS[stage]:
+        try:
+            rows.append((label, sentence.format_map(values)))
+        except KeyError:
+            continue  # this run does not know that number
+    return rows
+
 
 def print_heading(stage: str, run: RunFolder) -> None:
     """Announce a stage."""
     continued = " (continuing where it was interrupted)" if run.is_interrupted(stage) else ""
-    print(f"\n== {run.level} {stage}: {STAGES[stage].summary}{continued}", flush=True)
+    _print_title(f"{run.level} {stage}", STAGES[stage].summary + continued)
 
 
 def print_current(stage: str, run: RunFolder) -> None:
     """Say that a stage need not be done again."""
-    print(f"== {run.level} {stage}: nothing changed, kept as it is (--force does it again)", flush=True)
+    _print_title(
+        f"{run.level} {stage}", "nothing changed since it was done; kept as it is (--force does it again)"
+    )
 
 
 def print_summary(stage: str, metrics: dict[str, float], run: RunFolder) -> None:
-    """The numbers of a finished stage and where its results are."""
-    for key, value in metrics.items():
-        if key != "seconds":
-            print(f"   {key.replace('_', ' ')}: {format_number(value)}")
-    print(f"   wrote {run.stage(stage)} in {format_seconds(metrics['seconds'])}", flush=True)
+    """What came of a stage, and where it is."""
+    written = (("written to", f"{run.stage(stage)}, in {format_seconds(metrics['seconds'])}"),)
+    print_rows([*summary_rows(stage, metrics), *written])
+
+
+def print_next(run: RunFolder, finished: str, options: str) -> None:
+    """After a stage, the command of the next one; `options` are those it needs to find this run."""
+    following = next((name for name, stage in STAGES.items() if stage.after == finished), None)
+    rows = [("next", f"{run.level} {following}{options}")] if following else []
+    print_rows([*rows, ("the run as a page", f"{run.level} report{options}")])
+
+
+def print_finished(run: RunFolder, report: Path, options: str) -> None:
+    """After the last stage, what a newcomer may try now."""
+    _print_title("finished", f"everything is in {run.path}")
+    other = "v3" if run.level != "v3" else "v2"
+    print_rows(
+        [
+            ("see the whole story", str(report)),
+            ("try the model", f'{run.level} generate{options} --prompt "Once upon a time"'),
+            ("change a setting", f"{run.level} run{options} --set pretrain.learning_rate=1e-3"),
+            ("see all settings", f"{run.level} settings"),
+            (
+                "make it another way",
+                f"{other} run{'' if run.settings.name == 'tiny' else f' --config {run.settings.name}'}",
+            ),
+        ]
+    )
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """Label and text in two columns; long texts wrap on a terminal and stay whole in a file."""
+    if not sys.stdout.isatty():
+        for label, text in rows:
+            print(f"   {label + ':':<26}{text}", flush=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", min_width=25, no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(f"   {label}", Text(text))
+    Console(highlight=False).print(table)
+
+
+def _print_title(title: str, text: str) -> None:
+    if not sys.stdout.isatty():
+        print(f"\n== {title}: {text}", flush=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False).print(Text.assemble("\n", ("▌ " + title, "bold cyan"), "  ", (text, "dim")))
