@@ -13,6 +13,7 @@ them, and a wrong entry escapes with probability zero. Float64 only: float32 dif
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +32,13 @@ def gradcheck(
     generator = np.random.default_rng(seed)
     tensors = [Tensor(x.copy(), requires_grad=True) for x in inputs]
     output = function(*tensors)
-    weights = generator.standard_normal(output.shape)
+    weights = np.asarray(generator.standard_normal(output.shape))
     output.backward(weights)
     worst = 0.0
     for index, (x, tensor) in enumerate(zip(inputs, tensors, strict=True)):
         assert tensor.grad is not None, f"input {index} received no gradient"
         for _ in range(directions):
-            direction = generator.standard_normal(x.shape)
+            direction = np.asarray(generator.standard_normal(x.shape))
 
             after, before = (_moved(function, inputs, index, e * direction) for e in (step, -step))
             measured = float((weights * (after - before)).sum()) / (2 * step)
@@ -46,7 +47,7 @@ def gradcheck(
     return worst
 
 
-def _moved(function: Callable[..., Tensor], inputs: tuple[Array, ...], index: int, change: Array) -> Array:
+def _moved(function: Callable[..., Tensor], inputs: tuple[Array, ...], index: int, change: Any) -> Array:
     """The output after one input has changed."""
     moved = [x + change if i == index else x for i, x in enumerate(inputs)]
     return function(*map(Tensor, moved)).data

@@ -8,7 +8,7 @@ those of Hugging Face checkpoints.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,10 @@ class Module:
 
     def __init__(self) -> None:
         self.training = True
+
+    if TYPE_CHECKING:  # attributes of a subclass, seen through `Module`
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -96,17 +100,17 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Module":
         """Training mode for this module and all below it: dropout acts."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self) -> Self:
+    def eval(self) -> "Module":
         """Evaluation mode: dropout does nothing."""
         return self.train(False)
 
-    def to(self, dtype: Any) -> Self:
+    def to(self, dtype: Any) -> "Module":
         """Convert all parameters, for example to float64 for a gradient check."""
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype, copy=False)

@@ -69,7 +69,7 @@ def negative(x: Tensor) -> Tensor:
     return record(-x.data, (x,), lambda g: (-g,))
 
 
-def power(x: Tensor, exponent: float) -> Tensor:
+def power(x: Tensor, exponent: float | int) -> Tensor:
     """xᵖ for a number p;  ∂x = g p xᵖ⁻¹"""
     p, v = float(exponent), x.data
     if p == 2.0:  # np.power is 50 times slower than a product
@@ -197,7 +197,7 @@ def max(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
     return record(y, (x,), lambda g: (_with_axes(g, v.shape, axis) * share,))
 
 
-def _with_axes(y: Array, shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> Array:
+def _with_axes(y: Any, shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> Array:
     """Put the reduced axes back, with size 1."""
     axes = range(len(shape)) if axis is None else {a % len(shape) for a in np.atleast_1d(axis).tolist()}
     return np.asarray(y).reshape([1 if i in axes else size for i, size in enumerate(shape)])

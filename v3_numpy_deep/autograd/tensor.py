@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
+Gradient = np.ndarray | np.generic  # NumPy turns arrays without axes into scalars
 Derivative = Callable[[Any], Sequence[Any]]  # gradient of the result -> one gradient (or None) a parent
 
 
@@ -85,7 +86,7 @@ class Tensor:
         """The same values without the history: what is computed from it sends no gradient back."""
         return Tensor(self.data)
 
-    def backward(self, gradient: Array | None = None) -> None:
+    def backward(self, gradient: Gradient | None = None) -> None:
         """Add d self / d leaf to `grad` of every leaf that requires it, and free the history on the way.
 
         `gradient` is d loss / d self; it may be left out where self is one number, the loss. Because the history is freed,
@@ -117,7 +118,7 @@ class Tensor:
                 for parent, sent in zip(parents, derivative(gradient), strict=True):
                     waiting.add(parent, sent)
 
-    def _accumulate(self, gradient: Array | None) -> None:
+    def _accumulate(self, gradient: Gradient | None) -> None:
         """Add to `grad` of a leaf. The first is copied: an operation may hand the same array to two parents."""
         if gradient is not None:
             self.grad = np.array(gradient, order="C") if self.grad is None else self.grad + gradient
@@ -147,7 +148,7 @@ class Tensor:
     def __rtruediv__(self, other: Any) -> "Tensor":
         return operations.divide(other, self)
 
-    def __pow__(self, exponent: float) -> "Tensor":
+    def __pow__(self, exponent: float | int) -> "Tensor":
         return operations.power(self, exponent)
 
     def __matmul__(self, other: Any) -> "Tensor":
@@ -244,10 +245,10 @@ class _Gradients:
     """Gradients on their way, by tensor. A tensor that was used twice gets the sum."""
 
     def __init__(self) -> None:
-        self._arrays: dict[int, Array] = {}  # an id is safe as a key while the list `walk` holds the tensor
+        self._arrays: dict[int, Any] = {}  # an id is safe as a key while the list `walk` holds the tensor
         self._ours: set[int] = set()  # arrays made here; others may be shared, and must not be written to
 
-    def add(self, tensor: Tensor, gradient: Array | Part | None) -> None:
+    def add(self, tensor: Tensor, gradient: Gradient | Part | None) -> None:
         """Add what a derivative sent to a parent."""
         if gradient is None or not tensor.requires_grad:
             return
@@ -268,13 +269,13 @@ class _Gradients:
             self._arrays[key] = here + gradient
             self._ours.add(key)
 
-    def pop(self, tensor: Tensor) -> Array | None:
+    def pop(self, tensor: Tensor) -> Gradient | None:
         """The finished gradient of a tensor all of whose users have had their turn."""
         self._ours.discard(id(tensor))
         return self._arrays.pop(id(tensor), None)
 
 
-def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
+def _unbroadcast(gradient: Gradient, shape: tuple[int, ...]) -> Gradient:
     """Sum over the axes that broadcasting repeated: an entry read n times receives n gradients.
 
     It stands here, once, so that no operation has to think of it.

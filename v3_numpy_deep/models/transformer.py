@@ -12,8 +12,6 @@ checkpointing to choose.
     python -c "import numpy as np; from v3_numpy_deep.models.transformer import *; print(Transformer(ModelConfig()).initialize(0)(np.zeros((1, 4), int)).shape)"
 """
 
-from typing import Self
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -147,7 +145,7 @@ class Transformer(Module):
         """The token embedding of either family."""
         return self.transformer.wte if self.config.model_type == "gpt2" else self.model.embed_tokens
 
-    def initialize(self, seed: int) -> Self:
+    def initialize(self, seed: int) -> "Transformer":
         """Set the initial weights of `initialization.py`; the same seed gives the same weights at all levels."""
         parameters = dict(self.named_parameters())
         for name, weight in initial_weights(self.config, seed):

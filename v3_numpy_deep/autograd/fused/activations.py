@@ -72,7 +72,7 @@ def _tanh_of_gelu(x: Array, out: Array) -> None:
     np.tanh(out, out=out)
 
 
-def swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     """gate σ(gate) · up, the two side by side in the last axis;
     ∂up = g gate σ,  ∂gate = g up σ (1 + gate (1 − σ))"""
     shape = gate_up.shape

@@ -113,9 +113,7 @@ def _attend_backward(
         grad_k[:, tile.keys] += grad_scores.swapaxes(-1, -2) @ queries
 
 
-def _scores(
-    queries: Float[Array, "K G*t D"], k: Float[Array, "K S D"], tile: Tile
-) -> Float[Array, "K G*t n"]:
+def _scores(queries: Float[Array, "K Gt D"], k: Float[Array, "K S D"], tile: Tile) -> Float[Array, "K Gt n"]:
     """Products of a tile's queries and keys, −∞ where the mask forbids."""
     scores = queries @ k[:, tile.keys].swapaxes(-1, -2)
     if tile.bias.size:
@@ -124,12 +122,12 @@ def _scores(
     return scores
 
 
-def _group(x: Float[Array, "H T D"], tile: Tile, K: int) -> Float[Array, "K G*t D"]:
+def _group(x: Float[Array, "H T D"], tile: Tile, K: int) -> Float[Array, "K Gt D"]:
     """The tile's rows of x: the queries of the heads that share a key-value head, below each other."""
     return x[:, tile.queries].reshape(K, -1, x.shape[-1])
 
 
-def _ungroup(x: Float[Array, "H T D"], tile: Tile, rows: Float[Array, "K G*t D"]) -> None:
+def _ungroup(x: Float[Array, "H T D"], tile: Tile, rows: Float[Array, "K Gt D"]) -> None:
     """Write the tile's rows of x; the inverse of `_group`."""
     x[:, tile.queries] = rows.reshape(len(x), -1, x.shape[-1])
 

@@ -9,6 +9,8 @@ The composition is `plain_cross_entropy` in models/blocks/cross_entropy.py; leve
     python -c "from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy; help(cross_entropy)"
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -50,12 +52,12 @@ def linear_cross_entropy(
     return record(loss, (hidden, weight), lambda g: (grad_hidden * g, grad_weight * g))
 
 
-def _scale(targets: Array, ignore_index: int, dtype: np.dtype) -> Array:
+def _scale(targets: Array, ignore_index: int, dtype: np.dtype) -> Any:
     """1 / number of targets that count, in the type of the logits."""
-    return dtype.type(1.0 / max(1, np.count_nonzero(targets != ignore_index)))
+    return dtype.type(1.0 / max(1, int((targets != ignore_index).sum())))
 
 
-def _loss_and_gradient(logits: Array, targets: Array, ignore_index: int, scale: Array) -> Array:
+def _loss_and_gradient(logits: Array, targets: Array, ignore_index: int, scale: Any) -> Any:
     """Sum of the losses of these rows times `scale`; `logits` becomes its gradient, (softmax − onehot) · scale."""
     counted = targets != ignore_index
     at_target = (np.arange(len(targets)), np.where(counted, targets, 0))

@@ -15,7 +15,7 @@ from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
 
 def rotary(
-    x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T D/2"], sin: Float[Array, "#B T D/2"]
+    x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Tensor, "B H T D"]:
     """Turn each pair of x by its angle;  ∂x = g turned back"""
     return record(_turn(x.data, cos, sin), (x,), lambda g: (_turn(g, cos, -sin),))

@@ -11,7 +11,7 @@ Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 2: the same o
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -29,6 +29,7 @@ MASKED = (
 )  # added to a score that must not count; finite, so that a row without any key stays free of NaN
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What attention needs of a key-value cache (inference/kv_cache.py)."""
 
@@ -43,7 +44,7 @@ class SharedInputs:
     """What all blocks of one forward pass share."""
 
     mask: Float[Array, "#B T S"] | None = None  # None is plain causal
-    rotary: tuple[Float[Array, "#B T D/2"], Float[Array, "#B T D/2"]] | None = None  # cos and sin (llama)
+    rotary: tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]] | None = None  # cos and sin (llama)
     cache: Cache | None = None
     generator: np.random.Generator | None = None  # draws the dropout masks
     tiles: list[list[Tile]] | None = (

@@ -40,7 +40,7 @@ def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x * ops.sigmoid(x)
 
 
-def plain_swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+def plain_swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     """silu(gate) · up, where the two stand side by side in the last axis."""
     F = gate_up.shape[-1] // 2
     gate, up = ops.split(gate_up, [F, F], axis=-1)
@@ -52,7 +52,7 @@ def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return fused.gelu_new(x)
 
 
-def swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     """`plain_swiglu`, fused."""
     return fused.swiglu(gate_up)
 

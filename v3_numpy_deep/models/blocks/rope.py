@@ -19,7 +19,7 @@ from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.models.config import ModelConfig
 
 
-def rotary_frequencies(config: ModelConfig) -> Float[np.ndarray, "D/2"]:
+def rotary_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:
     """Radians per position for each pair of a head, float64; with the scaling that long-context checkpoints ask for.
 
     "linear" divides all frequencies by a factor (Chen et al. 2023). "llama3" (Llama 3.1) divides only those whose
@@ -39,15 +39,15 @@ def rotary_frequencies(config: ModelConfig) -> Float[np.ndarray, "D/2"]:
 
 
 def rotary_tables(
-    frequencies: Float[np.ndarray, "D/2"], position_ids: Int[Array, "B T"], dtype: type = np.float32
-) -> tuple[Float[Array, "B T D/2"], Float[Array, "B T D/2"]]:
+    frequencies: Float[np.ndarray, "half"], position_ids: Int[Array, "B T"], dtype: type = np.float32
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """cos and sin of every angle, computed in float64: at position 100,000 a float32 angle is off by 0.004 radians."""
     angles = position_ids[..., None] * frequencies
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
 def plain_apply_rotary(
-    x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T D/2"], sin: Float[Array, "#B T D/2"]
+    x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Tensor, "B H T D"]:
     """Turn the pairs (x_i, x_{i + D/2}) of each head by the angle of its position."""
     cos, sin = cos[:, None], sin[:, None]  # the same for all heads
@@ -57,7 +57,7 @@ def plain_apply_rotary(
 
 
 def apply_rotary(
-    x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T D/2"], sin: Float[Array, "#B T D/2"]
+    x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Tensor, "B H T D"]:
     """`plain_apply_rotary` as a product of complex numbers; the derivative of a rotation is the rotation back."""
     return fused.rotary(x, cos, sin)
