@@ -106,9 +106,8 @@ def _accumulate_gradients(
     num_targets = sum(batch.num_targets for batch in batches)
     total = torch.zeros((), device=device)
     for batch in batches:
-        share = (
-            batch.num_targets / num_targets
-        )  # a sum of means, weighted so that every token counts the same
+        # A sum of means, weighted so that every token counts the same.
+        share = batch.num_targets / num_targets
         loss = compute_loss(**_model_inputs(batch, document_masks, device)) * share
         (loss * scale).backward()
         total += loss.detach()

@@ -1,0 +1,175 @@
+"""Checkpoints from which a run continues: a Hugging Face folder, torch's optimizer state, and a little JSON.
+
+The `Trainer` would write `optimizer.pt`, `scheduler.pt` and `rng_state.pth`: pickles, which can run code when they are read,
+into a folder that is visible before it is whole. The same folder as at levels 2 and 3, where training_state.md explains it,
+is written instead from a callback: `save_pretrained`, `safetensors.torch.save_file`, JSON, and a rename at the end.
+
+    checkpoint = newest_training_state(run.stage("pretrain") / "state", run.fingerprint("pretrain"))
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import threading
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from shared_data.errors import UserError, explain_os_error
+from shared_data.files import read_json, write_json
+from v1_quick.models.checkpoint import save_model
+from v1_quick.models.transformer import Transformer
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands, apart from weights and moments; plain numbers, for JSON."""
+
+    step: int = 0  # finished optimizer steps
+    tokens: int = 0  # predictions trained on so far
+    seconds: float = 0.0  # spent in those steps; the only entry that depends on the clock
+    loader: dict[str, Any] = field(default_factory=dict)  # PackedDataLoader.state_dict()
+
+
+def save_training_state(
+    folder: Path,
+    state: TrainingState,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    *,
+    fingerprint: str,
+    keep: int,
+    tokenizer_folder: Path | None = None,
+) -> Path:
+    """Write the checkpoint of this step, drop all but the newest `keep`, return its folder.
+
+    `fingerprint` names the settings and data of the run. Raises `UserError` where the disk is full or not writable.
+    """
+    final = folder / f"step-{state.step:06d}"
+    if not final.exists():  # a run that repeats a step after a resume repeats it exactly
+        temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
+        try:
+            temporary.mkdir(parents=True)
+            save_model(model, temporary, tokenizer_folder)
+            save_file(_flat(optimizer.state_dict()), temporary / "optimizer.safetensors")
+            write_json(temporary / "training_state.json", {"fingerprint": fingerprint, **asdict(state)})
+            _flush_to_disk(temporary)
+            os.rename(temporary, final)  # from here on the checkpoint exists, all of it at once
+            _flush_to_disk(folder)
+        except OSError as error:
+            raise explain_os_error(error, final) or error from error
+        except SafetensorError as error:  # wraps what the operating system said
+            raise UserError(
+                f"cannot write {final} ({error}); free some space or choose another --out"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    for old in _checkpoints(folder)[:-keep]:
+        _remove(old)
+    return final
+
+
+def newest_training_state(folder: Path, fingerprint: str) -> Path | None:
+    """The newest checkpoint of a run with this fingerprint; None where there is none."""
+    for checkpoint in reversed(_checkpoints(folder)):
+        if read_json(checkpoint / "training_state.json").get("fingerprint") == fingerprint:
+            return checkpoint
+    return None
+
+
+def load_training_state(checkpoint: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Fill the optimizer and return where the run stood; the weights are loaded by `load_model(checkpoint)`."""
+    values = read_json(checkpoint / "training_state.json")
+    values.pop("fingerprint")
+    try:
+        saved = load_file(checkpoint / "optimizer.safetensors")
+        optimizer.load_state_dict(
+            {"state": _nested(saved), "param_groups": optimizer.state_dict()["param_groups"]}
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint} is damaged ({error}); delete it to continue from an earlier one"
+        ) from error
+    return TrainingState(**values)
+
+
+def clear_training_states(folder: Path) -> None:
+    """Delete all checkpoints and what killed runs left of unfinished ones: the run starts over."""
+    for checkpoint in _checkpoints(folder):
+        _remove(checkpoint)
+    clear_unfinished(folder)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what killed runs left under temporary names."""
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+class StopRequest:
+    """Inside `with StopRequest() as stop:`, Ctrl-C and SIGTERM only set `stop.requested`.
+
+    The loop finishes its step, saves and leaves. A second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _flat(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """torch's state of the optimizer, {parameter: {name: tensor}}, as safetensors holds it: {"parameter.name": tensor}."""
+    return {
+        f"{index}.{name}": tensor for index, entry in state["state"].items() for name, tensor in entry.items()
+    }
+
+
+def _nested(flat: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """The way back."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in flat.items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = tensor
+    return state
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """All whole checkpoints, the oldest first."""
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Rename first: a run killed while it deletes must not leave half a checkpoint under a checkpoint's name."""
+    unfinished = checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
+    os.rename(checkpoint, unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Have the operating system write a folder and its files now: a power cut must not undo what a rename promised."""
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

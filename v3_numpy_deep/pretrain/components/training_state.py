@@ -1,0 +1,162 @@
+"""Checkpoints from which a run continues bit for bit, whatever moment it was killed at.
+
+    state/step-000100/
+      config.json, model.safetensors, tokenizer files     a Hugging Face folder like any other
+      optimizer.safetensors                               both moments of every parameter, the step count
+      training_state.json                                 everything else: steps, place in the data, fingerprint
+
+A checkpoint is written under a temporary name and renamed when all of it is on disk, so a folder called `step-…` is always
+whole. Nothing in it is pickled: safetensors and JSON cannot run code (training_state.md tells what must be in it, and why
+the random numbers of dropout need no entry). Level 1 writes the same folder beside the `Trainer`'s own
+`trainer_state.json`; level 2 writes the same files.
+
+    checkpoint = newest_training_state(run.stage("pretrain") / "state", run.fingerprint("pretrain"))
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import threading
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from shared_data.errors import UserError, explain_os_error
+from shared_data.files import read_json, write_json
+from v3_numpy_deep.models.checkpoint import save_model
+from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.pretrain.components.optimizers import AdamW
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands, apart from weights and moments; plain numbers, for JSON."""
+
+    step: int = 0  # finished optimizer steps
+    tokens: int = 0  # predictions trained on so far
+    seconds: float = 0.0  # spent in those steps; the only entry that depends on the clock
+    loader: dict[str, Any] = field(default_factory=dict)  # PackedDataLoader.state_dict()
+
+
+def save_training_state(
+    folder: Path,
+    state: TrainingState,
+    model: Transformer,
+    optimizer: AdamW,
+    *,
+    fingerprint: str,
+    keep: int,
+    tokenizer_folder: Path | None = None,
+) -> Path:
+    """Write the checkpoint of this step, drop all but the newest `keep`, return its folder.
+
+    `fingerprint` names the settings and data of the run. Raises `UserError` where the disk is full or not writable.
+    """
+    final = folder / f"step-{state.step:06d}"
+    if not final.exists():  # a run that repeats a step after a resume repeats it exactly
+        temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
+        try:
+            temporary.mkdir(parents=True)
+            save_model(model, temporary, tokenizer_folder)
+            save_file(optimizer.state_dict(), temporary / "optimizer.safetensors")
+            write_json(temporary / "training_state.json", {"fingerprint": fingerprint, **asdict(state)})
+            _flush_to_disk(temporary)
+            os.rename(temporary, final)  # from here on the checkpoint exists, all of it at once
+            _flush_to_disk(folder)
+        except OSError as error:
+            raise explain_os_error(error, final) or error from error
+        except SafetensorError as error:  # wraps what the operating system said
+            raise UserError(
+                f"cannot write {final} ({error}); free some space or choose another --out"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    for old in _checkpoints(folder)[:-keep]:
+        _remove(old)
+    return final
+
+
+def newest_training_state(folder: Path, fingerprint: str) -> Path | None:
+    """The newest checkpoint of a run with this fingerprint; None where there is none."""
+    for checkpoint in reversed(_checkpoints(folder)):
+        if read_json(checkpoint / "training_state.json").get("fingerprint") == fingerprint:
+            return checkpoint
+    return None
+
+
+def load_training_state(checkpoint: Path, optimizer: AdamW) -> TrainingState:
+    """Fill the optimizer and return where the run stood; the weights are loaded by `load_model(checkpoint)`."""
+    values = read_json(checkpoint / "training_state.json")
+    values.pop("fingerprint")
+    try:
+        optimizer.load_state_dict(load_file(checkpoint / "optimizer.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{checkpoint} is damaged ({error}); delete it to continue from an earlier one"
+        ) from error
+    return TrainingState(**values)
+
+
+def clear_training_states(folder: Path) -> None:
+    """Delete all checkpoints and what killed runs left of unfinished ones: the run starts over."""
+    for checkpoint in _checkpoints(folder):
+        _remove(checkpoint)
+    clear_unfinished(folder)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what killed runs left under temporary names."""
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+class StopRequest:
+    """Inside `with StopRequest() as stop:`, Ctrl-C and SIGTERM only set `stop.requested`.
+
+    The loop finishes its step, saves and leaves. A second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """All whole checkpoints, the oldest first."""
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Rename first: a run killed while it deletes must not leave half a checkpoint under a checkpoint's name."""
+    unfinished = checkpoint.with_name(f".{checkpoint.name}.{secrets.token_hex(4)}.tmp")
+    os.rename(checkpoint, unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Have the operating system write a folder and its files now: a power cut must not undo what a rename promised."""
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,254 @@
+"""The stage `pretrain`: token files in, a language model out; resumable at any moment.
+
+This file decides what is trained and where everything goes; how a step works is in components/training_loop.py. The
+results are a Hugging Face folder (`config.json`, `model.safetensors`, the tokenizer's files), the metrics log, and numbers
+for metrics.json, among them the bits per byte on held-out text beside the lowest that any model can reach.
+
+All levels have the same stage; level 1 hands the training to `transformers.Trainer`.
+
+    uv run v3 pretrain --config tiny
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shared_data.errors import UserError
+from shared_data.files import read_json
+from shared_data.metrics_log import MetricsLog
+from shared_data.progress import Progress, progress
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v3_numpy_deep.device import resolve_device
+from v3_numpy_deep.evaluation.metrics.perplexity import bits_per_byte, perplexity, score_tokens
+from v3_numpy_deep.inference.generate import generate
+from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.config import ModelConfig
+from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
+from v3_numpy_deep.pretrain.components.training_loop import Step, evaluate_loss, train
+from v3_numpy_deep.pretrain.components.training_state import (
+    StopRequest,
+    TrainingState,
+    clear_training_states,
+    load_training_state,
+    newest_training_state,
+    save_training_state,
+)
+from v3_numpy_deep.pretrain.data_loader import PackedDataLoader, open_tokens, read_token_facts
+
+
+def pretrain(settings: Settings, run: RunFolder) -> dict[str, float]:
+    """Train the model of the settings on the token files of the run; returns the numbers of the stage.
+
+    Raises `UserError` for a corpus below one sequence, a checkpoint or tokenizer that does not fit, a diverged loss.
+    """
+    resolve_device(settings.device)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    loader = open_loader(settings, run, "train", tokenizer)
+    validation = open_loader(settings, run, "validation", tokenizer)
+    folder = run.stage("pretrain")
+
+    checkpoint = None
+    if settings.pretrain.resume:
+        checkpoint = newest_training_state(folder / "state", run.fingerprint("pretrain"))
+    model = load_model(checkpoint) if checkpoint else build_model(settings, run, tokenizer)
+    betas = (settings.pretrain.adam_beta1, settings.pretrain.adam_beta2)
+    groups = parameter_groups(model, settings.pretrain.weight_decay)
+    optimizer = AdamW(groups, settings.pretrain.learning_rate, betas, settings.pretrain.adam_epsilon)
+    state = TrainingState()
+    if checkpoint:
+        state = load_training_state(checkpoint, optimizer)
+        loader.load_state_dict(state.loader)
+    else:
+        clear_training_states(folder / "state")
+    log = MetricsLog(folder / "metrics_log.jsonl")
+    log.truncate_after(state.step)  # what a killed run logged after its last checkpoint will be logged again
+
+    with (
+        progress(settings.pretrain.steps, "pretrain", done=state.step) as bar,
+        StopRequest() as stop,
+    ):
+        after_step = _AfterStep(settings, run, model, optimizer, state, validation, tokenizer, log, bar, stop)
+        train(model, optimizer, loader, settings.pretrain, state, after_step)
+    save_model(model, folder, run.tokenizer.parent)
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "epochs": state.tokens / len(loader.tokens),
+        "parameters": sum(parameter.data.size for parameter in model.parameters()),
+        "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+        "loss": after_step.loss if after_step.loss is not None else log.rows()[-1]["loss"],
+        **held_out_numbers(settings, run, model, tokenizer),
+    }
+
+
+def open_loader(settings: Settings, run: RunFolder, split: str, tokenizer: Tokenizer) -> PackedDataLoader:
+    """Batches of a split; the training split is shuffled."""
+    path, facts = run.tokens(split), read_token_facts(run.tokens(split))
+    if facts["vocab_size"] != tokenizer.vocab_size:
+        raise UserError(
+            f"{path} was made with a tokenizer of {facts['vocab_size']} tokens, {run.tokenizer} has "
+            f"{tokenizer.vocab_size}; run the stage `tokenizer` again with --force"
+        )
+    section = settings.pretrain
+    return PackedDataLoader(
+        path,
+        section.batch_size,
+        section.sequence_length,
+        tokenizer.end_of_text_id,
+        section.seed,
+        shuffle=split == "train",
+    )
+
+
+def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Transformer:
+    """A fresh model of the settings, or that of `init_from`.
+
+    Raises `UserError` where `init_from` has another shape than `[model]` or another vocabulary than the tokenizer.
+    """
+    config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
+    if settings.pretrain.init_from is None:
+        return Transformer(config).initialize(settings.pretrain.seed)
+    source = load_model(Path(settings.pretrain.init_from))
+    _check_vocabulary(Path(settings.pretrain.init_from), source.config, run, tokenizer)
+    _check_shape(settings.pretrain.init_from, source.config, config)
+    dropout = {name: getattr(config, name) for name in ("embd_pdrop", "attention_dropout", "resid_pdrop")}
+    model = Transformer(replace(source.config, **dropout))
+    model.load_state_dict(source.state_dict())
+    return model
+
+
+def held_out_numbers(
+    settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Perplexity and bits per byte on the validation split, and the fewest bits per byte possible (or None)."""
+    facts = read_token_facts(run.tokens("validation"))
+    context = settings.pretrain.sequence_length
+    score = score_tokens(
+        model,
+        open_tokens(run.tokens("validation")),
+        context_length=context,
+        stride=min(settings.evaluate.stride or context // 2, context),
+        batch_size=settings.evaluate.batch_size,
+        end_of_text_id=tokenizer.end_of_text_id,
+    )
+    known = facts.get("log2_probability")
+    return {
+        "perplexity": perplexity(score),
+        "bits_per_byte": bits_per_byte(score, facts["bytes"]),
+        "floor_bits_per_byte": None if known is None else -known / facts["bytes"],
+    }
+
+
+class _AfterStep:
+    """What happens between two steps: the log, the progress bar, evaluation, a sample, a checkpoint, a stop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        run: RunFolder,
+        model: Transformer,
+        optimizer: AdamW,
+        state: TrainingState,
+        validation: PackedDataLoader,
+        tokenizer: Tokenizer,
+        log: MetricsLog,
+        bar: Progress,
+        stop: StopRequest,
+    ) -> None:
+        self.settings, self.run = settings, run
+        self.model, self.optimizer, self.state = model, optimizer, state
+        self.validation, self.tokenizer = validation, tokenizer
+        self.log, self.bar, self.stop = log, bar, stop
+        self.loss: float | None = None
+
+    def __call__(self, step: Step) -> None:
+        section, last = self.settings.pretrain, step.number == self.settings.pretrain.steps
+        self.loss = step.loss
+        tokens_per_second = step.tokens / step.seconds
+        row: dict[str, Any] = {}
+        if step.number % section.log_every == 0 or last:
+            row |= {
+                "loss": step.loss,
+                "gradient_norm": step.gradient_norm if math.isfinite(step.gradient_norm) else None,
+            }
+            row |= {"learning_rate": step.learning_rate, "tokens": self.state.tokens}
+            row |= {"tokens_per_second": tokens_per_second, "seconds": self.state.seconds}
+        if _is_due(step.number, section.eval_every) or last:
+            row["validation_loss"] = evaluate_loss(
+                self.model, self.validation, section.eval_batches, section.document_masks
+            )
+            self.bar.print(f"step {step.number}: validation loss {row['validation_loss']:.3f}")
+        if _is_due(step.number, section.sample_every):
+            row["sample"] = self._sample(step.number)
+            self.bar.print(f"step {step.number}: {row['sample']!r}")
+        if row:
+            self.log.append(step=step.number, **row)
+        if _is_due(step.number, section.checkpoint_every) or last or self.stop.requested:
+            self._save()
+        self.bar.update(1, loss=step.loss, tokens_per_second=tokens_per_second)
+        if self.stop.requested and not last:
+            raise KeyboardInterrupt
+
+    def _sample(self, seed: int) -> str:
+        """A continuation of the prompt of the settings; the same step of the same run gives the same text."""
+        prompt = self.settings.pretrain.sample_prompt
+        ids = generate(
+            self.model,
+            [
+                [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt)]
+            ],  # as a document begins in training
+            max_new_tokens=self.settings.pretrain.sample_tokens,
+            temperature=0.8,
+            seed=seed,
+            eos_token_id=self.tokenizer.end_of_text_id,
+        )
+        self.model.train()
+        return prompt + self.tokenizer.decode(ids[0], skip_special_tokens=True)
+
+    def _save(self) -> None:
+        """A checkpoint to continue from; the log up to here is on disk already."""
+        save_training_state(
+            self.run.stage("pretrain") / "state",
+            self.state,
+            self.model,
+            self.optimizer,
+            fingerprint=self.run.fingerprint("pretrain"),
+            keep=self.settings.pretrain.keep_checkpoints,
+            tokenizer_folder=self.run.tokenizer.parent,
+        )
+
+
+def _is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0
+
+
+def _check_vocabulary(source: Path, config: ModelConfig, run: RunFolder, tokenizer: Tokenizer) -> None:
+    """The tokens must mean what they meant to the checkpoint: same entries where it has a tokenizer, same number else."""
+    theirs = source / "tokenizer.json"
+    if theirs.is_file():
+        same = read_json(theirs)["model"]["vocab"] == read_json(run.tokenizer)["model"]["vocab"]
+        same = same and config.vocab_size >= tokenizer.vocab_size
+    else:
+        same = config.vocab_size == tokenizer.vocab_size
+    if not same:
+        raise UserError(
+            f"{source} was trained with another tokenizer than {run.tokenizer}; start from that tokenizer with "
+            f"--set tokenizer.load={source}, or leave pretrain.init_from out"
+        )
+
+
+def _check_shape(source: str, theirs: ModelConfig, ours: ModelConfig) -> None:
+    """Name the first size in which the checkpoint and `[model]` differ."""
+    names = ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["num_key_value_heads", "head_dim", "max_position_embeddings", "tie_word_embeddings"]
+    for name in names:
+        if getattr(theirs, name) != getattr(ours, name):
+            raise UserError(
+                f"{source} has {name} {getattr(theirs, name)}, the settings have {getattr(ours, name)}; "
+                f"use --set model.{name}={str(getattr(theirs, name)).lower()}"
+            )
