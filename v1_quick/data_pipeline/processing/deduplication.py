@@ -23,7 +23,11 @@ _FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT = 0.1, 0.9
 
 def shingles(text: str, words: int) -> set[str]:
     """The overlapping runs of so many words, in lower case and without punctuation."""
-    found = _WORD.findall(text.lower())
+    return _runs(_WORD.findall(text.lower()), words)
+
+
+def _runs(found: list[str], words: int) -> set[str]:
+    """Runs of so many words; a text shorter than one run is one run."""
     if not found:
         return set()
     return {" ".join(found[i : i + words]) for i in range(max(1, len(found) - words + 1))}
@@ -93,15 +97,13 @@ class Deduplicator:
         """The id of the earlier document that this one repeats, or None: then it is new, and remembered."""
         settings, report = self.settings, self.report
         report.documents += 1
-        normalised = " ".join(_WORD.findall(document.text.lower()))
-        digest = hashlib.sha1(normalised.encode()).digest()
+        words = _WORD.findall(document.text.lower())
+        digest = hashlib.sha1(" ".join(words).encode()).digest()
         if settings.exact and digest in self._texts:
             return self._found("exact", document, self._ids[self._texts[digest]], 1.0)
         number = len(self._ids)
-        if settings.near and normalised:
-            minhash = _minhash(
-                shingles(document.text, settings.shingle_words), settings.permutations, settings.seed
-            )
+        if settings.near and words:
+            minhash = _minhash(_runs(words, settings.shingle_words), settings.permutations, settings.seed)
             found = self._find_near(minhash)
             if found is not None:
                 return self._found("near", document, *found)

@@ -27,7 +27,7 @@ from shared_data.settings import DeduplicationSettings
 from v2_handwritten.data_pipeline.processing.signature_index import SignatureIndex
 
 _WORD = re.compile(r"\w+")
-_MASK = 0xFFFFFFFF
+_MASK, _SIGN = 0xFFFFFFFF, -(1 << 31)
 # Missing a duplicate costs more than checking a candidate in vain, because candidates are checked.
 _FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT = 0.1, 0.9
 
@@ -38,10 +38,13 @@ def shingles(text: str, words: int) -> set[str]:
     >>> sorted(shingles("The cat sat. The cat ran!", 2))
     ['cat ran', 'cat sat', 'sat the', 'the cat']
     """
-    found = _WORD.findall(text.lower())
+    return _runs(_WORD.findall(text.lower()), words)
+
+
+def _runs(found: list[str], words: int) -> set[str]:
+    """Runs of so many words; a text shorter than one run is one run."""
     if not found:
         return set()
-    # A text shorter than one shingle is one shingle.
     return {" ".join(found[i : i + words]) for i in range(max(1, len(found) - words + 1))}
 
 
@@ -55,8 +58,10 @@ def minhash_signature(shingle_set: set[str], permutations: int, seed: int) -> In
     digests = b"".join(hashlib.sha1(shingle.encode()).digest()[:4] for shingle in shingle_set)
     hashes = _mix(torch.frombuffer(bytearray(digests), dtype=torch.int32).long() & _MASK)  # [shingles]
     a, b = _hash_functions(permutations, seed)  # [permutations, 1] each
-    # int64 products wrap around, which leaves the low 32 bits right.
-    return ((a * hashes + b) & _MASK).amin(dim=1)
+    # int32 products wrap around, which is the arithmetic modulo 2^32 that we want. Flipping the sign bit turns the order
+    # of signed numbers into that of unsigned ones, so that the minimum is the right one.
+    smallest = ((a * hashes.to(torch.int32) + b) ^ _SIGN).amin(dim=1) ^ _SIGN
+    return smallest.long() & _MASK
 
 
 def _mix(hashes: Int[Tensor, "shingles"]) -> Int[Tensor, "shingles"]:
@@ -72,9 +77,9 @@ def _hash_functions(
 ) -> tuple[Int[Tensor, "permutations 1"], Int[Tensor, "permutations 1"]]:
     """The multipliers (odd) and the offsets, drawn as datasketch draws them."""
     generator = np.random.RandomState(seed)
-    a = generator.randint(0, 1 << 31, permutations, dtype=np.uint32).astype(np.int64) * 2 + 1
-    b = generator.randint(0, 1 << 32, permutations, dtype=np.uint32).astype(np.int64)
-    return torch.from_numpy(a)[:, None], torch.from_numpy(b)[:, None]
+    a = generator.randint(0, 1 << 31, permutations, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    b = generator.randint(0, 1 << 32, permutations, dtype=np.uint32)
+    return torch.from_numpy(a.view(np.int32))[:, None], torch.from_numpy(b.view(np.int32))[:, None]
 
 
 @lru_cache(maxsize=16)
@@ -139,14 +144,14 @@ class Deduplicator:
         """The id of the earlier document that this one repeats, or None: then it is new, and remembered."""
         settings, report = self.settings, self.report
         report.documents += 1
-        normalised = " ".join(_WORD.findall(document.text.lower()))
-        digest = hashlib.sha1(normalised.encode()).digest()
+        words = _WORD.findall(document.text.lower())
+        digest = hashlib.sha1(" ".join(words).encode()).digest()
         if settings.exact and (original := self._index.find_exact(digest)) is not None:
             return self._found("exact", document, original, 1.0)
         signature = None
-        if settings.near and normalised:
+        if settings.near and words:
             signature = minhash_signature(
-                shingles(document.text, settings.shingle_words), settings.permutations, settings.seed
+                _runs(words, settings.shingle_words), settings.permutations, settings.seed
             )
             found = self._index.find_near(signature, settings.threshold)
             if found is not None:

@@ -37,10 +37,13 @@ def shingles(text: str, words: int) -> set[str]:
     >>> sorted(shingles("The cat sat. The cat ran!", 2))
     ['cat ran', 'cat sat', 'sat the', 'the cat']
     """
-    found = _WORD.findall(text.lower())
+    return _runs(_WORD.findall(text.lower()), words)
+
+
+def _runs(found: list[str], words: int) -> set[str]:
+    """Runs of so many words; a text shorter than one run is one run."""
     if not found:
         return set()
-    # A text shorter than one shingle is one shingle.
     return {" ".join(found[i : i + words]) for i in range(max(1, len(found) - words + 1))}
 
 
@@ -141,14 +144,14 @@ class Deduplicator:
         """The id of the earlier document that this one repeats, or None: then it is new, and remembered."""
         settings, report = self.settings, self.report
         report.documents += 1
-        normalised = " ".join(_WORD.findall(document.text.lower()))
-        digest = hashlib.sha1(normalised.encode()).digest()
+        words = _WORD.findall(document.text.lower())
+        digest = hashlib.sha1(" ".join(words).encode()).digest()
         if settings.exact and (original := self._index.find_exact(digest)) is not None:
             return self._found("exact", document, original, 1.0)
         signature = None
-        if settings.near and normalised:
+        if settings.near and words:
             signature = minhash_signature(
-                shingles(document.text, settings.shingle_words), settings.permutations, settings.seed
+                _runs(words, settings.shingle_words), settings.permutations, settings.seed
             )
             found = self._index.find_near(signature, settings.threshold)
             if found is not None:
