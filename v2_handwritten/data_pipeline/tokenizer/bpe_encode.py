@@ -1,0 +1,161 @@
+"""Encoding pre-tokens: apply the merges in the order in which they were learned.
+
+Start from bytes; among all neighbouring pairs take the one with the lowest rank (the earliest merge), leftmost on a tie, join
+it, and look again until no pair is in the list (Sennrich et al. 2016, algorithm 1, run forwards). It is not "longest token
+first", and two words with the same beginning may be cut differently.
+
+Two versions, tested equal:
+- `merge_word` looks at all pairs after each merge: n merges of n pairs, and still the fastest for words of a few bytes;
+- `merge_words` hands it the short words; for the long ones it keeps, for each rank, the positions where it waits, and a linked
+  list of the symbols: n log n, so that a megabyte of one letter (one pre-token!) takes seconds instead of days.
+
+Level 1 leaves this to `tokenizers`; level 3 merges all words at once in one flat array.
+
+    python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_encode import *; print(merge_word([0, 0, 1], Merges([(0, 0), (2, 1)], [2, 3])))"
+"""
+
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+from shared_data.errors import UserError
+from v2_handwritten.data_pipeline.tokenizer.byte_level import BYTE_TO_SYMBOL
+
+_LONG_WORD = (
+    100  # bytes from which `_merge_long` is the faster one (measured: they break even between 80 and 120)
+)
+
+Pair = tuple[int, int]
+
+
+class Merges:
+    """The learned merges: the rank of each pair (its place in the list), and the id that each rank makes."""
+
+    def __init__(self, pairs: list[Pair], new_ids: list[int]) -> None:
+        # A pair that is listed twice keeps its last place, as in `tokenizers`.
+        self.rank = {pair: rank for rank, pair in enumerate(pairs)}
+        self.pairs = pairs
+        self.new_ids = new_ids
+
+
+def merge_word(ids: Sequence[int], merges: Merges) -> list[int]:
+    """Merge the symbols of a word; rereads all pairs after each merge.
+
+    >>> a, b, ab, aab = 0, 1, 2, 3
+    >>> merge_word([a, a, b], Merges([(a, b), (a, ab)], [ab, aab]))
+    [3]
+    """
+    ids = list(ids)
+    rank_of, none = merges.rank.get, len(merges.pairs)
+    while len(ids) > 1:
+        ranks = [rank_of(pair, none) for pair in pairwise(ids)]
+        lowest = min(ranks)
+        if lowest == none:
+            break
+        position = ranks.index(lowest)  # the leftmost
+        ids[position : position + 2] = [merges.new_ids[lowest]]
+    return ids
+
+
+def merge_words(words: Sequence[Sequence[int]], merges: Merges) -> list[list[int]]:
+    """The same result for many words, of any length."""
+    return [
+        merge_word(word, merges) if len(word) < _LONG_WORD else _merge_long(word, merges) for word in words
+    ]
+
+
+def _merge_long(ids: Sequence[int], merges: Merges) -> list[int]:
+    """The same result for one word, in n log n."""
+    ids = list(ids)
+    end = len(ids)
+    following = list(range(1, end + 1))  # a linked list: joining two symbols moves nothing
+    preceding = list(range(-1, end - 1))
+    waiting: dict[int, list[int]] = {}  # rank -> positions of the left symbol, some of them out of date
+    for position, pair in enumerate(pairwise(ids)):
+        if (rank := merges.rank.get(pair)) is not None:
+            waiting.setdefault(rank, []).append(position)
+    ranks = list(waiting)
+    heapify(ranks)
+
+    def wait(left: int, right: int) -> None:
+        """Note a newly formed pair, if it is one that merges."""
+        if (rank := merges.rank.get((ids[left], ids[right]))) is not None:
+            if rank not in waiting:
+                waiting[rank] = []
+                heappush(ranks, rank)
+            waiting[rank].append(left)
+
+    while ranks:
+        rank = heappop(ranks)
+        a, b = merges.pairs[rank]
+        positions = sorted(waiting.pop(rank))
+        for done, left in enumerate(positions, 1):
+            right = following[left]
+            if ids[left] != a or right == end or ids[right] != b:
+                continue  # one of the two was merged meanwhile
+            ids[left], ids[right] = merges.new_ids[rank], -1
+            following[left] = after = following[right]
+            if after != end:
+                preceding[after] = left
+                wait(left, after)
+            if preceding[left] >= 0:
+                wait(preceding[left], left)
+            if ranks and ranks[0] < rank:
+                # The new pair comes before this one (only in files that no trainer wrote): the rest waits again.
+                if rest := positions[done:]:
+                    waiting[rank] = rest
+                    heappush(ranks, rank)
+                break
+    return [symbol for symbol in ids if symbol >= 0]
+
+
+class WordEncoder:
+    """From pre-tokens to their ids: the vocabulary, the merges, and the options of a `tokenizer.json` model."""
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        ignore_merges: bool = False,
+        unknown_token: str | None = None,
+        fuse_unknown: bool = False,
+    ) -> None:
+        """`merges` are pairs of tokens, most important first; raises `UserError` for one that is not in `vocab`."""
+        self._vocab = vocab if ignore_merges else {}
+        try:
+            pairs = [(vocab[left], vocab[right]) for left, right in merges]
+            self.merges = Merges(pairs, [vocab[left + right] for left, right in merges])
+            self._unknown_id = None if unknown_token is None else vocab[unknown_token]
+        except KeyError as error:
+            raise UserError(
+                f"the merges or the unknown token name {error}, which is not in the vocabulary; the file is damaged or its"
+                " vocabulary and merges belong to different tokenizers"
+            ) from error
+        self._byte_ids = [vocab.get(BYTE_TO_SYMBOL[byte]) for byte in range(256)]
+        self._fuse_unknown = fuse_unknown
+
+    def encode(self, words: Sequence[str]) -> list[list[int]]:
+        """Ids of each pre-token."""
+        data = [word.encode("utf-8") for word in words]
+        ids = merge_words([self._bytes_to_ids(word) for word in data], self.merges)
+        if (
+            self._vocab
+        ):  # Llama-3's ignore_merges: a word that is a token is that token, whatever the merges make of it
+            for place, word in enumerate(data):
+                whole = self._vocab.get("".join(map(BYTE_TO_SYMBOL.__getitem__, word)))
+                if whole is not None:
+                    ids[place] = [whole]
+        return ids
+
+    def _bytes_to_ids(self, data: bytes) -> list[int]:
+        """One id a byte; a byte outside of the vocabulary becomes the unknown token, or nothing where there is none."""
+        ids = []
+        for byte in data:
+            known = self._byte_ids[byte]
+            if known is not None:
+                ids.append(known)
+            elif self._unknown_id is not None and not (
+                self._fuse_unknown and ids and ids[-1] == self._unknown_id
+            ):
+                ids.append(self._unknown_id)
+        return ids
