@@ -49,11 +49,19 @@ def _is_about(error: OSError, temporary: Path, path: Path) -> bool:
     return named is None or Path(os.fsdecode(named)) in (temporary, path, *path.parents)
 
 
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """A value as JSON in UTF-8 and a line end: readable letters, escapes only where UTF-8 has no bytes for them."""
+    try:
+        return (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:  # a lone surrogate: half of a pair that some program tore apart
+        return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write a value as indented JSON, atomically; NaN and infinity are refused, as JSON has neither."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path, "w") as file:
-        file.write(text + "\n")
+    content = json_bytes(value, indent=2)
+    with atomic_write(path) as file:
+        file.write(content)
 
 
 def read_json(path: Path | str) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.errors import explain_os_error
-from shared_data.files import atomic_write
+from shared_data.files import atomic_write, json_bytes
 
 _CLOCK_KEYS = ("seconds", "tokens_per_second")
 
@@ -47,12 +47,8 @@ class MetricsLog:
         for path in (self.path, self.timings_path):
             kept = [row for row in _read_lines(path) if row["step"] <= step]
             if path.exists():
-                with atomic_write(path, "w") as file:
-                    file.writelines(_line(row) for row in kept)
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+                with atomic_write(path) as file:
+                    file.writelines(map(json_bytes, kept))
 
 
 def _append_line(path: Path, row: dict[str, Any]) -> None:
@@ -60,7 +56,7 @@ def _append_line(path: Path, row: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0) as file:
-            file.write(_line(row).encode())
+            file.write(json_bytes(row))
     except OSError as error:
         raise explain_os_error(error, path) or error from error
 

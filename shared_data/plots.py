@@ -17,6 +17,10 @@ from shared_data.files import atomic_write
 
 BLUE, ORANGE, GREEN, RED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
 _INK = "#010203"  # stands for the text colour while matplotlib draws
+_COLUMN, _PAGE = (
+    (4.6, 2.8),
+    (7.4, 3.4),
+)  # inches, for plots that share the width of a page, or have it to themselves
 _STYLE = {
     "axes.edgecolor": _INK,
     "axes.grid": True,
@@ -42,7 +46,7 @@ _STYLE = {
 
 
 @contextmanager
-def _axes(path: Path | str, size: tuple[float, float] = (6.4, 3.2)) -> Iterator[Any]:
+def _axes(path: Path | str, size: tuple[float, float] = _COLUMN) -> Iterator[Any]:
     """Axes to draw on; the figure is written to the path when the block ends."""
     import matplotlib
 
@@ -73,18 +77,30 @@ def plot_lines(
     y_label: str = "",
     floor: tuple[str, float] | None = None,
     log_y: bool = False,
+    wide: bool = False,
 ) -> None:
     """Draw named curves, each as (x, y), and a dashed level that none should cross (name, height)."""
-    with _axes(path) as axes:
+    with _axes(path, _PAGE if wide else _COLUMN) as axes:
         for (name, (x, y)), color in zip(series.items(), (BLUE, ORANGE, GREEN, RED), strict=False):
             axes.plot(x, y, label=name, color=color, marker="o" if len(x) <= 12 else None, markersize=3.5)
         if floor is not None:
             axes.axhline(floor[1], color=RED, linestyle=(0, (5, 3)), linewidth=1.2, label=floor[0])
         if log_y:
-            axes.set_yscale("log")
+            _logarithmic(axes)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if len(series) > 1 or floor is not None:
             axes.legend()
+
+
+def _logarithmic(axes: Any) -> None:
+    """A logarithmic y axis with numbers as people write them, at 1, 2 and 5 of each power of ten."""
+
+    def label(value: float, position: int) -> str:
+        return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(label)
+    axes.yaxis.set_minor_formatter(label)
 
 
 def plot_training(rows: Sequence[Mapping[str, Any]], floor: float | None, path: Path | str) -> None:
@@ -95,7 +111,7 @@ def plot_training(rows: Sequence[Mapping[str, Any]], floor: float | None, path: 
         if points:
             series[name] = ([x for x, _ in points], [y for _, y in points])
     level = ("entropy floor", floor) if floor is not None else None
-    plot_lines(series, path, title="Loss", y_label="nats per token", floor=level)
+    plot_lines(series, path, title="Loss", y_label="nats per token", floor=level, wide=True)
 
 
 def plot_histogram(
@@ -119,7 +135,7 @@ def plot_bars(
 ) -> None:
     """Named amounts, the largest on top."""
     ordered = sorted(counts.items(), key=lambda item: item[1])
-    with _axes(path, (6.4, 0.8 + 0.3 * len(ordered))) as axes:
+    with _axes(path, (_COLUMN[0], max(_COLUMN[1], 0.8 + 0.25 * len(ordered)))) as axes:
         bars = axes.barh(
             [name.replace("_", " ") for name, _ in ordered], [n for _, n in ordered], color=BLUE, alpha=0.85
         )

@@ -70,7 +70,7 @@ def _header(run: RunFolder) -> Iterator[str]:
     if floor := result.get("floor_bits_per_byte"):
         facts.append((f"{result['bits_per_byte'] / floor:.3f} ×", f"the entropy floor of {floor:.4f}"))
     if "perplexity" in result:
-        facts.append((f"{result['perplexity']:.3f}", "perplexity, of a token"))
+        facts.append((f"{result['perplexity']:.3f}", "perplexity per token"))
     if "bytes" in data:
         facts.append((f"{data['bytes'] / 1e6:.1f} MB", "of clean text"))
     if "parameters" in training:
@@ -116,6 +116,7 @@ def _comparison(runs: list[RunFolder]) -> list[str]:
             runs[0].path / "report" / "comparison.svg",
             title="Training loss",
             y_label="nats per token",
+            wide=True,
         )
         parts.append(html.figure(runs[0].path / "report" / "comparison.svg"))
     return [*parts, html.table(rows, ["", *(run.level for run in runs)], numbers=True)]
@@ -138,14 +139,16 @@ def _corpus(run: RunFolder) -> Iterator[str]:
         yield html.paragraph(f"Text from {source}.")
     yield html.table(summary_rows("data", metrics))
     folder = run.stage("data")
-    for name, caption in (
-        ("dropped", "Documents that were dropped, and the rule that did it."),
-        ("repairs", "Documents that were repaired, and how."),
-        ("lengths", "How long the documents are."),
-        ("zipf", "Natural language follows Zipf's law: a word's frequency falls with its rank."),
-    ):
-        yield html.figure(folder / f"{name}.svg", caption)
-    yield from _dropped_examples(read_json(folder / "report.json"))
+    yield html.side_by_side(
+        html.figure(folder / f"{name}.svg", caption)
+        for name, caption in (
+            ("dropped", "Documents that were dropped, and the rule that did it."),
+            ("repairs", "Documents that were repaired, and how."),
+            ("lengths", "How long the documents are."),
+            ("zipf", "Natural language follows Zipf's law: a word's frequency falls with its rank."),
+        )
+    )
+    yield from _dropped_examples(_read(folder / "report.json", {}))
 
 
 def _dropped_examples(report: dict[str, Any]) -> Iterator[str]:
@@ -177,11 +180,15 @@ def _tokenizer(run: RunFolder) -> Iterator[str]:
         "Byte-level BPE starts from the 256 bytes and keeps merging the most frequent pair of neighbours into a new token."
     )
     yield html.table(summary_rows("tokenizer", metrics))
-    model = read_json(run.tokenizer).get("model", {})
+    tokenizer = _read(run.tokenizer, {})
+    model, special = (
+        tokenizer.get("model", {}),
+        {token["content"] for token in tokenizer.get("added_tokens", [])},
+    )
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
     if merges:
         yield "<h3>The first merges</h3>" + html.tokens(merges[:24])
-        longest = sorted(model.get("vocab", {}), key=lambda token: (-len(token), token))[:16]
+        longest = sorted(set(model.get("vocab", {})) - special, key=lambda token: (-len(token), token))[:16]
         yield "<h3>The longest tokens</h3>" + html.tokens(longest)
 
 
@@ -199,31 +206,36 @@ def _training(run: RunFolder) -> Iterator[str]:
         )
     else:
         yield html.table(summary_rows("pretrain", metrics))
-    plots = run.path / "report"
     floor = _floor_in_nats(run)
-    plot_training(rows, floor, plots / "loss.svg")
-    yield html.figure(
-        plots / "loss.svg",
-        "The loss is how surprised the model is by the next token."
-        + (
-            " The dashed line is the entropy of the text: what is left when everything that can be known is known."
-            if floor
-            else ""
-        ),
-    )
-    for key, title in (
-        ("learning_rate", "Learning rate"),
-        ("gradient_norm", "Norm of the gradient, before clipping"),
-    ):
-        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        if points:
-            plot_lines(
-                {title: ([x for x, _ in points], [y for _, y in points])}, plots / f"{key}.svg", title=title
-            )
-            yield html.figure(plots / f"{key}.svg")
+    caption = "The loss is how surprised the model is by the next token."
+    if floor is not None:
+        caption += " The dashed line is the entropy of the text: the surprise that is left when all that can be known is known."
+    plot_training(rows, floor, run.path / "report" / "loss.svg")
+    yield html.figure(run.path / "report" / "loss.svg", caption)
+    yield html.side_by_side(_curves(run, rows, floor))
     samples = [(f"step {row['step']:,}", row["sample"]) for row in rows if row.get("sample")]
     if samples:
         yield "<h3>What it wrote while it learned</h3>" + html.table(samples)
+
+
+def _curves(run: RunFolder, rows: list[dict[str, Any]], floor: float | None) -> Iterator[str]:
+    """Small plots: what is left above the floor, the learning rate, the gradient."""
+    if floor is not None:
+        rows = [{**row, "above": row["loss"] - floor} if row.get("loss") else row for row in rows]
+    for key, title, log_y in (
+        ("above", "Training loss above the floor", True),
+        ("learning_rate", "Learning rate", False),
+        ("gradient_norm", "Norm of the gradient, before clipping", True),
+    ):
+        points = [
+            (row["step"], row[key])
+            for row in rows
+            if row.get(key) is not None and (row[key] > 0 or not log_y)
+        ]
+        if points:
+            path = run.path / "report" / f"{key}.svg"
+            plot_lines({title: tuple(zip(*points, strict=True))}, path, title=title, log_y=log_y)  # type: ignore[dict-item]
+            yield html.figure(path)
 
 
 def _evaluation(run: RunFolder) -> Iterator[str]:
@@ -249,7 +261,7 @@ def _generation(run: RunFolder) -> Iterator[str]:
         f"Temperature {section.temperature:g}, top-k {section.top_k or 'off'}, top-p {section.top_p or 'off'}, seed {section.seed}; the prompt in bold.",
         "soft",
     )
-    for sample in read_json(run.stage("generate") / "samples.json"):
+    for sample in _read(run.stage("generate") / "samples.json", []):
         yield html.quote(sample["text"], sample["prompt"])
 
 
@@ -281,14 +293,18 @@ def _missing(run: RunFolder, stage: str) -> str:
     return html.paragraph(f"The stage {stage} has not finished yet: {run.level} {stage}.", "soft")
 
 
+def _read(path: Path, default: Any) -> Any:
+    """A JSON file of a stage, or the default where the stage did not write it."""
+    return read_json(path) if path.exists() else default
+
+
 def _log(run: RunFolder) -> MetricsLog:
     return MetricsLog(run.path / "pretrain" / "metrics_log.jsonl")
 
 
 def _floor_in_nats(run: RunFolder) -> float | None:
     """The entropy of the validation text in the unit of the loss: nats per token."""
-    path = run.path / "tokenizer" / "validation.json"
-    facts = read_json(path) if path.exists() else {}
+    facts = _read(run.path / "tokenizer" / "validation.json", {})
     bits = facts.get("log2_probability")
     return -bits * math.log(2) / facts["tokens"] if bits is not None else None
 

@@ -54,7 +54,7 @@ def test_an_error_about_another_file_inside_the_block_is_not_blamed_on_this_one(
 
 
 def test_json_round_trips_and_refuses_nan(tmp_path: Path) -> None:
-    value = {"text": "naïve ☃", "numbers": [1, 2.5, None]}
+    value = {"text": "naïve ☃", "lone surrogate": "\ud800", "numbers": [1, 2.5, None]}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
     with pytest.raises(ValueError, match="not JSON compliant"):

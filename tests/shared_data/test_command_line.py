@@ -1,0 +1,162 @@
+"""The command line: options reach the stages, mistakes are one line, bugs keep their traceback."""
+
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from shared_data.command_line import build_app
+from shared_data.errors import UserError
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
+from shared_data.stages import STAGES
+
+received: list[Settings] = []
+failure: list[BaseException] = []
+
+
+def do_stage(settings: Settings, run: RunFolder) -> dict[str, float]:
+    received.append(settings)
+    if failure:
+        raise failure.pop()
+    return {"documents": 1}
+
+
+def generate_command(settings, run, prompts, checkpoint, use_cache, write) -> None:  # type: ignore[no-untyped-def]
+    received.append(settings)
+    for prompt in prompts:
+        write(f"{prompt}|{checkpoint}|{use_cache}\n")
+
+
+def v2(*arguments: str | Path) -> int:
+    """Run a command line in this process; the exit code."""
+    received.clear()
+    app = build_app("v2", "A level for tests.", dict.fromkeys(STAGES, f"{__name__}:do_stage"))
+    try:
+        app([str(argument) for argument in arguments])
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    return 0
+
+
+def test_every_stage_has_a_command_and_every_option_a_line_of_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert v2("--help") == 0
+    commands = capsys.readouterr().out
+    for name in ("run", *STAGES, "report", "settings"):
+        assert re.search(rf"│ {name} +\S", commands)
+        assert v2(name, "--help") == 0
+        text = capsys.readouterr().out
+        for option in re.findall(r"│ +(--[a-z-]+).*", text):
+            line = next(line for line in text.splitlines() if option in line)
+            assert re.search(r"[A-Za-z]{3,}.*\s\s\S.*[a-z]", line), line
+
+
+def test_options_become_settings(tmp_path: Path) -> None:
+    options = [
+        "--config",
+        "smoke",
+        "--set",
+        "data.text_field=body",
+        "--seed",
+        "9",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path,
+    ]
+    assert v2("data", *options) == 0
+    settings = received[0]
+    assert (settings.name, settings.data.text_field, settings.device) == ("smoke", "body", "cpu")
+    assert (settings.data.seed, settings.pretrain.seed, settings.generate.seed) == (9, 9, 9)
+    assert (tmp_path / "data" / "finished.json").is_file()
+
+
+def test_run_does_all_stages_and_writes_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ("data", "tokenizer"):
+        assert v2(stage, "--config", "smoke", "--out", tmp_path) == 0
+    assert f"next:                     v2 pretrain --config smoke --out {tmp_path}" in capsys.readouterr().out
+    assert v2("run", "--config", "smoke", "--out", tmp_path) == 0
+    assert len(received) == len(STAGES) - 2
+    assert f"see the whole story:      {tmp_path / 'report.html'}" in capsys.readouterr().out
+
+
+def test_generate_passes_prompts_and_sampling_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "config.json").touch()
+    options = [
+        "-p",
+        "a",
+        "-p",
+        "b",
+        "--temperature",
+        "0",
+        "--top-k",
+        "5",
+        "-n",
+        "3",
+        "--seed",
+        "4",
+        "--no-cache",
+    ]
+    for stream in ("--stream", "--no-stream"):
+        assert v2("generate", "--out", tmp_path, *options, stream) == 0
+        assert capsys.readouterr().out == "a|None|False\nb|None|False\n"
+        section = received[0].generate
+        assert (section.temperature, section.top_k, section.max_new_tokens, section.seed) == (0, 5, 3, 4)
+        assert received[0].pretrain.seed == 0  # the model's own seed is not the sampler's
+
+
+def test_settings_are_shown_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert v2("settings", "--set", "pretrain.steps=7") == 0
+    assert "# optimizer steps\nsteps = 7\n" in capsys.readouterr().out
+
+
+FAILURES: list[tuple[BaseException, str]] = [
+    (UserError("the file is empty;\nuse another"), "error: the file is empty; use another\n"),
+    (KeyboardInterrupt(), "interrupted: "),
+    (
+        OSError(errno.ENOSPC, "No space left on device", "x.bin"),
+        "error: x.bin: No space left on device; free some space",
+    ),
+    (
+        PermissionError(errno.EACCES, "Permission denied", "x.bin"),
+        "error: x.bin: Permission denied; check the permissions",
+    ),
+    (OSError(errno.EROFS, "Read-only file system"), "error: Read-only file system; choose a writable folder"),
+    (MemoryError(), "error: out of memory; lower pretrain.batch_size"),
+]
+
+
+@pytest.mark.parametrize(("error", "line"), FAILURES, ids=lambda value: type(value).__name__)
+def test_what_a_user_can_cause_is_one_line_and_exit_code_2(
+    error: BaseException, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure.append(error)
+    assert v2("data", "--out", tmp_path) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    failure.append(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        v2("data", "--out", tmp_path)
+
+
+def test_a_wrong_call_is_one_line_that_names_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, line in (
+        (["data", "--sett", "x=1"], r"error: No such option: --sett.*; see `.* data --help`\n"),
+        (["date"], r"error: No such command 'date'.*; see `.* --help`\n"),
+        (["data", "--seed", "-1"], r"error: Invalid value for '--seed'.*; see `.* data --help`\n"),
+        (["data", "extra"], r"error: Got unexpected extra argument.*; see `.* data --help`\n"),
+    ):
+        assert v2(*arguments) == 2
+        assert re.fullmatch(line, capsys.readouterr().err)
