@@ -9,6 +9,7 @@ Nothing heavy is imported before a command runs (`--help` answers in a fraction 
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,12 +50,14 @@ Force = Annotated[bool, typer.Option("--force", help="Do it again even if nothin
 class _Group(TyperGroup):
     """The commands of a level; every mistake in calling them is one line, as any other mistake of the user's."""
 
-    def main(self, args: list[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any
+    ) -> Any:
         """Run a command line and leave the process with its exit code."""
         with one_line_errors():
             try:
                 with self.make_context(
-                    prog_name or Path(sys.argv[0]).name, sys.argv[1:] if args is None else args
+                    prog_name or Path(sys.argv[0]).name, list(sys.argv[1:] if args is None else args)
                 ) as context:
                     self.invoke(context)
             except Exit as leave:

@@ -56,7 +56,7 @@ def _axes(path: Path | str, size: tuple[float, float] = _COLUMN) -> Iterator[Any
     path = Path(path)
     is_svg = path.suffix == ".svg"
     # The salt makes the ids inside an SVG the same on every run, and different between plots of one page.
-    style = {**_STYLE, "svg.hashsalt": path.name}
+    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": path.name}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size)
         yield figure.subplots()

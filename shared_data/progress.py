@@ -95,7 +95,8 @@ class _Bar:
             console=self._console,
             refresh_per_second=5,
         )
-        self._task = self._rich.add_task(description, total=total, completed=done, numbers="")
+        self._task = self._rich.add_task(description, total=total, numbers="")
+        self._rich.update(self._task, completed=done)
         self._numbers: dict[str, float | str] = {}
 
     def __enter__(self) -> Self:

@@ -34,41 +34,47 @@ class Section(BaseModel):
 class CleaningSettings(Section):
     """Which documents are repaired, and which are dropped (after Gopher, Rae et al. 2021, and C4, Raffel et al. 2020)."""
 
-    enabled: bool = Field(True, description="repair and filter documents before deduplication")
-    min_words: int = Field(15, ge=0, description="drop documents of fewer words")
-    max_words: int = Field(100_000, ge=1, description="drop documents of more words")
+    enabled: bool = Field(default=True, description="repair and filter documents before deduplication")
+    min_words: int = Field(default=15, ge=0, description="drop documents of fewer words")
+    max_words: int = Field(default=100_000, ge=1, description="drop documents of more words")
     min_mean_word_length: float = Field(
-        2.5, ge=0, description="drop documents whose words are shorter on average, in characters"
+        default=2.5, ge=0, description="drop documents whose words are shorter on average, in characters"
     )
     max_mean_word_length: float = Field(
-        10.0, ge=0, description="drop documents whose words are longer on average, in characters"
+        default=10.0, ge=0, description="drop documents whose words are longer on average, in characters"
     )
     max_symbol_ratio: float = Field(
-        0.1, ge=0, le=1, description="drop documents with more '#' and '…' per word"
+        default=0.1, ge=0, le=1, description="drop documents with more '#' and '…' per word"
     )
     min_alphabetic_ratio: float = Field(
-        0.7, ge=0, le=1, description="drop documents where fewer words hold a letter"
+        default=0.7, ge=0, le=1, description="drop documents where fewer words hold a letter"
     )
     max_bullet_line_ratio: float = Field(
-        0.9, ge=0, le=1, description="drop documents where more lines start with a bullet"
+        default=0.9, ge=0, le=1, description="drop documents where more lines start with a bullet"
     )
     max_ellipsis_line_ratio: float = Field(
-        0.3, ge=0, le=1, description="drop documents where more lines end with an ellipsis"
+        default=0.3, ge=0, le=1, description="drop documents where more lines end with an ellipsis"
     )
     max_duplicate_line_ratio: float = Field(
-        0.3, ge=0, le=1, description="drop documents where more lines repeat an earlier line"
+        default=0.3, ge=0, le=1, description="drop documents where more lines repeat an earlier line"
     )
     max_top_ngram_ratio: float = Field(
-        0.25, ge=0, le=1, description="drop documents where the commonest 2- to 4-gram covers more characters"
+        default=0.25,
+        ge=0,
+        le=1,
+        description="drop documents where the commonest 2- to 4-gram covers more characters",
     )
     max_duplicate_ngram_ratio: float = Field(
-        0.6, ge=0, le=1, description="drop documents where repeated 5- to 10-grams cover more characters"
+        default=0.6,
+        ge=0,
+        le=1,
+        description="drop documents where repeated 5- to 10-grams cover more characters",
     )
     min_stop_words: int = Field(
-        2, ge=0, description="drop documents with fewer distinct English stop words (Gopher: 2)"
+        default=2, ge=0, description="drop documents with fewer distinct English stop words (Gopher: 2)"
     )
     min_language_ratio: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         le=1,
         description="drop documents where English function words are a smaller part of all words",
@@ -95,63 +101,67 @@ class CleaningSettings(Section):
 class DeduplicationSettings(Section):
     """Exact and near-duplicate removal: MinHash (Broder 1997) with banded locality-sensitive hashing."""
 
-    exact: bool = Field(True, description="drop documents whose normalised text was seen before")
+    exact: bool = Field(default=True, description="drop documents whose normalised text was seen before")
     near: bool = Field(
-        True,
+        default=True,
         description="drop documents whose estimated Jaccard similarity to a kept one reaches the threshold",
     )
     threshold: float = Field(
-        0.7,
+        default=0.7,
         gt=0,
         lt=1,
         description="Jaccard similarity of shingle sets from which documents count as duplicates",
     )
-    permutations: int = Field(128, ge=8, description="hash functions in a MinHash signature")
-    shingle_words: int = Field(5, ge=1, description="words in a shingle")
-    seed: int = Field(1, ge=0, description="seed of the hash functions")
+    permutations: int = Field(default=128, ge=8, description="hash functions in a MinHash signature")
+    shingle_words: int = Field(default=5, ge=1, description="words in a shingle")
+    seed: int = Field(default=1, ge=0, description="seed of the hash functions")
 
 
 class DataSettings(Section):
     """The corpus: where it comes from, how much of it, how it is cleaned."""
 
     source: str = Field(
-        "story_world",
+        default="story_world",
         description="'story_world', a file, folder or glob (.txt .jsonl .json .csv .parquet, .gz), or a hub dataset such as roneneldan/TinyStories",
     )
     text_field: str = Field(
-        "text", description="the field of a record (JSON, CSV, parquet, hub) that holds the text"
+        default="text", description="the field of a record (JSON, CSV, parquet, hub) that holds the text"
     )
-    hub_split: str = Field("train", description="split of a hub dataset")
-    hub_config: str | None = Field(None, description="configuration (subset) of a hub dataset")
+    hub_split: str = Field(default="train", description="split of a hub dataset")
+    hub_config: str | None = Field(default=None, description="configuration (subset) of a hub dataset")
     hub_endpoint: str = Field(
-        "https://huggingface.co", description="address of the hub, or of a mirror (levels 2 and 3)"
+        default="https://huggingface.co", description="address of the hub, or of a mirror (levels 2 and 3)"
     )
     hub_cache: str = Field(
-        "~/.cache/llm-from-scratch", description="folder that keeps downloaded hub files (levels 2 and 3)"
+        default="~/.cache/llm-from-scratch",
+        description="folder that keeps downloaded hub files (levels 2 and 3)",
     )
     text_unit: Literal["auto", "file", "paragraphs", "line"] = Field(
-        "auto",
+        default="auto",
         description="what a document of a .txt file is; auto: the parts between <|endoftext|>, else the file, or groups of paragraphs if it is large or the only one",
     )
-    encoding: str = Field("utf-8", description="encoding of local text files")
+    encoding: str = Field(default="utf-8", description="encoding of local text files")
     max_megabytes: float = Field(
-        8.0, gt=0, description="read at most this much text, in millions of bytes of UTF-8"
+        default=8.0, gt=0, description="read at most this much text, in millions of bytes of UTF-8"
     )
     validation_fraction: float = Field(
-        0.03, gt=0, lt=0.5, description="part of a user's corpus held out for validation, by document"
+        default=0.03, gt=0, lt=0.5, description="part of a user's corpus held out for validation, by document"
     )
     test_fraction: float = Field(
-        0.03, ge=0, lt=0.5, description="part of a user's corpus held out for testing, by document"
+        default=0.03, ge=0, lt=0.5, description="part of a user's corpus held out for testing, by document"
     )
     validation_megabytes: float = Field(
-        0.4,
+        default=0.4,
         gt=0,
         description="story world: text of the validation split, in millions of bytes; the test split is as large",
     )
     dirt_fraction: float = Field(
-        0.2, ge=0, lt=1, description="story world: part of the training documents that is dirt or a duplicate"
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="story world: part of the training documents that is dirt or a duplicate",
     )
-    seed: int = Field(0, ge=0, description="seed of the story world and of the split")
+    seed: int = Field(default=0, ge=0, description="seed of the story world and of the split")
     cleaning: CleaningSettings = CleaningSettings()
     deduplication: DeduplicationSettings = DeduplicationSettings()
 
@@ -171,19 +181,21 @@ class TokenizerSettings(Section):
     """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019)."""
 
     load: str | None = Field(
-        None,
+        default=None,
         description="use this tokenizer.json (or a folder with one, or vocab.json and merges.txt) instead of training",
     )
-    vocab_size: int = Field(1024, ge=256, description="tokens, with the 256 bytes and the special tokens")
-    pattern: Literal["gpt2", "gpt4"] = Field(
-        "gpt4", description="the regular expression that splits text into pre-tokens"
+    vocab_size: int = Field(
+        default=1024, ge=256, description="tokens, with the 256 bytes and the special tokens"
     )
-    min_frequency: int = Field(2, ge=1, description="merge only pairs at least this frequent")
+    pattern: Literal["gpt2", "gpt4"] = Field(
+        default="gpt4", description="the regular expression that splits text into pre-tokens"
+    )
+    min_frequency: int = Field(default=2, ge=1, description="merge only pairs at least this frequent")
     special_tokens: list[str] = Field(
         default=SPECIAL_TOKENS, min_length=1, description="tokens outside of BPE; the first ends a document"
     )
     train_megabytes: float = Field(
-        8.0, gt=0, description="train on at most this much text, in millions of bytes"
+        default=8.0, gt=0, description="train on at most this much text, in millions of bytes"
     )
 
     @model_validator(mode="after")

@@ -16,31 +16,35 @@ from shared_data.settings_data import DataSettings, Section, TokenizerSettings
 class ModelSettings(Section):
     """The architecture; names as in Hugging Face configurations. The vocabulary size comes from the tokenizer."""
 
-    model_type: Literal["gpt2", "llama"] = Field("llama", description="the family: GPT-2 or Llama")
-    hidden_size: int = Field(128, ge=1, description="C, the width of the residual stream")
+    model_type: Literal["gpt2", "llama"] = Field(default="llama", description="the family: GPT-2 or Llama")
+    hidden_size: int = Field(default=128, ge=1, description="C, the width of the residual stream")
     intermediate_size: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="F, width of the feed-forward layer; default 4 C (gpt2), 8/3 C rounded up to 32 (llama)",
     )
-    num_hidden_layers: int = Field(4, ge=1, description="number of blocks")
-    num_attention_heads: int = Field(4, ge=1, description="H, query heads")
+    num_hidden_layers: int = Field(default=4, ge=1, description="number of blocks")
+    num_attention_heads: int = Field(default=4, ge=1, description="H, query heads")
     num_key_value_heads: int | None = Field(
-        None, ge=1, description="K, key and value heads: H is MHA, 1 is MQA, between is GQA; default H"
+        default=None,
+        ge=1,
+        description="K, key and value heads: H is MHA, 1 is MQA, between is GQA; default H",
     )
-    head_dim: int | None = Field(None, ge=1, description="D, size of a head; default C / H")
-    max_position_embeddings: int = Field(256, ge=2, description="the longest sequence")
-    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary frequencies (llama)")
-    rms_norm_eps: float = Field(1e-5, gt=0, description="added to the mean square (llama)")
-    layer_norm_epsilon: float = Field(1e-5, gt=0, description="added to the variance (gpt2)")
-    tie_word_embeddings: bool = Field(True, description="the output matrix is the token embedding")
+    head_dim: int | None = Field(default=None, ge=1, description="D, size of a head; default C / H")
+    max_position_embeddings: int = Field(default=256, ge=2, description="the longest sequence")
+    rope_theta: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies (llama)")
+    rms_norm_eps: float = Field(default=1e-5, gt=0, description="added to the mean square (llama)")
+    layer_norm_epsilon: float = Field(default=1e-5, gt=0, description="added to the variance (gpt2)")
+    tie_word_embeddings: bool = Field(default=True, description="the output matrix is the token embedding")
     dropout: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="probability for embeddings, attention weights and residual branches (llama: attention only, as HF)",
     )
-    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    initializer_range: float = Field(
+        default=0.02, gt=0, description="standard deviation of the initial weights"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -72,81 +76,92 @@ class ModelSettings(Section):
 class PretrainSettings(Section):
     """The training run."""
 
-    steps: int = Field(600, ge=1, description="optimizer steps")
-    batch_size: int = Field(16, ge=1, description="B, sequences in one forward and backward pass")
+    steps: int = Field(default=600, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=16, ge=1, description="B, sequences in one forward and backward pass")
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="passes whose gradients add up to one optimizer step"
+        default=1, ge=1, description="passes whose gradients add up to one optimizer step"
     )
-    sequence_length: int = Field(256, ge=2, description="T, tokens in a packed sequence")
+    sequence_length: int = Field(default=256, ge=2, description="T, tokens in a packed sequence")
     document_masks: bool = Field(
-        True, description="attention stays inside a document, and positions restart with it"
+        default=True, description="attention stays inside a document, and positions restart with it"
     )
-    learning_rate: float = Field(3e-3, gt=0, description="the peak")
+    learning_rate: float = Field(default=3e-3, gt=0, description="the peak")
     min_learning_rate_ratio: float = Field(
-        0.1, ge=0, le=1, description="last learning rate as a part of the peak (cosine and linear)"
+        default=0.1, ge=0, le=1, description="last learning rate as a part of the peak (cosine and linear)"
     )
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up from zero")
+    warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up from zero")
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="shape of the learning rate after the warm-up"
+        default="cosine", description="shape of the learning rate after the warm-up"
     )
     weight_decay: float = Field(
-        0.1, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
+        default=0.1, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
-    adam_beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean of squared gradients")
-    adam_epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of gradients")
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the mean of squared gradients")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
     max_grad_norm: float = Field(
-        1.0, ge=0, description="largest global norm of the gradient; 0 turns clipping off"
+        default=1.0, ge=0, description="largest global norm of the gradient; 0 turns clipping off"
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="type of the matrix products (mixed precision; levels 1 and 2)"
+        default="float32", description="type of the matrix products (mixed precision; levels 1 and 2)"
     )
     activation_checkpointing: bool = Field(
-        False,
+        default=False,
         description="recompute blocks in the backward pass instead of keeping their activations (level 2)",
     )
     attention_kernel: Literal["handwritten", "library"] = Field(
-        "handwritten", description="level 2: our attention, or torch's scaled_dot_product_attention beside it"
+        default="handwritten",
+        description="level 2: our attention, or torch's scaled_dot_product_attention beside it",
     )
-    compile: bool = Field(False, description="level 2: torch.compile the model (needs a C++ compiler on CPU)")
-    log_every: int = Field(10, ge=1, description="steps between rows of the metrics log")
+    compile: bool = Field(
+        default=False, description="level 2: torch.compile the model (needs a C++ compiler on CPU)"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps between rows of the metrics log")
     eval_every: int = Field(
-        100, ge=0, description="steps between evaluations on the validation split; 0 is only at the end"
+        default=100,
+        ge=0,
+        description="steps between evaluations on the validation split; 0 is only at the end",
     )
-    eval_batches: int = Field(8, ge=1, description="batches of an evaluation during training")
-    sample_every: int = Field(200, ge=0, description="steps between samples of text; 0 is never")
-    sample_prompt: str = Field("Once", description="the beginning that samples continue; may be empty")
-    sample_tokens: int = Field(60, ge=1, description="tokens of a sample")
+    eval_batches: int = Field(default=8, ge=1, description="batches of an evaluation during training")
+    sample_every: int = Field(default=200, ge=0, description="steps between samples of text; 0 is never")
+    sample_prompt: str = Field(
+        default="Once", description="the beginning that samples continue; may be empty"
+    )
+    sample_tokens: int = Field(default=60, ge=1, description="tokens of a sample")
     checkpoint_every: int = Field(
-        100, ge=0, description="steps between resumable checkpoints; 0 is only at the end"
+        default=100, ge=0, description="steps between resumable checkpoints; 0 is only at the end"
     )
-    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept on disk, the newest")
-    init_from: str | None = Field(None, description="start from the weights of this Hugging Face folder")
-    resume: bool = Field(True, description="continue from the newest checkpoint of the same settings")
-    seed: int = Field(0, ge=0, description="seed of the weights, of dropout and of the order of the data")
+    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk, the newest")
+    init_from: str | None = Field(
+        default=None, description="start from the weights of this Hugging Face folder"
+    )
+    resume: bool = Field(default=True, description="continue from the newest checkpoint of the same settings")
+    seed: int = Field(
+        default=0, ge=0, description="seed of the weights, of dropout and of the order of the data"
+    )
 
 
 class EvaluateSettings(Section):
     """Perplexity and bits per byte on held-out text."""
 
-    split: Literal["validation", "test"] = Field("test", description="which held-out split")
+    split: Literal["validation", "test"] = Field(default="test", description="which held-out split")
     stride: int | None = Field(
-        None, ge=1, description="tokens a sliding window moves on; default half of the context"
+        default=None, ge=1, description="tokens a sliding window moves on; default half of the context"
     )
-    batch_size: int = Field(16, ge=1, description="windows in one forward pass")
-    max_tokens: int | None = Field(None, ge=2, description="evaluate on at most this many tokens")
+    batch_size: int = Field(default=16, ge=1, description="windows in one forward pass")
+    max_tokens: int | None = Field(default=None, ge=2, description="evaluate on at most this many tokens")
 
 
 class GenerateSettings(Section):
     """Sampling."""
 
-    max_new_tokens: int = Field(200, ge=1, description="tokens to generate at most")
-    temperature: float = Field(0.8, ge=0, description="divides the logits; 0 is greedy")
-    top_k: int | None = Field(None, ge=1, description="keep the k most probable tokens")
+    max_new_tokens: int = Field(default=200, ge=1, description="tokens to generate at most")
+    temperature: float = Field(default=0.8, ge=0, description="divides the logits; 0 is greedy")
+    top_k: int | None = Field(default=None, ge=1, description="keep the k most probable tokens")
     top_p: float | None = Field(
-        0.95, gt=0, le=1, description="keep the smallest set of tokens with this much probability"
+        default=0.95, gt=0, le=1, description="keep the smallest set of tokens with this much probability"
     )
-    seed: int = Field(0, ge=0, description="seed of the sampler")
+    seed: int = Field(default=0, ge=0, description="seed of the sampler")
     prompts: list[str] = Field(
         default=["Once upon a time", "One day,", ""], description="prompts of the stage `generate` in `run`"
     )
@@ -155,9 +170,11 @@ class GenerateSettings(Section):
 class Settings(Section):
     """One experiment."""
 
-    name: str = Field("custom", description="names the run folder runs/<level>/<name>")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N (levels 1 and 2)")
-    threads: int = Field(0, ge=0, description="CPU threads of the mathematics; 0 leaves the library's choice")
+    name: str = Field(default="custom", description="names the run folder runs/<level>/<name>")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N (levels 1 and 2)")
+    threads: int = Field(
+        default=0, ge=0, description="CPU threads of the mathematics; 0 leaves the library's choice"
+    )
     data: DataSettings = DataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
