@@ -74,7 +74,7 @@ class CleaningSettings(Section):
         default=2, ge=0, description="drop documents with fewer distinct English stop words (Gopher: 2)"
     )
     min_language_ratio: float = Field(
-        default=0.1,
+        default=0.2,
         ge=0,
         le=1,
         description="drop documents where English function words are a smaller part of all words",
