@@ -55,18 +55,21 @@ class _Group(TyperGroup):
     ) -> Any:
         """Run a command line and leave the process with its exit code."""
         with one_line_errors():
-            try:
-                with self.make_context(
-                    prog_name or Path(sys.argv[0]).name, list(sys.argv[1:] if args is None else args)
-                ) as context:
-                    self.invoke(context)
-            except Exit as leave:
-                sys.exit(leave.exit_code)
-            except TyperException as error:
-                context_of_error = getattr(error, "ctx", None)
-                where = context_of_error.command_path if context_of_error else Path(sys.argv[0]).name
-                raise UserError(f"{error.format_message().rstrip('.')}; see `{where} --help`") from error
-            sys.stdout.flush()  # here, where a reader that has gone away is still caught
+            code = self._call(list(sys.argv[1:] if args is None else args))
+            sys.stdout.flush()  # here, where it is still caught that the reader has gone away
+        sys.exit(code)
+
+    def _call(self, words: list[str]) -> int:
+        try:
+            with self.make_context(self.name, words) as context:
+                self.invoke(context)
+        except Exit as leave:  # after --help
+            return leave.exit_code
+        except TyperException as error:
+            context_of_error = getattr(error, "ctx", None)
+            where = context_of_error.command_path if context_of_error else self.name
+            raise UserError(f"{error.format_message().rstrip('.')}; see `{where} --help`") from error
+        return 0
 
 
 def build_app(level: str, summary: str, stages: dict[str, str]) -> typer.Typer:

@@ -29,6 +29,7 @@ th, td { padding: 0.4rem 0.75rem 0.4rem 0; border-bottom: 1px solid var(--line);
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 1.25rem 0; }
 figure svg { width: 100%; height: auto; font-family: inherit; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1.25rem; }
 figcaption { font-size: 0.85rem; }
 blockquote { margin: 0.5rem 0 1rem; padding: 0.6rem 1rem; border-left: 3px solid var(--accent); background: var(--tile);
              border-radius: 0 0.5rem 0.5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -113,6 +114,11 @@ def figure(path: Path, caption: str = "") -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f"<figure>{svg}{note}</figure>"
+
+
+def side_by_side(figures: Iterable[str]) -> str:
+    """Figures in two columns where the page is wide enough."""
+    return f'<div class="pair">{"".join(figures)}</div>'
 
 
 def quote(text: str, beginning: str = "") -> str:
