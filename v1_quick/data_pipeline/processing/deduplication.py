@@ -7,7 +7,7 @@ Levels 2 and 3 do it by hand, with the same signatures, bands and decisions; the
 import hashlib
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -76,7 +76,9 @@ class DeduplicationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For report.json."""
-        return asdict(self)
+        return {
+            name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
+        }
 
 
 class Deduplicator:

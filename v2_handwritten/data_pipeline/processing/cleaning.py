@@ -6,7 +6,7 @@ Repairs are in `repair.py`, the rules of quality in `filters.py`; theory in `cle
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared_data.documents import Document
@@ -39,7 +39,9 @@ class CleaningReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For report.json."""
-        return asdict(self)
+        return {
+            name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
+        }
 
 
 class Cleaner:

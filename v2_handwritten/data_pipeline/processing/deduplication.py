@@ -13,7 +13,7 @@ chains one by one; level 3 does both with whole arrays. Signatures, bands and de
 import hashlib
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -126,7 +126,9 @@ class DeduplicationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """For report.json."""
-        return asdict(self)
+        return {
+            name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
+        }
 
 
 class Deduplicator:

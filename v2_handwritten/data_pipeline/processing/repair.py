@@ -159,8 +159,8 @@ _MOJIBAKE = re.compile(
     "(?:"
     # Two bytes, U+0080–U+00FF (Western Europe): Â or Ã before a symbol is rare in good text of any language.
     f"{_class(0xC2, 0xC3)}{_NEXT}"
-    # Two bytes, U+0100–U+017F (Central Europe): Ä and Å are letters of their own, so not before punctuation.
-    f"|{_class(0xC4, 0xC5)}{_NEXT_ODD}"
+    # Two bytes, U+0100–U+017F (Central Europe): Ä and Å are letters of their own; before punctuation only inside a word.
+    f"|{_class(0xC4, 0xC5)}(?:{_NEXT_ODD}|[{_PUNCTUATION}](?=\\w))|(?<=[a-z]){_class(0xC4, 0xC5)}{_NEXT}"
     # Two bytes, Greek, Cyrillic, Hebrew, Arabic: whole words, so several in a row.
     f"|(?:{_class(0xCE, 0xD1)}{_NEXT}|{_class(0xD7, 0xD9)}{_NEXT}){{2,}}"
     # Three bytes (quotes, dashes, Asia), at least one of them odd; four bytes (emoji).

@@ -1,0 +1,146 @@
+"""Deduplication of the three levels: the same signatures, bands and decisions, number for number."""
+
+import random
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from shared_data.documents import Document
+from shared_data.settings import DeduplicationSettings
+from shared_data.story_world import StoryWorld
+from v1_quick.data_pipeline.processing import deduplication as v1
+from v2_handwritten.data_pipeline.processing import deduplication as v2
+from v2_handwritten.data_pipeline.processing.signature_index import SignatureIndex as Index2
+from v3_numpy_deep.data_pipeline.processing import deduplication as v3
+from v3_numpy_deep.data_pipeline.processing.signature_index import SignatureIndex as Index3
+
+TEXTS = [
+    "",
+    "...",
+    "one",
+    "The cat sat on the mat, and the cat sat on the hat.",
+    "Größe, ça va? Да! 狐は 跳ぶ 🦊",
+    "to be or not to be " * 50,
+]
+
+
+def stories(count: int, seed: int = 0) -> list[str]:
+    return [story.text for story in islice(StoryWorld().stories(seed), count)]
+
+
+def garbled(text: str, share: float, seed: int) -> str:
+    """The text with this share of its words replaced: similarity falls smoothly as the share grows."""
+    generator = random.Random(seed)
+    return " ".join("zebra" if generator.random() < share else word for word in text.split())
+
+
+@pytest.mark.parametrize(("permutations", "seed"), [(128, 1), (64, 7), (9, 0)])
+def test_signatures_are_those_of_datasketch(parity, permutations: int, seed: int) -> None:
+    signatures = []
+    for level in (v1, v2, v3):
+        sets = [level.shingles(text, 5) for text in TEXTS + stories(20)]
+        rows = [np.asarray(level.minhash_signature(one, permutations, seed), dtype=np.int64) for one in sets]
+        signatures.append(np.stack(rows))
+    for levels, other in (("v1-v2", signatures[0]), ("v3-v2", signatures[2])):
+        parity(
+            component="deduplication",
+            quantity=f"signature, {permutations} permutations",
+            levels=levels,
+            actual=other,
+            expected=signatures[1],
+            tolerance=0.0,
+        )
+
+
+def test_bands_are_those_of_datasketch(parity) -> None:
+    cases = [
+        (threshold, permutations, *weights)
+        for threshold, permutations in ((0.3, 64), (0.5, 128), (0.7, 128), (0.7, 100), (0.9, 128))
+        for weights in ((0.5, 0.5), (0.1, 0.9))
+    ]
+    chosen = [[level.choose_bands(*case) for case in cases] for level in (v1, v2, v3)]
+    for levels, other in (("v1-v2", chosen[0]), ("v3-v2", chosen[2])):
+        parity(
+            component="deduplication",
+            quantity="bands and rows",
+            levels=levels,
+            actual=other,
+            expected=chosen[1],
+            tolerance=0.0,
+        )
+
+
+def test_every_level_decides_alike_on_near_duplicates_of_every_degree() -> None:
+    originals = stories(60)
+    texts = (
+        originals
+        + originals[:5]
+        + [
+            garbled(text, share, seed)
+            for seed, text in enumerate(originals)
+            for share in (0.01, 0.03, 0.06, 0.1, 0.2)
+        ]
+    )
+    documents = [Document(text, f"d{number}") for number, text in enumerate(texts)]
+    decisions, reports = [], []
+    for level in (v1, v2, v3):
+        deduplicator = level.Deduplicator(DeduplicationSettings())
+        decisions.append([deduplicator.is_duplicate(document) for document in documents])
+        reports.append(deduplicator.report.as_dict())
+    assert decisions[0] == decisions[1] == decisions[2]
+    assert reports[0] == reports[1] == reports[2]
+    found = decisions[0]
+    assert found[:60] == [None] * 60, "different stories were taken for duplicates"
+    assert found[60:65] == ["d0", "d1", "d2", "d3", "d4"], "exact duplicates were missed"
+    mild = [decision for decision in found[65::5] if decision is not None]
+    strong = [decision for decision in found[69::5] if decision is not None]
+    assert len(mild) >= 54, "a hundredth of the words changed is still the same story"
+    assert len(strong) <= 3, "a fifth of the words changed leaves few shingles of five words"
+
+
+@pytest.mark.parametrize("level", [v1, v2, v3])
+def test_exact_and_near_can_be_switched_off(level) -> None:
+    text = stories(1)[0]
+    texts = [text, text.upper() + "!!", garbled(text, 0.02, 1)]
+    documents = [Document(text, str(number)) for number, text in enumerate(texts)]
+    found = {}
+    for exact, near in ((True, True), (True, False), (False, True), (False, False)):
+        deduplicator = level.Deduplicator(DeduplicationSettings(exact=exact, near=near))
+        found[exact, near] = [deduplicator.is_duplicate(document) for document in documents]
+    assert found[True, True] == [None, "0", "0"]
+    assert found[True, False] == [None, "0", None]
+    assert found[False, True] == [None, "0", "0"]
+    assert found[False, False] == [None, None, None]
+
+
+def test_equal_rows_of_signatures_estimate_the_jaccard_similarity() -> None:
+    """The exercise of deduplication.md: the estimate is unbiased, with variance J (1 - J) / k."""
+    for share in (0.0, 0.02, 0.05, 0.1, 0.3):
+        for seed, text in enumerate(stories(10)):
+            a, b = v2.shingles(text, 3), v2.shingles(garbled(text, share, seed), 3)
+            jaccard = len(a & b) / len(a | b)
+            rows = v2.minhash_signature(a, 1024, 1) == v2.minhash_signature(b, 1024, 1)
+            deviation = (jaccard * (1 - jaccard) / 1024) ** 0.5
+            assert abs(float(rows.double().mean()) - jaccard) <= 4.5 * deviation
+
+
+@pytest.mark.parametrize("index_class", [Index2, Index3])
+def test_the_index_finds_every_chained_document_and_stays_small(index_class) -> None:
+    """Many documents in one slot of the hash table are all found; memory a document is what the docstring says."""
+    make = v2.minhash_signature if index_class is Index2 else v3.minhash_signature
+    index = index_class(20, 6, 128)
+    empty = index.memory_bytes()
+    signature = make(v2.shingles("the same text for all of them " * 3, 5), 128, 1)
+    for number in range(3000):
+        digest = number.to_bytes(4, "little").ljust(20, b"\0") if number else b"\x07" + bytes(19)
+        index.add(f"id-{number}", digest, signature if number % 1000 == 0 else None)
+    assert index.find_near(signature, 1.0) == ("id-0", 1.0)
+    assert [index.find_exact(n.to_bytes(4, "little").ljust(20, b"\0")) for n in (1, 1500, 2999)] == [
+        "id-1",
+        "id-1500",
+        "id-2999",
+    ]
+    assert index.find_exact(b"\xff" * 20) is None
+    assert len(index) == 3000
+    assert (index.memory_bytes() - empty) / 3000 <= 1.5 * (8 * 21 + 8)
