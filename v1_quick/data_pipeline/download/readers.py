@@ -60,6 +60,7 @@ def _load(builder: str, path: Path, options: dict[str, Any]) -> Iterable[dict[st
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would print its errors beside ours
     return datasets.load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
 
 

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from shared_data.documents import Document
 from shared_data.errors import UserError, explain_os_error
@@ -91,18 +91,13 @@ def _faults_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_bytes(path: Path) -> IO[bytes]:
+def _open_bytes(path: Path) -> io.BufferedIOBase:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
 
 
 def _text_chunks(path: Path, encoding: str) -> Iterator[str]:
     """The decoded text in blocks, with `\\n` for every kind of line end and without a byte order mark."""
-    try:
-        utf8 = codecs.lookup(encoding).name == "utf-8"
-    except LookupError as error:
-        raise UserError(
-            f"unknown encoding {encoding!r}; set data.encoding to utf-8, cp1252, utf-16 …"
-        ) from error
+    utf8 = codecs.lookup(encoding).name == "utf-8"
     bytes_decoder = codecs.getincrementaldecoder("utf-8-sig" if utf8 else encoding)()
     decoder = io.IncrementalNewlineDecoder(bytes_decoder, translate=True)
     offset = 0
