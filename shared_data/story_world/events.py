@@ -12,29 +12,30 @@ _JOY: Beat = (
     "This made {A} (very|so|really) [joy:feeling].",
     "{A} (smiled|laughed|clapped|jumped), feeling [joy:feeling].",
     "How [joy:feeling] {A} (was|felt)!",
-    '"I am (so|very) [joy:feeling]," (said|cried|laughed) {A}.',
+    "{A} [manner] (smiled|laughed|clapped) and (was|felt) [joy:feeling].",
+    '"I am (so|very) [joy:feeling]," [said] {A}.',
 )
 _SORROW: Beat = (
     "{A} (was|felt) (very|so|really) [sorrow:feeling].",
     "This made {A} (very|so|really) [sorrow:feeling].",
     "{A} (cried|sighed|sat down), feeling [sorrow:feeling].",
-    '"I am (so|very) [sorrow:feeling]," (said|cried|sobbed) {A}.',
+    '"I am (so|very) [sorrow:feeling]," [sobbed] {A}.',
 )
 _WORRY: Beat = (
     "{A} (was|felt) (very|so|really) [worry:feeling].",
     "{A} (looked|grew|became) (very|rather|more and more) [worry:feeling].",
-    '"I am (so|very) [worry:feeling]," (said|cried|whispered) {A}.',
+    '"I am (so|very) [worry:feeling]," [sobbed] {A}.',
 )
 _PRIDE: Beat = (
-    "{A} (was|felt) (very|so|really) [pride:feeling].",
+    "{A} felt (very|so|really|rather) [pride:feeling].",
     "{A} (smiled|stood tall|looked up), feeling [pride:feeling].",
     "It made {A} feel (very|so) [pride:feeling].",
 )
 _THANKS: Beat = (
     "{B} (was|felt) (very|so|really) [thanks:feeling].",
     "{B} (smiled|hugged {A}|took a bow), feeling [thanks:feeling].",
-    '"I am (so|very) [thanks:feeling]," (said|cried|whispered) {B}.',
-    '"(Thank you|Thanks a lot|You are a true friend), {A}," (said|cried|whispered) {B}, who (was|felt) [thanks:feeling].',
+    '"I am (so|very) [thanks:feeling]," [said] {B}.',
+    '"(Thank you|Thanks a lot|You are a true friend), {A}," [said] {B}, who (was|felt) [thanks:feeling].',
 )
 
 
@@ -44,33 +45,33 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
         tuple(phrasing.replace("<new>", "<wished>") for phrasing in FIND),
         (
             *_JOY,
-            '"It is (just what I wanted|so beautiful|even better than I thought)!" (said|cried|called) {A}.',
+            '"It is (just what I wanted|so beautiful|even better than I thought)!" [said] {A}.',
         ),
     ),
     # {A} has the main thing.
     "play": (
         (
-            "{A} {thing.played} (again and again|for a long time|while {B} watched|all around {place.the}).",
+            "{A} [manner] {thing.played} (again and again|for a long time|while {B} watched|all around {place.the}).",
             "{A} showed {B} how to {thing.play} (well|properly|just right|without any help).",
-            '"(Watch me|Look how I|See me) {thing.play}," (said|called) {A} to {B}.',
+            '"(Watch me|Look how I|See me) {thing.play}," [said] {A}.',
             "First {A} {thing.played}, and then {B} {thing.played} (too|as well).",
         ),
         _JOY,
     ),
     "give": (
         (
-            "{A} gave <the> to {B} (as a present|with a smile|because {B} liked it so much).",
-            '"You may have my {thing}," (said|whispered) {A}, and gave it to {B}.',
-            "{A} (thought|waited) for a (moment|while) and then gave {B} <the>.",
+            "{A} [manner] gave <the> to {B} (as a present|with a smile|because {B} liked it so much).",
+            '"You may have my {thing}," [said] {A}, and [manner] gave it to {B}.',
+            "{A} (thought|waited) for a (moment|while) and then [manner] gave {B} <the>.",
             "{B} (loved|admired|liked) <the> so much that {A} gave it to {B.him}.",
         ),
         _THANKS,
     ),
     "trade": (
         (
-            "{B} had [trinket.a], and {A} (traded|swapped) <the> for it.",
-            '"I will give you my [trinket] for your {thing}," said {B}, and {A} (agreed|said yes|nodded).',
-            "{A} gave <the> to {B} and got [trinket.a] (for it|in return|back).",
+            "{B} had [look.a] [trinket], and {A} (traded|swapped) <the> for it.",
+            '"I will give you my [trinket] for your {thing}," [said] {B}, and {A} [manner] (agreed|said yes|nodded).',
+            "{A} gave <the> to {B} and got [look.a] [trinket] (for it|in return|back).",
         ),
         (
             *_JOY,
@@ -79,20 +80,20 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
     ),
     "hide": (
         (
-            "{A} hid <the> [spot], and {B} (looked for|searched for|hunted for) it until {B.he} found it {spot}.",
-            '"Close your eyes," said {A}, and hid <the> [spot], but {B} (soon|quickly|easily) found it.',
+            "{A} hid <the> [spot], and {B} [manner] (looked for|searched for|hunted for) it until {B.he} found it.",
+            '"Close your eyes," said {A}, and hid <the> [spot], but {B} (soon|easily) found it.',
             "They played a game: {A} hid <the> [spot], and {B} had to find it (there|in the end).",
         ),
         (
-            '"(Found it|Here it is|I have got it)!" (called|cried|shouted) {B}, and gave the {thing} back.',
-            "{B} (came back|danced about|ran up) and gave it to {A}, (laughing|grinning|smiling).",
+            '"(Found it|Here it is|I have got it)!" [said] {B}, and gave the {thing} back.',
+            "{B} (came back|danced about|ran up) and [manner] gave it to {A}.",
             "{A} took the {thing} back and (laughed|grinned|clapped).",
         ),
     ),
     "lose": (
         (
             "(But then|Then|Suddenly|A little later), {A} (could not find|lost|dropped and lost) <the>.",
-            '"(Oh no|Oh dear), my {thing} is gone!" (cried|said|shouted) {A}.',
+            '"(Oh no|Oh dear), my {thing} is gone!" [sobbed] {A}.',
             "(But|Then) the (wind|river|rain) (carried|took|swept) <the> away from {A}.",
             "{A} put down <the> for a (moment|minute), and then it was (gone|nowhere to be seen|lost).",
         ),
@@ -105,8 +106,8 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
             "{A} got <the> (all dirty|very dirty|covered with mud).",
         ),
         (
-            "{B} helped {A} to (wash|clean|wipe) the {thing} until it was (like new|clean again|dry).",
-            '"(Do not cry|Do not worry|Never mind)," said {B}, and (washed|cleaned|wiped) the {thing} for {A}.',
+            "{B} [manner] helped {A} to (wash|clean|wipe) the {thing} until it was (like new|clean again|dry).",
+            '"(Do not cry|Do not worry|Never mind)," [said] {B}, and [manner] (washed|cleaned|wiped) the {thing} for {A}.',
         ),
     ),
     "share": (
@@ -121,15 +122,15 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
     "search": (
         (
             "They (looked|searched) everywhere, and {A} found <the> [spot].",
-            "{A} looked [spot], and there was <the>.",
-            '"(Here it is|I can see it|I have found it)!" (called|cried|shouted) {A}, pointing to <the> [spot].',
+            "{A} [manner] looked [spot], and there was <the>.",
+            '"(Here it is|I can see it|I have found it)!" [said] {A}, pointing to <the> [spot].',
             "(After a long time|At last|Finally|Before long), {A} (found|saw|spotted) <the> [spot].",
         ),
         _JOY,
     ),
     "return": (
         (
-            "{A} (looked|searched) [spot], found <the> and gave it back to {B}.",
+            "{A} [manner] (looked|searched) [spot], found <the> and gave it back to {B}.",
             '"(Is this|Could this be|Look, is that) your {thing}?" asked {A}, who had found it [spot].',
             "It was {A} who (found|saw|spotted) <the> [spot] and (brought|gave|carried) it back to {B}.",
         ),
@@ -138,19 +139,19 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
     # What may happen at any time.
     "food": (
         (
-            "{A} (had|found|bought|pulled out) [food.a] and shared it with {B}.",
-            "{B} was hungry, so {A} gave {B.him} half of {A.his} [food].",
-            '"(Would you like|Do you want) some of my [food]?" asked {A}, and {B} (took a bite|said yes|nodded).',
-            "They sat down to (share|eat) [food.a] that {A} had (brought|baked|bought).",
+            "{A} (had|found|bought|pulled out) [taste.a] [food] and [manner] shared it with {B}.",
+            "{B} was hungry, so {A} [manner] gave {B.him} half of {A.his} [food].",
+            '"(Would you like|Do you want) some of my [taste] [food]?" asked {A}, and {B} [manner] (took a bite|said yes|nodded).',
+            "They sat down to (share|eat) [taste.a] [food] that {A} had (brought|baked|bought).",
         ),
         (*_THANKS, "It (was|tasted) (sweet|warm|very good|delicious), and soon the {food} was gone."),
     ),
     "count": (
         (
-            "(Then|Next|A little later), {A} (saw|counted|spotted) [number] [countable].",
+            "(Then|Next|A little later), {A} (saw|counted|spotted) [number] [colour:shade] [countable].",
             "{A} (stopped|sat down|stood still) to count the [countable] and counted [number].",
-            '"(Look|See), there are [number] [countable]!" (said|cried|called) {A}.',
-            "{A} (pointed at|waved to|watched) [number] [countable].",
+            '"(Look|See), there are [number] [colour:shade] [countable]!" [said] {A}.',
+            "{A} (pointed at|waved to|watched) [number] [colour:shade] [countable].",
         ),
         (
             "Then [more_number] more came, so there were {total} {countable}.",
@@ -160,35 +161,35 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
     ),
     "build": (
         (
-            "{A} and {B} built [building.a] (out of|from|with) [material].",
-            '"Let us build [building.a]," said {A}, and they (made|built) it (out of|from|with) [material].',
+            "{A} and {B} [manner] built [building.a] (out of|from|with) [material].",
+            '"Let us build [building.a]," said {A}, and they [manner] (made|built) it (out of|from|with) [material].',
             "{A} (gathered|collected|brought) [material], and {B} (built|made) [building.a] with them.",
         ),
         _PRIDE,
     ),
     "plan": (
         (
-            "(At last|Finally|Now), {A} and {B} built the {building} (out of|from|with) [material].",
-            "With (many|some) [material], they (finished|built) the {building}, just as {A} had (planned|hoped|wanted).",
+            "(At last|Finally|Now), {A} and {B} [manner] built the {building} (out of|from|with) [material].",
+            "With (enough|some|good) [material], they (finished|built) the {building}, just as {A} had (planned|hoped|wanted).",
         ),
         _PRIDE,
     ),
     "help": (
         (
-            "They (met|saw|came upon) [stranger] who {stranger.problem}, so {A} {stranger.helped}.",
-            "[stranger.Up] {stranger.problem}, and {A} {stranger.helped}.",
+            "They (met|saw|came upon) [stranger] who {stranger.problem}, so {A} [manner] {stranger.helped}.",
+            "[stranger.Up] {stranger.problem}, and {A} [manner] {stranger.helped}.",
             '"(Can you|Please) help me," said [stranger] who {stranger.problem}, and {A} {stranger.helped}.',
         ),
         (
             '"Thank you," said {stranger.the}, and {A} felt [pride:feeling].',
-            "{stranger.The} (thanked them|was safe now|could smile again), and {A} was [pride:feeling].",
+            "{stranger.The} (thanked them|was safe now|could smile again), and {A} felt [pride:feeling].",
             "{stranger.The} (thanked|hugged|blessed) {A} (kindly|warmly|many times).",
         ),
     ),
     "fright": (
         (
-            "(Suddenly|Just then|All at once), {A} heard a (loud|strange|terrible) (noise|growl|bang|scream).",
-            "(Suddenly|Just then|All at once), it (thundered|grew dark|began to hail), and {A} (shivered|hid|ran).",
+            "(Suddenly|Just then|All at once), {A} heard a [loud] [noise].",
+            "(Suddenly|Just then|All at once), it (thundered|grew dark|began to hail|rained hard), and {A} (shivered|hid|ran away).",
         ),
         (
             *_WORRY,

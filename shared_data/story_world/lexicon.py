@@ -84,8 +84,11 @@ HOBBIES = _phrases(
     """sing songs, climb trees, draw pictures, read stories, dance, swim, jump in puddles, watch the clouds, tell jokes,
     pick flowers, ride a bicycle, chase butterflies, look at the stars, bake bread, play games, run races"""
 )
-WEATHER = _words("sunny windy rainy cold warm cloudy bright misty quiet snowy lovely hot")
-DAYPARTS = _words("morning day afternoon evening")
+WEATHER = _words(
+    "sunny windy rainy cold warm cloudy bright misty quiet snowy lovely hot foggy cool dry stormy"
+)
+DAYPARTS = _words("morning afternoon evening")
+WEEKDAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
 PLACES = (
     _place("park", "in", "under the bench", "behind the swings", "next to the fountain", "near the slide"),
@@ -183,18 +186,18 @@ THINGS = (
     _thing("globe", "turn the globe", "turned the globe"),
     _thing("camera", "try the camera", "tried the camera"),
 )
-SIZES = _words("tiny small little big large huge enormous")
+SIZES = _words("tiny small little big large huge enormous giant")
 COLOURS = _words("red blue green yellow orange purple pink white black brown golden silver")
 TRINKETS = _words("coin marble feather shell button pebble ribbon acorn spoon ring key candle")
 
 FOODS = _phrases(
-    """apple, cookie, sandwich, pear, plum pie, cheese roll, honey cake, pancake, orange, carrot, muffin, banana, pretzel, peach"""
+    """apple, cookie, sandwich, pear, pie, roll, cake, pancake, orange, carrot, muffin, banana, pretzel, peach, plum, bun"""
 )
 COUNTABLES = _words("ducks clouds ants birds butterflies snails frogs flowers boats bees rabbits lambs")
 BUILDINGS = _phrases(
-    """tower, bridge, little house, tree house, raft, castle, nest, fort, tent, wall, windmill, snowman, sledge, tunnel"""
+    """tower, bridge, house, raft, castle, nest, fort, tent, wall, windmill, snowman, sledge, tunnel, ship, cave, throne"""
 )
-MATERIALS = _words("sticks stones blocks leaves planks boxes branches shells bricks straw")
+MATERIALS = _words("sticks stones blocks leaves planks boxes branches shells bricks straw mud sand")
 STRANGERS = (
     _stranger("a little bird", "it", "had fallen out of its nest", "lifted it back into the nest"),
     _stranger("an old man", "he", "could not open the gate", "pushed the gate until it opened"),
@@ -209,6 +212,18 @@ STRANGERS = (
     _stranger("a postman", "he", "had a flat tyre", "pumped up the tyre for him"),
     _stranger("a sleepy owl", "it", "was stuck in a thorn bush", "pulled it out of the bush"),
 )
+
+LOOKS = _words("shiny round smooth old lucky pretty wooden strange heavy lovely precious simple")
+TASTES = _words("sweet fresh warm ripe tasty crunchy juicy soft sticky crisp")
+MANNERS = _words(
+    "happily quickly slowly quietly carefully proudly gently eagerly bravely kindly gladly calmly"
+)
+SAYINGS = _words("said cried called shouted whispered laughed")
+SAD_SAYINGS = _words("said cried sobbed sighed whispered groaned")
+SAD_MANNERS = _words("slowly quietly sadly calmly gloomily wearily")
+NOISES = _words("bang growl noise scream crash howl rumble whistle")
+LOUDNESS = _words("loud strange terrible sudden deep sharp low scary")
+MOODS = _words("busy good long strange great fine full special merry funny")
 
 NUMBERS = _words("zero one two three four five six seven eight nine ten")
 
@@ -255,6 +270,16 @@ class Lexicon:
             "hobby": HOBBIES[:words],
             "weather": WEATHER[:words],
             "daypart": DAYPARTS[:words],
+            "weekday": WEEKDAYS[:words],
+            "look": LOOKS[:words],
+            "taste": TASTES[:words],
+            "manner": MANNERS[:words],
+            "said": SAYINGS[:words],
+            "sobbed": SAD_SAYINGS[:words],
+            "sadly": SAD_MANNERS[:words],
+            "noise": NOISES[:words],
+            "loud": LOUDNESS[:words],
+            "mood": MOODS[:words],
             "size": SIZES[:words],
             "colour": COLOURS[:words],
             "trinket": TRINKETS[:words],

@@ -1,16 +1,17 @@
-"""What the story-teller says: several phrasings for every beat of the opening and of the endings.
+"""What the story-teller says: several phrasings for every beat of the opening and of the ending.
 
 The template language is that of `grammar.compile_template`: `{…}` is what the state knows, `[…]` a draw that the state
-keeps, `(…|…)` a draw of wording, and two macros: `<new>` introduces the main thing ("a big red ball"), `<the>` names it
-again. `{A}` is the one who acts, `{B}` the other. Pronouns point to the subject of the same or the last sentence only,
-so a reader, and a small model, need not look far back.
+keeps, `(…|…)` a draw of wording, and a few macros: `<new>` introduces the main thing ("a big red ball"), `<the>` names
+it again. `{A}` is the one who acts, `{B}` the other. Pronouns point to the subject of the same or the last sentence
+only, so a reader, and a small model, need not look far back. An empty phrasing means that the beat may be left out.
 """
 
 MACROS = {
     "<new>": "[size.a] [colour] {thing}",
     "<wished>": "[size.a] {colour} {thing}",  # the colour was part of the wish
-    "<The>": "The (|{colour} ){thing}",
     "<the>": "the (|{colour} ){thing}",
+    "<The>": "The (|{colour} ){thing}",
+    "<time>": "[weather] (|[weekday] )[daypart]",
 }
 
 Beat = tuple[str, ...]
@@ -20,26 +21,26 @@ HERO: Beat = (
     "In a (little|small|quiet|pretty) [home], there lived [trait.a:hero_trait] [hero_kind] (named|called) {hero}.",
     "(This is a story about|Let me tell you about|Here is a tale of) {hero}, [trait.a:hero_trait] [hero_kind].",
     "{hero} was [trait.a:hero_trait] [hero_kind] (from|who lived in) a (little|small|quiet|pretty) [home].",
-    "There (was once|once was|once lived) [trait.a:hero_trait] [hero_kind] whose name was {hero}.",
-    "(Everyone|Everybody) in the [home] (knew|liked) {hero}, the [trait:hero_trait] [hero_kind].",
+    "There (was once|once was|once lived) [trait.a:hero_trait] [hero_kind] (named|called|by the name of) {hero}.",
+    "(Everyone|Everybody) in the [home] (knew|liked|loved) {hero}, the [trait:hero_trait] [hero_kind].",
 )
 HOBBY: Beat = (
     "",
-    "{hero.He} (loved|liked|used) to [hobby] (every day|all day long|in the [daypart:hobby_time]|after lunch|with {hero.his} family).",
+    "{hero.He} (loved|liked) to [hobby] (every day|all day long|in the [daypart:hobby_time]|after lunch|on [weekday:hobby_day]s).",
     "(Most of all|More than anything|Above all), {hero.he} (loved|liked) to [hobby].",
-    "(Every|Each) [daypart:hobby_time], {hero.he} (went out|hurried outside|got up) to [hobby].",
+    "(Every|Each) [daypart:hobby_time], {hero.he} (went out|hurried outside|got up early) to [hobby].",
 )
 FRIEND: Beat = (
     "{hero.His} (best|closest|dearest|oldest) friend was {friend}, [trait.a:friend_trait] [friend_kind].",
     "{hero.He} had a (good|close|dear|new) friend, [trait.a:friend_trait] [friend_kind] (named|called) {friend}.",
     "[trait.A:friend_trait] [friend_kind] (named|called) {friend} (lived next door|lived nearby|was {hero.his} best friend).",
-    "{hero.He} (often|always) played with {friend}, [trait.a:friend_trait] [friend_kind].",
+    "{hero.He} (often|always|mostly) played with {friend}, [trait.a:friend_trait] [friend_kind].",
 )
 SETTING: Beat = (
-    "(One|On a) [weather] [daypart], {hero} and {friend} (went|walked|ran|hurried|came) to {place.the}.",
-    "(One|On a) [weather] [daypart], the two friends (met|were playing|were walking) {place.at}.",
-    "It was [weather.a] [daypart], and {hero} (took|brought|invited|followed) {friend} to {place.the}.",
-    '"Let us go to {place.the}," said {hero} (one|on a) [weather] [daypart], and {friend} (agreed|nodded|came along).',
+    "(One|On a) <time>, {hero} and {friend} (went|walked|ran|hurried|came) to {place.the}.",
+    "(One|On a) <time>, the two (friends|of them) (met|played|were) {place.at}.",
+    "It was [weather.a] (|[weekday] )[daypart], and {hero} (took|brought|invited|followed) {friend} to {place.the}.",
+    '"Let us go to {place.the}," [said] {hero} (one|on a) <time>.',
 )
 
 # How the main thing comes into the story: somebody has it, somebody finds it, or the hero wishes for it. In the fourth
@@ -49,52 +50,53 @@ BRING: Beat = (
     "{A} (carried|was carrying|was holding|held) <new> (under one arm|very carefully|in both hands|up high).",
     "{A} had brought <new> (from home|along|to show {B}).",
     "In {A.his} (bag|basket|backpack), {A} had <new>.",
-    '"Look what I (have|got|brought)," said {A}, and showed {B} <new>.',
+    '"Look what I (have|got|brought)," [said] {A}, and showed {B} <new>.',
 )
 FIND: Beat = (
-    "(Soon|Suddenly|There|After a while), {A} (saw|found|spotted|noticed) <new> [spot].",
-    "{A} looked [spot] and (saw|found|spotted|noticed) <new>.",
-    '"Come and look [spot]," (called|cried|shouted) {A}, who had found <new>.',
-    "[spot.Up] (was|lay|they saw) <new>, and {A} picked it up.",
+    "(Soon|Suddenly|There|After a while), {A} (found|spotted|discovered|picked up) <new> [spot].",
+    "{A} looked [spot] and (found|spotted|discovered|picked up) <new>.",
+    '"Come and look [spot]," [said] {A}, who had (found|seen|spotted) <new>.',
+    "[spot.Up] (was|lay|stood) <new>, and {A} [manner] picked it up.",
 )
 WISH: Beat = (
     "{hero} (had always wanted|wished for|dreamed of|longed for) [colour.a] {thing}.",
     "More than anything, {hero} (wanted|wished for) [colour.a] {thing}.",
-    '"I wish I had [colour.a] {thing}," (said|sighed|whispered) {hero}.',
+    '"I wish I had [colour.a] {thing}," [sobbed] {hero}.',
     "{hero} (hoped|wanted) to find [colour.a] {thing} (there|that day|at last).",
 )
 PLAN: Beat = (
     "{A} had brought <new>, and {hero} (wanted|planned|hoped) to build [building.a].",
-    '"Today I (want to|will) build [building.a]," (said|announced) {hero}, while {A} (put down|held|carried) <new>.',
+    '"Today I (want to|will) build [building.a]," [said] {hero}, while {A} (put down|held|carried) <new>.',
 )
 
 # Endings: the first beat says what became of the main thing, the second says farewell.
 HELD: Beat = (
-    "(In the end|At last|When it got dark|When the sun went down), {A} (took|carried|brought) <the> home.",
-    "{A} (kept|looked after|took care of) <the> (for many years|from then on|all summer long).",
-    "That night, {A} put <the> (next to {A.his} bed|on the shelf|under {A.his} bed|by the window).",
-    "{B} said that {A} (should|could) keep <the>, and {A} (smiled|agreed|nodded).",
+    "(In the end|At last|When it got dark|When the sun went down), {A} [manner] (took|carried|brought) <the> home.",
+    "{A} (kept|looked after|took care of) <the> (for many years|from then on|all summer long|ever after).",
+    "That night, {A} [manner] put <the> (next to {A.his} bed|on the shelf|under {A.his} bed|by the window).",
+    "{B} said that {A} (should|could) keep <the>, and {A} [manner] (smiled|agreed|nodded).",
 )
 HELD_WISH: Beat = (
     "(At last|Now), {hero} had the {colour} {thing} {hero.he} had (wished for|dreamed of|wanted).",
-    "{hero.His} wish had come true, and {hero} (carried|took|brought) the {colour} {thing} home.",
+    "{hero.His} wish had come true, and {hero} [manner] (carried|took|brought) the {colour} {thing} home.",
 )
 LOST: Beat = (
     "They (never found|did not find|could not find) <the>, but they still had (each other|a good time|one another).",
-    "<The> (was gone|stayed lost|was never seen again), and {A} went home without it.",
+    "<The> (was gone for ever|stayed lost|was never seen again), and {A} [sadly] went home without it.",
     '"(It is only a {thing}|We will look again tomorrow)," said {B}, and {A} (felt a little better|stopped crying|tried to smile).',
 )
 WANTED: Beat = (
     "{hero} did not find {colour.a} {thing} that day, but {hero.he} (kept hoping|did not give up|would try again).",
-    '"(Maybe tomorrow|Another day|Some day) we will find your {thing}," said {friend}, and {hero} (nodded|smiled|agreed).',
+    '"(Maybe tomorrow|Another day|Some day) we will find your {thing}," said {friend}, and {hero} [sadly] (nodded|smiled|agreed).',
     "There was no {colour} {thing} (anywhere|to be found), but {hero} (had a friend|was not alone|had fun anyway).",
 )
 FAREWELL: Beat = (
-    "{hero} and {friend} (walked|went|skipped|ran) home (together|hand in hand|singing|before supper).",
-    "It had been a (busy|good|long|strange) day {place.at}.",
+    "{hero} and {friend} [manner] (walked|went|skipped|ran) home (together|hand in hand|before supper|side by side).",
+    "It had been a [mood] day {place.at}.",
     "{hero} and {friend} (stayed|were|remained) (good|best|close) friends (for ever|from that day on|for the rest of their lives).",
-    "They (never forgot that day|told everyone about it|lived happily ever after|were friends ever after).",
+    "They (never forgot|told everyone about|laughed about|often talked about) that [mood] day.",
     "And {hero} was the (kindest|luckiest|happiest|most loved) {hero_kind} (around|of all|in the land).",
-    '"(See you tomorrow|Good night|Sleep well), {friend}," said {hero}, and {friend} (waved|smiled|yawned).',
-    "(The end|That is the end of the story|And that was that).",
+    '"(See you tomorrow|Good night|Sleep well), {friend}," [said] {hero}.',
+    "That night, {hero} dreamed of [colour:dream_colour] [countable:dream].",
+    "For supper, they had [taste.a] [food:supper].",
 )

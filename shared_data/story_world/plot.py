@@ -96,8 +96,15 @@ class Plot:
         beginnings = [
             (*self.either, beats["BRING"], _holds),
             (*self.either, beats["FIND"], _holds),
-            (beats["WISH"], _set("status", "wished")),
-            (_set("actor", "friend"), _cast, beats["PLAN"], _holds, _set("planned", True)),
+            (beats["WISH"], _set("status", "wished"), _set("wished", True)),
+            (
+                _set("actor", "friend"),
+                _cast,
+                beats["PLAN"],
+                _holds,
+                _set("planned", True),
+                _set("had_plan", True),
+            ),
         ]
         self.start: tuple[Segment, ...] = (
             combinations.hero,
@@ -123,7 +130,7 @@ class Plot:
         }
 
     def new_state(self) -> State:
-        return {"events": (), "status": "", "holder": None, "owner": None, "planned": False, "feeling": None}  # fmt: skip
+        return {"events": (), "status": "", "holder": None, "owner": None, "planned": False, "wished": False, "had_plan": False, "first_spot": None}  # fmt: skip
 
     def _beat(self, beat: Beat) -> Choice:
         """The choice among the phrasings of a sentence. Only one that may be left out brings its own space."""
@@ -143,7 +150,7 @@ class Plot:
         kinds = tuple(
             kind
             for kind in (*BY_STATUS[state["status"]], *ANY_TIME)
-            if kind in self.deeds and kind not in happened
+            if kind in self.deeds and kind not in happened and not (kind == "build" and state["planned"])
         )
         if kinds not in self._event_choices:
             branches = [(partial(self._happens, kind),) for kind in kinds]
@@ -160,8 +167,7 @@ class Plot:
             state["actor"] = {"return": OTHER.get(owner), "plan": "hero"}.get(kind, owner)
             cast = (_cast,)
         deed, reaction = self.deeds[kind]
-        before = " " if state["events"] else "\n\n"
-        return (*cast, before, deed, " ", reaction, partial(_happened, kind), self._go_on)
+        return (*cast, " ", deed, " ", reaction, partial(_happened, kind), self._go_on)
 
     def _go_on(self, state: State) -> tuple[Segment, ...]:
         """Another event, or the finish; a story with a plan keeps its last event for it."""
@@ -190,7 +196,7 @@ class Plot:
         if status != "wished":
             state["actor"] = holder or state["owner"]
             _cast(state)
-        return ("\n\n", self.beats[fate], " ", self.beats["FAREWELL"])
+        return (" ", self.beats[fate], " ", self.beats["FAREWELL"])
 
 
 # --- the rules that need no world: functions of the state, used as segments ---
@@ -211,7 +217,7 @@ def _cast(state: State) -> tuple[Segment, ...]:
 
 
 def _holds(state: State) -> tuple[Segment, ...]:
-    state["status"], state["holder"] = "held", state["actor"]
+    state["status"], state["holder"], state["first_spot"] = "held", state["actor"], state.get("spot")
     return ()
 
 

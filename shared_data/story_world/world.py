@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from shared_data.errors import UserError
 from shared_data.story_world.events import EVENTS
+from shared_data.story_world.facts import Facts, facts_from_state
 from shared_data.story_world.grammar import Derivation, State, enumerate_all, parse, sample
 from shared_data.story_world.lexicon import Lexicon
 from shared_data.story_world.plot import Plot
@@ -31,6 +32,11 @@ class Story:
     log2_probability: float  # given the split
     split: str
     state: State = field(repr=False, compare=False)
+
+    @property
+    def facts(self) -> Facts:
+        """What is true in the story, as the tasks use it."""
+        return facts_from_state(self.state)
 
 
 class StoryWorld:
@@ -78,6 +84,11 @@ class StoryWorld:
             return derivations[0].log2_probability
         least = min(derivation.bits for derivation in derivations)
         return math.log2(sum(2.0 ** (least - derivation.bits) for derivation in derivations)) - least
+
+    def read(self, text: str, split: str = "train") -> Story:
+        """The story behind a text: its probability and its facts, from the text alone. Raises as `log2_probability`."""
+        state = self.derivations(text, split)[0].state
+        return Story(text, self.log2_probability(text, split), split, state)
 
     def derivations(self, text: str, split: str = "train") -> list[Derivation]:
         plot = self._plot(split)

@@ -1,0 +1,107 @@
+"""Preference pairs: two replies to one prompt, and what is wrong with the worse one.
+
+The rejected reply is the chosen one with a single flaw, named by `reason`:
+
+    questions   wrong answer · made up (the story does not say) · evasive (it does say)
+    requests    missing word · contradiction (the thing changes its colour) · stranger (a name from nowhere)
+                unfinished · repetition
+
+The programmatic reward (`rewards.py`) agrees with every pair, which a test checks.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+
+from shared_data.story_world.lexicon import COLOURS, NAMES
+from shared_data.story_world.questions import POOLS, questions, sentence, wrong_answers
+from shared_data.story_world.records import DOES_NOT_SAY, PreferencePair, Task
+from shared_data.story_world.requests import parse_request, requests
+from shared_data.story_world.world import StoryWorld
+
+
+def _wrong_answer(task: Task, rng: random.Random) -> tuple[str, str]:
+    """(rejected reply, reason) for a question."""
+    if task.kind == "yes/no":
+        return ("No." if task.reply == "Yes." else "Yes."), "wrong answer"
+    if task.kind == "unanswerable":
+        kind = rng.choice(("colour", "hero", "place", "trait", "food"))
+        return sentence(rng.choice(POOLS[kind](task.story.facts))), "made up"
+    if rng.random() < 0.25:
+        return DOES_NOT_SAY, "evasive"
+    return wrong_answers(task, rng, 1)[0], "wrong answer"
+
+
+# Flaws of a story. Each returns the spoilt text, or None where it cannot be applied.
+
+
+def _without_a_word(task: Task, rng: random.Random) -> str | None:
+    """Drop every sentence that holds one of the required words."""
+    request = parse_request(task.prompt)
+    assert request is not None, f"not a request: {task.prompt!r}"
+    word = rng.choice(request.words)
+    kept = [part for part in _sentences(task.reply) if not re.search(rf"\b{word}\b", part, re.IGNORECASE)]
+    return " ".join(kept) if len(kept) >= 4 else None
+
+
+def _with_another_colour(task: Task, rng: random.Random) -> str | None:
+    """The last mention of the thing with its colour gets another colour."""
+    facts = task.story.facts
+    before, coloured, after = task.reply.rpartition(f"{facts.colour} {facts.thing}")
+    if f"{facts.colour} {facts.thing}" not in before:
+        return None
+    other = rng.choice([colour for colour in COLOURS if colour != facts.colour])
+    return before + coloured.replace(facts.colour, other) + after
+
+
+def _with_a_stranger(task: Task, rng: random.Random) -> str | None:
+    """Somebody else takes the friend's place halfway."""
+    friend = task.story.facts.friend
+    stranger = rng.choice([name for name in NAMES if name not in (friend, task.story.facts.hero)])
+    parts = _sentences(task.reply)
+    half = len(parts) // 2
+    spoilt = [re.sub(rf"\b{friend}\b", stranger, part) for part in parts[half:]]
+    return " ".join(parts[:half] + spoilt) if spoilt != parts[half:] else None
+
+
+def _unfinished(task: Task, rng: random.Random) -> str | None:
+    """Cut off in the middle of a sentence."""
+    words = task.reply.split()
+    cut = words[: rng.randrange(len(words) // 3, 2 * len(words) // 3)]
+    return " ".join(cut).rstrip('.!?",') or None
+
+
+def _repetitive(task: Task, rng: random.Random) -> str | None:
+    """The beginning, and then one sentence again and again."""
+    parts = _sentences(task.reply)
+    return " ".join(parts[:2] + [rng.choice(parts[2:4])] * (len(parts) - 2))
+
+
+FLAWS: dict[str, Callable[[Task, random.Random], str | None]] = {
+    "missing word": _without_a_word,
+    "contradiction": _with_another_colour,
+    "stranger": _with_a_stranger,
+    "unfinished": _unfinished,
+    "repetition": _repetitive,
+}
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r'(?<=[.!?])\s+(?=["A-Z])', text)
+
+
+def preference_pairs(
+    seed: int = 0, split: str = "train", world: StoryWorld | None = None
+) -> Iterator[PreferencePair]:
+    """Pairs without end, about questions and requests in turn."""
+    rng = random.Random(f"preferences/{seed}/{split}")
+    world = world or StoryWorld()
+    for question, request in zip(questions(seed, split, world), requests(seed, split, world), strict=False):
+        rejected, reason = _wrong_answer(question, rng)
+        yield PreferencePair(question.kind, question.prompt, question.reply, rejected, reason, question.story)
+        flaws = list(FLAWS)
+        rng.shuffle(flaws)
+        reason, spoilt = next((flaw, text) for flaw in flaws if (text := FLAWS[flaw](request, rng)))
+        yield PreferencePair(request.kind, request.prompt, request.reply, spoilt, reason, request.story)

@@ -1,0 +1,234 @@
+"""Questions about a story, and their answers, which the tracked state knows.
+
+`ask(kind, facts)` writes a question; `answer(question, facts)` reads a question back and answers it, so an answer can be
+graded from the text of a prompt alone (`rewards.py`). Where the story does not tell, the right answer says so.
+
+    >>> from itertools import islice
+    >>> for task in islice(questions(seed=0), 3): print(task.prompt.split("Question: ")[1], task.reply)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from shared_data.story_world.facts import Facts
+from shared_data.story_world.lexicon import (
+    ANIMALS,
+    BUILDINGS,
+    COLOURS,
+    FEELINGS,
+    FOODS,
+    HOBBIES,
+    MATERIALS,
+    NAMES,
+    NUMBERS,
+    PLACES,
+    SIZES,
+    STRANGERS,
+    TRAITS,
+    TRINKETS,
+    Word,
+)
+from shared_data.story_world.records import DOES_NOT_SAY, MultipleChoice, Task
+from shared_data.story_world.world import Story, StoryWorld
+
+
+class Kind(NamedTuple):
+    """How a kind of question is put, with `{…}` taken from the facts, and how it is answered."""
+
+    phrasings: tuple[str, ...]
+    answer: Callable[[Facts, str], str | None]  # the facts and the name or thing asked about; None: not told
+
+
+def _event_word(kind: str, key: str, article: bool = False) -> Callable[[Facts, str], str | None]:
+    def answer(facts: Facts, _: str) -> str | None:
+        event = facts.happened(kind)
+        if event is None:
+            return None
+        return event.words[key].a if article else str(event.words[key])
+
+    return answer
+
+
+def _found(facts: Facts, _: str) -> str | None:
+    """Where the thing was found last; a hidden thing is found where it was hidden."""
+    spots = [str(event.words["spot"]) for event in facts.events if "spot" in event.words]
+    return spots[-1] if spots else facts.first_spot
+
+
+KINDS: dict[str, Kind] = {
+    "hero": Kind(("Who is the story about?", "Who is the main character?"), lambda f, _: f.hero),
+    "friend": Kind(("Who is the friend of {hero}?", "Who is with {hero}?"), lambda f, _: f.friend),
+    "species": Kind(("What kind of creature is {name}?", "What is {name}?"), lambda f, name: Word(f.kind_of(name)).a),
+    "trait": Kind(("What is {name} like?", "Which word describes {name}?"), lambda f, name: f.trait_of(name)),
+    "hobby": Kind(("What does {hero} love to do?", "What is the hobby of {hero}?"), lambda f, _: f.hobby),
+    "place": Kind(("Where are {hero} and {friend}?", "Where does the story happen?"), lambda f, _: f.at_place),
+    "colour": Kind(("What colour is the {thing}?", "Which colour does the {thing} have?"), lambda f, _: f.colour),
+    "size": Kind(("How big is the {thing}?", "What size is the {thing}?"), lambda f, _: f.size),
+    "holder": Kind(
+        ("Who has the {thing} at the end?", "Who has the {thing} now?"), lambda f, _: f.holder or "nobody"
+    ),
+    "feeling": Kind(
+        ("How does {name} feel at the end?", "What does {name} feel?"), lambda f, name: f.feelings.get(name)
+    ),
+    "found": Kind(("Where was the {thing} found last?", "Where did they last find the {thing}?"), _found),
+    "count": Kind(
+        ("How many animals or things do they count in the end?", "What number do they count to?"),
+        _event_word("count", "total"),
+    ),
+    "food": Kind(("What do they share to eat?", "What do they eat together?"), _event_word("food", "food", True)),
+    "building": Kind(
+        ("What do they build?", "What do {hero} and {friend} make?"),
+        lambda f, _: next((e.words["building"].a for e in f.events if e.kind in ("build", "plan")), None),
+    ),
+    "material": Kind(
+        ("What do they build with?", "What is the building made of?"),
+        lambda f, _: next((str(e.words["material"]) for e in f.events if e.kind in ("build", "plan")), None),
+    ),
+    "trade": Kind(("What is traded for the {thing}?", "What is the {thing} swapped for?"), _event_word("trade", "trinket", True)),
+    "helped": Kind(("Who needs help?", "Whom do they help?"), _event_word("help", "stranger")),
+    # What no story ever tells.
+    "age": Kind(("How old is {name}?",), lambda f, _: None),
+    "family": Kind(("What is the name of the sister of {name}?", "Who is the uncle of {name}?"), lambda f, _: None),
+    "breakfast": Kind(("What did {name} have for breakfast?",), lambda f, _: None),
+}  # fmt: skip
+
+NEVER_TOLD = ("age", "family", "breakfast")
+
+
+class Statement(NamedTuple):
+    """A yes/no question about `{value}`: true if the value is the one the facts give, drawn from `values` if not."""
+
+    phrasing: str
+    truth: Callable[[Facts], str]
+    values: Callable[[Facts], list[str]]
+
+
+STATEMENTS = (
+    Statement("Is the {thing} {value}?", lambda f: f.colour, lambda f: list(COLOURS)),
+    Statement("Is {hero} {value}?", lambda f: f.hero_trait, lambda f: list(TRAITS)),
+    Statement("Is {friend} {value}?", lambda f: f.friend_trait, lambda f: list(TRAITS)),
+    Statement(
+        "Are {hero} and {friend} {value}?", lambda f: f.at_place, lambda f: [place.at for place in PLACES]
+    ),
+    Statement(
+        "Does {value} have the {thing} at the end?",
+        lambda f: f.holder or "somebody else",
+        lambda f: [f.hero, f.friend],
+    ),
+)
+
+# What else an answer of this kind could have been: the wrong choices, and the wrong answers of preference pairs.
+POOLS: dict[str, Callable[[Facts], list[str]]] = {
+    "hero": lambda f: [f.friend, *NAMES],
+    "friend": lambda f: [f.hero, *NAMES],
+    "holder": lambda f: [f.hero, f.friend, "nobody", *NAMES],
+    "species": lambda f: [Word(kind).a for kind in ANIMALS],
+    "trait": lambda f: list(TRAITS),
+    "hobby": lambda f: list(HOBBIES),
+    "place": lambda f: [place.at for place in PLACES],
+    "colour": lambda f: list(COLOURS),
+    "size": lambda f: list(SIZES),
+    "feeling": lambda f: [word for words in FEELINGS.values() for word in words],
+    "found": lambda f: [spot for place in PLACES for spot in place.spots],
+    "count": lambda f: list(NUMBERS[2:]),
+    "food": lambda f: [food.a for food in FOODS],
+    "building": lambda f: [building.a for building in BUILDINGS],
+    "material": lambda f: list(MATERIALS),
+    "trade": lambda f: [trinket.a for trinket in TRINKETS],
+    "helped": lambda f: list(STRANGERS),
+}
+
+
+def sentence(answer: str | None) -> str:
+    """An answer as a reply: "In the park."."""
+    return DOES_NOT_SAY if answer is None else f"{answer[0].upper()}{answer[1:]}."
+
+
+def _fill(phrasing: str, facts: Facts, name: str = "", value: str = "") -> str:
+    return phrasing.format(hero=facts.hero, friend=facts.friend, thing=facts.thing, name=name, value=value)
+
+
+def answer(question: str, facts: Facts) -> str | None:
+    """The right reply to a question that `questions` could have asked about this story; `None` for any other."""
+    for kind in KINDS.values():
+        for phrasing in kind.phrasings:
+            for name in (facts.hero, facts.friend):
+                if _fill(phrasing, facts, name) == question:
+                    return sentence(kind.answer(facts, name))
+    for statement in STATEMENTS:
+        for value in statement.values(facts):
+            if _fill(statement.phrasing, facts, value=value) == question:
+                return sentence("yes" if value == statement.truth(facts) else "no")
+    return None
+
+
+def question_prompt(text: str, question: str) -> str:
+    """The prompt of a question; `split_prompt` takes it apart again."""
+    return f"{text}\nQuestion: {question}"
+
+
+def split_prompt(prompt: str) -> tuple[str, str] | None:
+    """(story, question) of a prompt that asks one."""
+    text, mark, question = prompt.rpartition("\nQuestion: ")
+    return (text, question) if mark else None
+
+
+def _open_question(story: Story, rng: random.Random, answerable: bool) -> Task:
+    facts = story.facts
+    name = rng.choice((facts.hero, facts.friend))
+    told = {kind: known for kind, entry in KINDS.items() if (known := entry.answer(facts, name)) is not None}
+    # Half of the unanswerable questions ask what no story tells, half what another story might have told.
+    untold = [kind for kind in KINDS if kind not in told and kind not in NEVER_TOLD]
+    kinds = list(told) if answerable else (untold if untold and rng.random() < 0.5 else NEVER_TOLD)
+    kind = rng.choice(kinds)
+    question = _fill(rng.choice(KINDS[kind].phrasings), facts, name)
+    label = kind if answerable else "unanswerable"
+    return Task(label, question_prompt(story.text, question), sentence(told.get(kind)), story)
+
+
+def _yes_no_question(story: Story, rng: random.Random) -> Task:
+    facts, statement = story.facts, rng.choice(STATEMENTS)
+    truth, values = statement.truth(facts), statement.values(facts)
+    true = rng.random() < 0.5 and truth in values
+    value = truth if true else rng.choice([value for value in values if value != truth])
+    question = _fill(statement.phrasing, facts, value=value)
+    return Task("yes/no", question_prompt(story.text, question), sentence("yes" if true else "no"), story)
+
+
+def questions(seed: int = 0, split: str = "train", world: StoryWorld | None = None) -> Iterator[Task]:
+    """Questions without end, one a story: 60 % with an answer in the story, 20 % yes/no, 20 % unanswerable."""
+    rng = random.Random(f"questions/{seed}/{split}")
+    for story in (world or StoryWorld()).stories(seed, split):
+        draw = rng.random()
+        yield (
+            _yes_no_question(story, rng) if draw < 0.2 else _open_question(story, rng, answerable=draw < 0.8)
+        )
+
+
+def multiple_choice(
+    seed: int = 0, split: str = "train", world: StoryWorld | None = None, choices: int = 4
+) -> Iterator[MultipleChoice]:
+    """Questions with the right answer among `choices`, at a uniformly drawn place."""
+    rng = random.Random(f"multiple choice/{seed}/{split}")
+    for story in (world or StoryWorld()).stories(seed, split):
+        task = _open_question(story, rng, answerable=True)
+        others = wrong_answers(task, rng, choices - 1)
+        place = rng.randrange(choices)
+        options = (*others[:place], task.reply, *others[place:])
+        yield MultipleChoice(task.kind, task.prompt, task.reply, story, options, place)
+
+
+def wrong_answers(task: Task, rng: random.Random, count: int) -> list[str]:
+    """Different replies of the right kind that are wrong. The words of the story itself come first: they tempt most."""
+    pool = dict.fromkeys(sentence(word) for word in POOLS[task.kind](task.story.facts))
+    pool.pop(task.reply, None)
+    tempting = [reply for reply in pool if reply[:-1] in task.prompt]
+    rest = [reply for reply in pool if reply[:-1] not in task.prompt]
+    drawn = [*rng.sample(tempting, min(len(tempting), count)), *rng.sample(rest, min(len(rest), count))][
+        :count
+    ]
+    rng.shuffle(drawn)
+    return drawn
