@@ -33,6 +33,7 @@ from v1_quick.pretrain.components.training_state import (
     StopRequest,
     TrainingState,
     clear_training_states,
+    clear_unfinished,
     load_training_state,
     newest_training_state,
     save_training_state,
@@ -49,6 +50,8 @@ def pretrain(settings: Settings, run: RunFolder) -> dict[str, float]:
     loader = open_loader(settings, run, "train", tokenizer)
     validation = open_loader(settings, run, "validation", tokenizer)
     folder = run.stage("pretrain")
+    clear_unfinished(folder)
+    clear_unfinished(folder / "state")
 
     checkpoint = None
     if settings.pretrain.resume:

@@ -21,13 +21,13 @@ import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from shared_data.errors import UserError, explain_os_error
-from shared_data.files import read_json, write_json
+from shared_data.files import atomic_write, read_json, write_json
 from v2_handwritten.models.checkpoint import save_model
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import AdamW
@@ -64,17 +64,14 @@ def save_training_state(
         try:
             temporary.mkdir(parents=True)
             save_model(model, temporary, tokenizer_folder)
-            save_file(optimizer.state_dict(), temporary / "optimizer.safetensors")
+            with atomic_write(temporary / "optimizer.safetensors") as file:
+                file.write(save(optimizer.state_dict()))
             write_json(temporary / "training_state.json", {"fingerprint": fingerprint, **asdict(state)})
             _flush_to_disk(temporary)
             os.rename(temporary, final)  # from here on the checkpoint exists, all of it at once
             _flush_to_disk(folder)
         except OSError as error:
             raise explain_os_error(error, final) or error from error
-        except SafetensorError as error:  # wraps what the operating system said
-            raise UserError(
-                f"cannot write {final} ({error}); free some space or choose another --out"
-            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     for old in _checkpoints(folder)[:-keep]:
@@ -104,16 +101,18 @@ def load_training_state(checkpoint: Path, optimizer: AdamW) -> TrainingState:
 
 
 def clear_training_states(folder: Path) -> None:
-    """Delete all checkpoints and what killed runs left of unfinished ones: the run starts over."""
+    """Delete all checkpoints: the run starts over."""
     for checkpoint in _checkpoints(folder):
         _remove(checkpoint)
-    clear_unfinished(folder)
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what killed runs left under temporary names."""
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Delete what killed runs left under temporary names in a folder."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 class StopRequest:
@@ -126,7 +125,7 @@ class StopRequest:
         self.requested = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
@@ -143,7 +142,10 @@ class StopRequest:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """All whole checkpoints, the oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    steps = {path: path.name.removeprefix("step-") for path in folder.glob("step-*")}
+    return sorted(
+        (path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path])
+    )
 
 
 def _remove(checkpoint: Path) -> None:
@@ -154,10 +156,9 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _flush_to_disk(folder: Path) -> None:
-    """Have the operating system write a folder and its files now: a power cut must not undo what a rename promised."""
-    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Have the operating system write the names in a folder now: a power cut must not undo what a rename promised."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
