@@ -89,6 +89,7 @@ class CleaningSettings(Section):
             "cookie policy",
             "uses cookies",
             "use of cookies",
+            "use cookies",
             "accept cookies",
             "click here",
             "subscribe",

@@ -1,0 +1,31 @@
+"""Draw the figures of the theory pages; their formulas are in the pages.
+
+python -m shared_data.figures
+"""
+
+from pathlib import Path
+
+from shared_data.plots import plot_lines
+
+_ROOT = Path(__file__).parent.parent
+_GREY = b"#8b949e"  # legible on light and on dark pages, where an image cannot take the colour of the text around it
+
+
+def _recolor(path: Path) -> None:
+    """Replace the text colour, which a picture in a Markdown page does not know."""
+    path.write_bytes(path.read_bytes().replace(b"currentColor", _GREY))
+
+
+def draw_s_curves(path: Path) -> None:
+    """P(candidate) = 1 - (1 - s^r)^b for several bands b and rows r (`processing/deduplication.md`)."""
+    similarity = [i / 100 for i in range(101)]
+    curves = {
+        f"b = {bands}, r = {rows}": (similarity, [1 - (1 - s**rows) ** bands for s in similarity])
+        for bands, rows in ((42, 3), (20, 6), (11, 11), (1, 128))
+    }
+    plot_lines(curves, path, x_label="Jaccard similarity s", y_label="P(candidate)")
+    _recolor(path)
+
+
+if __name__ == "__main__":
+    draw_s_curves(_ROOT / "v2_handwritten/data_pipeline/processing/s_curves.svg")
