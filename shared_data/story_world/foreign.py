@@ -1,0 +1,40 @@
+"""A few sentences of other languages, for documents that a language filter should drop. Written for this project."""
+
+FOREIGN_SENTENCES: dict[str, tuple[str, ...]] = {
+    "German": (
+        "Der kleine Hund läuft jeden Morgen durch den Garten und sucht seinen Knochen.",
+        "Meine Großmutter backt heute einen Kuchen mit Äpfeln und Zimt.",
+        "Wir gehen am Nachmittag zum See, wenn das Wetter schön bleibt.",
+        "Die Kinder bauen aus Holz eine Brücke über den Bach.",
+        "Am Abend erzählt der Vater eine lange Geschichte vom Meer.",
+        "Das Mädchen hat ihren roten Ball hinter der Scheune verloren.",
+        "Niemand wusste, warum die Katze auf dem Dach saß.",
+        "Er freut sich sehr, denn sein Freund kommt morgen zu Besuch.",
+        "Auf dem Markt gibt es frisches Brot, Käse und viele Blumen.",
+        "Danach waren alle müde und schliefen bis zum nächsten Tag.",
+    ),
+    "French": (
+        "Le petit chat dort sous la table pendant que la pluie tombe.",
+        "Ma sœur a trouvé une clé dorée près de la fontaine.",
+        "Nous allons à la plage avec nos amis et un grand panier.",
+        "Les enfants chantent une chanson que leur mère leur a apprise.",
+        "Il était une fois un roi qui ne savait pas sourire.",
+        "Le boulanger ouvre sa porte très tôt chaque matin.",
+        "Elle partage son gâteau avec le garçon qui est assis là.",
+        "Au bord de la rivière, deux canards attendent le printemps.",
+        "Mon grand-père garde ses vieux livres dans une boîte bleue.",
+        "Le soir, tout le village se retrouve sur la place.",
+    ),
+    "Spanish": (
+        "La niña busca su pelota roja detrás del árbol más alto.",
+        "Mi abuelo cuenta historias junto al fuego todas las noches.",
+        "Los niños corren por la playa hasta que se pone el sol.",
+        "El perro pequeño tiene hambre y espera delante de la puerta.",
+        "Mañana iremos al mercado para comprar pan y naranjas.",
+        "Había una vez un pescador que vivía cerca del puerto.",
+        "Ella le regala una flor a su mejor amiga.",
+        "El viento se llevó el sombrero del señor que cruzaba el puente.",
+        "Todos están contentos porque ha llegado la primavera.",
+        "Después de la lluvia, el jardín huele a tierra mojada.",
+    ),
+}
