@@ -1,0 +1,176 @@
+"""Tasks over the stories: every reply is right, every flaw is punished, nothing a model says breaks the reward."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared_data.story_world import StoryWorld
+from shared_data.story_world.questions import KINDS, split_prompt
+from shared_data.story_world.splits import SPLITS, split_of
+from shared_data.story_world.tasks import (
+    DOES_NOT_SAY,
+    answer,
+    multiple_choice,
+    parse_request,
+    preference_pairs,
+    question_prompt,
+    questions,
+    requests,
+    reward,
+    story_reward,
+    verify,
+)
+
+
+@pytest.fixture(scope="module")
+def world() -> StoryWorld:
+    return StoryWorld()
+
+
+def test_facts_read_from_the_text_equal_the_facts_tracked_while_telling(world: StoryWorld) -> None:
+    for story in islice(world.stories(seed=21, split="test"), 100):
+        assert world.read(story.text, "test").facts == story.facts
+
+
+def test_the_holder_follows_from_the_events(world: StoryWorld) -> None:
+    """Replay the events by hand: whoever was given, traded or brought back the thing has it, until it is lost."""
+    changed = 0
+    for story in islice(world.stories(seed=22), 1000):
+        facts, holder = story.facts, None
+        for event in facts.events:
+            if event.kind in ("play", "give", "trade", "hide", "lose", "mud", "share") and holder:
+                assert event.actor == holder, story.text
+            if event.kind in ("give", "trade", "return"):
+                holder = event.other
+            elif event.kind in ("find", "search", "play", "hide", "mud", "share"):
+                holder = event.actor
+            elif event.kind == "lose":
+                holder = None
+        if holder:
+            changed += 1
+            assert facts.holder == holder, story.text
+        assert (facts.status == "held") == (facts.holder is not None)
+    assert changed > 300
+
+
+def test_questions_are_answered_from_the_text_and_answers_are_told_in_it(world: StoryWorld) -> None:
+    told_literally = {
+        "hero",
+        "friend",
+        "trait",
+        "hobby",
+        "place",
+        "colour",
+        "size",
+        "feeling",
+        "found",
+        "count",
+        "material",
+    }
+    kinds: Counter[str] = Counter()
+    for task in islice(questions(seed=1, world=world), 2000):
+        parts = split_prompt(task.prompt)
+        assert parts is not None
+        assert answer(parts[1], task.story.facts) == task.reply
+        kinds[task.kind] += 1
+        if task.kind in told_literally:
+            told = task.reply[:-1].lower().split()[-1] if task.kind == "place" else task.reply[:-1].lower()
+            assert told in parts[0].lower(), (parts, task.reply)
+    never_told = {"age", "family", "breakfast"}
+    assert set(kinds) == set(KINDS) - never_told | {"yes/no", "unanswerable"}
+    assert 0.15 < kinds["unanswerable"] / 2000 < 0.25
+
+
+def test_yes_and_no_are_about_equally_often_right(world: StoryWorld) -> None:
+    replies = Counter(t.reply for t in islice(questions(seed=2, world=world), 2000) if t.kind == "yes/no")
+    assert set(replies) == {"Yes.", "No."}
+    assert 0.4 < replies["Yes."] / sum(replies.values()) < 0.6
+
+
+def test_multiple_choice_has_one_right_choice_at_any_place(world: StoryWorld) -> None:
+    places: Counter[int] = Counter()
+    for task in islice(multiple_choice(seed=1, world=world), 200):
+        assert len(set(task.choices)) == 4
+        assert task.choices[task.answer] == task.reply
+        assert reward(task.prompt, task.choices[(task.answer + 1) % 4]) < 1
+        places[task.answer] += 1
+    assert min(places[place] for place in range(4)) > 25
+
+
+def test_requests_are_met_by_their_stories_and_read_back_from_the_prompt(world: StoryWorld) -> None:
+    for task in islice(requests(seed=1, world=world), 300):
+        request = parse_request(task.prompt)
+        assert request is not None
+        assert request.prompt == task.prompt
+        assert verify(request, task.reply).met
+        assert task.story.facts.thing in request.words
+
+
+def test_the_verifier_finds_whole_words_only() -> None:
+    request = parse_request("Write a short story about Mia with the words: kite, red.")
+    assert request is not None
+    assert verify(request, "Mia had a red kite.").met
+    assert verify(request, "Mia had reddish kites.").missing == ("kite", "red")
+    assert not verify(request, "Mia had a red kite. " * 10).length_met
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_tasks_use_only_combinations_of_their_split(world: StoryWorld, split: str) -> None:
+    for generator in (questions, requests, multiple_choice, preference_pairs):
+        for record in islice(generator(seed=4, split=split, world=world), 60):
+            assert split_of(*record.story.facts.words) == split
+
+
+def test_the_reward_agrees_with_every_preference_pair(world: StoryWorld) -> None:
+    reasons: Counter[str] = Counter()
+    for pair in islice(preference_pairs(seed=1, world=world), 400):
+        assert reward(pair.prompt, pair.chosen) > reward(pair.prompt, pair.rejected), pair
+        assert reward(pair.prompt, pair.chosen) > 0.9
+        reasons[pair.reason] += 1
+    assert set(reasons) == {
+        "wrong answer", "made up", "evasive",
+        "missing word", "contradiction", "stranger", "unfinished", "repetition",
+    }  # fmt: skip
+
+
+def test_the_reward_of_an_answer_grades_its_wording(world: StoryWorld) -> None:
+    story = next(world.stories(seed=1, split="test"))
+    prompt = question_prompt(story.text, f"What colour is the {story.facts.thing}?")
+    colour = story.facts.colour
+    assert reward(prompt, f"{colour.capitalize()}.") == 1.0
+    assert reward(prompt, colour) == 0.8
+    assert reward(prompt, f"It is {colour}.") == 0.5
+    assert reward(prompt, DOES_NOT_SAY) == 0.0
+    unanswerable = question_prompt(story.text, f"How old is {story.facts.hero}?")
+    assert reward(unanswerable, DOES_NOT_SAY) == 1.0
+    assert reward(unanswerable, "Seven.") == 0.0
+
+
+def test_each_component_of_the_reward_of_a_story_moves(world: StoryWorld) -> None:
+    story = next(world.stories(seed=1))
+    request = parse_request(f"Write a story with the words: {story.facts.thing}, {story.facts.place}.")
+    best = story_reward(request, story.text)
+    assert best.total == pytest.approx(0.8 + 0.2 * best.variety)
+    assert story_reward(request, story.text.replace(story.facts.thing, "zebra")).words == 0.5
+    assert story_reward(request, story.text[:60]).length == 0
+    assert story_reward(request, story.text[1:-1]).form < 1
+    assert story_reward(request, story.text * 3).variety < 0.5
+    assert story_reward(request, story.text.replace(".", " zzz.")).consistency < best.consistency
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompt=st.text(), reply=st.text())
+def test_the_reward_never_raises_and_stays_in_range(prompt: str, reply: str) -> None:
+    for asked in (prompt, f"{prompt}\nQuestion: {reply}", f"Write a story with the words: {prompt}."):
+        assert 0.0 <= reward(asked, reply) <= 1.0
+
+
+def test_the_same_seed_gives_the_same_records(world: StoryWorld) -> None:
+    for generator in (questions, requests, multiple_choice, preference_pairs):
+        first, again = (list(islice(generator(seed=9, world=world), 10)) for _ in range(2))
+        assert first == again
