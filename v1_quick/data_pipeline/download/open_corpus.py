@@ -71,14 +71,11 @@ def find_files(source: str) -> list[Path]:
 def _story_world_documents(settings: DataSettings, split: str) -> Iterator[Document]:
     """Stories with dirt for training; clean stories of known probability, with held-out combinations, otherwise."""
     from shared_data.story_world import StoryWorld
+    from shared_data.story_world.dirt import dirty_documents
 
     if split == "train":
-        try:
-            from shared_data.story_world.dirt import dirty_documents
-        except ModuleNotFoundError:  # TODO until dirt.py lands
-            pass
-        else:
-            yield from dirty_documents(seed=settings.seed, split=split, dirt_fraction=settings.dirt_fraction)
+        for dirty in dirty_documents(settings.seed, split, settings.dirt_fraction):
+            yield Document(dirty.text, dirty.id, dirty.label, dirty.duplicate_of, dirty.expected_text)
     for number, story in enumerate(StoryWorld().stories(settings.seed, split)):
         yield Document(story.text, f"{split}-{number}", log2_probability=story.log2_probability)
 

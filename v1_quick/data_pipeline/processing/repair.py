@@ -53,6 +53,7 @@ _BLOCK_TAGS = [
     "tr",
     "ul",
 ]
+_INVISIBLE_CHARACTERS = re.compile("[\xad\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069]")
 _INVISIBLE_TAGS = frozenset(("script", "style", "head", "noscript"))
 
 
@@ -93,6 +94,11 @@ def strip_markup(text: str) -> str:
     return "".join(parser.pieces)
 
 
+def remove_control_characters(text: str) -> str:
+    """What ftfy leaves: characters without width, and marks of direction."""
+    return _INVISIBLE_CHARACTERS.sub("", text)
+
+
 def normalize_whitespace(text: str) -> str:
     """One space between words, no space at the ends of lines, at most one blank line."""
     lines = (" ".join(line.split()) for line in text.split("\n"))
@@ -112,6 +118,7 @@ def drop_boilerplate_lines(text: str, phrases: Sequence[str]) -> str:
 REPAIRS: dict[str, Callable[[str], str]] = {
     "mojibake": fix_mojibake,
     "markup": strip_markup,
+    "control_characters": remove_control_characters,
     "whitespace": normalize_whitespace,
 }
 

@@ -30,6 +30,7 @@ REASONS = (
     "duplicate_ngrams",
 )
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
+_FEWEST_LINES = 3  # a share of fewer says nothing: a paragraph may well end in an ellipsis
 _BULLETS = ("•", "‣", "- ", "* ", "– ")
 
 
@@ -76,6 +77,8 @@ def _reason_of_words(text: str, words: list[str], settings: CleaningSettings) ->
 def _reason_of_lines(text: str, settings: CleaningSettings) -> str | None:
     lines = [line.strip() for line in text.split("\n")]
     lines = [line for line in lines if line]
+    if len(lines) < _FEWEST_LINES:
+        return None
     if sum(line.startswith(_BULLETS) for line in lines) > settings.max_bullet_line_ratio * len(lines):
         return "bullet_lines"
     if sum(line.endswith(("…", "...")) for line in lines) > settings.max_ellipsis_line_ratio * len(lines):
