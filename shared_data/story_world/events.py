@@ -8,32 +8,32 @@ template language.
 from shared_data.story_world.phrases import FIND, Beat
 
 _JOY: Beat = (
-    "{A} (was|felt) (very|so|really) [joy:feeling].",
+    "<A> (was|felt) (very|so|really) [joy:feeling].",
     "This made {A} (very|so|really) [joy:feeling].",
-    "{A} (smiled|laughed|clapped|jumped), feeling [joy:feeling].",
+    "<A> (smiled|laughed|clapped|jumped), feeling [joy:feeling].",
     "How [joy:feeling] {A} (was|felt)!",
-    "{A} [manner] (smiled|laughed|clapped) and (was|felt) [joy:feeling].",
+    "<A> [manner] (smiled|laughed|clapped) and (was|felt) [joy:feeling].",
     '"I am (so|very) [joy:feeling]," [said] {A}.',
 )
 _SORROW: Beat = (
-    "{A} (was|felt) (very|so|really) [sorrow:feeling].",
+    "<A> (was|felt) (very|so|really) [sorrow:feeling].",
     "This made {A} (very|so|really) [sorrow:feeling].",
-    "{A} (cried|sighed|sat down), feeling [sorrow:feeling].",
+    "<A> (cried|sighed|sat down), feeling [sorrow:feeling].",
     '"I am (so|very) [sorrow:feeling]," [sobbed] {A}.',
 )
 _WORRY: Beat = (
-    "{A} (was|felt) (very|so|really) [worry:feeling].",
-    "{A} (looked|grew|became) (very|rather|more and more) [worry:feeling].",
+    "<A> (was|felt) (very|so|really) [worry:feeling].",
+    "<A> (looked|grew|became) (very|rather|more and more) [worry:feeling].",
     '"I am (so|very) [worry:feeling]," [sobbed] {A}.',
 )
 _PRIDE: Beat = (
-    "{A} felt (very|so|really|rather) [pride:feeling].",
-    "{A} (smiled|stood tall|looked up), feeling [pride:feeling].",
+    "<A> felt (very|so|really|rather) [pride:feeling].",
+    "<A> (smiled|stood tall|looked up), feeling [pride:feeling].",
     "It made {A} feel (very|so) [pride:feeling].",
 )
 _THANKS: Beat = (
-    "{B} (was|felt) (very|so|really) [thanks:feeling].",
-    "{B} (smiled|hugged {A}|took a bow), feeling [thanks:feeling].",
+    "<B> (was|felt) (very|so|really) [thanks:feeling].",
+    "<B> (smiled|hugged {A}|took a bow), feeling [thanks:feeling].",
     '"I am (so|very) [thanks:feeling]," [said] {B}.',
     '"(Thank you|Thanks a lot|You are a true friend), {A}," [said] {B}, who (was|felt) [thanks:feeling].',
 )
@@ -86,8 +86,8 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
         ),
         (
             '"(Found it|Here it is|I have got it)!" [said] {B}, and gave the {thing} back.',
-            "{B} (came back|danced about|ran up) and [manner] gave it to {A}.",
-            "{A} took the {thing} back and (laughed|grinned|clapped).",
+            "<B> (came back|danced about|ran up) and [manner] gave it to {A}.",
+            "<A> took the {thing} back and (laughed|grinned|clapped).",
         ),
     ),
     "lose": (
@@ -106,7 +106,7 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
             "{A} got <the> (all dirty|very dirty|covered with mud).",
         ),
         (
-            "{B} [manner] helped {A} to (wash|clean|wipe) the {thing} until it was (like new|clean again|dry).",
+            "<B> [manner] helped {A} to (wash|clean|wipe) the {thing} until it was (like new|clean again|dry).",
             '"(Do not cry|Do not worry|Never mind)," [said] {B}, and [manner] (washed|cleaned|wiped) the {thing} for {A}.',
         ),
     ),
@@ -156,7 +156,7 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
         (
             "Then [more_number] more came, so there were {total} {countable}.",
             '"And [more_number] more," said {B}, "so there are {total} {countable}."',
-            "{B} saw [more_number] more, and that made {total} {countable}.",
+            "<B> saw [more_number] more, and that made {total} {countable}.",
         ),
     ),
     "build": (

@@ -59,14 +59,8 @@ def _phrases(text: str) -> tuple[Word, ...]:
     return tuple(Word(" ".join(phrase.split())) for phrase in text.split(","))
 
 
-BOYS = _words(
-    """Tim Ben Max Sam Leo Tom Finn Jack Oscar Noah Hugo Theo Milo Felix Otto Anton Emil Karim Ravi Kofi Paul Jonas
-    Luke Peter"""
-)
-GIRLS = _words(
-    """Lily Mia Anna Zoe Ella Nora Rosa Ruby Ida Clara Maya Lucy Emma Nina Olga Tara Amina Yuki Freya Greta Sara Molly
-    Hanna Alma"""
-)
+BOYS = _words("Tim Ben Max Sam Leo Tom Finn Jack Oscar Noah Hugo Theo Milo Felix Otto Ravi")
+GIRLS = _words("Lily Mia Anna Zoe Ella Nora Rosa Ruby Ida Clara Maya Lucy Emma Olga Tara Yuki")
 NAMES = tuple(
     name
     for boy, girl in zip(BOYS, GIRLS, strict=True)
@@ -294,8 +288,9 @@ class Lexicon:
             "spot": Given("place", {place: place.spots[:words] for place in places}),
             "hero_kind": Given("hero", {name: kinds(name) for name in heroes}),
             "friend_kind": Given("friend", {name: kinds(name) for name in NAMES}),
+            # One "he" and one "she": no pronoun is ever ambiguous.
             "friend": Given(
-                "hero", {hero: [name for name in NAMES if name != hero][:words] for hero in heroes}
+                "hero", {hero: [name for name in NAMES if name.he != hero.he][:words] for hero in heroes}
             ),
         }
         return cls(heroes, places, things, lists)

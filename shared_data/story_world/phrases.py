@@ -2,8 +2,8 @@
 
 The template language is that of `grammar.compile_template`: `{…}` is what the state knows, `[…]` a draw that the state
 keeps, `(…|…)` a draw of wording, and a few macros: `<new>` introduces the main thing ("a big red ball"), `<the>` names
-it again. `{A}` is the one who acts, `{B}` the other. Pronouns point to the subject of the same or the last sentence
-only, so a reader, and a small model, need not look far back. An empty phrasing means that the beat may be left out.
+it again. `{A}` is the one who acts, `{B}` the other. One of the two friends is a "he" and one a "she", so that every pronoun
+has one possible antecedent, for a reader and for a small model. An empty phrasing means that the beat may be left out.
 """
 
 MACROS = {
@@ -11,6 +11,8 @@ MACROS = {
     "<wished>": "[size.a] {colour} {thing}",  # the colour was part of the wish
     "<the>": "the (|{colour} ){thing}",
     "<The>": "The (|{colour} ){thing}",
+    "<A>": "({A}|{A.He})",  # at the beginning of a sentence about the one whom the last one was about
+    "<B>": "({B}|{B.He})",
     "<time>": "[weather] (|[weekday] )[daypart]",
 }
 
@@ -20,7 +22,7 @@ HERO: Beat = (
     "(Once upon a time|Long ago|Once|Many years ago), there (was|lived) [trait.a:hero_trait] [hero_kind] (named|called) {hero}.",
     "In a (little|small|quiet|pretty) [home], there lived [trait.a:hero_trait] [hero_kind] (named|called) {hero}.",
     "(This is a story about|Let me tell you about|Here is a tale of) {hero}, [trait.a:hero_trait] [hero_kind].",
-    "{hero} was [trait.a:hero_trait] [hero_kind] (from|who lived in) a (little|small|quiet|pretty) [home].",
+    "[trait.A:hero_trait] [hero_kind] (named|called) {hero} (once lived|lived long ago) in a (little|small|quiet|pretty) [home].",
     "There (was once|once was|once lived) [trait.a:hero_trait] [hero_kind] (named|called|by the name of) {hero}.",
     "(Everyone|Everybody) in the [home] (knew|liked|loved) {hero}, the [trait:hero_trait] [hero_kind].",
 )
