@@ -93,6 +93,12 @@ class Tensor:
         a second call raises `RuntimeError`: run the forward pass again. Gradients of several backward passes add up
         until `grad` is set to None.
         """
+        for leaf, found in self.gradients(gradient).items():
+            # The first is copied: an operation may hand the same array to two parents.
+            leaf.grad = np.array(found, order="C") if leaf.grad is None else leaf.grad + found
+
+    def gradients(self, gradient: Gradient | None = None) -> "dict[Tensor, Any]":
+        """The gradients of the leaves, which `backward` adds to their `grad`."""
         if not self.requires_grad:
             raise RuntimeError(
                 "backward() of a tensor without history: nothing it was made from requires a gradient"
@@ -103,25 +109,22 @@ class Tensor:
                     f"backward() of shape {self.shape} needs a gradient; sum to one number, or pass one"
                 )
             gradient = np.ones_like(self.data)
+        leaves: dict[Tensor, Any] = {}
         walk = _topological_order(self)
         waiting = _Gradients()  # of tensors whose turn has not come
         waiting.add(self, gradient)
         while walk:
             tensor = walk.pop()  # nothing else here holds it: after its turn, its memory is free
             gradient = waiting.pop(tensor)
-            if tensor._derivative is None:
-                tensor._accumulate(gradient)
-                continue
             parents, derivative = tensor._parents, tensor._derivative
-            tensor._parents, tensor._derivative = (), _freed
-            if gradient is not None:
-                for parent, sent in zip(parents, derivative(gradient), strict=True):
-                    waiting.add(parent, sent)
-
-    def _accumulate(self, gradient: Gradient | None) -> None:
-        """Add to `grad` of a leaf. The first is copied: an operation may hand the same array to two parents."""
-        if gradient is not None:
-            self.grad = np.array(gradient, order="C") if self.grad is None else self.grad + gradient
+            if derivative is not None:
+                tensor._parents, tensor._derivative = (), _freed
+                sent = derivative(gradient) if gradient is not None else [None] * len(parents)
+                for parent, part in zip(parents, sent, strict=True):
+                    waiting.add(parent, part)
+            elif gradient is not None:
+                leaves[tensor] = gradient
+        return leaves
 
     # The operators are the primitive operations, whose derivatives stand in operations.py.
     def __add__(self, other: Any) -> "Tensor":

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 from shared_data.errors import UserError
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
+from v3_numpy_deep.autograd.memory import keep_freed_memory
+from v3_numpy_deep.autograd.parallel import data_parallel, shards
 from v3_numpy_deep.models.blocks.attention import (
     Cache,
     Gpt2Attention,
@@ -127,6 +129,7 @@ class Transformer(Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.threads = 1
         self.dropout_generator = np.random.default_rng(0)
         if config.model_type == "gpt2":
             self.transformer = Gpt2Body(config)
@@ -205,6 +208,17 @@ class Transformer(Module):
         document_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count."""
+        keep_freed_memory()
+        rows = shards(len(input_ids), self.threads)
+        if len(rows) > 1:
+            total = max(1, int((labels != -100).sum()))
+            def shard_loss(part: slice) -> Tensor:
+                return self._loss(*(x if x is None or len(x) == 1 else x[part] for x in (input_ids, labels, position_ids, document_ids)))
+            weights = [int((labels[part] != -100).sum()) / total for part in rows]
+            return data_parallel(shard_loss, rows, weights, list(self.parameters()))
+        return self._loss(input_ids, labels, position_ids, document_ids)
+
+    def _loss(self, input_ids, labels, position_ids, document_ids):
         hidden = self.hidden_states(input_ids, position_ids, document_ids)
         rows = hidden.reshape(-1, hidden.shape[-1])
         return linear_cross_entropy(rows, self.lm_head.weight, labels.reshape(-1))

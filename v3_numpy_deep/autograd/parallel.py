@@ -1,0 +1,112 @@
+"""Several processor cores: a batch is cut into shards, each with a thread and a history of its own.
+
+NumPy computes elementwise operations on one core, and most of a training step is elementwise. But it lets go of Python's
+lock while it computes, so threads that work on different sequences run at the same time. The mean loss of the batch is the
+weighted sum of the shards' losses, and its gradient is the sum of theirs: data parallelism, as between many GPUs
+(Li et al. 2020, "PyTorch Distributed", section 3), inside one process.
+
+`data_parallel` is one operation to the engine: its derivative runs the shards' backward passes in the same threads and adds
+their gradients in a fixed order, so that the same number of threads gives the same bits. Levels 1 and 2 need none of this:
+torch's kernels use all cores by themselves.
+
+    python -c "from v3_numpy_deep.autograd.parallel import default_threads; print(default_threads())"
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from v3_numpy_deep.autograd.tensor import Tensor, is_recording, no_grad, record
+
+MOST_THREADS = 4  # Python itself runs one thread at a time, and more of them would mostly wait for it
+
+
+def default_threads() -> int:
+    """The cores this process may use, up to four."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_THREADS)
+
+
+def shards(size: int, threads: int) -> list[slice]:
+    """`size` rows in at most `threads` parts of about the same length."""
+    ends = [size * (i + 1) // min(threads, size) for i in range(min(threads, size))]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def data_parallel(
+    function: Callable[[slice], Tensor], rows: Sequence[slice], weights: Sequence[float], parameters: Sequence[Tensor]
+) -> Tensor:
+    """Σ weight · function(rows) over the shards, computed at the same time.
+
+    `function` returns one number and may read tensors that require gradients only among `parameters`.
+    """
+    recording = is_recording()
+
+    def forward(part: slice) -> Tensor:
+        if recording:  # the mode belongs to a thread
+            return function(part)
+        with no_grad():
+            return function(part)
+
+    losses = _run(forward, rows)
+    total = sum(loss.data * loss.dtype.type(weight) for loss, weight in zip(losses, weights, strict=True))
+
+    def derivative(g: Any) -> list[Any]:
+        def backward(index: int) -> dict[Tensor, Any]:
+            return losses[index].gradients(g * losses[index].dtype.type(weights[index]))
+
+        found = _run(backward, range(len(losses)))
+        losses.clear()
+        return [_add([gradients.get(parameter) for gradients in found]) for parameter in parameters]
+
+    return record(total, tuple(parameters), derivative)
+
+
+def _add(gradients: Sequence[Any]) -> Any:
+    """The sum of those that are not None, from the first to the last."""
+    there = [gradient for gradient in gradients if gradient is not None]
+    return functools.reduce(np.add, there) if there else None
+
+
+def _run(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    """`function` of each argument, in threads; meanwhile BLAS keeps to the thread that calls it."""
+    with _single_threaded_blas():
+        return list(_pool(len(arguments)).map(function, arguments))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The threads; they are started once."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="shard")
+
+
+@contextmanager
+def _single_threaded_blas() -> Iterator[None]:
+    """Without this, every shard's matrix products would wait for each other to have all cores."""
+    blas = _openblas()
+    if blas is None:
+        yield
+        return
+    before = blas.scipy_openblas_get_num_threads64_()
+    blas.scipy_openblas_set_num_threads64_(1)
+    try:
+        yield
+    finally:
+        blas.scipy_openblas_set_num_threads64_(before)
+
+
+@functools.cache
+def _openblas() -> Any:
+    """The OpenBLAS that comes with NumPy's wheels, or None where NumPy was built with another library."""
+    for path in (Path(np.__file__).parent.parent / "numpy.libs").glob("*openblas64*"):
+        library = ctypes.CDLL(str(path))
+        if hasattr(library, "scipy_openblas_set_num_threads64_"):
+            return library
+    return None
