@@ -27,6 +27,10 @@ MASKED = (
     -1e30
 )  # added to a score that must not count; finite, so that a row without any key stays free of NaN
 QUERY_TILE = 64  # queries in a tile of the fused kernel
+KEEP_WEIGHTS = (
+    2**26
+)  # attention weights kept for the backward pass; where a layer has more, they are computed again
+_LOG2_E = math.log2(math.e)
 
 
 class Cache(Protocol):
@@ -141,83 +145,80 @@ def causal_attention(
 
 
 class _CausalAttention(torch.autograd.Function):
-    """For each tile of queries i and the keys it can see:
+    """In tiles of queries, each against the keys that the tile can see:
 
-    E = exp(q kᵀ/√D + mask - row maximum),  z = Σ E,  o = E v / z
+    E = 2^((q kᵀ/√D + mask) log₂e - row maximum),  z = Σ E,  o = E v / z
     With a = do / z and δ = Σ a o over D:   dE = E (a vᵀ - δ),  dv += Eᵀ a,  dq = dE k / √D,  dk += dEᵀ q / √D
+
+    z divides arrays of D columns instead of S; powers of 2 cost less than powers of e: log₂e goes into the product's scale,
+    and torch's `exp` on a CPU is fifty times slower where it underflows, as it does at every masked score.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         B, H, T, D = q.shape
         K, S = k.shape[1:3]
-        G = H // K
-        scale = 1 / math.sqrt(D)
+        queries = q.reshape(B, K, H // K, T, D)
         keys, values = k.reshape(B * K, S, D), v.reshape(B * K, S, D)
-        output = q.new_empty(B, T, K, G, D)  # in the order that the next projection reads
-        grouped = q.reshape(B, K, G, T, D)
-        keep = any(ctx.needs_input_grad)
-        saved = []
+        output = q.new_empty(B, T, K, H // K, D)  # in the order that the next projection reads
+        keep = any(ctx.needs_input_grad) and B * H * T * S <= KEEP_WEIGHTS
+        kept = []
         for start in range(0, T, QUERY_TILE):
-            stop = min(start + QUERY_TILE, T)
-            seen = S - T + stop  # later keys are in the future of the whole tile
-            tile = grouped[:, :, :, start:stop].reshape(B * K, -1, D)
-            E = _scores(tile, keys[:, :seen], scale).view(B, K, G, stop - start, seen)
-            if mask is not None:
-                E.add_(mask[:, None, None, start:stop, :seen])
-            else:
-                E[..., S - T + start :].add_(causal_mask(stop - start, stop - start, E.dtype, E.device))
-            E.sub_(E.amax(-1, keepdim=True)).exp_()
-            inverse_sum = E.sum(-1, keepdim=True).reciprocal_()
-            E = E.to(v.dtype).view(B * K, -1, seen)
-            o = torch.bmm(E, values[:, :seen]).view(B, K, G, stop - start, D)
-            torch.mul(o, inverse_sum, out=o) if o.dtype == inverse_sum.dtype else o.mul_(inverse_sum)
-            output[:, start:stop] = o.permute(0, 3, 1, 2, 4)
+            tile = slice(start, min(start + QUERY_TILE, T))
+            rows, E, inverse_sum = _tile_exponentials(queries, keys, mask, tile)
+            o = torch.bmm(E, values[:, : E.shape[-1]]).mul_(inverse_sum)
+            output[:, tile] = o.view(B, K, H // K, -1, D).permute(0, 3, 1, 2, 4)
             if keep:
-                saved += [tile, E, inverse_sum]
-        ctx.save_for_backward(output, keys, values, *saved)
-        ctx.shapes = (B, H, K, T, S, D)
+                kept += [rows, E, inverse_sum]
+        ctx.save_for_backward(queries, keys, values, mask, output, *kept)
         return output.view(B, T, H, D).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        output, keys, values, *saved = ctx.saved_tensors
-        B, H, K, T, S, D = ctx.shapes
-        G = H // K
+        queries, keys, values, mask, output, *kept = ctx.saved_tensors
+        B, K, G, T, D = queries.shape
         scale = 1 / math.sqrt(D)
         d_output = d_output.transpose(1, 2).reshape(B, T, K, G, D)
-        d_q = torch.empty_like(output)
-        d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
+        d_q, d_keys, d_values = torch.empty_like(output), torch.zeros_like(keys), torch.zeros_like(values)
         delta = (d_output * output).sum(-1, keepdim=True)  # [B, T, K, G, 1]
         for index, start in enumerate(range(0, T, QUERY_TILE)):
-            stop = min(start + QUERY_TILE, T)
-            seen = S - T + stop
-            tile, E, inverse_sum = saved[3 * index : 3 * index + 3]
-            a = (
-                (d_output[:, start:stop].permute(0, 2, 3, 1, 4) * inverse_sum)
-                .to(values.dtype)
-                .reshape(B * K, -1, D)
-            )
-            row = (delta[:, start:stop].permute(0, 2, 3, 1, 4) * inverse_sum).reshape(B * K, -1, 1)
-            d_values[:, :seen] += torch.bmm(E.transpose(1, 2), a)
-            d_scores = torch.bmm(a, values[:, :seen].transpose(1, 2)).sub_(row).mul_(E)
-            d_tile = _scaled_bmm(d_scores, keys[:, :seen], scale)
-            d_keys[:, :seen] += _scaled_bmm(d_scores.transpose(1, 2), tile, scale)
-            d_q[:, start:stop] = d_tile.view(B, K, G, stop - start, D).permute(0, 3, 1, 2, 4)
-        d_q = d_q.view(B, T, H, D).transpose(1, 2)
-        return d_q, d_keys.view(B, K, S, D), d_values.view(B, K, S, D), None
+            tile = slice(start, min(start + QUERY_TILE, T))
+            saved = kept[3 * index : 3 * index + 3]
+            rows, E, inverse_sum = saved or _tile_exponentials(queries, keys, mask, tile)
+            seen = slice(0, E.shape[-1])
+            a = d_output[:, tile].permute(0, 2, 3, 1, 4).reshape(B * K, -1, D).mul_(inverse_sum)
+            delta_of_rows = delta[:, tile].permute(0, 2, 3, 1, 4).reshape(B * K, -1, 1).mul_(inverse_sum)
+            d_values[:, seen] += torch.bmm(E.transpose(1, 2), a)
+            d_E = torch.bmm(a, values[:, seen].transpose(1, 2)).sub_(delta_of_rows).mul_(E)
+            d_keys[:, seen].add_(torch.bmm(d_E.transpose(1, 2), rows), alpha=scale)
+            d_rows = torch.bmm(d_E, keys[:, seen]).mul_(scale)
+            d_q[:, tile] = d_rows.view(B, K, G, -1, D).permute(0, 3, 1, 2, 4)
+        d_q = d_q.view(B, T, K * G, D).transpose(1, 2)
+        return d_q, d_keys.view(B, K, -1, D), d_values.view(B, K, -1, D), None
 
 
-def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """q kᵀ · scale, at least in float32."""
-    scores = _scaled_bmm(q, k.transpose(1, 2), scale)
-    return scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
-
-
-def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """a b · scale, with the scaling inside the product."""
-    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
+def _tile_exponentials(
+    queries: Float[Tensor, "B K G T D"], keys: Float[Tensor, "BK S D"], mask: Tensor | None, tile: slice
+) -> tuple[Float[Tensor, "BK rows D"], Float[Tensor, "BK rows seen"], Float[Tensor, "BK rows 1"]]:
+    """Queries of a tile (all that share a key-value head as rows of one matrix), their E, and 1 / Σ E."""
+    B, K, G, T, D = queries.shape
+    length = tile.stop - tile.start
+    seen = keys.shape[1] - T + tile.stop  # later keys are in the future of the whole tile
+    rows = queries[:, :, :, tile].reshape(B * K, -1, D)
+    scores = rows.new_empty(B * K, G * length, seen)
+    torch.baddbmm(
+        scores, rows, keys[:, :seen].transpose(1, 2), beta=0, alpha=_LOG2_E / math.sqrt(D), out=scores
+    )
+    E = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if mask is not None:
+        E.view(B, K, G, length, seen).add_(mask[:, None, None, tile, :seen])
+    else:  # among the keys before the tile's first query, there is nothing to hide
+        E.view(B, K, G, length, seen)[..., seen - length :].add_(
+            causal_mask(length, length, E.dtype, E.device)
+        )
+    E.sub_(E.amax(-1, keepdim=True)).exp2_()
+    inverse_sum = E.sum(-1, keepdim=True).reciprocal_()
+    return rows, E.to(rows.dtype), inverse_sum.to(rows.dtype)
 
 
 class Gpt2Attention(nn.Module):

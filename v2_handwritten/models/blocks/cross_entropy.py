@@ -49,17 +49,18 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index)
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, ignore_index: int, scale: Tensor) -> Tensor:
-    """Sum of the losses of these rows; `logits` (float32 or wider) becomes their gradient, (softmax - onehot) · scale."""
+def _loss_and_gradient(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """Sum of the losses of these rows; `logits` (float32 or wider) becomes its gradient, softmax(z) - onehot(y)."""
     counted = targets != ignore_index
     columns = targets.clamp(min=0).unsqueeze(-1)
-    logits.sub_(logits.amax(-1, keepdim=True))
+    logits.sub_(logits.amax(-1, keepdim=True))  # exp cannot overflow; the loss does not change
     target_logits = logits.gather(-1, columns).squeeze(-1)
     total = logits.exp_().sum(-1)
     nats = total.log() - target_logits
-    row_scale = (counted * scale).unsqueeze(-1)
-    logits.mul_(row_scale / total.unsqueeze(-1))
-    logits.scatter_add_(-1, columns, -row_scale)  # p[rows, y] -= 1 instead of a one-hot array
+    logits.mul_((counted / total).unsqueeze(-1))
+    logits.scatter_add_(
+        -1, columns, -counted.to(logits.dtype).unsqueeze(-1)
+    )  # p[rows, y] -= 1: no one-hot array
     return (nats * counted).sum()
 
 
@@ -68,45 +69,52 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-        scale = 1.0 / (targets != ignore_index).sum().clamp(min=1).to(logits.dtype)
-        wide = logits.detach() if logits.requires_grad else logits.clone()
-        wide = wide if wide.dtype in (torch.float32, torch.float64) else wide.float()
-        loss = _loss_and_gradient(wide, targets, ignore_index, scale.to(wide.dtype)) * scale
+        wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        if wide.data_ptr() == logits.data_ptr() and not ctx.needs_input_grad[0]:
+            wide = wide.clone()  # the caller may still want to read them
+        ctx.count = (targets != ignore_index).sum().clamp(min=1)
+        loss = _loss_and_gradient(wide, targets, ignore_index)
         ctx.save_for_backward(wide)
         ctx.dtype = logits.dtype
-        return loss.to(wide.dtype)
+        return loss / ctx.count
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * d_loss).to(ctx.dtype), None, None
+        return (gradient * (d_loss / ctx.count)).to(ctx.dtype), None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """z = h Wᵀ;  dh = dz W,  dW = dzᵀ h, chunk by chunk in the forward pass; the backward pass only scales them."""
+    """z = h Wᵀ;  dh = dz W,  dW = dzᵀ h, chunk by chunk in the forward pass; the backward pass only scales them.
+
+    The division by the number of targets waits for the backward pass: in float16 the gradients would underflow.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-        scale = 1.0 / (targets != ignore_index).sum().clamp(min=1)
-        needs_gradient = any(ctx.needs_input_grad)
-        d_hidden = torch.empty_like(hidden) if needs_gradient else None
-        d_weight = torch.zeros_like(weight) if needs_gradient else None
-        loss = None
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        ctx.count = (targets != ignore_index).sum().clamp(min=1)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        gradients = any(ctx.needs_input_grad)
+        d_hidden = torch.empty_like(hidden) if gradients else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if gradients else None
+        loss = hidden.new_zeros((), dtype=wide)
+        rows = max(1, CHUNK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else 4096
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
-            logits = hidden[chunk] @ weight.T
-            logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-            nats = _loss_and_gradient(logits, targets[chunk], ignore_index, scale.to(logits.dtype))
-            loss = nats if loss is None else loss + nats
-            if needs_gradient:
+            logits = (hidden[chunk] @ weight.T).to(wide)
+            loss += _loss_and_gradient(logits, targets[chunk], ignore_index)
+            if d_hidden is not None and d_weight is not None:
                 d_logits = logits.to(weight.dtype)
                 torch.mm(d_logits, weight, out=d_hidden[chunk])
-                d_weight.addmm_(d_logits.T, hidden[chunk])
+                if d_weight.dtype == weight.dtype:
+                    d_weight.addmm_(d_logits.T, hidden[chunk])
+                else:
+                    d_weight += d_logits.T @ hidden[chunk]
         ctx.save_for_backward(d_hidden, d_weight)
-        return loss * scale
+        return loss / ctx.count
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_loss.to(d_hidden.dtype), d_weight * d_loss.to(d_weight.dtype), None, None
+        scale = d_loss / ctx.count
+        return d_hidden * scale.to(d_hidden.dtype), (d_weight * scale).to(d_hidden.dtype), None, None

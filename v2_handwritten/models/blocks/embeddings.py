@@ -39,8 +39,10 @@ class _Embed(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
         C = d_y.shape[-1]
-        d_weight = d_y.new_zeros(ctx.rows, C)
-        return d_weight.index_put_((ids.reshape(-1),), d_y.reshape(-1, C), accumulate=True), None
+        d_weight, rows, d_rows = d_y.new_zeros(ctx.rows, C), ids.reshape(-1), d_y.reshape(-1, C)
+        if d_y.is_cuda:  # index_add_ would add in an order that changes from run to run
+            return d_weight.index_put_((rows,), d_rows, accumulate=True), None
+        return d_weight.index_add_(0, rows, d_rows), None
 
 
 class TokenEmbedding(nn.Module):

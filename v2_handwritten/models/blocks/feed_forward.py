@@ -12,6 +12,7 @@ Level 1: transformers' `GPT2MLP` and `LlamaMLP`. Level 3: the same over `autogra
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.linear import Conv1D, Linear, fused_linear
 from v2_handwritten.models.config import ModelConfig
 
+CHUNK_ELEMENTS = 2**17  # of one array; three or four float32 arrays of this size fit a core's cache
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 
 
@@ -57,49 +59,70 @@ def swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
 
 
 class _GeluNew(torch.autograd.Function):
-    """With t = tanh(u), u = √(2/π) (x + 0.044715 x³):  dx = dy · ½ ((1 + t) + x (1 - t²) u')."""
+    """With t = tanh(u), u = √(2/π) (x + 0.044715 x³):  dx = dy · ½ (1 + t + x u' (1 - t²))."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _tanh_of_gelu(x).add_(1).mul_(x).mul_(0.5)
+        y = torch.empty_like(x)
+        inputs, outputs = x.view(-1, x.shape[-1]), y.view(-1, x.shape[-1])
+        for rows in _chunks(inputs):
+            _tanh_of_gelu(inputs[rows], out=outputs[rows]).add_(1).mul_(inputs[rows]).mul_(0.5)
+        return y
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        t = _tanh_of_gelu(x)  # again: cheaper than keeping a second array of this size
-        slope = (x * x).mul_(3 * 0.044715 * _SQRT_2_OVER_PI).add_(_SQRT_2_OVER_PI).mul_(x)  # x u'
-        slope.addcmul_(slope * t, t, value=-1)  # x u' (1 - t²)
-        return slope.add_(t).add_(1).mul_(0.5).mul_(d_y)
+        d_x = torch.empty_like(x)
+        inputs, d_inputs, d_outputs = (array.reshape(-1, x.shape[-1]) for array in (x, d_x, d_y))
+        for rows in _chunks(inputs):
+            x_rows = inputs[rows]
+            t = _tanh_of_gelu(x_rows)  # again: cheaper than keeping a second array of this size
+            slope = torch.mul(x_rows, x_rows, out=d_inputs[rows])
+            slope.mul_(3 * 0.044715 * _SQRT_2_OVER_PI).add_(_SQRT_2_OVER_PI).mul_(x_rows)  # x u'
+            slope.addcmul_(slope * t, t, value=-1)  # x u' (1 - t²)
+            slope.add_(t).add_(1).mul_(0.5).mul_(d_outputs[rows])
+        return d_x
 
 
-def _tanh_of_gelu(x: Tensor) -> Tensor:
+def _tanh_of_gelu(x: Tensor, out: Tensor | None = None) -> Tensor:
     """tanh(√(2/π) (x + 0.044715 x³)) with one new array."""
-    return (x * x).mul_(0.044715 * _SQRT_2_OVER_PI).add_(_SQRT_2_OVER_PI).mul_(x).tanh_()
+    return torch.mul(x, x, out=out).mul_(0.044715 * _SQRT_2_OVER_PI).add_(_SQRT_2_OVER_PI).mul_(x).tanh_()
 
 
 class _SwiGLU(torch.autograd.Function):
-    """With s = sigmoid(gate):  d gate = dy · up · s (1 + gate (1 - s)),  d up = dy · gate · s."""
+    """With s = sigmoid(gate):  d up = dy · gate s,  d gate = dy · up · s (1 + gate - gate s)."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return torch.sigmoid(gate).mul_(gate).mul_(up)
+        gates, ups = gate_up.view(-1, gate_up.shape[-1]).chunk(2, dim=-1)
+        y = gates.new_empty(gates.shape)
+        for rows in _chunks(gates):
+            torch.sigmoid(gates[rows], out=y[rows]).mul_(gates[rows]).mul_(ups[rows])
+        return y.view(*gate_up.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
         d_gate_up = torch.empty_like(gate_up)
-        d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-        s = torch.sigmoid(gate)
-        silu_gate = torch.mul(gate, s)
-        torch.mul(d_y, silu_gate, out=d_up)
-        # s (1 + gate (1 - s)) = s + silu (1 - s)
-        slope = torch.addcmul(s + silu_gate, silu_gate, s, value=-1)
-        torch.mul(slope.mul_(d_y), up, out=d_gate)
+        gates, ups = gate_up.view(-1, gate_up.shape[-1]).chunk(2, dim=-1)
+        d_gates, d_ups = d_gate_up.view(-1, gate_up.shape[-1]).chunk(2, dim=-1)
+        d_rows = d_y.reshape(gates.shape)
+        for rows in _chunks(gates):
+            gate, d = gates[rows], d_rows[rows]
+            s = torch.sigmoid(gate)
+            silu_gate = gate * s
+            torch.mul(d, silu_gate, out=d_ups[rows])
+            slope = torch.sub(gate, silu_gate, out=silu_gate)
+            torch.mul(torch.addcmul(s, slope, s, out=slope).mul_(d), ups[rows], out=d_gates[rows])
         return d_gate_up
+
+
+def _chunks(x: Tensor) -> Iterator[slice]:
+    """Slices of rows, small enough that the intermediate arrays of an elementwise formula stay in the cache."""
+    step = max(1, CHUNK_ELEMENTS // x.shape[-1]) if x.device.type == "cpu" else max(1, x.shape[0])
+    return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 
 class Gpt2FeedForward(nn.Module):

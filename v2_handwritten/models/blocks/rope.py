@@ -73,22 +73,21 @@ class _ApplyRotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
+        return _rotate(x, cos, sin, torch.empty(x.shape, dtype=x.dtype, device=x.device))
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate(d_y, cos, -sin), None, None
+        return _rotate(d_y, cos, -sin, torch.empty_like(d_y)), None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotation, in the memory layout of x."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor) -> Tensor:
+    """Write the rotation into y. The halves are first laid out head by head, so that all products run over long rows."""
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    y = torch.empty_like(x)
-    torch.addcmul(first * cos, second, sin, value=-1, out=y[..., :half])
-    torch.addcmul(second * cos, first, sin, out=y[..., half:])
+    first, second = (half.to(cos.dtype).contiguous() for half in x.chunk(2, dim=-1))
+    y_first, y_second = y.chunk(2, dim=-1)
+    torch.addcmul(first * cos, second, sin, value=-1, out=y_first)
+    torch.addcmul(second * cos, first, sin, out=y_second)
     return y
 
 
