@@ -1,0 +1,153 @@
+"""A run killed at random moments and started again ends with the weights, bit for bit, and the log of one never killed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+PACKAGES = {"v2": "v2_handwritten", "v3": "v3_numpy_deep"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+STEPS = 60
+SETTINGS = {
+    "data.max_megabytes": 0.06,
+    "data.validation_megabytes": 0.006,
+    "tokenizer.vocab_size": 300,
+    "model.dropout": 0.1,  # so that the random numbers of dropout must continue too
+    "pretrain.steps": STEPS,
+    "pretrain.gradient_accumulation_steps": 2,
+    "pretrain.log_every": 1,
+    "pretrain.eval_every": 10,
+    "pretrain.sample_every": 20,
+    "pretrain.sample_tokens": 4,
+    "pretrain.checkpoint_every": 7,
+}
+
+# The import of torch takes longer than these trainings. So one process imports the level and each run is a fork of it,
+# which calls what the console script calls, with the same arguments.
+FORKS = """
+import importlib, json, os, sys
+app = importlib.import_module(sys.argv[1] + ".cli").app
+importlib.import_module(sys.argv[1] + ".pretrain.train")
+for line in sys.stdin:
+    arguments, errors = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        try:
+            app(arguments)
+        except SystemExit as leave:
+            sys.stderr.flush()
+            os._exit(leave.code or 0)
+        finally:
+            os._exit(99)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def arguments(stage: str, out: Path) -> list[str]:
+    """The command line of a stage: the smoke configuration, made smaller."""
+    options = [option for key, value in SETTINGS.items() for option in ("--set", f"{key}={value}")]
+    return [stage, "--config", "smoke", "--out", str(out), *options]
+
+
+class Pretraining:
+    """Starts `vN pretrain` again and again, and ends it at chosen steps."""
+
+    def __init__(self, level: str, folder: Path) -> None:
+        command = [sys.executable, "-c", FORKS, PACKAGES[level]]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.forks = subprocess.Popen(command, env=ENVIRONMENT, **pipes)  # type: ignore[call-overload]
+        self.stderr = folder / "stderr.txt"
+
+    def run(self, out: Path, until: int | None = None, end: signal.Signals = signal.SIGKILL) -> int:
+        """Run to the end, or send a signal as soon as this run has logged a step; the exit code (-9: killed)."""
+        log = out / "pretrain" / "metrics_log.jsonl"
+        before = last_step(log)
+        self.forks.stdin.write(json.dumps([arguments("pretrain", out), str(self.stderr)]) + "\n")
+        self.forks.stdin.flush()
+        process = int(self.forks.stdout.readline())
+        if until is not None:
+            deadline = time.monotonic() + 60
+            cut_back = before < until  # else first wait until the log is cut back to the last checkpoint
+            while time.monotonic() < deadline:
+                step = last_step(log)
+                cut_back = cut_back or step < until
+                if cut_back and step >= until:
+                    break
+                time.sleep(0.0005)
+            os.kill(process, end)
+        return int(self.forks.stdout.readline())
+
+    def close(self) -> None:
+        self.forks.stdin.close()
+        self.forks.wait(timeout=60)
+
+
+def last_step(log: Path) -> int:
+    """The last step in a metrics log; 0 where there is none."""
+    lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """Everything of a finished run that must not depend on how often it was killed."""
+    folder = out / "pretrain"
+    last = folder / "state" / f"step-{STEPS:06d}"
+    files = [folder / "model.safetensors", folder / "metrics_log.jsonl", last / "optimizer.safetensors"]
+    return {path.name: path.read_bytes() for path in files}
+
+
+@contextmanager
+def pretraining(level: str, folder: Path) -> Iterator[tuple[Pretraining, Path]]:
+    """A run folder with documents and tokens, made by the console script, and what trains on it."""
+    prepared = folder / "prepared"
+    for stage in ("data", "tokenizer"):
+        command = [str(Path(sys.executable).parent / level), *arguments(stage, prepared)]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    each = Pretraining(level, folder)
+    try:
+        yield each, prepared
+    finally:
+        each.close()
+
+
+@pytest.mark.parametrize("level", ["v2", "v3"])
+def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(level: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with pretraining(level, tmp_path) as (each, prepared):
+        shutil.copytree(prepared, whole)
+        shutil.copytree(prepared, killed)
+        assert each.run(whole) == 0, each.stderr.read_text()
+
+        for moment in sorted(random.Random(2).sample(range(1, STEPS - 8), 6)):
+            assert each.run(killed, until=moment) == -signal.SIGKILL, (
+                "it must be killed before it has finished"
+            )
+        for number in (signal.SIGINT, signal.SIGTERM):  # these save and leave
+            assert (
+                each.run(killed, until=last_step(killed / "pretrain" / "metrics_log.jsonl") + 1, end=number)
+                == 2
+            )
+            message = each.stderr.read_text()
+            assert "interrupted" in message
+            assert "Traceback" not in message
+            step = last_step(killed / "pretrain" / "metrics_log.jsonl")
+            assert (killed / "pretrain" / "state" / f"step-{step:06d}").is_dir()
+
+        assert each.run(killed) == 0, each.stderr.read_text()
+    assert results(killed) == results(whole)
+    assert last_step(whole / "pretrain" / "metrics_log.jsonl") == STEPS
+    assert not list((killed / "pretrain").rglob(".*.tmp")), "something unfinished is left"
+    assert len(list((killed / "pretrain" / "state").iterdir())) == 2, "the last K checkpoints are kept"
