@@ -1,0 +1,135 @@
+"""A model's weights, rearranged once for the decode step: fused, folded, stored [in, out].
+
+- Matrices that read the same vector become one: q, k and v; gate and up.
+- A norm's scale g goes into the matrix behind it, W (g * n) = (W * g) n, and its bias b into that matrix's bias,
+  W (n + b) = W n + W b; 1 / sqrt(D) goes into the queries.
+- GPT-2: only LayerNorms read the residual stream, and each first subtracts the mean. So the mean may as well be taken out
+  of everything that is written there, and then LayerNorm is RMSNorm (Ashkboos et al. 2024, SliceGPT, section 3.1).
+
+What remains for both families is one kind of block. Level 3: the same in NumPy. Theory: decoder.md.
+
+    weights = fuse_weights(model)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from v2_handwritten.models.config import ModelConfig
+from v2_handwritten.models.transformer import Transformer
+
+
+@dataclass
+class DecoderBlock:
+    """One block. Q = (H + 2 K) D columns, ordered by key-value head: its query heads, its key head, its value head."""
+
+    qkv: Float[Tensor, "C Q"]
+    qkv_bias: Float[Tensor, " Q"] | None
+    out: Float[Tensor, "HD C"]
+    out_bias: Float[Tensor, " C"] | None
+    up: Float[Tensor, "C U"]  # llama: gate and up side by side, U = 2 F; gpt2: U = F
+    up_bias: Float[Tensor, " U"] | None
+    down: Float[Tensor, "F C"]
+    down_bias: Float[Tensor, " C"] | None
+
+
+@dataclass
+class DecoderWeights:
+    """All weights of a decode step; `positions` is None for llama, whose positions are rotations."""
+
+    embedding: Float[Tensor, "V C"]
+    positions: Float[Tensor, "P C"] | None
+    blocks: list[DecoderBlock]
+    head: Float[Tensor, "C V"]
+    head_bias: Float[Tensor, " V"] | None
+
+
+@torch.no_grad()
+def fuse_weights(model: Transformer) -> DecoderWeights:
+    """Copy a model's weights into the layout of the decode step."""
+    config: ModelConfig = model.config
+    return (_fuse_gpt2 if config.model_type == "gpt2" else _fuse_llama)(config, model.state_dict())
+
+
+def _fuse_llama(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeights:
+    """Llama stores its matrices [out, in], so a scale of the input multiplies columns."""
+    blocks = []
+    for layer in range(config.num_hidden_layers):
+        block = {
+            name.removeprefix(f"model.layers.{layer}."): tensor
+            for name, tensor in weights.items()
+            if name.startswith(f"model.layers.{layer}.")
+        }
+        attention_scale, scale = block["input_layernorm.weight"], block["post_attention_layernorm.weight"]
+        qkv = [block[f"self_attn.{part}_proj.weight"] * attention_scale for part in "qkv"]
+        qkv_bias = [block[f"self_attn.{part}_proj.bias"] for part in "qkv"] if config.attention_bias else None
+        up = torch.cat([block["mlp.gate_proj.weight"], block["mlp.up_proj.weight"]]) * scale
+        up_bias = [block[f"mlp.{part}_proj.bias"] for part in ("gate", "up")] if config.mlp_bias else None
+        blocks.append(
+            DecoderBlock(
+                qkv=_group_heads(config, *qkv).T.contiguous(),
+                qkv_bias=None if qkv_bias is None else _group_heads(config, *qkv_bias),
+                out=block["self_attn.o_proj.weight"].T.contiguous(),
+                out_bias=block.get("self_attn.o_proj.bias"),
+                up=up.T.contiguous(),
+                up_bias=None if up_bias is None else torch.cat(up_bias),
+                down=block["mlp.down_proj.weight"].T.contiguous(),
+                down_bias=block.get("mlp.down_proj.bias"),
+            )
+        )
+    embedding = weights["model.embed_tokens.weight"]
+    head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
+    head = (head * weights["model.norm.weight"]).T.contiguous()
+    return DecoderWeights(embedding, None, blocks, head, None)
+
+
+def _fuse_gpt2(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeights:
+    """GPT-2 stores its matrices [in, out], so a scale of the input multiplies rows."""
+    blocks = []
+    for layer in range(config.num_hidden_layers):
+        block = {
+            name.removeprefix(f"transformer.h.{layer}."): tensor
+            for name, tensor in weights.items()
+            if name.startswith(f"transformer.h.{layer}.")
+        }
+        qkv, up = block["attn.c_attn.weight"], block["mlp.c_fc.weight"]
+        qkv_bias = block["attn.c_attn.bias"] + block["ln_1.bias"] @ qkv
+        qkv = qkv * block["ln_1.weight"][:, None]
+        blocks.append(
+            DecoderBlock(
+                qkv=_group_heads(config, *qkv.T.chunk(3)).T.contiguous(),
+                qkv_bias=_group_heads(config, *qkv_bias.chunk(3)),
+                out=_without_mean(block["attn.c_proj.weight"]),
+                out_bias=_without_mean(block["attn.c_proj.bias"]),
+                up=up * block["ln_2.weight"][:, None],
+                up_bias=block["mlp.c_fc.bias"] + block["ln_2.bias"] @ up,
+                down=_without_mean(block["mlp.c_proj.weight"]),
+                down_bias=_without_mean(block["mlp.c_proj.bias"]),
+            )
+        )
+    embedding = weights["transformer.wte.weight"]
+    head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
+    return DecoderWeights(
+        embedding=_without_mean(embedding),
+        positions=_without_mean(weights["transformer.wpe.weight"]),
+        blocks=blocks,
+        head=(head * weights["transformer.ln_f.weight"]).T.contiguous(),
+        head_bias=head @ weights["transformer.ln_f.bias"],
+    )
+
+
+def _group_heads(config: ModelConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Rows of q / sqrt(D), k and v [heads * D, …] in the order of key-value heads, each with its G = H / K query heads.
+
+    A product [B, Q] is then a view [B K, G + 2, D] for any batch size: queries, key and value of each group.
+    """
+    K, D = config.num_key_value_heads, config.head_dim
+    heads = [part.reshape(K, -1, D, *part.shape[1:]) for part in (q * D**-0.5, k, v)]
+    return torch.cat(heads, dim=1).flatten(0, 2)
+
+
+def _without_mean(rows: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
+    """Take out of each row its mean, which the norms that read it would subtract."""
+    return rows - rows.mean(dim=-1, keepdim=True)

@@ -1,0 +1,57 @@
+"""The keys and values of the tokens so far, so that each new token costs one step and not a whole forward pass.
+
+Causal attention never changes what an earlier token looked like, so its keys and values can be kept (Pope et al. 2022,
+section 3). Memory is allocated once for `max_length` tokens: appending is a copy into a slice, never a concatenation.
+
+Level 1 leaves this to transformers (`DynamicCache` inside `generate`); level 3 is the same in NumPy. Theory: kv_cache.md.
+
+    python -c "from v2_handwritten.inference.kv_cache import *; from v2_handwritten.models.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from v2_handwritten.models.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of all layers, for B sequences that grow together.
+
+    The protocol with the model: every layer of a forward pass calls `update` once with its T new positions, in order.
+    `length`, the number of positions that were there before the pass, moves on when the last layer has been updated.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        # Zeros, not empty: a slot not yet written is read with a weight of zero (decoder.py), and 0 * NaN is NaN.
+        self.states: Float[Tensor, "L 2 B K S D"] = torch.zeros(
+            L, 2, batch_size, K, max_length, D, dtype=dtype, device=device
+        )
+        self.max_length = max_length
+        self.length = 0
+
+    def update(
+        self, layer: int, k: Float[Tensor, "B K T D"], v: Float[Tensor, "B K T D"]
+    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
+        """Append the keys (already rotated) and values of T new positions; return those of all S positions so far."""
+        start, end = self.length, self.length + k.shape[2]
+        assert end <= self.max_length, f"the cache holds {self.max_length} positions, {end} are needed"
+        keys, values = self.states[layer]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        if layer == len(self.states) - 1:
+            self.length = end
+        return keys[:, :, :end], values[:, :, :end]
+
+
+def bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
+    """Memory one token takes in the cache: a key and a value of D numbers for each of K heads in each layer."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_per_number

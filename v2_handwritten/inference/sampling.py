@@ -1,0 +1,81 @@
+"""From logits to the next token: temperature, top-k, top-p, and a draw by inverse CDF.
+
+Top-k is Fan et al. 2018 (section 5.4), top-p ("nucleus") Holtzman et al. 2020 (section 3.1). The filters follow
+transformers' warpers to the last tie: temperature, then top-k, then top-p. A draw takes its uniform number from the
+caller, so that all levels turn the same number into the same token.
+
+Level 1 calls transformers' warpers; level 3 is the same in NumPy. Theory: sampling.md.
+
+    python -c "import torch; from v2_handwritten.inference.sampling import *; print(filter_logits(torch.tensor([[2., 1., 0.]]), top_k=2))"
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shared_data.errors import UserError
+
+
+def filter_logits(
+    logits: Float[Tensor, "B V"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Float[Tensor, "B V"]:
+    """Logits of the distribution to draw from; a token that cannot be drawn has -inf.
+
+    Raises `UserError` for a temperature that is not positive (greedy decoding is an argmax, not a filter), a `top_k`
+    below 1 or a `top_p` outside (0, 1].
+    """
+    check_sampling(temperature, top_k, top_p)
+    logits = logits / temperature
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    if top_p is not None and top_p < 1:
+        logits = keep_top_p(logits, top_p)
+    return logits
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise `UserError` for a parameter outside of its range."""
+    if not temperature > 0:
+        raise UserError(
+            f"temperature {temperature} is not above 0; raise it, or decode greedily without filters"
+        )
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k {top_k} is below 1; raise it, or leave it out to keep every token")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p {top_p} is not in (0, 1]; 0.95 is common, and 1 keeps every token")
+
+
+def keep_top_k(logits: Float[Tensor, "B V"], top_k: int) -> Float[Tensor, "B V"]:
+    """Drop what is less probable than the k-th token; tokens that tie with it all stay."""
+    top_k = min(top_k, logits.shape[-1])
+    threshold = torch.topk(logits, top_k).values[:, -1:]
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def keep_top_p(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
+    """Keep the fewest tokens whose probabilities reach `top_p` together; the most probable one always stays.
+
+    Tokens leave from the improbable end while the sum of those that left is at most 1 - top_p. Of equal tokens the
+    one with the smaller id leaves first, because the sort is stable.
+    """
+    ascending, order = torch.sort(logits, stable=True)
+    cumulative = torch.softmax(ascending, dim=-1).cumsum(dim=-1)
+    dropped = cumulative <= 1 - top_p
+    dropped[:, -1] = False  # rounding may bring even the last sum below 1
+    return logits.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), -torch.inf)
+
+
+def sample(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """One id per row by inverse CDF: the first token whose cumulative probability exceeds the uniform number in [0, 1).
+
+    In float64, where two levels that agree on the logits to rounding disagree on a draw about once in 1e15 / V.
+    """
+    logits = logits.double()
+    weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
+    cumulative = weights.cumsum(dim=-1)
+    # Scaling the uniform by the total saves a division, and keeps u < total even when the weights' sum is rounded.
+    targets = uniform.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0]

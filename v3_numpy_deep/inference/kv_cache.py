@@ -1,0 +1,64 @@
+"""The keys and values of the tokens so far, so that each new token costs one step and not a whole forward pass.
+
+Causal attention never changes what an earlier token looked like, so its keys and values can be kept (Pope et al. 2022,
+section 3). Memory is allocated once for `max_length` tokens: appending is a copy into a slice, never a concatenation.
+
+Level 1 leaves this to transformers (`DynamicCache` inside `generate`); level 2 is the same in torch.
+Theory: v2_handwritten/inference/kv_cache.md.
+
+    k_all, v_all = cache.update(layer, k, v)
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from v3_numpy_deep.models.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of all layers, for B sequences that grow together.
+
+    The protocol with the model: every layer of a forward pass calls `update` once with its T new positions, in order.
+    `length`, the number of positions that were there before the pass, moves on when the last layer has been updated.
+    """
+
+    def __init__(
+        self,
+        config: "ModelConfig",
+        batch_size: int,
+        max_length: int,
+        dtype: type = np.float32,
+        device: str = "cpu",
+    ) -> None:
+        shape = (
+            config.num_hidden_layers,
+            batch_size,
+            config.num_key_value_heads,
+            max_length,
+            config.head_dim,
+        )
+        # Zeros, not empty: an unused position may be read with a weight of zero, and 0 * NaN is NaN.
+        self.keys: Float[np.ndarray, "L B K S D"] = np.zeros(shape, dtype)
+        self.values: Float[np.ndarray, "L B K S D"] = np.zeros(shape, dtype)
+        self.max_length = max_length
+        self.length = 0
+
+    def update(
+        self, layer: int, k: Float[np.ndarray, "B K T D"], v: Float[np.ndarray, "B K T D"]
+    ) -> tuple[Float[np.ndarray, "B K S D"], Float[np.ndarray, "B K S D"]]:
+        """Append the keys (already rotated) and values of T new positions; return those of all S positions so far."""
+        end = self.length + k.shape[2]
+        assert end <= self.max_length, f"the cache holds {self.max_length} positions, {end} are needed"
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        if layer == len(self.keys) - 1:
+            self.length = end
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def bytes_per_token(config: "ModelConfig", bytes_per_number: int = 4) -> int:
+    """Memory one token takes in the cache: a key and a value of D numbers for each of K heads in each layer."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_per_number
