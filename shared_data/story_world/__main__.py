@@ -49,7 +49,7 @@ def _with_bits(world: StoryWorld, story: Story) -> str:
     """One line for every piece of text between two costs: the letters, the choices just before them, and their bits."""
     steps = [step for step in world.derivations(story.text, story.split)[0].steps if step.bits > 0]
     lines, start = [], 0
-    for position in sorted({step.position for step in steps} - {0}) + [len(story.text)]:
+    for position in [*sorted({step.position for step in steps} - {0}), len(story.text)]:
         here = [step for step in steps if step.position == start]
         choices = " + ".join(f"{step.label} {step.bits:.2f}" for step in here)
         lines.append(f"{sum(step.bits for step in here):6.2f}  {story.text[start:position]!r:44} {choices}")

@@ -8,33 +8,33 @@ template language.
 from shared_data.story_world.phrases import FIND, Beat
 
 _JOY: Beat = (
-    "<A> (was|felt) (very|so|really) [joy:feeling].",
-    "This made {A} (very|so|really) [joy:feeling].",
+    "<A> (was|felt) <very> [joy:feeling].",
+    "This made {A} <very> [joy:feeling].",
     "<A> (smiled|laughed|clapped|jumped), feeling [joy:feeling].",
     "How [joy:feeling] {A} (was|felt)!",
     "<A> [manner] (smiled|laughed|clapped) and (was|felt) [joy:feeling].",
-    '"I am (so|very) [joy:feeling]," [said] {A}.',
+    '"I am <very> [joy:feeling]," [said] {A}.',
 )
 _SORROW: Beat = (
-    "<A> (was|felt) (very|so|really) [sorrow:feeling].",
-    "This made {A} (very|so|really) [sorrow:feeling].",
+    "<A> (was|felt) <very> [sorrow:feeling].",
+    "This made {A} <very> [sorrow:feeling].",
     "<A> (cried|sighed|sat down), feeling [sorrow:feeling].",
-    '"I am (so|very) [sorrow:feeling]," [sobbed] {A}.',
+    '"I am <very> [sorrow:feeling]," [sobbed] {A}.',
 )
 _WORRY: Beat = (
-    "<A> (was|felt) (very|so|really) [worry:feeling].",
-    "<A> (looked|grew|became) (very|rather|more and more) [worry:feeling].",
-    '"I am (so|very) [worry:feeling]," [sobbed] {A}.',
+    "<A> (was|felt) <very> [worry:feeling].",
+    "<A> (looked|grew|became) <very> [worry:feeling].",
+    '"I am <very> [worry:feeling]," [sobbed] {A}.',
 )
 _PRIDE: Beat = (
-    "<A> felt (very|so|really|rather) [pride:feeling].",
+    "<A> felt <very> [pride:feeling].",
     "<A> (smiled|stood tall|looked up), feeling [pride:feeling].",
-    "It made {A} feel (very|so) [pride:feeling].",
+    "It made {A} feel <very> [pride:feeling].",
 )
 _THANKS: Beat = (
-    "<B> (was|felt) (very|so|really) [thanks:feeling].",
+    "<B> (was|felt) <very> [thanks:feeling].",
     "<B> (smiled|hugged {A}|took a bow), feeling [thanks:feeling].",
-    '"I am (so|very) [thanks:feeling]," [said] {B}.',
+    '"I am <very> [thanks:feeling]," [said] {B}.',
     '"(Thank you|Thanks a lot|You are a true friend), {A}," [said] {B}, who (was|felt) [thanks:feeling].',
 )
 
@@ -183,7 +183,7 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
         (
             '"Thank you," said {stranger.the}, and {A} felt [pride:feeling].',
             "{stranger.The} (thanked them|was safe now|could smile again), and {A} felt [pride:feeling].",
-            "{stranger.The} (thanked|hugged|blessed) {A} (kindly|warmly|many times).",
+            "{stranger.The} (thanked|praised|cheered) {A} (kindly|warmly|many times).",
         ),
     ),
     "fright": (

@@ -191,7 +191,9 @@ COUNTABLES = _words("ducks clouds ants birds butterflies snails frogs flowers bo
 BUILDINGS = _phrases(
     """tower, bridge, house, raft, castle, nest, fort, tent, wall, windmill, snowman, sledge, tunnel, ship, cave, throne"""
 )
-MATERIALS = _words("sticks stones blocks leaves planks boxes branches shells bricks straw mud sand")
+MATERIALS = _words(
+    "sticks stones blocks leaves planks boxes branches shells bricks straw mud sand ropes logs corks twigs"
+)
 STRANGERS = (
     _stranger("a little bird", "it", "had fallen out of its nest", "lifted it back into the nest"),
     _stranger("an old man", "he", "could not open the gate", "pushed the gate until it opened"),
@@ -207,27 +209,32 @@ STRANGERS = (
     _stranger("a sleepy owl", "it", "was stuck in a thorn bush", "pulled it out of the bush"),
 )
 
-LOOKS = _words("shiny round smooth old lucky pretty wooden strange heavy lovely precious simple")
-TASTES = _words("sweet fresh warm ripe tasty crunchy juicy soft sticky crisp")
-MANNERS = _words(
-    "happily quickly slowly quietly carefully proudly gently eagerly bravely kindly gladly calmly"
+LOOKS = _words(
+    "shiny round smooth old lucky pretty wooden strange heavy lovely precious simple dusty bent new curious"
 )
-SAYINGS = _words("said cried called shouted whispered laughed")
-SAD_SAYINGS = _words("said cried sobbed sighed whispered groaned")
-SAD_MANNERS = _words("slowly quietly sadly calmly gloomily wearily")
+TASTES = _words(
+    "sweet fresh warm ripe tasty crunchy juicy soft sticky crisp big tiny round plain creamy golden"
+)
+MANNERS = _words(
+    "happily quickly slowly quietly carefully proudly gently eagerly bravely kindly gladly calmly softly warmly merrily neatly"
+)
+SAYINGS = _words("said cried called shouted whispered laughed cheered sang")
+SAD_SAYINGS = _words("said cried sobbed sighed whispered groaned wept moaned")
+SAD_MANNERS = _words("slowly quietly sadly calmly gloomily wearily silently softly")
 NOISES = _words("bang growl noise scream crash howl rumble whistle")
-LOUDNESS = _words("loud strange terrible sudden deep sharp low scary")
-MOODS = _words("busy good long strange great fine full special merry funny")
+LOUDNESS = _words("loud strange terrible rough deep sharp low scary")
+MOODS = _words(
+    "busy good long strange great fine full special merry funny happy perfect quiet rare lively sunny"
+)
 
 NUMBERS = _words("zero one two three four five six seven eight nine ten")
 
 FEELINGS: dict[str, tuple[Word, ...]] = {
-    "joy": _words("happy glad delighted joyful merry cheerful pleased thrilled"),
-    "sorrow": _words("sad upset unhappy gloomy miserable sorry"),
-    "worry": _words("worried nervous anxious uneasy scared afraid"),
-    "pride": _words("proud strong important clever"),
-    "thanks": _words("thankful grateful touched happy"),
-    "surprise": _words("surprised amazed astonished excited"),
+    "joy": _words("happy glad delighted joyful merry cheerful pleased thrilled content lucky excited jolly"),
+    "sorrow": _words("sad upset unhappy gloomy miserable sorry lonely hopeless"),
+    "worry": _words("worried nervous anxious uneasy scared afraid frightened shaken"),
+    "pride": _words("proud strong important clever brave grand useful great"),
+    "thanks": _words("thankful grateful touched happy glad pleased lucky moved"),
 }
 
 

@@ -13,6 +13,7 @@ MACROS = {
     "<The>": "The (|{colour} ){thing}",
     "<A>": "({A}|{A.He})",  # at the beginning of a sentence about the one whom the last one was about
     "<B>": "({B}|{B.He})",
+    "<very>": "(very|so|really|quite|rather|truly|simply|deeply)",
     "<time>": "[weather] (|[weekday] )[daypart]",
 }
 
@@ -63,7 +64,7 @@ FIND: Beat = (
 WISH: Beat = (
     "{hero} (had always wanted|wished for|dreamed of|longed for) [colour.a] {thing}.",
     "More than anything, {hero} (wanted|wished for) [colour.a] {thing}.",
-    '"I wish I had [colour.a] {thing}," [sobbed] {hero}.',
+    '"I wish I had [colour.a] {thing}," (said|sighed|whispered) {hero}.',
     "{hero} (hoped|wanted) to find [colour.a] {thing} (there|that day|at last).",
 )
 PLAN: Beat = (
@@ -99,6 +100,6 @@ FAREWELL: Beat = (
     "They (never forgot|told everyone about|laughed about|often talked about) that [mood] day.",
     "And {hero} was the (kindest|luckiest|happiest|most loved) {hero_kind} (around|of all|in the land).",
     '"(See you tomorrow|Good night|Sleep well), {friend}," [said] {hero}.',
-    "That night, {hero} dreamed of [colour:dream_colour] [countable:dream].",
+    "In bed, {hero} dreamed of [colour:dream_colour] [countable:dream].",
     "For supper, they had [taste.a] [food:supper].",
 )
