@@ -1,7 +1,7 @@
 """Packed batches over a memory-mapped token file, in an order that can be resumed exactly.
 
 The documents of a corpus lie end to end in one file of token ids, each closed by `<|endoftext|>`. Training cuts that
-stream into sequences of T tokens, so that no position is wasted on padding (Brown et al. 2020, section 2.2). One
+stream into sequences of T tokens, so that no position is wasted on padding (Brown et al. 2020, appendix B). One
 `<|endoftext|>` is put before the stream: then every token of the file, first words and closing tokens included, is the
 label of exactly one position, and each document begins AT the end-of-text before it (data_loader.md has the picture).
 `document_ids` and `position_ids` say where the documents are, for the models' document masks.

@@ -7,8 +7,8 @@
 
 A checkpoint is written under a temporary name and renamed when all of it is on disk, so a folder called `step-…` is always
 whole. Nothing in it is pickled: safetensors and JSON cannot run code (training_state.md tells what must be in it, and why
-the random numbers of dropout need no entry). Level 1 writes the same folder beside the `Trainer`'s own
-`trainer_state.json`; level 2 writes the same files.
+the random numbers of dropout need no entry). Level 1 writes the same folder from a callback of the
+`Trainer`; level 2 writes the same files.
 
     checkpoint = newest_training_state(run.stage("pretrain") / "state", run.fingerprint("pretrain"))
 """
