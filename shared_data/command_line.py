@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import Exit, TyperException
 
-from shared_data.errors import UserError, one_line_errors
+from shared_data.errors import EXIT_CODE, UserError, one_line_errors
 from shared_data.stages import STAGES
 
 if TYPE_CHECKING:
@@ -66,9 +66,12 @@ class _Group(TyperGroup):
         except Exit as leave:  # after --help
             return leave.exit_code
         except TyperException as error:
+            message = error.format_message().rstrip(".")
+            if not message:  # called without any word: the help has been shown
+                return EXIT_CODE
             context_of_error = getattr(error, "ctx", None)
             where = context_of_error.command_path if context_of_error else self.name
-            raise UserError(f"{error.format_message().rstrip('.')}; see `{where} --help`") from error
+            raise UserError(f"{message}; see `{where} --help`") from error
         return 0
 
 

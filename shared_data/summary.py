@@ -39,7 +39,7 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
     ],
     "pretrain": [
         ("model", "{parameters:,} parameters"),
-        ("training", "{steps:,} steps, {tokens:,} tokens: {epochs:.1f} times through the text"),
+        ("training", "{steps:,} steps, {tokens:,} tokens: {epochs:.2f} times through the text"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
         ("last training loss", "{loss:.4f} nats per token"),
         ("perplexity", "{perplexity:.3f} on validation text"),
@@ -78,7 +78,7 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
 def print_heading(stage: str, run: RunFolder) -> None:
     """Announce a stage."""
     continued = " (continuing where it was interrupted)" if run.is_interrupted(stage) else ""
-    _print_title(f"{run.level} {stage}", STAGES[stage].summary + continued)
+    _print_title(f"{run.level} {stage}", STAGES[stage].summary.partition(";")[0].rstrip(".") + continued)
 
 
 def print_current(stage: str, run: RunFolder) -> None:

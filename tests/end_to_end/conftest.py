@@ -1,10 +1,12 @@
 """What the end-to-end tests share: the console scripts as a user runs them, and one small finished run to damage."""
 
+import functools
+import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,58 @@ def command(
     )
 
 
+PACKAGES = {"v1": "v1_quick", "v2": "v2_handwritten", "v3": "v3_numpy_deep"}
+
+
+class Commands:
+    """Commands of the three levels, each in a process of its own (`command_server.py`)."""
+
+    def __init__(self) -> None:
+        self._servers: dict[str, subprocess.Popen[str]] = {}
+
+    def __call__(
+        self, level: str, *arguments: str | Path, cwd: Path, file_size_limit: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command of a level to its end."""
+        server = self._servers.get(level) or self._start(level)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        words = [str(argument) for argument in arguments]
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "stdout"), Path(folder, "stderr")
+            request = {"arguments": words, "cwd": str(cwd), "file_size_limit": file_size_limit}
+            server.stdin.write(json.dumps({**request, "stdout": str(out), "stderr": str(err)}) + "\n")
+            server.stdin.flush()
+            code = int(server.stdout.readline())
+            return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+
+    def _start(self, level: str) -> subprocess.Popen[str]:
+        server = self._servers[level] = subprocess.Popen(
+            [sys.executable, "-m", "tests.end_to_end.command_server", PACKAGES[level]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=Path(__file__).parents[2],
+        )
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        return server
+
+    def stop(self) -> None:
+        """End the servers: they leave when nobody can ask them any more."""
+        for server in self._servers.values():
+            server.communicate()
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Run commands of the levels."""
+    running = Commands()
+    yield running
+    running.stop()
+
+
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of these tests, as a file of the user's."""
@@ -76,19 +130,20 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of level 2 up to and with pretraining; tests copy it before they damage it."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    for stage in ("data", "tokenizer", "pretrain"):
-        done = command("v2", stage, "--config", config, "--out", folder)
-        assert done.returncode == 0, done.stderr
-    return folder
+def finished_runs(
+    commands: Commands, config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A run of a level up to and with pretraining; tests copy it before they damage it."""
+    folder = tmp_path_factory.mktemp("finished")
 
+    @functools.cache
+    def finished(level: str) -> Path:
+        for stage in ("data", "tokenizer", "pretrain"):
+            done = commands(level, stage, "--config", config, "--out", folder / level, cwd=folder)
+            assert done.returncode == 0, done.stderr
+        return folder / level
 
-@pytest.fixture
-def a_run(finished_run: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, for one test to damage."""
-    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+    return finished
 
 
 Snapshot = dict[str, bytes | None]
@@ -103,6 +158,3 @@ def snapshot(folder: Path) -> Snapshot:
         for path in sorted(folder.rglob("*"))
         if path.name != ".lock"
     }
-
-
-Prepare = Callable[[Path, Path], list[str | Path]]
