@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def render_chat(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> str:
+def render_chat(messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = False) -> str:
     """The text of a conversation; each message has a `role` (system, user, assistant) and a `content`."""
     from transformers.utils.chat_template_utils import render_jinja_template
 

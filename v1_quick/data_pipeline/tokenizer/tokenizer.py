@@ -8,7 +8,7 @@ Level 2 reads the same `tokenizer.json` by hand and gives the same ids; level 3 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -95,7 +95,7 @@ class Tokenizer:
         write_json(Path(folder) / "tokenizer_config.json", self.config)
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    def load(cls, path: Path | str) -> "Tokenizer":
         """From a folder, a `tokenizer.json`, or a `vocab.json` beside its `merges.txt`.
 
         Raises `UserError` where it is missing or damaged.
@@ -114,12 +114,20 @@ class Tokenizer:
             raise UserError(
                 f"{path} is no valid tokenizer ({error}); it is damaged: copy or train it again"
             ) from error
+        if not isinstance(backend.model, models.BPE):
+            kind = type(backend.model).__name__
+            raise UserError(
+                f"{path} holds a {kind} tokenizer; use one of byte-level BPE (GPT-2, Llama-3, Qwen2 …)"
+            )
         config_path = folder / "tokenizer_config.json"
         return cls(backend, read_json(config_path) if config_path.is_file() else {})
 
 
 def _from_gpt2_files(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's `vocab.json` and `merges.txt`."""
+    """GPT-2's `vocab.json` and `merges.txt`; which of the two is missing, the library does not say."""
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{name} is missing beside it")
     backend = tokenizers.Tokenizer(
         models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from shared_data.errors import UserError
 from v3_numpy_deep.data_pipeline.tokenizer.split_patterns import GPT2_PATTERN, PatternSplitter
-from v3_numpy_deep.data_pipeline.tokenizer.unicode_versions import normalize
+from v3_numpy_deep.data_pipeline.tokenizer.unicode_versions import NEWER_DIGITS, normalize
 
 Definition = dict[str, Any]  # one object of tokenizer.json, with its "type"
 Cut = Callable[[str], list[str]]  # one step: a piece of text to smaller pieces
@@ -64,7 +64,9 @@ def _cuts_of(step: Definition) -> list[Cut]:
         case "Split":
             return [_split_cut(step)]
         case "Digits":  # either each digit alone, or digits apart from everything else
-            return [PatternSplitter(r"\p{N}" if step.get("individual_digits") else r"\p{N}+").split]
+            return [
+                PatternSplitter(r"\p{N}" if step.get("individual_digits") else r"\p{N}+", NEWER_DIGITS).split
+            ]
         case "ByteLevel":
             prefix: list[Cut] = [_add_prefix_space] if step.get("add_prefix_space", True) else []
             return prefix + ([PatternSplitter(GPT2_PATTERN).split] if step.get("use_regex", True) else [])

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import regex
 
 from shared_data.errors import UserError
-from v3_numpy_deep.data_pipeline.tokenizer.unicode_versions import hide_newer_characters
+from v3_numpy_deep.data_pipeline.tokenizer.unicode_versions import NEWER_CHARACTERS, hide_newer_characters
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4_PATTERN = (
@@ -41,8 +41,12 @@ Span = tuple[int, int, bool]  # start, stop, whether the pattern matched there
 class PatternSplitter:
     """Cuts text at the matches of one pattern; matches and the text between them are pieces."""
 
-    def __init__(self, pattern: str) -> None:
-        """Compile a pattern in the syntax of `tokenizer.json`; raises `UserError` where ours would read it otherwise."""
+    def __init__(self, pattern: str, newer: frozenset[str] = NEWER_CHARACTERS) -> None:
+        """Compile a pattern in the syntax of `tokenizer.json`; raises `UserError` where ours would read it otherwise.
+
+        `newer` are the characters that the reference does not know yet.
+        """
+        self._newer = newer
         if foreign := _OTHER_DIALECT.search(pattern):
             raise UserError(
                 f"the split pattern {pattern!r} uses {foreign.group()!r}, which regular expression engines read in different"
@@ -63,7 +67,7 @@ class PatternSplitter:
         >>> PatternSplitter(GPT4_PATTERN).split("It's 12345 cafés")
         ['It', "'s", ' ', '123', '45', ' cafés']
         """
-        hidden = hide_newer_characters(text)
+        hidden = hide_newer_characters(text, self._newer)
         if hidden is text and self._pattern.groups == 0:
             fast = self._ascii_pattern if self._ascii_pattern and text.isascii() else self._pattern
             pieces = fast.findall(text)
@@ -74,7 +78,7 @@ class PatternSplitter:
     def spans(self, text: str) -> Iterator[Span]:
         """The same pieces as positions; empty matches are no pieces."""
         position = 0
-        for match in self._pattern.finditer(hide_newer_characters(text)):
+        for match in self._pattern.finditer(hide_newer_characters(text, self._newer)):
             start, stop = match.span()
             if start > position:
                 yield position, start, False

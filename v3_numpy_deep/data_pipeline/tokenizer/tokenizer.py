@@ -14,7 +14,6 @@ Level 1 wraps `tokenizers.Tokenizer`; level 2 merges new words one by one.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from jaxtyping import UInt32
@@ -47,7 +46,8 @@ class Tokenizer:
         model = definition["model"]
         added = added_tokens_of(definition)
         self._pre_tokenizer = PreTokenizer(definition.get("pre_tokenizer"))
-        self._added = AddedTokens(added, Normalizer(definition.get("normalizer")))
+        normalize = Normalizer(definition.get("normalizer"))
+        self._added = AddedTokens(added, normalize)
         self._before, self._after = template_of(definition)
         self._words = _WordMemory(
             WordEncoder(
@@ -60,9 +60,13 @@ class Tokenizer:
         )
         self._ids: dict[str, int] = model["vocab"] | {token.content: token.id for token in added}
         self._tokens = {id: token for token, id in model["vocab"].items()}
-        self._tokens |= {token.id: token.content for token in added}
+        # Like the library: what is looked for in normalised text is also written normalised.
+        self._tokens |= {
+            token.id: normalize(token.content) if token.normalized else token.content for token in added
+        }
         self._bytes = {id: symbols_to_bytes(token) for id, token in self._tokens.items()}
         self.special_tokens: dict[str, int] = {token.content: token.id for token in added if token.special}
+        self._skipped = {id for id, token in self._tokens.items() if token in self.special_tokens}
 
     @property
     def vocab_size(self) -> int:
@@ -142,8 +146,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of ids; bytes that are no UTF-8 (half a character) become U+FFFD, as in `tokenizers`."""
         if skip_special_tokens:
-            special = set(self.special_tokens.values())
-            ids = [id for id in ids if id not in special]
+            ids = [id for id in ids if id not in self._skipped]
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, folder: Path | str) -> None:
@@ -151,7 +154,7 @@ class Tokenizer:
         write_tokenizer(folder, self.definition, self.config)
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    def load(cls, path: Path | str) -> "Tokenizer":
         """From a folder, a `tokenizer.json`, or a `vocab.json` beside its `merges.txt`.
 
         Raises `UserError` where it is missing, damaged or no byte-level BPE.

@@ -1,0 +1,152 @@
+"""Our own tokenizers: the same ids, texts and files at all levels, and in transformers."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import v1_quick.data_pipeline.tokenizer.bpe_train as v1
+import v2_handwritten.data_pipeline.tokenizer.bpe_train as v2
+import v3_numpy_deep.data_pipeline.tokenizer.bpe_train as v3
+from shared_data.errors import UserError
+from shared_data.settings import SPECIAL_TOKENS
+from tests.parity.test_bpe_train import TEXTS as CORPORA
+from v2_handwritten.data_pipeline.tokenizer.byte_level import ALPHABET, BYTE_TO_SYMBOL
+
+LEVELS = {"v1": v1, "v2": v2, "v3": v3}
+CORPUS = [text for texts in CORPORA.values() for text in texts]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "gpt4"])
+def tokens(request) -> dict:
+    """The tokenizer of each level."""
+    return {
+        name: level.train_bpe(CORPUS, 600, request.param, SPECIAL_TOKENS) for name, level in LEVELS.items()
+    }
+
+
+# Single characters (some of them newer than Unicode 16) and short texts on which the patterns differ.
+CHARACTERS = " \x1c\x85\u3000\0²½é日ǅ🙂\u0301\u200d\ua7ce\U00010940\U0003347f\U0010ffff"
+SHORT_TEXTS = [
+    "<|end",
+    "|>",
+    "'s",
+    "'LL",
+    "'ſ",
+    "   ",
+    "\n\n",
+    "\r\n",
+    "1234",
+    "the",
+    " Ball",
+    "e\u0301",
+    "---",
+    "aaaa",
+]
+FRAGMENTS = st.sampled_from([*SPECIAL_TOKENS, *CHARACTERS, *SHORT_TEXTS])
+TEXTS = st.lists(FRAGMENTS | st.text(max_size=6), max_size=15).map("".join)
+SETTINGS = settings(
+    max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+
+
+@SETTINGS
+@given(text=TEXTS, allow_special=st.booleans())
+def test_any_text_gets_the_same_ids_and_comes_back(tokens, text, allow_special):
+    expected = tokens["v1"].encode(text, allow_special)
+    for level in tokens.values():
+        assert level.encode(text, allow_special) == expected
+        assert level.decode(expected) == text
+
+
+@SETTINGS
+@given(ids=st.lists(st.integers(0, 700), max_size=30), skip=st.booleans())
+def test_any_ids_give_the_text_of_the_library(tokens, ids, skip):
+    expected = tokens["v1"].decode(ids, skip)
+    assert tokens["v2"].decode(ids, skip) == tokens["v3"].decode(ids, skip) == expected
+
+
+@SETTINGS
+@given(data=st.binary(max_size=12))
+def test_bytes_that_are_no_utf8_decode_as_in_the_library(tokens, data):
+    alphabet = {symbol: id for id, symbol in enumerate(ALPHABET, len(SPECIAL_TOKENS))}
+    ids = [alphabet[BYTE_TO_SYMBOL[byte]] for byte in data]
+    expected = tokens["v1"].decode(ids)
+    for level in ("v2", "v3"):
+        assert tokens[level].decode(ids) == expected
+        assert tokens[level].decode_bytes(ids) == data
+
+
+def test_ids_of_a_corpus_are_the_same_arrays(tokens, parity):
+    expected = tokens["v1"].encode_to_array(CORPUS, end_of_text=True)
+    for level in ("v2", "v3"):
+        actual = tokens[level].encode_to_array(iter(CORPUS), end_of_text=True)
+        assert actual.dtype == expected.dtype == np.uint32
+        parity(
+            component="tokenizer, own file",
+            quantity=f"ids of {len(CORPUS)} texts",
+            levels=f"v1-{level}",
+            actual=actual.astype(np.int64),
+            expected=expected.astype(np.int64),
+            tolerance=0,
+        )
+    rows = tokens["v2"].encode_batch(CORPUS)
+    assert rows == tokens["v3"].encode_batch(CORPUS) == tokens["v1"].encode_batch(CORPUS)
+    assert expected.tolist() == [id for row in rows for id in [*row, 0]]
+    assert all(len(level.encode_to_array([])) == 0 for level in tokens.values())
+
+
+def test_every_special_token_is_one_id_where_allowed_and_text_where_not(tokens):
+    for level in tokens.values():
+        for token, id in level.special_tokens.items():
+            assert level.encode(f"a{token}b") == [*level.encode("a"), id, *level.encode("b")]
+            plain = level.encode(token, allow_special=False)
+            assert id not in plain
+            assert level.decode(plain) == token
+            assert level.encode_to_array([token]).tolist() == plain  # documents cannot end themselves
+            assert level.decode([id, *plain], skip_special_tokens=True) == token
+        assert level.encode("") == []
+        assert level.decode([]) == ""
+
+
+@pytest.mark.parametrize("text", ["\ud800", "half \udfff a pair", "a<|pad|>\udc00"])
+def test_lone_surrogates_are_refused_as_the_library_refuses_them(tokens, text):
+    for level in tokens.values():
+        with pytest.raises(UserError, match="lone surrogate"):
+            level.encode(text)
+        with pytest.raises(UserError, match="lone surrogate"):
+            level.encode_to_array(["fine", text])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_saved_folder_is_the_same_at_all_levels_and_loads_in_transformers(tokens, level, tmp_path):
+    tokens[level].save(tmp_path / level)
+    tokens["v1"].save(tmp_path / "reference")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / level / name).read_bytes() == (tmp_path / "reference" / name).read_bytes()
+    text = "".join(CORPUS) + "".join(SPECIAL_TOKENS)
+    expected = tokens["v1"].encode(text)
+    for loader in (AutoTokenizer, PreTrainedTokenizerFast):
+        hf = loader.from_pretrained(tmp_path / level)
+        assert hf(text).input_ids == expected
+        assert hf.decode(expected) == text
+        assert (hf.eos_token_id, hf.pad_token_id, len(hf)) == (0, 1, tokens[level].vocab_size)
+    for other in LEVELS.values():
+        again = other.Tokenizer.load(tmp_path / level)
+        assert again.encode(text) == expected
+        assert (again.vocab_size, again.end_of_text_id, again.special_tokens) == (
+            tokens[level].vocab_size,
+            0,
+            tokens[level].special_tokens,
+        )
+        again.save(tmp_path / "again")
+        assert (tmp_path / "again/tokenizer.json").read_bytes() == (
+            tmp_path / level / "tokenizer.json"
+        ).read_bytes()
+
+
+def test_a_tokenizer_without_special_tokens_has_no_end_of_text():
+    for level in LEVELS.values():
+        with pytest.raises(UserError, match="no special token"):
+            _ = level.train_bpe(["low"], 256).end_of_text_id
