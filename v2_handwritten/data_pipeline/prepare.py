@@ -38,7 +38,7 @@ _BATCH = 256  # documents between two updates of the progress bar, and encoded a
 _COMMONEST = 50  # words listed in the report
 
 
-def prepare_documents(settings: Settings, run: RunFolder) -> dict[str, float]:
+def prepare_documents(settings: Settings, run: RunFolder) -> dict[str, int | float]:
     """Stage `data`: write the clean documents of each split, report.json and plots; returns what was counted.
 
     Raises `UserError` for a corpus that cannot be read, or of which nothing or too little to hold out remains.
@@ -167,7 +167,7 @@ def _draw(run: RunFolder, statistics: dict[str, Any], report: dict[str, Any]) ->
 
 def _document_metrics(
     writers: dict[str, _DocumentWriter], statistics: dict[str, Any], report: dict[str, Any]
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """Flat numbers for metrics.json."""
     cleaning, deduplication = report["cleaning"], report["deduplication"]
     names = (
@@ -179,7 +179,7 @@ def _document_metrics(
         "compression_ratio",
         "zipf_exponent",
     )
-    metrics: dict[str, float] = {"documents_read": cleaning["documents"]}
+    metrics: dict[str, int | float] = {"documents_read": cleaning["documents"]}
     metrics |= {name: statistics[name] for name in names}
     for split in ("validation", "test"):
         metrics |= {f"{split}_documents": writers[split].documents, f"{split}_bytes": writers[split].bytes}
@@ -196,7 +196,7 @@ def _document_metrics(
     return metrics | report["truth"]
 
 
-def prepare_tokens(settings: Settings, run: RunFolder) -> dict[str, float]:
+def prepare_tokens(settings: Settings, run: RunFolder) -> dict[str, int | float]:
     """Stage `tokenizer`: train or load the tokenizer, save it, encode every split; returns what was counted.
 
     Raises `UserError` where the tokenizer cannot be loaded or has no token that ends a document, or where a split is
@@ -204,7 +204,7 @@ def prepare_tokens(settings: Settings, run: RunFolder) -> dict[str, float]:
     """
     tokenizer = _tokenizer(settings.tokenizer, run)
     tokenizer.save(run.stage("tokenizer"))
-    metrics: dict[str, float] = {"vocab_size": tokenizer.vocab_size}
+    metrics: dict[str, int | float] = {"vocab_size": tokenizer.vocab_size}
     for split in SPLITS:
         described = encode_split(run.documents(split), run.tokens(split), tokenizer)
         least = settings.pretrain.sequence_length + 1
