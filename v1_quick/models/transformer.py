@@ -3,7 +3,7 @@
 python -c "import torch; from v1_quick.models.transformer import *; from transformers import LlamaConfig; print(Transformer(LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=1)).initialize(0)(torch.zeros(1, 4, dtype=torch.int64)).shape)"
 """
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Transformer(nn.Module):
         self.config = config
         self.library = library if library is not None else AutoModelForCausalLM.from_config(config)
 
-    def initialize(self, seed: int) -> Self:
+    def initialize(self, seed: int) -> "Transformer":
         """Set the initial weights of `initialization.py`; the same seed gives the same weights at all levels."""
         parameters = dict(self.library.named_parameters())
         with torch.no_grad():

@@ -23,7 +23,7 @@ from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.initialization import parameter_shapes
 from v2_handwritten.models.transformer import Transformer
 
-TOKENIZER_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -50,7 +50,7 @@ def save_model(model: Transformer, folder: Path | str, tokenizer_folder: Path | 
     tokens = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id")}
     write_json(folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None})
     if tokenizer_folder is not None:
-        for name in TOKENIZER_FILES:
+        for name in _TOKENIZER_FILES:
             source = Path(tokenizer_folder) / name
             if source.is_file():
                 with atomic_write(folder / name) as file:
@@ -82,7 +82,7 @@ def load_model(
     return model.requires_grad_()
 
 
-def read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+def _read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the floating-point tensors of a safetensors file, from its header."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -128,7 +128,7 @@ def _match_names(config: ModelConfig, files: list[Path], folder: Path) -> dict[s
     prefix = "transformer." if config.model_type == "gpt2" else "model."
     places, unexpected = {}, []
     for path in files:
-        for stored_name, shape in read_shapes(path).items():
+        for stored_name, shape in _read_shapes(path).items():
             # The first GPT-2 checkpoints, and headless models, leave the prefix out.
             name = stored_name if stored_name in expected else prefix + stored_name
             if name in expected:

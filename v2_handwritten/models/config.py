@@ -11,7 +11,7 @@ Level 1 holds transformers' `GPT2Config` or `LlamaConfig` built from the same fi
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.settings import ModelSettings
@@ -96,7 +96,9 @@ class ModelConfig:
             )
 
     @classmethod
-    def from_settings(cls, settings: ModelSettings, vocab_size: int, eos_token_id: int | None = None) -> Self:
+    def from_settings(
+        cls, settings: ModelSettings, vocab_size: int, eos_token_id: int | None = None
+    ) -> "ModelConfig":
         """The architecture that `[model]` of a configuration asks for; the vocabulary comes from the tokenizer."""
         values = {
             name: value
@@ -115,7 +117,7 @@ class ModelConfig:
         )
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> Self:
+    def from_hf(cls, config: dict[str, Any]) -> "ModelConfig":
         """Read the contents of a Hugging Face `config.json`. Raises `UserError` for another architecture."""
         model_type = config.get("model_type")
         if model_type not in _FROM_HF:

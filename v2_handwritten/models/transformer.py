@@ -12,7 +12,7 @@ Level 1 builds those library classes. Level 3: the same classes over its own aut
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -176,7 +176,7 @@ class Transformer(nn.Module):
             )
         return self._dropout_generator
 
-    def initialize(self, seed: int) -> Self:
+    def initialize(self, seed: int) -> "Transformer":
         """Set the initial weights of `initialization.py`; the same seed gives the same weights at all levels."""
         parameters = dict(self.named_parameters())
         with torch.no_grad():

@@ -3,7 +3,7 @@
 Vaswani et al. 2017, section 3.2; MQA: Shazeer 2019; GQA: Ainslie et al. 2023. H query heads share K key-value heads: K = H
 is MHA, K = 1 is MQA. Three kernels compute the same: `plain_causal_attention` from torch's operations; the fused one, in
 tiles of queries that never look at the keys after them (the idea of FlashAttention, Dao et al. 2022, with the derivative
-derived in attention.md); and `library_attention`, torch's own.
+derived in attention.md); and torch's own, for a GPU.
 
 Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same over `autograd.fused`.
 
@@ -12,7 +12,7 @@ Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same o
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,16 +23,14 @@ from v2_handwritten.models.blocks.linear import Conv1D, Linear, fused_linear
 from v2_handwritten.models.blocks.rope import apply_rotary
 from v2_handwritten.models.config import ModelConfig
 
-MASKED = (
-    -1e30
-)  # added to a score that must not count; finite, so that a row without any key stays free of NaN
-QUERY_TILE = 64  # queries in a tile of the fused kernel
-KEEP_WEIGHTS = (
-    2**26
-)  # attention weights kept for the backward pass; where a layer has more, they are computed again
+# Added to a score that must not count; finite, so that a row without any key stays free of NaN.
+MASKED = -1e30
+_QUERY_TILE = 64  # queries in a tile of the fused kernel
+_KEEP_WEIGHTS = 2**26  # a layer with more attention weights computes them again in the backward pass
 _LOG2_E = math.log2(math.e)
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What attention needs of a key-value cache (inference/kv_cache.py)."""
 
@@ -47,7 +45,7 @@ class SharedInputs:
     """What all blocks of one forward pass share."""
 
     mask: Float[Tensor, "#B T S"] | None = None  # None is plain causal
-    rotary: tuple[Float[Tensor, "#B T D/2"], Float[Tensor, "#B T D/2"]] | None = None  # cos and sin (llama)
+    rotary: tuple[Float[Tensor, "#B T half"], Float[Tensor, "#B T half"]] | None = None  # cos and sin (llama)
     cache: Cache | None = None
     generator: torch.Generator | None = None  # draws the dropout masks
     kernel: Literal["handwritten", "library"] = "handwritten"
@@ -111,7 +109,7 @@ def plain_causal_attention(
     return (weights @ v.unsqueeze(2)).reshape(B, H, T, D)
 
 
-def library_attention(
+def _library_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
     v: Float[Tensor, "B K S D"],
@@ -138,7 +136,7 @@ def causal_attention(
 ) -> Float[Tensor, "B H T D"]:
     """Attention of T queries, the last of S positions. `mask` is additive and causal; None is plain causal."""
     if kernel == "library":
-        return library_attention(q, k, v, mask, dropout_probability)
+        return _library_attention(q, k, v, mask, dropout_probability)
     if dropout_probability > 0:
         return plain_causal_attention(q, k, v, mask, dropout_probability, generator)
     return _CausalAttention.apply(q, k, v, mask)
@@ -161,10 +159,10 @@ class _CausalAttention(torch.autograd.Function):
         queries = q.reshape(B, K, H // K, T, D)
         keys, values = k.reshape(B * K, S, D), v.reshape(B * K, S, D)
         output = q.new_empty(B, T, K, H // K, D)  # in the order that the next projection reads
-        keep = any(ctx.needs_input_grad) and B * H * T * S <= KEEP_WEIGHTS
+        keep = any(ctx.needs_input_grad) and B * H * T * S <= _KEEP_WEIGHTS
         kept = []
-        for start in range(0, T, QUERY_TILE):
-            tile = slice(start, min(start + QUERY_TILE, T))
+        for start in range(0, T, _QUERY_TILE):
+            tile = slice(start, min(start + _QUERY_TILE, T))
             rows, E, inverse_sum = _tile_exponentials(queries, keys, mask, tile)
             o = torch.bmm(E, values[:, : E.shape[-1]]).mul_(inverse_sum)
             output[:, tile] = o.view(B, K, H // K, -1, D).permute(0, 3, 1, 2, 4)
@@ -181,8 +179,8 @@ class _CausalAttention(torch.autograd.Function):
         d_output = d_output.transpose(1, 2).reshape(B, T, K, G, D)
         d_q, d_keys, d_values = torch.empty_like(output), torch.zeros_like(keys), torch.zeros_like(values)
         delta = (d_output * output).sum(-1, keepdim=True)  # [B, T, K, G, 1]
-        for index, start in enumerate(range(0, T, QUERY_TILE)):
-            tile = slice(start, min(start + QUERY_TILE, T))
+        for index, start in enumerate(range(0, T, _QUERY_TILE)):
+            tile = slice(start, min(start + _QUERY_TILE, T))
             saved = kept[3 * index : 3 * index + 3]
             rows, E, inverse_sum = saved or _tile_exponentials(queries, keys, mask, tile)
             seen = slice(0, E.shape[-1])

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 IGNORE_INDEX = -100  # a target that does not count: padding, or the prompt in instruction tuning
-CHUNK_ELEMENTS = 2**19  # logits in memory at a time; 2 MB of float32 stay in a core's cache
+_CHUNK_ELEMENTS = 2**19  # logits in memory at a time; 2 MB of float32 stay in a core's cache
 
 
 def plain_cross_entropy(
@@ -98,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if gradients else None
         d_weight = torch.zeros_like(weight, dtype=wide) if gradients else None
         loss = hidden.new_zeros((), dtype=wide)
-        rows = max(1, CHUNK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else 4096
+        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else 4096
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
             logits = (hidden[chunk] @ weight.T).to(wide)

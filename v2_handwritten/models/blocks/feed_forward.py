@@ -23,7 +23,7 @@ from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.linear import Conv1D, Linear, fused_linear
 from v2_handwritten.models.config import ModelConfig
 
-CHUNK_ELEMENTS = 2**17  # of one array; three or four float32 arrays of this size fit a core's cache
+_CHUNK_ELEMENTS = 2**17  # of one array; three or four float32 arrays of this size fit a core's cache
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 
 
@@ -42,7 +42,7 @@ def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x * torch.sigmoid(x)
 
 
-def plain_swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+def plain_swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     """silu(gate) · up, where the two stand side by side in the last axis."""
     gate, up = gate_up.chunk(2, dim=-1)
     return silu(gate) * up
@@ -53,7 +53,7 @@ def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return _GeluNew.apply(x)
 
 
-def swiglu(gate_up: Float[Tensor, "*rows 2F"]) -> Float[Tensor, "*rows F"]:
+def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     """`plain_swiglu`, fused."""
     return _SwiGLU.apply(gate_up)
 
@@ -121,7 +121,7 @@ class _SwiGLU(torch.autograd.Function):
 
 def _chunks(x: Tensor) -> Iterator[slice]:
     """Slices of rows, small enough that the intermediate arrays of an elementwise formula stay in the cache."""
-    step = max(1, CHUNK_ELEMENTS // x.shape[-1]) if x.device.type == "cpu" else max(1, x.shape[0])
+    step = max(1, _CHUNK_ELEMENTS // x.shape[-1]) if x.device.type == "cpu" else max(1, x.shape[0])
     return (slice(start, start + step) for start in range(0, x.shape[0], step))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from v2_handwritten.models.config import ModelConfig
 
 
-def rotary_frequencies(config: ModelConfig) -> Float[np.ndarray, "D/2"]:
+def rotary_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:
     """Radians per position for each pair of a head, float64; with the scaling that long-context checkpoints ask for.
 
     "linear" divides all frequencies by a factor (Chen et al. 2023). "llama3" (Llama 3.1) divides only those whose
@@ -40,10 +40,10 @@ def rotary_frequencies(config: ModelConfig) -> Float[np.ndarray, "D/2"]:
 
 
 def rotary_tables(
-    frequencies: Float[np.ndarray, "D/2"],
+    frequencies: Float[np.ndarray, "half"],
     position_ids: Int[Tensor, "B T"],
     dtype: torch.dtype = torch.float32,
-) -> tuple[Float[Tensor, "B T D/2"], Float[Tensor, "B T D/2"]]:
+) -> tuple[Float[Tensor, "B T half"], Float[Tensor, "B T half"]]:
     """cos and sin of every angle, computed in float64: at position 100,000 a float32 angle is off by 0.004 radians."""
     turn = torch.from_numpy(frequencies).to(position_ids.device)
     angles = position_ids.double().unsqueeze(-1) * turn
@@ -51,7 +51,7 @@ def rotary_tables(
 
 
 def plain_apply_rotary(
-    x: Float[Tensor, "B H T D"], cos: Float[Tensor, "#B T D/2"], sin: Float[Tensor, "#B T D/2"]
+    x: Float[Tensor, "B H T D"], cos: Float[Tensor, "#B T half"], sin: Float[Tensor, "#B T half"]
 ) -> Float[Tensor, "B H T D"]:
     """Turn the pairs (x_i, x_{i + D/2}) of each head by the angle of its position."""
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # the same for all heads
@@ -61,7 +61,7 @@ def plain_apply_rotary(
 
 
 def apply_rotary(
-    x: Float[Tensor, "B H T D"], cos: Float[Tensor, "#B T D/2"], sin: Float[Tensor, "#B T D/2"]
+    x: Float[Tensor, "B H T D"], cos: Float[Tensor, "#B T half"], sin: Float[Tensor, "#B T half"]
 ) -> Float[Tensor, "B H T D"]:
     """`plain_apply_rotary` written into one new tensor; the derivative of a rotation is the rotation back."""
     return _ApplyRotary.apply(x, cos, sin)
