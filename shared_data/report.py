@@ -15,18 +15,11 @@ from typing import Any
 from shared_data import report_html as html
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json
-from shared_data.metrics_log import MetricsLog
 from shared_data.plots import plot_lines, plot_training
-from shared_data.progress import format_number, format_seconds
+from shared_data.progress import format_seconds
+from shared_data.report_comparison import LEVELS, comparison, other_run, training_log
 from shared_data.runs import RunFolder
-from shared_data.stages import STAGES
 from shared_data.summary import summary_rows
-
-_LEVELS = {
-    "v1": "level 1, Hugging Face libraries",
-    "v2": "level 2, by hand in PyTorch",
-    "v3": "level 3, NumPy alone",
-}
 
 
 def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
@@ -36,27 +29,15 @@ def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
     """
     if not run.metrics():
         raise UserError(f"no run in {run.path}; make one with `{run.level} run`")
-    others = [_other_run(run, level) for level in compare if level != run.level]
+    others = [other_run(run, level) for level in compare if level != run.level]
     sections = (_header, _corpus, _tokenizer, _training, _evaluation, _generation, _time, _settings)
     body = [part for section in sections for part in section(run)]
     if others:
-        body[1:1] = _comparison([run, *others])
+        body[1:1] = comparison([run, *others])
     path = run.path / "report.html"
     with atomic_write(path, "w") as file:
         file.write(html.page(f"{run.level} {run.settings.name}", body))
     return path
-
-
-def _other_run(run: RunFolder, level: str) -> RunFolder:
-    """The run of another level with the same configuration."""
-    if level not in _LEVELS:
-        raise UserError(f"there is no level {level!r} to compare with; use {', '.join(_LEVELS)}")
-    other = RunFolder(level, run.settings)
-    if not other.metrics():
-        raise UserError(
-            f"no run in {other.path} to compare with; make one with `{level} run --config {run.settings.name}`"
-        )
-    return other
 
 
 def _header(run: RunFolder) -> Iterator[str]:
@@ -81,45 +62,11 @@ def _header(run: RunFolder) -> Iterator[str]:
     yield (
         title
         + html.paragraph(
-            f"A language model from the first byte of its text on: {_LEVELS.get(run.level, run.level)}.",
+            f"A language model from the first byte of its text on: {LEVELS.get(run.level, run.level)}.",
             "soft",
         )
         + html.tiles(facts)
     )
-
-
-def _comparison(runs: list[RunFolder]) -> list[str]:
-    """The numbers of several levels side by side, and their loss curves in one plot."""
-    rows = []
-    for stage in STAGES:
-        names = dict.fromkeys(name for run in runs for name in run.metrics().get(stage, {}))
-        for name in names:
-            values = [run.metrics().get(stage, {}).get(name) for run in runs]
-            rows.append(
-                [
-                    f"{stage}: {name.replace('_', ' ')}",
-                    *("–" if v is None else format_number(v) for v in values),
-                ]
-            )
-    series = {}
-    for run in runs:
-        points = [(row["step"], row["loss"]) for row in _log(run).rows() if row.get("loss") is not None]
-        if points:
-            series[run.level] = ([x for x, _ in points], [y for _, y in points])
-    parts = [
-        html.heading("The levels side by side"),
-        html.paragraph("The same configuration, seed and data; three implementations."),
-    ]
-    if series:
-        plot_lines(
-            series,
-            runs[0].path / "report" / "comparison.svg",
-            title="Training loss",
-            y_label="nats per token",
-            wide=True,
-        )
-        parts.append(html.figure(runs[0].path / "report" / "comparison.svg"))
-    return [*parts, html.table(rows, ["", *(run.level for run in runs)], numbers=True)]
 
 
 def _corpus(run: RunFolder) -> Iterator[str]:
@@ -195,7 +142,7 @@ def _tokenizer(run: RunFolder) -> Iterator[str]:
 def _training(run: RunFolder) -> Iterator[str]:
     """Loss against the floor, learning rate, gradient norm, and what the model wrote on the way."""
     yield html.heading("Training")
-    rows = _log(run).rows()
+    rows = training_log(run).rows()
     metrics = _finished(run, "pretrain")
     if metrics is None and not rows:
         yield _missing(run, "pretrain")
@@ -296,10 +243,6 @@ def _missing(run: RunFolder, stage: str) -> str:
 def _read(path: Path, default: Any) -> Any:
     """A JSON file of a stage, or the default where the stage did not write it."""
     return read_json(path) if path.exists() else default
-
-
-def _log(run: RunFolder) -> MetricsLog:
-    return MetricsLog(run.path / "pretrain" / "metrics_log.jsonl")
 
 
 def _floor_in_nats(run: RunFolder) -> float | None:
