@@ -73,21 +73,14 @@ class _Bar:
 
     def __init__(self, total: float, description: str, unit: str, done: float) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         self._console = Console()
         self._rich = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn(unit),
+            TextColumn("{task.fields[count]} " + unit),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
             TextColumn("[dim]left"),
@@ -95,9 +88,10 @@ class _Bar:
             console=self._console,
             refresh_per_second=5,
         )
-        self._task = self._rich.add_task(description, total=total, numbers="")
-        self._rich.update(self._task, completed=done)
+        self._task = self._rich.add_task(description, total=total, numbers="", count="")
+        self._done, self._total = done, total
         self._numbers: dict[str, float | str] = {}
+        self._rich.update(self._task, completed=done)
 
     def __enter__(self) -> Self:
         self._rich.start()
@@ -110,7 +104,11 @@ class _Bar:
 
     def update(self, amount: float = 1, **numbers: float | str) -> None:
         self._numbers.update(numbers)
-        self._rich.update(self._task, advance=amount, numbers=_format_numbers(self._numbers))
+        self._done += amount
+        count = f"{format_number(self._done)}/{format_number(self._total)}"
+        self._rich.update(
+            self._task, completed=self._done, count=count, numbers=_format_numbers(self._numbers)
+        )
 
     def print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)

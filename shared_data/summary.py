@@ -123,14 +123,14 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
     """Label and text in two columns; long texts wrap on a terminal and stay whole in a file."""
     if not sys.stdout.isatty():
         for label, text in rows:
-            print(f"   {label + ':':<26}{text}", flush=True)
+            print(f"   {label + ':':<27}{text}", flush=True)
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", min_width=25, no_wrap=True)
+    table.add_column(style="dim", min_width=28, no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in rows:
         table.add_row(f"   {label}", Text(text))
