@@ -12,7 +12,7 @@ _JOY: Beat = (
     "This made {A} <very> [joy:feeling].",
     "<A> (smiled|laughed|clapped|jumped), feeling [joy:feeling].",
     "How [joy:feeling] {A} (was|felt)!",
-    "<A> [manner] (smiled|laughed|clapped) and (was|felt) [joy:feeling].",
+    "<A> [gladly] (smiled|laughed|clapped) and (was|felt) [joy:feeling].",
     '"I am <very> [joy:feeling]," [said] {A}.',
 )
 _SORROW: Beat = (
@@ -70,7 +70,7 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
     "trade": (
         (
             "{B} had [look.a] [trinket], and {A} (traded|swapped) <the> for it.",
-            '"I will give you my [trinket] for your {thing}," [said] {B}, and {A} [manner] (agreed|said yes|nodded).',
+            '"I will give you my [trinket] for your {thing}," [said] {B}, and {A} [gladly] (agreed|said yes|nodded).',
             "{A} gave <the> to {B} and got [look.a] [trinket] (for it|in return|back).",
         ),
         (
@@ -139,12 +139,12 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
     # What may happen at any time.
     "food": (
         (
-            "{A} (had|found|bought|pulled out) [taste.a] [food] and [manner] shared it with {B}.",
+            "{A} (had|found|bought|pulled out) [taste.a] [food] and [gladly] shared it with {B}.",
             "{B} was hungry, so {A} [manner] gave {B.him} half of {A.his} [food].",
-            '"(Would you like|Do you want) some of my [taste] [food]?" asked {A}, and {B} [manner] (took a bite|said yes|nodded).',
+            '"(Would you like|Do you want) some of my [taste] [food]?" asked {A}, and {B} [gladly] (took a bite|said yes|nodded).',
             "They sat down to (share|eat) [taste.a] [food] that {A} had (brought|baked|bought).",
         ),
-        (*_THANKS, "It (was|tasted) (sweet|warm|very good|delicious), and soon the {food} was gone."),
+        (*_THANKS, "It (was|tasted) (good|lovely|very good|delicious|wonderful), and soon it was gone."),
     ),
     "count": (
         (
@@ -154,9 +154,9 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
             "{A} (pointed at|waved to|watched) [number] [colour:shade] [countable].",
         ),
         (
-            "Then [more_number] more came, so there were {total} {countable}.",
-            '"And [more_number] more," said {B}, "so there are {total} {countable}."',
-            "<B> saw [more_number] more, and that made {total} {countable}.",
+            "Then [more_number] more came, so there were {total}.",
+            '"And [more_number] more," said {B}, "so there are {total}."',
+            "<B> saw [more_number] more, and that made {total}.",
         ),
     ),
     "build": (

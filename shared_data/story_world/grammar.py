@@ -156,49 +156,61 @@ def _push(segments: Sequence[Segment], agenda: tuple) -> tuple:
     return agenda
 
 
+class _Branch(NamedTuple):
+    """A derivation under way: what is still to be said, and what was said and chosen so far."""
+
+    agenda: tuple
+    state: State
+    said: str
+    bits: float
+    steps: tuple  # a linked list (step, earlier steps), newest first
+
+
 def _search(start: Sequence[Segment], state: State, text: str | None) -> Iterator[Derivation]:
-    """Walk depth first through every derivation, or through those whose letters are `text`."""
-    # A branch: (what is still to be said, state, letters so far, bits so far, the steps taken as a linked list).
-    branches: list[tuple[tuple, State, str | int, float, tuple]] = [
-        (_push(start, ()), dict(state), "" if text is None else 0, 0.0, ())
-    ]
+    """Walk depth first through every derivation, or through those that say exactly `text`."""
+
+    def agrees(letters: str, said: str) -> bool:
+        return text is None or text.startswith(letters, len(said))
+
+    branches = [_Branch(_push(start, ()), dict(state), "", 0.0, ())]
     while branches:
         agenda, state, said, bits, steps = branches.pop()
-        alive = True
         while agenda:
             segment, agenda = agenda
             if isinstance(segment, Depends):
                 segment = segment.table[state[segment.key]]
             if isinstance(segment, (str, Slot)):
                 letters = segment if isinstance(segment, str) else segment.read(state)
-                if text is None:
-                    said += letters
-                elif text.startswith(letters, said):
-                    said += len(letters)
-                else:
-                    alive = False
+                if not agrees(letters, said):
                     break
+                said += letters
             elif isinstance(segment, Choice):
                 for option in reversed(segment.options):
                     first = option.segments[0] if option.segments else None
-                    if text is not None and isinstance(first, str) and not text.startswith(first, said):
+                    if isinstance(first, str) and not agrees(first, said):
                         continue  # most options end here, before anything is copied
-                    branch = dict(state)
-                    if option.key is not None:
-                        branch[option.key] = option.value
-                    position = len(said) if text is None else said
-                    step = (Step(segment.label, option.bits, position), steps)
-                    branches.append((_push(option.segments, agenda), branch, said, bits + option.bits, step))
-                alive = False
+                    step = Step(segment.label, option.bits, len(said))
+                    taken = {**state, option.key: option.value} if option.key is not None else dict(state)
+                    branches.append(
+                        _Branch(
+                            _push(option.segments, agenda), taken, said, bits + option.bits, (step, steps)
+                        )
+                    )
                 break
             else:
                 agenda = _push(segment(state), agenda)
-        if alive and (text is None or said == len(text)):
-            taken = []
-            while steps:
-                step, steps = steps
-                taken.append(step)
-            yield Derivation(said if text is None else text, bits, state, taken[::-1])
+        else:  # nothing is left to be said
+            if text is None or len(said) == len(text):
+                yield Derivation(said, bits, state, _in_order(steps))
+
+
+def _in_order(steps: tuple) -> list[Step]:
+    """A linked list, newest first, as a list, oldest first."""
+    ordered = []
+    while steps:
+        step, steps = steps
+        ordered.append(step)
+    return ordered[::-1]
 
 
 def parse(start: Sequence[Segment], state: State, text: str) -> list[Derivation]:

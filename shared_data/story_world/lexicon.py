@@ -188,9 +188,7 @@ FOODS = _phrases(
     """apple, cookie, sandwich, pear, pie, roll, cake, pancake, orange, carrot, muffin, banana, pretzel, peach, plum, bun"""
 )
 COUNTABLES = _words("ducks clouds ants birds butterflies snails frogs flowers boats bees rabbits lambs")
-BUILDINGS = _phrases(
-    """tower, bridge, house, raft, castle, nest, fort, tent, wall, windmill, snowman, sledge, tunnel, ship, cave, throne"""
-)
+BUILDINGS = _words("tower bridge house raft castle nest tent wall snowman ship")
 MATERIALS = _words(
     "sticks stones blocks leaves planks boxes branches shells bricks straw mud sand ropes logs corks twigs"
 )
@@ -214,6 +212,9 @@ LOOKS = _words(
 )
 TASTES = _words(
     "sweet fresh warm ripe tasty crunchy juicy soft sticky crisp big tiny round plain creamy golden"
+)
+GLAD_MANNERS = _words(
+    "happily merrily proudly softly warmly gladly loudly brightly kindly gently quietly calmly"
 )
 MANNERS = _words(
     "happily quickly slowly quietly carefully proudly gently eagerly bravely kindly gladly calmly softly warmly merrily neatly"
@@ -275,6 +276,7 @@ class Lexicon:
             "look": LOOKS[:words],
             "taste": TASTES[:words],
             "manner": MANNERS[:words],
+            "gladly": GLAD_MANNERS[:words],
             "said": SAYINGS[:words],
             "sobbed": SAD_SAYINGS[:words],
             "sadly": SAD_MANNERS[:words],
@@ -290,7 +292,7 @@ class Lexicon:
             "material": MATERIALS[:words],
             "stranger": STRANGERS[:words],
             "number": NUMBERS[2:7][:words],
-            "more_number": NUMBERS[1:4][:words],
+            "more_number": NUMBERS[1:3][:words],
             **{feeling: words_of_it[:words] for feeling, words_of_it in FEELINGS.items()},
             "spot": Given("place", {place: place.spots[:words] for place in places}),
             "hero_kind": Given("hero", {name: kinds(name) for name in heroes}),

@@ -9,8 +9,8 @@ has one possible antecedent, for a reader and for a small model. An empty phrasi
 MACROS = {
     "<new>": "[size.a] [colour] {thing}",
     "<wished>": "[size.a] {colour} {thing}",  # the colour was part of the wish
-    "<the>": "the (|{colour} ){thing}",
-    "<The>": "The (|{colour} ){thing}",
+    "<the>": "the {thing}",
+    "<The>": "The {thing}",
     "<A>": "({A}|{A.He})",  # at the beginning of a sentence about the one whom the last one was about
     "<B>": "({B}|{B.He})",
     "<very>": "(very|so|really|quite|rather|truly|simply|deeply)",
@@ -77,7 +77,7 @@ HELD: Beat = (
     "(In the end|At last|When it got dark|When the sun went down), {A} [manner] (took|carried|brought) <the> home.",
     "{A} (kept|looked after|took care of) <the> (for many years|from then on|all summer long|ever after).",
     "That night, {A} [manner] put <the> (next to {A.his} bed|on the shelf|under {A.his} bed|by the window).",
-    "{B} said that {A} (should|could) keep <the>, and {A} [manner] (smiled|agreed|nodded).",
+    "{B} said that {A} (should|could) keep <the>, and {A} [gladly] (smiled|agreed|nodded).",
 )
 HELD_WISH: Beat = (
     "(At last|Now), {hero} had the {colour} {thing} {hero.he} had (wished for|dreamed of|wanted).",
@@ -94,11 +94,11 @@ WANTED: Beat = (
     "There was no {colour} {thing} (anywhere|to be found), but {hero} (had a friend|was not alone|had fun anyway).",
 )
 FAREWELL: Beat = (
-    "{hero} and {friend} [manner] (walked|went|skipped|ran) home (together|hand in hand|before supper|side by side).",
-    "It had been a [mood] day {place.at}.",
+    "{hero} and {friend} [gladly] (walked|went|skipped|ran) home (together|hand in hand|before supper|side by side).",
+    "It had been a [mood] day for {hero} and {friend}.",
     "{hero} and {friend} (stayed|were|remained) (good|best|close) friends (for ever|from that day on|for the rest of their lives).",
     "They (never forgot|told everyone about|laughed about|often talked about) that [mood] day.",
-    "And {hero} was the (kindest|luckiest|happiest|most loved) {hero_kind} (around|of all|in the land).",
+    "And {hero} was the (kindest|luckiest|happiest|most loved) of (all|them all|everybody).",
     '"(See you tomorrow|Good night|Sleep well), {friend}," [said] {hero}.',
     "In bed, {hero} dreamed of [colour:dream_colour] [countable:dream].",
     "For supper, they had [taste.a] [food:supper].",

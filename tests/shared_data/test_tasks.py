@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -121,7 +123,13 @@ def test_the_verifier_finds_whole_words_only() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_tasks_use_only_combinations_of_their_split(world: StoryWorld, split: str) -> None:
-    for generator in (questions, requests, multiple_choice, preference_pairs):
+    generators: tuple[Callable[..., Iterator[Any]], ...] = (
+        questions,
+        requests,
+        multiple_choice,
+        preference_pairs,
+    )
+    for generator in generators:
         for record in islice(generator(seed=4, split=split, world=world), 60):
             assert split_of(*record.story.facts.words) == split
 
