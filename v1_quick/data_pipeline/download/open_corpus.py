@@ -37,6 +37,7 @@ def open_corpus(settings: DataSettings, split: str = "train") -> Iterator[Docume
         return _limited(_story_world_documents(settings, split), megabytes, settings.source)
     assert split == "train", f"a corpus of the user's is split by prepare.py, not opened as {split!r}"
     paths = find_files(settings.source)
+    documents: Iterator[Document]
     if paths:
         documents = chain.from_iterable(read_documents(path, settings, len(paths) == 1) for path in paths)
     else:

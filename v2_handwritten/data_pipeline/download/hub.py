@@ -18,7 +18,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from shared_data.documents import Document
@@ -108,11 +108,12 @@ def _fetch(url: str, partial: Path, description: str) -> bool:
     return not total or done == total
 
 
-def _open_url(url: str, name: str, headers: dict[str, str] | None = None):
+def _open_url(url: str, name: str, headers: dict[str, str] | None = None) -> HTTPResponse:
     """Open an address; what the hub refuses becomes one line for the user."""
     request = urllib.request.Request(url, headers={"User-Agent": "llm-from-scratch", **(headers or {})})
     try:
-        return urllib.request.urlopen(request, timeout=_TIMEOUT)
+        answer: HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        return answer
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise UserError(
