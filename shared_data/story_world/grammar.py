@@ -223,6 +223,12 @@ def enumerate_all(start: Sequence[Segment], state: State) -> Iterator[Derivation
     return _search(start, state, None)
 
 
+def total_log2_probability(derivations: Sequence[Derivation]) -> float:
+    """log2 of the summed probabilities of several derivations of one text, without underflow."""
+    least = min(derivation.bits for derivation in derivations)
+    return math.log2(sum(2.0 ** (least - derivation.bits) for derivation in derivations)) - least
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Templates: how people write segments.
 

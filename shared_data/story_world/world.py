@@ -10,7 +10,6 @@ Run: `python -m shared_data.story_world --seed 1 --count 2`
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,14 @@ from dataclasses import dataclass, field
 from shared_data.errors import UserError
 from shared_data.story_world.events import EVENTS
 from shared_data.story_world.facts import Facts, facts_from_state
-from shared_data.story_world.grammar import Derivation, State, enumerate_all, parse, sample
+from shared_data.story_world.grammar import (
+    Derivation,
+    State,
+    enumerate_all,
+    parse,
+    sample,
+    total_log2_probability,
+)
 from shared_data.story_world.lexicon import Lexicon
 from shared_data.story_world.plot import Plot
 from shared_data.story_world.splits import check_split
@@ -55,8 +61,8 @@ class StoryWorld:
 
     @classmethod
     def small(cls) -> StoryWorld:
-        """One word a list, one phrasing a beat, a handful of events: some ten thousand stories, all different."""
-        events = ("find", "give", "trade", "lose", "search", "return", "count")
+        """One word a list, one phrasing a beat, a handful of events: twenty thousand stories, all different."""
+        events = ("find", "give", "lose", "search", "return", "count")
         return cls(
             Lexicon.shrunk(combinations=3, words=1), phrasings=1, events=(*events, "plan"), most_events=3
         )
@@ -79,16 +85,12 @@ class StoryWorld:
 
         Raises `UserError` (a `ValueError`) if the world never tells this story in this split: its probability is zero.
         """
-        derivations = self.derivations(text, split)
-        if len(derivations) == 1:
-            return derivations[0].log2_probability
-        least = min(derivation.bits for derivation in derivations)
-        return math.log2(sum(2.0 ** (least - derivation.bits) for derivation in derivations)) - least
+        return total_log2_probability(self.derivations(text, split))
 
     def read(self, text: str, split: str = "train") -> Story:
         """The story behind a text: its probability and its facts, from the text alone. Raises as `log2_probability`."""
-        state = self.derivations(text, split)[0].state
-        return Story(text, self.log2_probability(text, split), split, state)
+        derivations = self.derivations(text, split)
+        return Story(text, total_log2_probability(derivations), split, derivations[0].state)
 
     def derivations(self, text: str, split: str = "train") -> list[Derivation]:
         plot = self._plot(split)
