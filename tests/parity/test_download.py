@@ -108,6 +108,7 @@ def test_a_large_single_text_is_cut_at_paragraphs_and_nothing_is_lost(tmp_path: 
     path.write_bytes("\r\n\r\n".join(paragraphs).replace("\n", "\r\n").replace("\r\r", "\r").encode())
     texts = open_texts(level, path)
     assert "\n\n".join(texts).split() == "\n\n".join(paragraphs).split()
+    assert len(texts) > 20
     assert all(text.startswith("Paragraph") for text in texts)
     assert all(text_units.GROUP <= len(text) < 3 * text_units.GROUP for text in texts[:-1])
 
@@ -157,6 +158,7 @@ def faulty_files(folder: Path) -> dict[str, tuple[Path, str]]:
             "record 2 is not valid JSON",
         ),
         "cut.json": (b'[{"text": "a"}, {"text": "b', "record 2 is cut off"),
+        "cut-values.json": (b'{"text": "a"}\n{"text": "b', "record 2 is cut off"),
         "field.csv": (b"number,story\n1,hello\n", "has no field 'text'"),
         "cut.jsonl.gz": (whole[: len(whole) // 2], "truncated or damaged gzip"),
         "not.jsonl.gz": (b"plain text", "truncated or damaged gzip"),

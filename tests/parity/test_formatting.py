@@ -36,6 +36,10 @@ def test_every_form_of_a_preference_becomes_prompt_chosen_rejected(level) -> Non
     assert level.format_preference({"prompt": "Who?", "chosen": "Tom.", "rejected": "No idea."}) == expected
     assert level.format_preference({"prompt": [USER], "chosen": [ASSISTANT], "rejected": [other]}) == expected
     assert level.format_preference({"chosen": [USER, ASSISTANT], "rejected": [USER, other]}) == expected
+    same = level.format_preference({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]})
+    assert same == {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [ASSISTANT]}, (
+        "a reply is never prompt"
+    )
 
 
 @pytest.mark.parametrize("level", LEVELS)
