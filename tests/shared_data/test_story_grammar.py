@@ -68,6 +68,17 @@ def test_functions_steer_and_their_changes_stay_in_their_branch() -> None:
         state["n"] = state.get("n", 0) + 1
         return ("." * state["n"], Choice("go on", [(count,), ()])) if state["n"] < 3 else (";",)
 
+    def mark(state: dict) -> tuple:
+        state["marked"] = True
+        return (show,)
+
+    def show(state: dict) -> tuple:
+        return ("marked" if "marked" in state else "plain",)
+
+    assert [told.text for told in enumerate_all((Choice("mark", [(mark,), (show,)]),), {})] == [
+        "marked",
+        "plain",
+    ]
     start_state: dict = {}
     assert {told.text: told.bits for told in enumerate_all((count,), start_state)} == {
         ".": 1,
