@@ -8,6 +8,7 @@ import pytest
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, fused, record
 from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.autograd.fused.attention import plan_tiles
 from v3_numpy_deep.autograd.gradcheck import gradcheck
 from v3_numpy_deep.models.blocks import (
     attention,
@@ -24,7 +25,7 @@ A, B = array(1, 3, 4), array(2, 3, 4)
 IDS = integers(3, 5, 2, 6)  # some of 5 rows are read several times
 TARGETS = np.array([1, -100, 4, 0, 4])
 MASK = attention.document_mask(np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 0, 0]]), np.float64)
-TILES = attention.attention_tiles(MASK, 6, 6)
+TILES = plan_tiles(MASK, 6, 6)
 COS, SIN = rope.rotary_tables(np.array([1.0, 0.1]), np.array([[0, 1, 2], [5, 0, 1]]), np.float64)
 
 OPERATIONS = {
@@ -189,7 +190,7 @@ def test_the_error_function_has_the_precision_of_its_type():
 def test_attention_never_multiplies_hidden_keys():
     q, k, v = (Tensor(array(seed, 1, 1, 6, 4)) for seed in (1, 2, 3))
     documents = np.array([[0, 0, 0, 1, 1, 1]])
-    tiles = attention.attention_tiles(attention.document_mask(documents, np.float64), 6, 6)
+    tiles = plan_tiles(attention.document_mask(documents, np.float64), 6, 6)
     k.data[:, :, :3] = np.nan  # 0 · NaN would be NaN
     v.data[:, :, :3] = np.nan
     output = fused.attention(q, k, v, tiles).data

@@ -30,4 +30,5 @@ def keep_freed_memory() -> bool:
         (M_MMAP_THRESHOLD, ONE_GIB),  # smaller blocks come from the heap
         (M_ARENA_MAX, 1),  # all threads use that heap
     ]
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    accepted = [mallopt(name, value) == 1 for name, value in settings]
+    return all(accepted)

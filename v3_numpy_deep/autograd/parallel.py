@@ -9,11 +9,12 @@ weighted sum of the shards' losses, and its gradient is the sum of theirs: data 
 their gradients in a fixed order, so that the same number of threads gives the same bits. Levels 1 and 2 need none of this:
 torch's kernels use all cores by themselves.
 
-    python -c "from v3_numpy_deep.autograd.parallel import default_threads; print(default_threads())"
+    python -c "from v3_numpy_deep.autograd.parallel import available_threads; print(available_threads())"
 """
 
 import ctypes
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,23 +26,28 @@ import numpy as np
 
 from v3_numpy_deep.autograd.tensor import Tensor, is_recording, no_grad, record
 
-MOST_THREADS = 4  # Python itself runs one thread at a time, and more of them would mostly wait for it
+MOST_THREADS = 4  # only one thread at a time runs Python itself; with more of them, they would wait for it
 
 
-def default_threads() -> int:
-    """The cores this process may use, up to four."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_threads() -> int:
+    """As many threads as NumPy's BLAS was told to use (all cores, if it was told nothing), up to four."""
+    blas = _openblas()
+    cores = blas.scipy_openblas_get_num_threads64_() if blas is not None else os.cpu_count() or 1
     return min(cores, MOST_THREADS)
 
 
 def shards(size: int, threads: int) -> list[slice]:
     """`size` rows in at most `threads` parts of about the same length."""
-    ends = [size * (i + 1) // min(threads, size) for i in range(min(threads, size))]
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    parts = max(1, min(threads, size))
+    ends = [size * part // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def data_parallel(
-    function: Callable[[slice], Tensor], rows: Sequence[slice], weights: Sequence[float], parameters: Sequence[Tensor]
+    function: Callable[[slice], Tensor],
+    rows: Sequence[slice],
+    weights: Sequence[float],
+    parameters: Sequence[Tensor],
 ) -> Tensor:
     """Σ weight · function(rows) over the shards, computed at the same time.
 

@@ -17,18 +17,18 @@ from jaxtyping import Bool, Float, Int
 
 from shared_data.errors import UserError
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
+from v3_numpy_deep.autograd.fused.attention import plan_tiles
 from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.autograd.parallel import data_parallel, shards
+from v3_numpy_deep.autograd.parallel import available_threads, data_parallel, shards
 from v3_numpy_deep.models.blocks.attention import (
     Cache,
     Gpt2Attention,
     LlamaAttention,
     SharedInputs,
-    attention_tiles,
     document_mask,
     padding_mask,
 )
-from v3_numpy_deep.models.blocks.cross_entropy import linear_cross_entropy
+from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
@@ -129,7 +129,6 @@ class Transformer(Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.threads = 1
         self.dropout_generator = np.random.default_rng(0)
         if config.model_type == "gpt2":
             self.transformer = Gpt2Body(config)
@@ -179,7 +178,7 @@ class Transformer(Module):
             mask=mask,
             cache=cache,
             generator=self.dropout_generator if self.training else None,
-            tiles=attention_tiles(mask, T, past + T),
+            tiles=plan_tiles(mask, T, past + T),
         )
         body = self.transformer if self.config.model_type == "gpt2" else self.model
         return body(input_ids, position_ids, shared)
@@ -207,21 +206,35 @@ class Transformer(Module):
         position_ids: Int[Array, "#B T"] | None = None,
         document_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count."""
-        keep_freed_memory()
-        rows = shards(len(input_ids), self.threads)
-        if len(rows) > 1:
-            total = max(1, int((labels != -100).sum()))
-            def shard_loss(part: slice) -> Tensor:
-                return self._loss(*(x if x is None or len(x) == 1 else x[part] for x in (input_ids, labels, position_ids, document_ids)))
-            weights = [int((labels[part] != -100).sum()) / total for part in rows]
-            return data_parallel(shard_loss, rows, weights, list(self.parameters()))
-        return self._loss(input_ids, labels, position_ids, document_ids)
+        """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count.
 
-    def _loss(self, input_ids, labels, position_ids, document_ids):
+        The sequences are shared out among threads (autograd/parallel.py); masks of dropout have to be drawn one by one.
+        """
+        keep_freed_memory()
+        parts = shards(len(input_ids), 1 if self.training and self._has_dropout() else available_threads())
+        if len(parts) == 1:
+            return self._loss(input_ids, labels, position_ids, document_ids)
+
+        def loss_of(part: slice) -> Tensor:
+            positions = position_ids if position_ids is None or len(position_ids) == 1 else position_ids[part]
+            documents = None if document_ids is None else document_ids[part]
+            return self._loss(input_ids[part], labels[part], positions, documents)
+
+        counts = [int((labels[part] != IGNORE_INDEX).sum()) for part in parts]
+        weights = [count / max(1, sum(counts)) for count in counts]
+        return data_parallel(loss_of, parts, weights, list(self.parameters()))
+
+    def _loss(
+        self, input_ids: Array, labels: Array, position_ids: Array | None, document_ids: Array | None
+    ) -> Tensor:
+        """`loss` in one thread."""
         hidden = self.hidden_states(input_ids, position_ids, document_ids)
         rows = hidden.reshape(-1, hidden.shape[-1])
         return linear_cross_entropy(rows, self.lm_head.weight, labels.reshape(-1))
+
+    def _has_dropout(self) -> bool:
+        """Whether training draws random masks."""
+        return max(self.config.embd_pdrop, self.config.attention_dropout, self.config.resid_pdrop) > 0
 
     def _mask(self, document_ids: Array | None, attention_mask: Array | None, T: int) -> Array | None:
         """The additive mask of a pass, built once for all blocks; None is plain causal."""

@@ -1,33 +1,25 @@
-"""GELU and SwiGLU, computed in blocks that stay in the cache.
+"""GELU and SwiGLU, computed in blocks of rows that stay in the cache (blocks.py).
 
-    GELU, GPT-2's form (Hendrycks & Gimpel 2016)   y = x (1 + t) / 2     with t = tanh(√(2/π) (x + 0.044715 x³))
-    SwiGLU (Shazeer 2020, equation 6)              y = gate σ(gate) · up
+    GELU, GPT-2's form (Hendrycks & Gimpel 2016)   y = x (1 + t) / 2        with t = tanh(√(2/π) (x + 0.044715 x³))
+    SwiGLU (Shazeer 2020, equation 6)              y = gate σ(gate) · up    with σ(x) = (1 + tanh(x/2)) / 2
 
-A ufunc reads and writes memory, and memory is what limits it: ten ufuncs over an array larger than the cache are ten trips
-to memory; the same ten over blocks of 2^16 numbers are one. The compositions are `plain_gelu_new` and `plain_swiglu` in
-models/blocks/feed_forward.py, where level 2 has the same derivatives as `torch.autograd.Function`s.
+The logistic function through tanh is one vectorised call that cannot overflow. The compositions are `plain_gelu_new` and
+`plain_swiglu` in models/blocks/feed_forward.py, where level 2 has the same derivatives as `torch.autograd.Function`s.
 
     python -c "from v3_numpy_deep.autograd.fused.activations import swiglu; help(swiglu)"
 """
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float
 
+from v3_numpy_deep.autograd.fused.blocks import row_blocks
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
 ROOT_2_OVER_PI = math.sqrt(
     2.0 / math.pi
-)  # Python numbers: a NumPy float64 scalar would promote float32 arrays
-BLOCK = 1 << 16  # numbers in a block: a float32 block is 256 KiB, and a few of them fit a level-2 cache
-
-
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Consecutive slices of rows, of at most BLOCK numbers each."""
-    height = max(1, BLOCK // columns)
-    return (slice(start, start + height) for start in range(0, rows, height))
+)  # a Python number: a NumPy float64 scalar would promote float32 arrays
 
 
 def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -48,7 +40,7 @@ def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         for rows in row_blocks(*X.shape):
             v, slope = X[rows], grad_x[rows]
             t = np.empty_like(v)
-            _tanh_of_gelu(v, out=t)
+            _tanh_of_gelu(v, out=t)  # again: cheaper than keeping a second array of this size
             np.multiply(v, v, out=slope)
             slope *= 3.0 * 0.044715 * ROOT_2_OVER_PI
             slope += ROOT_2_OVER_PI
@@ -73,40 +65,37 @@ def _tanh_of_gelu(x: Array, out: Array) -> None:
 
 
 def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
-    """gate σ(gate) · up, the two side by side in the last axis;
-    ∂up = g gate σ,  ∂gate = g up σ (1 + gate (1 − σ))"""
+    """gate σ(gate) · up, the two side by side in the last axis;  with silu = gate σ:
+
+    ∂up = g silu,  ∂gate = g up (σ + silu (1 − σ)) = g up (silu + σ (1 − silu))
+    """
     shape = gate_up.shape
-    X = gate_up.data.reshape(-1, shape[-1])
-    F = shape[-1] // 2
+    X, F = gate_up.data.reshape(-1, shape[-1]), shape[-1] // 2
     y = np.empty((len(X), F), X.dtype)
     for rows in row_blocks(*y.shape):
-        gate, up, out = X[rows, :F], X[rows, F:], y[rows]
-        _sigmoid(gate, out=out)
-        out *= gate
-        out *= up
+        silu, _ = _silu(X[rows, :F], out=y[rows])
+        silu *= X[rows, F:]
 
     def derivative(g: Array) -> tuple[Array]:
-        G = g.reshape(y_shape)
+        G = g.reshape(-1, F)
         grad_x = np.empty_like(X)
-        for rows in row_blocks(*y_shape):
-            gate, up, grad_gate, grad_up = X[rows, :F], X[rows, F:], grad_x[rows, :F], grad_x[rows, F:]
-            s = np.empty_like(G[rows])
-            _sigmoid(gate, out=s)
-            silu = gate * s
-            np.multiply(silu, G[rows], out=grad_up)
-            silu -= silu * s
-            silu += s  # σ (1 + gate (1 − σ)) = σ + silu (1 − σ)
-            silu *= up
-            np.multiply(silu, G[rows], out=grad_gate)
+        for rows in row_blocks(*G.shape):
+            silu, two_sigma = _silu(X[rows, :F], out=np.empty_like(G[rows]))
+            np.multiply(silu, G[rows], out=grad_x[rows, F:])
+            two_sigma *= 1.0 - silu
+            two_sigma *= 0.5
+            silu += two_sigma
+            silu *= X[rows, F:]
+            np.multiply(silu, G[rows], out=grad_x[rows, :F])
         return (grad_x.reshape(shape),)
 
-    y_shape = y.shape
     return record(y.reshape(*shape[:-1], F), (gate_up,), derivative)
 
 
-def _sigmoid(x: Array, out: Array) -> None:
-    """σ(x) = (1 + tanh(x / 2)) / 2: one vectorised call, and no overflow."""
+def _silu(x: Array, out: Array) -> tuple[Array, Array]:
+    """x σ(x) = (x/2) (1 + tanh(x/2)), written to `out`, and the second factor, which is 2 σ(x)."""
     np.multiply(x, 0.5, out=out)
-    np.tanh(out, out=out)
-    out *= 0.5
-    out += 0.5
+    two_sigma = np.tanh(out)
+    two_sigma += 1.0
+    out *= two_sigma
+    return out, two_sigma

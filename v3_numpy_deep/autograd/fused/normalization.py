@@ -18,6 +18,7 @@ derivatives as `torch.autograd.Function`s; level 1 calls `torch.nn.RMSNorm` and 
 import numpy as np
 from jaxtyping import Float
 
+from v3_numpy_deep.autograd.fused.blocks import row_blocks
 from v3_numpy_deep.autograd.fused.linear import column_sums
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
@@ -29,19 +30,23 @@ def rms_norm(
     shape, w = x.shape, weight.data
     X = x.data.reshape(-1, shape[-1])
     r = _inverse_root(np.vecdot(X, X) / X.shape[1], eps)
-    y = X * r
-    y *= w
+    y = np.empty_like(X)
+    for rows in row_blocks(*X.shape):
+        np.multiply(X[rows], r[rows], out=y[rows])
+        y[rows] *= w
 
     def derivative(g: Array) -> tuple[Array, Array]:
-        g = g.reshape(X.shape)
-        n = X * r
-        gn = g * n
-        grad_weight = column_sums(gn)
-        mean_hn = (gn @ w)[:, None] / X.shape[1]  # h n = g w n
-        grad_x = g * w
-        n *= mean_hn
-        grad_x -= n
-        grad_x *= r
+        G = g.reshape(X.shape)
+        grad_x, grad_weight = np.empty_like(X), np.zeros_like(w)
+        for rows in row_blocks(*X.shape):
+            n = X[rows] * r[rows]
+            gn = G[rows] * n
+            grad_weight += column_sums(gn)
+            mean_hn = (gn @ w)[:, None] / len(w)  # h n = g w n
+            h = np.multiply(G[rows], w, out=gn)
+            n *= mean_hn
+            h -= n
+            np.multiply(h, r[rows], out=grad_x[rows])
         return grad_x.reshape(shape), grad_weight
 
     return record(y.reshape(shape), (x, weight), derivative)
@@ -60,15 +65,17 @@ def layer_norm(
     y += bias.data
 
     def derivative(g: Array) -> tuple[Array, Array, Array]:
-        g = g.reshape(n.shape)
-        gn = g * n
-        grad_weight, grad_bias = column_sums(gn), column_sums(g)
-        mean_hn = (gn @ w)[:, None] / n.shape[1]
-        mean_h = (g @ w)[:, None] / n.shape[1]
-        grad_x = np.multiply(g, w, out=gn)
-        grad_x -= mean_h
-        grad_x -= n * mean_hn
-        grad_x *= r
+        G = g.reshape(n.shape)
+        grad_x, grad_weight, grad_bias = np.empty_like(n), np.zeros_like(w), column_sums(G)
+        for rows in row_blocks(*n.shape):
+            gn = G[rows] * n[rows]
+            grad_weight += column_sums(gn)
+            mean_hn = (gn @ w)[:, None] / len(w)
+            mean_h = (G[rows] @ w)[:, None] / len(w)
+            h = np.multiply(G[rows], w, out=gn)
+            h -= mean_h
+            h -= n[rows] * mean_hn
+            np.multiply(h, r[rows], out=grad_x[rows])
         return grad_x.reshape(shape), grad_weight, grad_bias
 
     return record(y.reshape(shape), (x, weight, bias), derivative)

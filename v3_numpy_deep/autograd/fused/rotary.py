@@ -22,15 +22,17 @@ def rotary(
 
 
 def _turn(x: Array, cos: Array, sin: Array) -> Array:
-    """The rotation. Memory is laid out as [B, T, H, D], as the projections before and attention after it have it."""
+    """The rotation, one sequence at a time. Memory is laid out as [B, T, H, D], as before and after it."""
     B, H, T, D = x.shape
     half = D // 2
-    x = x.transpose(0, 2, 1, 3)
-    z = np.empty((B, T, H, half), np.result_type(x.dtype, np.complex64))
-    z.real, z.imag = x[..., :half], x[..., half:]
-    turn = np.empty((*cos.shape[:2], 1, half), z.dtype)  # the same for all heads
-    turn.real, turn.imag = cos[:, :, None], sin[:, :, None]
-    z *= turn
     y = np.empty((B, T, H, D), x.dtype)
-    y[..., :half], y[..., half:] = z.real, z.imag
+    z = np.empty((T, H, half), np.result_type(x.dtype, np.complex64))
+    turn = np.empty((T, 1, half), z.dtype)  # the same for all heads
+    for b in range(B):
+        sequence = x[b].transpose(1, 0, 2)
+        z.real, z.imag = sequence[..., :half], sequence[..., half:]
+        if b < len(cos):  # positions may be the same for all sequences
+            turn.real, turn.imag = cos[b, :, None], sin[b, :, None]
+        z *= turn
+        y[b, ..., :half], y[b, ..., half:] = z.real, z.imag
     return y.transpose(0, 2, 1, 3)

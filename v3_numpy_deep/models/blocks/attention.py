@@ -24,9 +24,8 @@ from v3_numpy_deep.models.blocks.linear import Conv1D, Linear, fused_linear
 from v3_numpy_deep.models.blocks.rope import apply_rotary
 from v3_numpy_deep.models.config import ModelConfig
 
-MASKED = (
-    -1e30
-)  # added to a score that must not count; finite, so that a row without any key stays free of NaN
+# Added to a score that must not count; finite, so that a row without any key stays free of NaN.
+MASKED = -1e30
 
 
 @runtime_checkable
@@ -35,7 +34,7 @@ class Cache(Protocol):
 
     length: int
 
-    def update(self, layer_index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer_index: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Append the new keys and values [B, K, T, D]; return those of all positions so far [B, K, S, D]."""
 
 
@@ -116,15 +115,8 @@ def causal_attention(
     if dropout_probability > 0:
         return plain_causal_attention(q, k, v, mask, dropout_probability, generator)
     if tiles is None:
-        tiles = attention_tiles(mask, q.shape[2], k.shape[2])
+        tiles = plan_tiles(mask, q.shape[2], k.shape[2])
     return fused.attention(q, k, v, tiles)
-
-
-def attention_tiles(mask: Float[Array, "#B T S"] | None, T: int, S: int) -> list[list[Tile]]:
-    """What the fused kernel visits, for a mask that all layers share."""
-    if mask is None:
-        mask = causal_mask(T, S)
-    return plan_tiles(mask == 0.0)
 
 
 class Gpt2Attention(Module):
@@ -144,7 +136,9 @@ class Gpt2Attention(Module):
             _split_heads(part, self.num_heads) for part in ops.split(self.c_attn(x), [C, C, C], axis=-1)
         )
         if shared.cache is not None:
-            k, v = shared.cache.update(self.layer_index, k, v)
+            k, v = map(
+                Tensor, shared.cache.update(self.layer_index, k.data, v.data)
+            )  # no gradient flows back
         p = self.attention_dropout if self.training else 0.0
         y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.tiles)
         y = self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
@@ -175,7 +169,9 @@ class LlamaAttention(Module):
         assert shared.rotary is not None, "Llama's attention needs the rotary tables"
         q, k = apply_rotary(q, *shared.rotary), apply_rotary(k, *shared.rotary)
         if shared.cache is not None:
-            k, v = shared.cache.update(self.layer_index, k, v)
+            k, v = map(
+                Tensor, shared.cache.update(self.layer_index, k.data, v.data)
+            )  # no gradient flows back
         p = self.attention_dropout if self.training else 0.0
         y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.tiles)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], H * D))
