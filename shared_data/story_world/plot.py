@@ -32,7 +32,10 @@ ANY_TIME = ("food", "count", "build", "help", "fright")  # each at most once in 
 WEIGHTS = {"find": 5.0, "search": 3.0, "return": 3.0}
 GO_ON = {1: 0.8, 2: 0.5}  # the probability of another event after so many
 OTHER = {"hero": "friend", "friend": "hero"}
-BEATS = ("HERO", "HOBBY", "FRIEND", "SETTING", "BRING", "FIND", "WISH", "PLAN", "HELD", "HELD_WISH", "LOST", "WANTED", "FAREWELL")  # fmt: skip
+BEATS = (
+    "HERO", "HOBBY", "FRIEND", "SETTING", "BRING", "FIND", "WISH", "PLAN",
+    "HELD", "HELD_WISH", "LOST", "WANTED", "FAREWELL",
+)  # fmt: skip
 
 
 class Rule(NamedTuple):
@@ -85,35 +88,45 @@ class Plot:
     ) -> None:
         self.phrasings, self.most_events = phrasings, most_events
         self.lists = {**lexicon.lists, "total": _total}
-        combinations = Combinations(lexicon, split)
-        beats = {name: self._beat(getattr(phrases, name)) for name in BEATS}
+        self.beats = {name: self._beat(getattr(phrases, name)) for name in BEATS}
         self.deeds = {kind: tuple(map(self._beat, EVENTS[kind])) for kind in events}
-        self.beats = beats
+        self.either: tuple[Segment, ...] = (Choice("who", [(), ()], None, "actor", ["hero", "friend"]), _cast)
+        self.start = self._opening(lexicon, Combinations(lexicon, split))
         self._event_choices: dict[tuple[str, ...], Choice] = {}
+        self._another = {
+            count: Choice("another event", [(self._next_event,), (self._finish,)], [share, 1 - share])
+            for count, share in GO_ON.items()
+        }
 
-        either = Choice("who", [(), ()], None, "actor", ["hero", "friend"])
-        self.either: tuple[Segment, ...] = (either, _cast)
-        beginnings = [
+    def new_state(self) -> State:
+        return {
+            "events": (),
+            "status": "",
+            "holder": None,  # "hero" or "friend"
+            "owner": None,  # who lost the thing
+            "planned": False,  # a plan is still to be carried out
+            "had_plan": False,
+            "wished": False,
+            "first_spot": None,
+        }
+
+    # --- opening ---
+
+    def _opening(self, lexicon: Lexicon, combinations: Combinations) -> tuple[Segment, ...]:
+        """Who, with whom, where; then one of four ways in which the main thing comes into the story."""
+        beats = self.beats
+        friends = lexicon.lists["friend"].table
+        beginnings: list[tuple[Segment, ...]] = [
             (*self.either, beats["BRING"], _holds),
             (*self.either, beats["FIND"], _holds),
-            (beats["WISH"], _set("status", "wished"), _set("wished", True)),
-            (
-                _set("actor", "friend"),
-                _cast,
-                beats["PLAN"],
-                _holds,
-                _set("planned", True),
-                _set("had_plan", True),
-            ),
+            (beats["WISH"], _set(status="wished", wished=True)),
+            (_set(actor="friend", planned=True, had_plan=True), _cast, beats["PLAN"], _holds),
         ]
-        self.start: tuple[Segment, ...] = (
+        return (
             combinations.hero,
             beats["HERO"],
             beats["HOBBY"],
-            Depends(
-                "hero",
-                {hero: silent("friend", friends) for hero, friends in lexicon.lists["friend"].table.items()},
-            ),
+            Depends("hero", {hero: silent("friend", names) for hero, names in friends.items()}),
             " ",
             beats["FRIEND"],
             " ",
@@ -124,13 +137,6 @@ class Plot:
             Choice("beginning", beginnings),
             self._go_on,
         )
-        self._another = {
-            count: Choice("another event", [(self._next_event,), (self._finish,)], [share, 1 - share])
-            for count, share in GO_ON.items()
-        }
-
-    def new_state(self) -> State:
-        return {"events": (), "status": "", "holder": None, "owner": None, "planned": False, "wished": False, "had_plan": False, "first_spot": None}  # fmt: skip
 
     def _beat(self, beat: Beat) -> Choice:
         """The choice among the phrasings of a sentence. Only one that may be left out brings its own space."""
@@ -202,9 +208,9 @@ class Plot:
 # --- the rules that need no world: functions of the state, used as segments ---
 
 
-def _set(key: str, value: Any) -> Callable[[State], tuple[Segment, ...]]:
+def _set(**values: Any) -> Callable[[State], tuple[Segment, ...]]:
     def assign(state: State) -> tuple[Segment, ...]:
-        state[key] = value
+        state.update(values)
         return ()
 
     return assign
