@@ -34,4 +34,5 @@ class AdamW(torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
     ) -> None:
-        super().__init__(groups, lr=learning_rate, betas=betas, eps=epsilon)
+        # One kernel for the whole update, as the Trainer's default `optim="adamw_torch_fused"`.
+        super().__init__(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
