@@ -212,30 +212,48 @@ FLAGS = st.fixed_dictionaries(
 CONTENTS = ["<mask>", "<mask>x", " the", "é", "e\u0301t", "café", "日本", "Ġq", "ab", "<|endoftext|>"]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    flags=st.lists(FLAGS, min_size=len(CONTENTS), max_size=len(CONTENTS)),
-    text=st.lists(
-        st.sampled_from(
-            [*CONTENTS, " ", "\t", "\x1c", "\u2000", "x", "_", "²", "\u200d", "the", "!", "\u0301"]
-        ),
-        max_size=10,
-    ).map("".join),
-    allow_special=st.booleans(),
-)
-def test_added_tokens_with_any_flags_are_found_where_the_library_finds_them(
-    qwen2, flags, text, allow_special, tmp_path_factory
-):
-    backend = tokenizers.Tokenizer.from_str(qwen2)
-    for content, options in zip(CONTENTS, flags, strict=True):
+def check_added_tokens(definition, flags, text, allow_special, folder):
+    """All levels find the same added tokens in a text, and write them alike."""
+    backend = tokenizers.Tokenizer.from_str(definition)
+    for content, options in flags.items():
         backend.add_tokens([AddedToken(content, **options)])
-    tokens = load(backend, tmp_path_factory.mktemp("added"))
+    tokens = load(backend, folder)
     expected = tokens["v1"].encode(text, allow_special)
     for level in LEVELS:
         assert tokens[level].encode(text, allow_special) == expected
         assert tokens[level].special_tokens == tokens["v1"].special_tokens
         for skip in (False, True):
             assert tokens[level].decode(expected, skip) == tokens["v1"].decode(expected, skip)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    flags=st.fixed_dictionaries(dict.fromkeys(CONTENTS, FLAGS)),
+    text=st.lists(st.sampled_from([*CONTENTS, *" \t\x1c\u2000x_²\u200d!\u0301"]), max_size=10).map("".join),
+    allow_special=st.booleans(),
+)
+def test_added_tokens_with_any_flags_are_found_where_the_library_finds_them(
+    qwen2, flags, text, allow_special, tmp_path_factory
+):
+    check_added_tokens(qwen2, flags, text, allow_special, tmp_path_factory.mktemp("added"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({"<a>": {}, "<a>b": {}, "<a>bc": {}}, "<a>bcd <a>bd <a>d"),  # the longest that begins here
+        ({"<a>b": {}, "b<c>": {}, "a": {}}, "<a>b<c>"),  # the leftmost
+        ({"<a>": {"rstrip": True, "lstrip": True}}, "x <a> \t <a>  y"),  # space between two is taken once
+        ({"<a>": {"rstrip": True}, " <b>": {}}, "<a> <b>"),  # what was taken is found again
+        ({"e\u0301t": {"normalized": True}}, "\u00e9t e\u0301t"),  # found, and written, normalised
+        ({"e\u0301t": {"normalized": True, "special": True}}, "e\u0301t"),  # and then not skipped as special
+        ({"<a>": {"single_word": True}}, "<a> x<a> <a>x (<a>) _<a> ²<a> \u200d<a> <a>\u0301 \ua7ce<a>"),
+        ({"Ġq": {}, "é": {}, "日本": {}}, "Ġq é 日本"),  # spelled like bytes, or not
+    ],
+)
+def test_the_rules_of_added_tokens_one_by_one(qwen2, flags, text, tmp_path):
+    defaults = {"normalized": False}
+    check_added_tokens(qwen2, {key: defaults | value for key, value in flags.items()}, text, True, tmp_path)
 
 
 @pytest.fixture(scope="module")

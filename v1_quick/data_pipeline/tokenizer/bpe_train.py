@@ -14,7 +14,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from shared_data.errors import UserError
 from v1_quick.data_pipeline.tokenizer.byte_level import ALPHABET
 from v1_quick.data_pipeline.tokenizer.split_patterns import PATTERNS
-from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer, new_config
+from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v1_quick.data_pipeline.tokenizer.tokenizer_file import new_config
 
 
 def train_bpe(

@@ -5,19 +5,16 @@ Level 2 reads the same `tokenizer.json` by hand and gives the same ids; level 3 
     python -c "from v1_quick.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import UInt32
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from shared_data.errors import UserError
-from shared_data.files import read_json, write_json
-from v1_quick.data_pipeline.tokenizer.chat_template import CHAT_TEMPLATE
+from v1_quick.data_pipeline.tokenizer.tokenizer_file import read_tokenizer, write_tokenizer
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
@@ -25,11 +22,11 @@ END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 class Tokenizer:
     """A byte-level BPE tokenizer; build it with `train_bpe` or `Tokenizer.load`."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: dict[str, Any] | None = None) -> None:
-        """From a tokenizer of the library and the content of `tokenizer_config.json`."""
-        self.backend = backend
+    def __init__(self, definition: tokenizers.Tokenizer, config: dict[str, Any] | None = None) -> None:
+        """From the library's form of `tokenizer.json` and the content of `tokenizer_config.json`."""
+        self.backend = definition
         self.config = config or {}
-        added = backend.get_added_tokens_decoder()
+        added = self.backend.get_added_tokens_decoder()
         self.special_tokens: dict[str, int] = {
             token.content: id for id, token in added.items() if token.special
         }
@@ -91,8 +88,7 @@ class Tokenizer:
 
     def save(self, folder: Path | str) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer.from_pretrained` loads."""
-        write_json(Path(folder) / "tokenizer.json", json.loads(self.backend.to_str()))
-        write_json(Path(folder) / "tokenizer_config.json", self.config)
+        write_tokenizer(folder, self.backend, self.config)
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
@@ -100,53 +96,4 @@ class Tokenizer:
 
         Raises `UserError` where it is missing or damaged.
         """
-        path = Path(path)
-        folder = path if path.is_dir() else path.parent
-        if path.is_dir():
-            path = folder / ("vocab.json" if not (folder / "tokenizer.json").is_file() else "tokenizer.json")
-            path = path if path.is_file() else folder / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"{path} is missing; run the stage that writes it, or correct the path")
-        try:
-            gpt2 = path.name in ("vocab.json", "merges.txt")
-            backend = _from_gpt2_files(folder) if gpt2 else tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the bindings raise bare exceptions
-            raise UserError(
-                f"{path} is no valid tokenizer ({error}); it is damaged: copy or train it again"
-            ) from error
-        if not isinstance(backend.model, models.BPE):
-            kind = type(backend.model).__name__
-            raise UserError(
-                f"{path} holds a {kind} tokenizer; use one of byte-level BPE (GPT-2, Llama-3, Qwen2 …)"
-            )
-        config_path = folder / "tokenizer_config.json"
-        return cls(backend, read_json(config_path) if config_path.is_file() else {})
-
-
-def _from_gpt2_files(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's `vocab.json` and `merges.txt`; which of the two is missing, the library does not say."""
-    for name in ("vocab.json", "merges.txt"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{name} is missing beside it")
-    backend = tokenizers.Tokenizer(
-        models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    if backend.token_to_id("<|endoftext|>") is not None:
-        backend.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
-    return backend
-
-
-def new_config(special_tokens: Sequence[str]) -> dict[str, Any]:
-    """The content of `tokenizer_config.json`; the first special token ends a document (and, as in GPT-2, begins one)."""
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    if special_tokens:
-        config |= {"bos_token": special_tokens[0], "eos_token": special_tokens[0]}
-    if "<|pad|>" in special_tokens:
-        config["pad_token"] = "<|pad|>"
-    return config
+        return cls(*read_tokenizer(path))

@@ -65,47 +65,38 @@ def merge_words(words: Sequence[Sequence[int]], merges: Merges) -> list[list[int
 
 
 def _merge_long(ids: Sequence[int], merges: Merges) -> list[int]:
-    """The same result for one word, in n log n."""
+    """The same result for one word, in n log n: a heap of ranks, and for each rank a heap of the places where it waits."""
     ids = list(ids)
     end = len(ids)
     following = list(range(1, end + 1))  # a linked list: joining two symbols moves nothing
     preceding = list(range(-1, end - 1))
-    waiting: dict[int, list[int]] = {}  # rank -> positions of the left symbol, some of them out of date
-    for position, pair in enumerate(pairwise(ids)):
+    waiting: dict[int, list[int]] = {}  # rank -> places of the left symbol, some of them out of date
+    for place, pair in enumerate(pairwise(ids)):
         if (rank := merges.rank.get(pair)) is not None:
-            waiting.setdefault(rank, []).append(position)
+            waiting.setdefault(rank, []).append(place)
     ranks = list(waiting)
     heapify(ranks)
-
-    def wait(left: int, right: int) -> None:
-        """Note a newly formed pair, if it is one that merges."""
-        if (rank := merges.rank.get((ids[left], ids[right]))) is not None:
-            if rank not in waiting:
-                waiting[rank] = []
-                heappush(ranks, rank)
-            waiting[rank].append(left)
-
     while ranks:
-        rank = heappop(ranks)
-        a, b = merges.pairs[rank]
-        positions = sorted(waiting.pop(rank))
-        for done, left in enumerate(positions, 1):
-            right = following[left]
-            if ids[left] != a or right == end or ids[right] != b:
-                continue  # one of the two was merged meanwhile
-            ids[left], ids[right] = merges.new_ids[rank], -1
-            following[left] = after = following[right]
-            if after != end:
-                preceding[after] = left
-                wait(left, after)
-            if preceding[left] >= 0:
-                wait(preceding[left], left)
-            if ranks and ranks[0] < rank:
-                # The new pair comes before this one (only in files that no trainer wrote): the rest waits again.
-                if rest := positions[done:]:
-                    waiting[rank] = rest
-                    heappush(ranks, rank)
-                break
+        rank = ranks[0]
+        if not waiting[rank]:
+            del waiting[heappop(ranks)]
+            continue
+        left = heappop(waiting[rank])
+        right = following[left]
+        if right == end or (ids[left], ids[right]) != merges.pairs[rank]:
+            continue  # one of the two was merged meanwhile
+        ids[left], ids[right] = merges.new_ids[rank], -1
+        following[left] = after = following[right]
+        if after != end:
+            preceding[after] = left
+        for first, second in ((preceding[left], left), (left, after)):  # the two new pairs
+            if first < 0 or second == end:
+                continue
+            if (new_rank := merges.rank.get((ids[first], ids[second]))) is not None:
+                if new_rank not in waiting:
+                    waiting[new_rank] = []
+                    heappush(ranks, new_rank)
+                heappush(waiting[new_rank], first)
     return [symbol for symbol in ids if symbol >= 0]
 
 

@@ -106,7 +106,7 @@ def learn_merges(
             if counts[pair] < max(min_frequency, 1):
                 break
             left, right = token_of[ord(pair[0])], token_of[ord(pair[1])]
-            # Two ways of joining may spell one token ("aa" + "a", "a" + "aa"): it keeps its id.
+            # No two merges spell the same token (bpe_train.md), but a special token may be spelled so: it keeps its id.
             new_id = vocab.setdefault(left + right, len(vocab))
             if new_id == len(token_of):
                 token_of.append(left + right)
@@ -146,8 +146,8 @@ def _merge_everywhere(
 ) -> dict[str, list[int]]:
     """Replace a pair in the words that may hold it; updates `counts` and returns the words of each newly formed pair.
 
-    `x a b y` becomes `x N y`: (x, a) and (b, y) occur less often, (x, N) and (N, y) more often. The merged pair itself keeps its
-    old count, as in `tokenizers`: it is not asked for again.
+    `x a b y` becomes `x N y`: (x, a) and (b, y) occur less often, (x, N) and (N, y) more often. The count of the merged
+    pair itself is left as it is: nobody asks for it again.
     """
     a, b = pair[0], pair[1]
     formed: defaultdict[str, list[int]] = defaultdict(list)

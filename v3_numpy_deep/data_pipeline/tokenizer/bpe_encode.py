@@ -27,8 +27,8 @@ from v3_numpy_deep.data_pipeline.tokenizer.byte_level import BYTE_TO_SYMBOL
 Pair = tuple[int, int]
 
 _LONG_WORD = 100  # bytes from which places are tracked instead of looked for
-SEPARATOR = -1  # stands between words: no pair holds it, so nothing merges across
-ABSORBED = -2  # the right symbol of a merge, which its left neighbour has taken over
+_SEPARATOR = -1  # stands between words: no pair holds it, so nothing merges across
+_ABSORBED = -2  # the right symbol of a merge, which its left neighbour has taken over
 
 
 class Merges:
@@ -45,7 +45,7 @@ class Merges:
         self._keys, self._ranks = (left << 32 | right)[order], ranks[order]
         self.in_order = self._find_ranks_in_order()
 
-    def rank_of(
+    def _rank_of(
         self, left: Int64[np.ndarray, " N"], right: Int64[np.ndarray, " N"], otherwise: int = -1
     ) -> Int64[np.ndarray, " N"]:
         """The rank of each pair, and `otherwise` where a pair never merges."""
@@ -59,8 +59,9 @@ class Merges:
     def _find_ranks_in_order(self) -> np.ndarray:
         """Whether all pairs with the token that a rank makes come after that rank.
 
-        So it is where each token is made in one way. Where "aaa" is made of "aa" + "a" early and of "a" + "aa" late, the late
-        merge makes pairs that come before it, and then its occurrences must be merged one at a time.
+        So it is in the files of trainers: a token is made by one merge, or, as in Llama-3's, by several in a row. Where a file
+        makes "aaa" of "aa" + "a" early and of "a" + "aa" late, the late merge forms pairs that come before it, and then
+        its occurrences must be merged one at a time.
         """
         size = 1 + max(self.new_ids.max(initial=0), *(max(pair) for pair in self.pairs), 0)
         earliest = np.full(size, len(self.pairs))
@@ -78,7 +79,7 @@ def merge_word(ids: Sequence[int], merges: Merges) -> list[int]:
     """
     symbols = np.asarray(ids, np.int64)
     while len(symbols) > 1:
-        ranks = merges.rank_of(symbols[:-1], symbols[1:], otherwise=len(merges.pairs))
+        ranks = merges._rank_of(symbols[:-1], symbols[1:], otherwise=len(merges.pairs))
         position = ranks.argmin()  # the leftmost of the lowest
         if ranks[position] == len(merges.pairs):
             break
@@ -107,7 +108,7 @@ def _merge_together(words: list[list[int]], places: list[int], merges: Merges) -
     while len(unfinished):
         starts = np.cumsum(lengths) - lengths
         ranks = np.full(len(ids), never)
-        ranks[:-1] = merges.rank_of(ids[:-1], ids[1:], otherwise=never)
+        ranks[:-1] = merges._rank_of(ids[:-1], ids[1:], otherwise=never)
         ranks[starts + lengths - 1] = never  # no pair begins at the last symbol of a word
         # Rank and place as one number: its minimum in each word is the lowest rank, and of those the leftmost.
         lowest = np.minimum.reduceat(ranks << 32 | np.arange(len(ids)), starts)
@@ -123,32 +124,34 @@ def _merge_together(words: list[list[int]], places: list[int], merges: Merges) -
 
 def _merge_long(word: list[int], merges: Merges) -> list[int]:
     """Merge one long word: rank by rank, all places where a rank waits at the same time."""
-    ids = np.asarray([*word, SEPARATOR], np.int64)
+    ids = np.asarray([*word, _SEPARATOR], np.int64)
     # Links in a circle: the separator ends the word and precedes it.
     following, preceding = np.roll(np.arange(len(ids)), -1), np.roll(np.arange(len(ids)), 1)
     waiting: dict[int, list[np.ndarray]] = {}  # rank -> places of the left symbol, some of them out of date
-    ranks = _wait(waiting, np.arange(len(ids) - 1), merges.rank_of(ids[:-1], ids[1:]))
+    ranks = _wait(waiting, np.arange(len(ids) - 1), merges._rank_of(ids[:-1], ids[1:]))
     while ranks:
         rank = heappop(ranks)
         a, b = merges.pairs[rank]
         left = np.unique(np.concatenate(waiting.pop(rank)))
-        left = left[ids[left] == a]  # the left symbol may have been merged meanwhile
-        left = without_overlap(left[ids[following[left]] == b], following)
-        if not merges.in_order[rank] and len(left) > 1:
+        left = left[ids[left] == a]  # the left symbol may have been merged meanwhile …
+        left = left[ids[following[left]] == b]  # … and so may the right one
+        if merges.in_order[rank]:
+            left = _without_overlap(left, following)
+        elif len(left) > 1:
             waiting[rank] = [left[1:]]
             heappush(ranks, rank)
             left = left[:1]
-        ids[following[left]] = ABSORBED
+        ids[following[left]] = _ABSORBED
         ids[left] = merges.new_ids[rank]
         following[left] = following[following[left]]
         preceding[following[left]] = left
         places = np.concatenate([preceding[left], left])
-        for new_rank in _wait(waiting, places, merges.rank_of(ids[places], ids[following[places]])):
+        for new_rank in _wait(waiting, places, merges._rank_of(ids[places], ids[following[places]])):
             heappush(ranks, new_rank)
     return ids[ids >= 0].tolist()
 
 
-def without_overlap(left: Int64[np.ndarray, " N"], following: Int64[np.ndarray, " M"]) -> np.ndarray:
+def _without_overlap(left: Int64[np.ndarray, " N"], following: Int64[np.ndarray, " M"]) -> np.ndarray:
     """Of occurrences that share a symbol ("aaa" holds "aa" twice), each second one, from the left: what a merge joins.
 
     `left` are the places of left symbols in ascending order.

@@ -29,7 +29,7 @@ from jaxtyping import Int64
 
 from shared_data.errors import UserError
 from shared_data.progress import progress
-from v3_numpy_deep.data_pipeline.tokenizer.bpe_encode import ABSORBED, SEPARATOR, without_overlap
+from v3_numpy_deep.data_pipeline.tokenizer.bpe_encode import _ABSORBED, _SEPARATOR, _without_overlap
 from v3_numpy_deep.data_pipeline.tokenizer.byte_level import ALPHABET, text_to_symbols
 from v3_numpy_deep.data_pipeline.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
@@ -97,27 +97,27 @@ def learn_merges(
     """
     token_of = list(vocab)
     corpus = _Corpus(words, vocab)
-    heap = [(-corpus.counts[pair], pair, places) for pair, places in corpus.count_pairs()]
+    heap = [(-corpus.counts[pair], pair) for pair in corpus.count_pairs()]
     heapify(heap)
     merges: list[tuple[str, str]] = []
     with progress(vocab_size - len(vocab), "BPE merges", unit="tokens") if show_progress else _Quiet() as bar:
         while heap and len(vocab) < vocab_size:
-            negative_count, pair, number = heappop(heap)
+            negative_count, pair = heappop(heap)
             if -negative_count != corpus.counts[pair]:  # stale: lower by now
-                heappush(heap, (-corpus.counts[pair], pair, number))
+                heappush(heap, (-corpus.counts[pair], pair))
                 continue
             if corpus.counts[pair] < max(min_frequency, 1):
                 break
             left, right = token_of[pair >> 32], token_of[pair & 0xFFFFFFFF]
-            # Two ways of joining may spell one token ("aa" + "a", "a" + "aa"): it keeps its id.
+            # No two merges spell the same token (bpe_train.md), but a special token may be spelled so: it keeps its id.
             new_id = vocab.setdefault(left + right, len(vocab))
             if new_id == len(token_of):
                 token_of.append(left + right)
                 bar.update(1)
             merges.append((left, right))
-            for formed, where in corpus.merge(pair, new_id, number):
+            for formed in corpus.merge(pair, new_id):
                 if corpus.counts[formed] > 0:
-                    heappush(heap, (-corpus.counts[formed], formed, where))
+                    heappush(heap, (-corpus.counts[formed], formed))
     return merges
 
 
@@ -129,80 +129,62 @@ class _Corpus:
         id_of_symbol = np.zeros(ord(max(ALPHABET)) + 1, np.int64)
         id_of_symbol[[ord(symbol) for symbol in ALPHABET]] = [vocab[symbol] for symbol in ALPHABET]
         code_points = np.frombuffer("".join(words).encode("utf-32-le"), "<u4")
-        self.word_of = np.repeat(np.arange(len(words)), lengths + 1)
-        self.ids = np.full(len(self.word_of), SEPARATOR, np.int64)
-        # Symbol i of word w stands at i + w: one separator after each word before.
-        self.ids[np.arange(len(code_points)) + np.repeat(np.arange(len(words)), lengths)] = id_of_symbol[
-            code_points
-        ]
+        # Symbol i of the corpus, in word w, stands at i + w: one separator after each word before.
+        places = np.arange(len(code_points)) + np.repeat(np.arange(len(words)), lengths)
+        self.ids = np.full(len(code_points) + len(words), _SEPARATOR, np.int64)
+        self.ids[places] = id_of_symbol[code_points]
         # Links in a circle: the last separator precedes the first word.
         self.following = np.roll(np.arange(len(self.ids)), -1)
         self.preceding = np.roll(np.arange(len(self.ids)), 1)
-        self.weight = np.fromiter(words.values(), np.int64, len(words))[self.word_of]
+        self.weight = np.repeat(np.fromiter(words.values(), np.int64, len(words)), lengths + 1)
         self.counts: defaultdict[int, int] = defaultdict(int)
-        # Of each pair, one array of places for each time that it was formed.
-        self.places: dict[int, list[np.ndarray]] = {}
+        self.places: dict[int, np.ndarray] = {}  # of each pair, where it was formed
 
-    def count_pairs(self) -> list[tuple[int, int]]:
-        """Count all pairs; returns each with the number of its array of places, which is 0."""
+    def count_pairs(self) -> list[int]:
+        """Count all pairs; returns the different ones."""
         left, right, weight = self.ids[:-1], self.ids[1:], self.weight[:-1]
-        inside = np.flatnonzero((left != SEPARATOR) & (right != SEPARATOR))
+        inside = np.flatnonzero((left != _SEPARATOR) & (right != _SEPARATOR))
         return self._add(_pairs(left[inside], right[inside]), inside, weight[inside])
 
-    def merge(self, pair: int, new_id: int, number: int) -> list[tuple[int, int]]:
-        """Join a pair in the words where it was formed for the `number`-th time; returns the newly formed pairs.
+    def merge(self, pair: int, new_id: int) -> list[int]:
+        """Join a pair everywhere; returns the newly formed pairs.
 
-        `x a b y` becomes `x N y`: (x, a) and (b, y) occur less often, (x, N) and (N, y) more often. The merged pair itself
-        keeps its old count, as in `tokenizers`: it is not asked for again.
+        `x a b y` becomes `x N y`: (x, a) and (b, y) occur less often, (x, N) and (N, y) more often. The count of the merged
+        pair itself is left as it is: nobody asks for it again.
         """
         a, b = pair >> 32, pair & 0xFFFFFFFF
-        left = self._occurrences(pair, number)
+        left = np.unique(self.places.pop(pair))
+        left = left[self.ids[left] == a]  # an earlier merge may have taken the pair apart
+        left = _without_overlap(left[self.ids[self.following[left]] == b], self.following)
         right = self.following[left]
         after = self.following[right]
-        y = self.ids[
-            after
-        ]  # read before merging: of two occurrences side by side, the right one is still old …
-        self.ids[left], self.ids[right] = new_id, ABSORBED
+        # y is read before merging: of two occurrences side by side, the right one is still old …
+        y = self.ids[after]
+        self.ids[left], self.ids[right] = new_id, _ABSORBED
         self.following[left] = after
         self.preceding[after] = left
         before = self.preceding[left]
         x = self.ids[before]  # … and the left one is new already
-        has_x, has_y = x != SEPARATOR, y != SEPARATOR
+        has_x, has_y = x != _SEPARATOR, y != _SEPARATOR
         x, y, weight = x[has_x], y[has_y], self.weight[left]
         weights = np.concatenate([weight[has_x], weight[has_y]])
         self._subtract(np.concatenate([_pairs(x, a), _pairs(b, y)]), weights)
         formed = np.concatenate([_pairs(x, new_id), _pairs(new_id, y)])
         return self._add(formed, np.concatenate([before[has_x], left[has_y]]), weights)
 
-    def _occurrences(self, pair: int, number: int) -> np.ndarray:
-        """Where a pair stands now, among the places where it was formed, without overlap."""
-        arrays = self.places[pair]
-        places = arrays[number]
-        if len(arrays) > 1:
-            # A token made in two ways can form a pair twice. `tokenizers` notes the words, not the places: all
-            # occurrences in those words are merged now, the other words when their turn comes.
-            everywhere = np.concatenate(arrays)
-            places = everywhere[np.isin(self.word_of[everywhere], self.word_of[places])]
-        left = np.unique(places)
-        left = left[self.ids[left] == pair >> 32]
-        return without_overlap(left[self.ids[self.following[left]] == pair & 0xFFFFFFFF], self.following)
-
-    def _add(self, pairs: np.ndarray, places: np.ndarray, weights: np.ndarray) -> list[tuple[int, int]]:
-        """Count pairs and note their places; returns each different pair with the number of its array of places."""
+    def _add(self, pairs: np.ndarray, places: np.ndarray, weights: np.ndarray) -> list[int]:
+        """Count pairs and note their places; returns the different ones."""
         if not len(pairs):
             return []
         order = np.argsort(pairs, kind="stable")
         pairs, places = pairs[order], places[order]
         first = np.flatnonzero(np.diff(pairs, prepend=-1))
         totals = np.add.reduceat(weights[order], first)
-        groups = np.split(places, first[1:])
-        formed = []
-        for pair, total, group in zip(pairs[first].tolist(), totals.tolist(), groups, strict=True):
+        different = pairs[first].tolist()
+        for pair, total, group in zip(different, totals.tolist(), np.split(places, first[1:]), strict=True):
             self.counts[pair] += total
-            arrays = self.places.setdefault(pair, [])
-            arrays.append(group)
-            formed.append((pair, len(arrays) - 1))
-        return formed
+            self.places[pair] = group
+        return different
 
     def _subtract(self, pairs: np.ndarray, weights: np.ndarray) -> None:
         """Count pairs that are there no longer."""

@@ -133,7 +133,7 @@ class Tokenizer:
                     packed += [self._words.join(split(part)) for part in cut_long_text(piece)]
         except UnicodeEncodeError as error:
             raise UserError(
-                f"the text holds the lone surrogate {text[text.find(error.object[error.start])]!r}, which is half a"
+                f"the text holds the lone surrogate {error.object[error.start]!r}, which is half a"
                 " character and no Unicode text; read the text with the right encoding, or remove it"
             ) from error
         return b"".join(packed)
