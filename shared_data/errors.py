@@ -17,7 +17,7 @@ EXIT_CODE = 2
 # What to do about the operating system's refusals; the cause is its own sentence ("No space left on device").
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another folder with --out",
-    errno.EDQUOT: "free some of your quota or choose another folder with --out",
+    getattr(errno, "EDQUOT", -1): "free some of your quota or choose another folder with --out",
     errno.EFBIG: "raise the file size limit (ulimit -f) or choose another folder with --out",
     errno.EACCES: "check the permissions, or choose another folder with --out",
     errno.EPERM: "check the permissions, or choose another folder with --out",

@@ -265,7 +265,7 @@ def _local_files(key: str, value: str | None) -> dict[str, Any]:
     """Size and time of change of each local file that a setting names: itself, in its folder, or by its glob."""
     if value is None:
         return {}
-    path = Path(value)
+    path = Path(value).expanduser()
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file()]
     elif path.is_file():
