@@ -147,7 +147,10 @@ class ModelConfig:
             # transformers 5 reads `rope_parameters`; earlier versions and other programs read the other two.
             scaling = self.rope_scaling or {"rope_type": "default"}
             hf["rope_parameters"] = {**scaling, "rope_theta": self.rope_theta}
-            hf["rope_theta"], hf["rope_scaling"] = self.rope_theta, self.rope_scaling
+            hf["rope_theta"] = self.rope_theta
+            hf["rope_scaling"] = self.rope_scaling and dict(
+                self.rope_scaling
+            )  # a copy: transformers writes into it
         return hf
 
 

@@ -1,0 +1,109 @@
+"""Levels 1 and 2: the same architecture from settings and from config.json, counted the same."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from shared_data.errors import UserError
+from shared_data.settings import ModelSettings
+from tests.parity.model_cases import CASES, LLAMA3_SCALING, config_of
+from v1_quick.models.config import ModelConfig as LibraryConfig
+from v1_quick.models.config import count_parameters as library_count
+from v1_quick.models.config import flops_per_token as library_flops
+from v2_handwritten.models.config import ModelConfig, count_parameters, flops_per_token
+from v2_handwritten.models.transformer import Transformer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_config_survives_the_way_through_the_library(case: str) -> None:
+    config = config_of(case)
+    library = LibraryConfig.from_hf(config.to_hf())
+    assert ModelConfig.from_hf(library.to_dict()) == config
+    assert ModelConfig.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_are_counted_as_the_built_models_have_them(case: str) -> None:
+    config = config_of(case)
+    built = sum(parameter.numel() for parameter in Transformer(config).parameters())
+    assert count_parameters(config) == built == library_count(LibraryConfig.from_hf(config.to_hf()))
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama GQA", "llama MHA, untied", "llama MQA, biases, D > C/H"])
+def test_flops_per_token_equal_the_counted_products_of_the_library_model(case: str) -> None:
+    config, T = config_of(case), 16
+    library = LibraryConfig.from_hf(config.to_hf())
+    library._attn_implementation = "eager"  # its products are plain matmuls, which torch's counter sees
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(library, attn_implementation="eager")
+        ids = torch.zeros(1, T, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model(ids)
+    assert counter.get_total_flops() == T * flops_per_token(config, T) // 3  # forward is a third
+    assert library_flops(library, T) == flops_per_token(config, T)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_type": "gpt2", "dropout": 0.1},
+        {"model_type": "gpt2", "intermediate_size": 96, "tie_word_embeddings": False},
+        {"model_type": "llama", "num_key_value_heads": 2, "rope_theta": 5e5},
+        {"model_type": "llama", "head_dim": 16, "dropout": 0.2},
+    ],
+)
+def test_settings_give_the_same_architecture_at_both_levels(values: dict[str, Any]) -> None:
+    settings = ModelSettings(hidden_size=96, num_attention_heads=4, **values)
+    ours = ModelConfig.from_settings(settings, vocab_size=300, eos_token_id=7)
+    library = LibraryConfig.from_settings(settings, vocab_size=300, eos_token_id=7)
+    assert ModelConfig.from_hf(library.to_dict()) == ours
+
+
+LLAMA31 = {  # the fields of the 8B model's config.json
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+    "rope_theta": 500000.0,
+    "rope_scaling": LLAMA3_SCALING | {"original_max_position_embeddings": 8192},
+}
+
+
+def test_published_configs_give_the_published_sizes() -> None:
+    assert count_parameters(ModelConfig.from_hf({"model_type": "gpt2"})) == 124_439_808
+    assert count_parameters(ModelConfig.from_hf(LLAMA31)) == 8_030_261_248
+
+
+def test_old_and_new_styles_of_rope_in_config_json_mean_the_same() -> None:
+    old = ModelConfig.from_hf(LLAMA31)
+    new = dict(LLAMA31)
+    new["rope_parameters"] = {**new.pop("rope_scaling"), "rope_theta": new.pop("rope_theta")}
+    assert ModelConfig.from_hf(new) == old
+    legacy = dict(LLAMA31, rope_scaling={"type": "linear", "factor": 2.0})
+    assert ModelConfig.from_hf(legacy).rope_scaling == {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "mistral"}, "mistral"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads 5"),
+        ({"hidden_size": 4095}, "4095"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ],
+)
+def test_an_architecture_we_cannot_build_is_a_user_error_that_names_it(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        ModelConfig.from_hf(LLAMA31 | change)

@@ -1,0 +1,54 @@
+"""Levels 1 and 2: the same initial weights, distributed as the library's own initialisation."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.parity.model_cases import CASES, config_of
+from v1_quick.models.config import ModelConfig as LibraryConfig
+from v1_quick.models.initialization import initial_weights as library_weights
+from v1_quick.models.transformer import Transformer as LibraryTransformer
+from v2_handwritten.models.config import ModelConfig
+from v2_handwritten.models.initialization import initial_weights, parameter_shapes
+from v2_handwritten.models.transformer import Transformer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_seed_gives_the_same_bits_at_both_levels(case: str) -> None:
+    config = config_of(case)
+    library = LibraryConfig.from_hf(config.to_hf())
+    ours, theirs = dict(initial_weights(config, 5)), dict(library_weights(library, 5))
+    assert ours.keys() == theirs.keys() == parameter_shapes(config).keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    model, library_model = Transformer(config).initialize(5), LibraryTransformer(library).initialize(5)
+    state, library_state = model.state_dict(), library_model.library.state_dict()
+    assert all(torch.equal(state[name], library_state[name]) for name in library_state)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_spread_of_every_parameter_is_that_of_the_library(family: str) -> None:
+    config = ModelConfig(
+        model_type=family, vocab_size=512, hidden_size=96, num_hidden_layers=3, attention_bias=True, mlp_bias=True
+    )
+    torch.manual_seed(0)
+    library = AutoModelForCausalLM.from_config(LibraryConfig.from_hf(config.to_hf()))
+    expected = {name: p.detach().double().numpy() for name, p in library.named_parameters()}
+    for name, weight in initial_weights(config, 0):
+        if weight.ndim == 1:
+            assert np.array_equal(weight, expected[name]), name  # ones or zeros
+        else:
+            # The standard error of a standard deviation over n numbers is σ / √(2 n): five of them on each side.
+            tolerance = 2 * 5 / np.sqrt(2 * weight.size)
+            assert weight.std() / expected[name].std() == pytest.approx(1, abs=tolerance), name
+            assert abs(weight.mean()) < 5 * weight.std() / np.sqrt(weight.size), name
+
+
+def test_the_numbers_of_a_parameter_depend_on_nothing_but_seed_and_name() -> None:
+    small = dict(initial_weights(ModelConfig(num_hidden_layers=1), 3))
+    large = dict(initial_weights(ModelConfig(num_hidden_layers=2, tie_word_embeddings=False), 3))
+    assert all(np.array_equal(small[name], large[name]) for name in small)
+    other_seed = dict(initial_weights(ModelConfig(num_hidden_layers=1), 4))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not np.array_equal(small[name], other_seed[name])
+    assert not np.array_equal(small[name], small["model.layers.0.self_attn.o_proj.weight"])
