@@ -11,12 +11,13 @@ Level 1 has no such file (`model.generate` runs the ordinary forward pass); leve
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from v2_handwritten.inference.decoder_weights import DecoderWeights, fuse_weights
+from v2_handwritten.inference.decoder_weights import fuse_weights
 from v2_handwritten.inference.kv_cache import KVCache
 from v2_handwritten.models.blocks.rope import rotary_frequencies, rotary_tables
 from v2_handwritten.models.config import ModelConfig
@@ -32,62 +33,67 @@ class Decoder:
     Shapes do not change between the steps of a window, and nothing but `ids` comes from outside.
     """
 
-    @torch.inference_mode()
     def __init__(self, model: Transformer, cache: KVCache, starts: Int[Tensor, " B"]) -> None:
-        config: ModelConfig = model.config
-        weights = fuse_weights(model)
-        B, C, F = len(starts), config.hidden_size, config.intermediate_size
-        H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        like = {"dtype": weights.embedding.dtype, "device": weights.embedding.device}
-        gpt2 = config.model_type == "gpt2"
-        self.weights, self.cache = weights, cache
+        self.config, self.cache = model.config, cache
+        self.weights = fuse_weights(model)
+        self.like: dict[str, Any] = {"dtype": model.lm_head.weight.dtype, "device": starts.device}
+        self._allocate(len(starts))
+        self.position_ids = cache.length - starts  # of the token that comes next
+        if self.weights.positions is None:
+            self.rotation = _rotation_table(self.config, cache.max_length, self.like)
+        else:  # a row that has stopped is decoded on with the others, to positions that the model may not have
+            slots = torch.arange(cache.max_length, device=starts.device)
+            self.positions = self.weights.positions[slots.clamp(max=len(self.weights.positions) - 1)]
+        self.mask = self._mask_of_unwritten_slots(starts)
+        self.window = 0
 
-        self.x = torch.empty(B, C, **like)  # the residual stream
-        self.epsilon = torch.full(
-            (1, 1, 1), config.layer_norm_epsilon if gpt2 else config.rms_norm_eps, **like
-        )
-        self.scale = torch.empty(B, 1, 1, **like)
-        self.x_views = self.x[:, None], self.x[:, :, None], self.scale[:, 0]
+    def _allocate(self, B: int) -> None:
+        """A buffer for every intermediate result, and the views of them that a step needs."""
+        config, like = self.config, self.like
+        C, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+        H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        gpt2 = config.model_type == "gpt2"
+        # The residual stream x and one more column, √(C ε): a row's length is √(Σ x² + C ε), which a norm divides by.
+        epsilon = config.layer_norm_epsilon if gpt2 else config.rms_norm_eps
+        self.stream = torch.full((B, C + 1), math.sqrt(C * epsilon), **like)
+        self.x = self.stream[:, :C]
+        wide = torch.float64 if like["dtype"] == torch.float64 else torch.float32
+        self.length = torch.empty(B, 1, dtype=wide, device=like["device"])
         self.normalized = torch.empty(B, C, **like)
         self.qkv = torch.empty(B, (H + 2 * K) * D, **like)
-        self.context = torch.empty(B * K, H // K, D, **like)
-        self.hidden = torch.empty(B, F if gpt2 else 2 * F, **like)
-        self.activated = torch.empty(B, F, **like)
-        self.logits = torch.empty(B, config.vocab_size, **like)
-        self._activate = _activation(config, self.hidden, self.activated)
+        self.other = torch.empty_like(self.qkv)
+        columns = torch.arange(self.qkv.shape[1], device=like["device"])
+        self.other_half = columns.view(-1, 2, D // 2).flip(1).flatten() if not gpt2 else columns
         # Views of one product q, k, v: queries [B K, G, D], and key and value side by side [2, B K, D].
         grouped = self.qkv.view(B * K, H // K + 2, D)
         self.queries, self.key_value = grouped[:, :-2], grouped[:, -2:].transpose(0, 1)
+        self.context = torch.empty(B * K, H // K, D, **like)
+        self.context_rows = self.context.view(B, H * D)
+        self.hidden = torch.empty(B, F if gpt2 else 2 * F, **like)
+        self.activated = torch.empty(B, F, **like)
+        self._activate = _activation(config, self.hidden, self.activated)
+        self.logits = torch.empty(B, V, **like)
 
-        self.position_ids = cache.length - starts  # of the token that comes next
-        self.last_position = config.max_position_embeddings - 1
-        if not gpt2:
-            self.rotation = _rotation_table(config, weights, cache.max_length)
-            self.other_half = (
-                torch.arange(self.qkv.shape[1], device=like["device"]).view(-1, 2, D // 2).flip(1).flatten()
-            )
-            self.other = torch.empty_like(self.qkv)
-        # Additive: -inf for padding and for slots that are not written yet.
-        slots = torch.arange(cache.max_length, device=starts.device)
-        visible = (slots >= starts[:, None]) & (slots < cache.length)
-        self.mask = torch.zeros(B, 1, cache.max_length, **like).masked_fill_(~visible[:, None], -torch.inf)
-        self.mask = self.mask.repeat_interleave(K, dim=0)  # [B K, 1, S]
-        self.window = 0
+    def _mask_of_unwritten_slots(self, starts: Int[Tensor, " B"]) -> Float[Tensor, "BK 1 S"]:
+        """Additive: -inf for padding, and for the slots that come later; a step opens the one it writes."""
+        slots = torch.arange(self.cache.max_length, device=starts.device)
+        hidden = (slots < starts[:, None]) | (slots >= self.cache.length)
+        mask = torch.zeros(hidden.shape, **self.like).masked_fill_(hidden, -torch.inf)
+        return mask[:, None].repeat_interleave(self.config.num_key_value_heads, dim=0)
 
-    @torch.inference_mode()
     def step(self, ids: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-        """Logits of the token after `ids`, which are put into the cache; -inf of no row depends on another row."""
+        """Put `ids` into the cache; return the logits of what follows. Call it inside `torch.inference_mode()`."""
         slot, weights = self.cache.length, self.weights
         assert slot < self.cache.max_length, f"all {slot} slots of the cache are taken"
         if slot >= self.window:
             self._open_window()
-        x, qkv, context = self.x, self.qkv, self.context.view(len(self.x), -1)
+        x, qkv = self.x, self.qkv
         torch.index_select(weights.embedding, 0, ids, out=x)
         if weights.positions is not None:
-            x.add_(weights.positions.index_select(0, self.position_ids))
+            x.add_(self.positions.index_select(0, self.position_ids))
         else:
             cos, sin = self.rotation.index_select(0, self.position_ids).unbind(1)
-        self.mask[:, :, slot].zero_()
+        self.mask.select(2, slot).zero_()
         slots = self.states.select(3, slot).unbind()  # of each layer, where this key and value go
 
         for block, key_value_slot, (keys, values) in zip(weights.blocks, slots, self.windows, strict=True):
@@ -99,7 +105,7 @@ class Decoder:
             key_value_slot.copy_(self.key_value)
             scores = torch.baddbmm(self.window_mask, self.queries, keys)
             torch.bmm(scores.softmax(-1), values, out=self.context)
-            x.addmm_(context, block.out)
+            x.addmm_(self.context_rows, block.out)
             if block.out_bias is not None:
                 x.add_(block.out_bias)
 
@@ -113,8 +119,7 @@ class Decoder:
         self._normalize()
         _linear(self.normalized, weights.head, weights.head_bias, self.logits)
         self.cache.length += 1
-        # A row that has been stopped is decoded on with the others; its positions need not exist.
-        self.position_ids.add_(1).clamp_(max=self.last_position)
+        self.position_ids.add_(1)
         return self.logits
 
     def _open_window(self) -> None:
@@ -125,16 +130,9 @@ class Decoder:
         self.windows = [(k[:, : self.window].transpose(1, 2), v[:, : self.window]) for k, v in self.states]
 
     def _normalize(self) -> None:
-        """normalized = x / sqrt(mean of x² + epsilon): RMSNorm without its scale, and a LayerNorm of what has no mean."""
-        x = self.x
-        if x.dtype in (torch.float32, torch.float64):  # one product is the mean square of every row
-            x_row, x_column, scale = self.x_views
-            torch.baddbmm(self.epsilon, x_row, x_column, alpha=1 / x.shape[1], out=self.scale).rsqrt_()
-            torch.mul(x, scale, out=self.normalized)
-        else:
-            wide = x.float()
-            mean_square = wide.square().mean(-1, keepdim=True)
-            self.normalized.copy_(wide * (mean_square + self.epsilon[0].float()).rsqrt_())
+        """normalized = x / √(Σ x² + C ε): RMSNorm but for its scale and √C, and the LayerNorm of what has no mean."""
+        torch.linalg.vector_norm(self.stream, dim=-1, keepdim=True, dtype=self.length.dtype, out=self.length)
+        torch.div(self.x, self.length, out=self.normalized)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -167,16 +165,18 @@ def _activation(config: ModelConfig, hidden: Tensor, activated: Tensor) -> Calla
     return {"silu": silu_gate, "gelu": gelu, "gelu_new": gelu_new}[config.hidden_act]
 
 
-def _rotation_table(config: ModelConfig, weights: DecoderWeights, length: int) -> Float[Tensor, "P 2 Q"]:
+def _rotation_table(config: ModelConfig, length: int, like: dict[str, Any]) -> Float[Tensor, "P 2 Q"]:
     """For each position and column of q, k, v: the cosine, and the sine that multiplies the other half of its head.
 
     x · cos + other half · (-sin, sin) rotates the pairs (i, i + D/2); values are left alone by a cosine of 1, a sine of 0.
     """
-    like = weights.embedding
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    positions = torch.arange(min(length, config.max_position_embeddings), device=like.device)
-    cos, sin = (part[0] for part in rotary_tables(rotary_frequencies(config), positions[None], dtype))
-    K, G = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+    wide = torch.float64 if like["dtype"] == torch.float64 else torch.float32
+    positions = torch.arange(length, device=like["device"])
+    cos, sin = (part[0] for part in rotary_tables(rotary_frequencies(config), positions[None], wide))
     cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # [P, D]
-    group = [[cos] * (G + 1) + [torch.ones_like(cos)], [sin] * (G + 1) + [torch.zeros_like(sin)]]
-    return torch.stack([torch.cat(heads * K, -1) for heads in group], 1).to(like.dtype)
+    K, G = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+    cos_of_group = [cos] * (G + 1) + [torch.ones_like(cos)]
+    sin_of_group = [sin] * (G + 1) + [torch.zeros_like(sin)]
+    return torch.stack([torch.cat(cos_of_group * K, -1), torch.cat(sin_of_group * K, -1)], 1).to(
+        like["dtype"]
+    )

@@ -2,7 +2,7 @@
 
 - Matrices that read the same vector become one: q, k and v; gate and up.
 - A norm's scale g goes into the matrix behind it, W (g * n) = (W * g) n, and its bias b into that matrix's bias,
-  W (n + b) = W n + W b; 1 / sqrt(D) goes into the queries.
+  W (n + b) = W n + W b. So does √C, since n = x / √(mean x² + ε) = √C · x / √(Σ x² + C ε); 1 / √D goes into the queries.
 - GPT-2: only LayerNorms read the residual stream, and each first subtracts the mean. So the mean may as well be taken out
   of everything that is written there, and then LayerNorm is RMSNorm (Ashkboos et al. 2024, SliceGPT, section 3.1).
 
@@ -11,6 +11,7 @@ What remains for both families is one kind of block. Level 3: the same in NumPy.
     weights = fuse_weights(model)
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -55,17 +56,19 @@ def fuse_weights(model: Transformer) -> DecoderWeights:
 
 def _fuse_llama(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeights:
     """Llama stores its matrices [out, in], so a scale of the input multiplies columns."""
-    blocks = []
+    blocks, root_C = [], math.sqrt(config.hidden_size)
     for layer in range(config.num_hidden_layers):
         block = {
             name.removeprefix(f"model.layers.{layer}."): tensor
             for name, tensor in weights.items()
             if name.startswith(f"model.layers.{layer}.")
         }
-        attention_scale, scale = block["input_layernorm.weight"], block["post_attention_layernorm.weight"]
-        qkv = [block[f"self_attn.{part}_proj.weight"] * attention_scale for part in "qkv"]
+        qkv_scale, up_scale = (
+            root_C * block[f"{norm}_layernorm.weight"] for norm in ("input", "post_attention")
+        )
+        qkv = [block[f"self_attn.{part}_proj.weight"] * qkv_scale for part in "qkv"]
         qkv_bias = [block[f"self_attn.{part}_proj.bias"] for part in "qkv"] if config.attention_bias else None
-        up = torch.cat([block["mlp.gate_proj.weight"], block["mlp.up_proj.weight"]]) * scale
+        up = torch.cat([block["mlp.gate_proj.weight"], block["mlp.up_proj.weight"]]) * up_scale
         up_bias = [block[f"mlp.{part}_proj.bias"] for part in ("gate", "up")] if config.mlp_bias else None
         blocks.append(
             DecoderBlock(
@@ -81,13 +84,13 @@ def _fuse_llama(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeigh
         )
     embedding = weights["model.embed_tokens.weight"]
     head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
-    head = (head * weights["model.norm.weight"]).T.contiguous()
+    head = (head * (root_C * weights["model.norm.weight"])).T.contiguous()
     return DecoderWeights(embedding, None, blocks, head, None)
 
 
 def _fuse_gpt2(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeights:
     """GPT-2 stores its matrices [in, out], so a scale of the input multiplies rows."""
-    blocks = []
+    blocks, root_C = [], math.sqrt(config.hidden_size)
     for layer in range(config.num_hidden_layers):
         block = {
             name.removeprefix(f"transformer.h.{layer}."): tensor
@@ -96,14 +99,14 @@ def _fuse_gpt2(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeight
         }
         qkv, up = block["attn.c_attn.weight"], block["mlp.c_fc.weight"]
         qkv_bias = block["attn.c_attn.bias"] + block["ln_1.bias"] @ qkv
-        qkv = qkv * block["ln_1.weight"][:, None]
+        qkv = qkv * (root_C * block["ln_1.weight"])[:, None]
         blocks.append(
             DecoderBlock(
                 qkv=_group_heads(config, *qkv.T.chunk(3)).T.contiguous(),
                 qkv_bias=_group_heads(config, *qkv_bias.chunk(3)),
                 out=_without_mean(block["attn.c_proj.weight"]),
                 out_bias=_without_mean(block["attn.c_proj.bias"]),
-                up=up * block["ln_2.weight"][:, None],
+                up=up * (root_C * block["ln_2.weight"])[:, None],
                 up_bias=block["mlp.c_fc.bias"] + block["ln_2.bias"] @ up,
                 down=_without_mean(block["mlp.c_proj.weight"]),
                 down_bias=_without_mean(block["mlp.c_proj.bias"]),
@@ -115,7 +118,7 @@ def _fuse_gpt2(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeight
         embedding=_without_mean(embedding),
         positions=_without_mean(weights["transformer.wpe.weight"]),
         blocks=blocks,
-        head=(head * weights["transformer.ln_f.weight"]).T.contiguous(),
+        head=(head * (root_C * weights["transformer.ln_f.weight"])).T.contiguous(),
         head_bias=head @ weights["transformer.ln_f.bias"],
     )
 

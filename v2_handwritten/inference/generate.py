@@ -141,6 +141,7 @@ def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:
     positions, device = model.config.max_position_embeddings, model.lm_head.weight.device
     while True:
         input_ids, starts = pad_left([row[:positions] for row in rows], device)
-        chosen = yield model(input_ids, **_padded_inputs(starts, 0, input_ids.shape[1]))[:, -1]
+        logits = model(input_ids, **_padded_inputs(starts, 0, input_ids.shape[1]))
+        chosen = yield logits[:, -1]
         for row, id in zip(rows, chosen.tolist(), strict=True):
             row.append(id)

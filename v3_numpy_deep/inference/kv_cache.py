@@ -6,16 +6,17 @@ section 3). Memory is allocated once for `max_length` tokens: appending is a cop
 Level 1 leaves this to transformers (`DynamicCache` inside `generate`); level 2 is the same in torch.
 Theory: v2_handwritten/inference/kv_cache.md.
 
-    k_all, v_all = cache.update(layer, k, v)
+    python -c "from v3_numpy_deep.inference.kv_cache import *; from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.models.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-if TYPE_CHECKING:
-    from v3_numpy_deep.models.config import ModelConfig
+from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.models.config import ModelConfig
 
 
 class KVCache:
@@ -27,38 +28,32 @@ class KVCache:
 
     def __init__(
         self,
-        config: "ModelConfig",
+        config: ModelConfig,
         batch_size: int,
         max_length: int,
-        dtype: type = np.float32,
+        dtype: Any = np.float32,
         device: str = "cpu",
     ) -> None:
-        shape = (
-            config.num_hidden_layers,
-            batch_size,
-            config.num_key_value_heads,
-            max_length,
-            config.head_dim,
-        )
-        # Zeros, not empty: an unused position may be read with a weight of zero, and 0 * NaN is NaN.
-        self.keys: Float[np.ndarray, "L B K S D"] = np.zeros(shape, dtype)
-        self.values: Float[np.ndarray, "L B K S D"] = np.zeros(shape, dtype)
+        L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        # Zeros, not empty: a slot not yet written is read with a weight of zero (decoder.py), and 0 * NaN is NaN.
+        self.states: Float[Array, "L 2 B K S D"] = np.zeros((L, 2, batch_size, K, max_length, D), dtype)
         self.max_length = max_length
         self.length = 0
 
     def update(
-        self, layer: int, k: Float[np.ndarray, "B K T D"], v: Float[np.ndarray, "B K T D"]
-    ) -> tuple[Float[np.ndarray, "B K S D"], Float[np.ndarray, "B K S D"]]:
+        self, layer: int, k: Float[Array, "B K T D"], v: Float[Array, "B K T D"]
+    ) -> tuple[Float[Array, "B K S D"], Float[Array, "B K S D"]]:
         """Append the keys (already rotated) and values of T new positions; return those of all S positions so far."""
-        end = self.length + k.shape[2]
+        start, end = self.length, self.length + k.shape[2]
         assert end <= self.max_length, f"the cache holds {self.max_length} positions, {end} are needed"
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        if layer == len(self.keys) - 1:
+        keys, values = self.states[layer]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        if layer == len(self.states) - 1:
             self.length = end
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return keys[:, :, :end], values[:, :, :end]
 
 
-def bytes_per_token(config: "ModelConfig", bytes_per_number: int = 4) -> int:
+def bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
     """Memory one token takes in the cache: a key and a value of D numbers for each of K heads in each layer."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_per_number

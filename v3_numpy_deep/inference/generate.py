@@ -1,0 +1,148 @@
+"""Text from a model: greedy or sampled, one prompt or a batch, streamed, with a key-value cache.
+
+Autoregressive decoding is a loop: logits of the last position, a choice, one more token. The prompt passes through the
+model once (prefill), in chunks so that long prompts need no more memory than short ones; after that each token is one
+step of `decoder.py`. Prompts of different lengths stand right-aligned behind padding that no token sees.
+
+Level 1 calls transformers' `model.generate`; level 2 is the same in torch.
+Theory: v2_handwritten/inference/generate.md.
+
+    v3 generate --prompt "Once upon a time"
+"""
+
+from collections.abc import Callable, Generator, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from shared_data.errors import UserError
+from v3_numpy_deep.autograd import Array, no_grad
+from v3_numpy_deep.inference.decoder import Decoder
+from v3_numpy_deep.inference.kv_cache import KVCache
+from v3_numpy_deep.inference.sampling import check_sampling, filter_logits, sample
+from v3_numpy_deep.models.transformer import Transformer
+
+PREFILL_CHUNK = 512  # tokens of a prompt in one forward pass; bounds the memory of its logits and masks
+
+Steps = Generator[Float[Array, "B V"], Int[Array, " B"], None]  # yields logits, is sent the chosen ids
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    eos_token_id: int | Sequence[int] | None = None,
+    use_cache: bool = True,
+    on_token: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """The new ids after each prompt, an `eos_token_id` that stopped it included; what a prompt gives does not depend on the others.
+
+    temperature: 0 is greedy. A row of the batch draws from its own stream of numbers, made of `seed` and its index.
+    eos_token_id: id (or ids) after which a sequence stops; the (first) one also stands in for an empty prompt.
+    on_token: called as `on_token(row, id)` for each new token, at once.
+
+    A sequence also stops when it fills the model's positions. Raises `UserError` for a prompt that leaves none free, an empty
+    one without `eos_token_id`, or sampling parameters out of range.
+    """
+    stop_ids = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
+    prompts = [list(prompt) or stop_ids[:1] for prompt in prompts]
+    limits = _limits(prompts, max_new_tokens, model.config.max_position_embeddings)
+    if temperature > 0:
+        check_sampling(temperature, top_k, top_p)
+        uniforms = np.stack(
+            [np.random.default_rng([seed, row]).random(max(limits)) for row in range(len(prompts))]
+        )
+    was_training = model.training
+    model.eval()  # no dropout
+    steps = _cached_steps(model, prompts, max(limits)) if use_cache else _recomputed_steps(model, prompts)
+    logits = next(steps)
+
+    new_ids: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(prompts)))
+    for position in range(max(limits)):
+        if temperature > 0:
+            filtered = filter_logits(logits, temperature, top_k, top_p)
+            chosen = sample(filtered, uniforms[:, position])
+        else:
+            chosen = logits.argmax(axis=-1)
+        for row, id in enumerate(chosen.tolist()):
+            if row not in running:
+                continue
+            new_ids[row].append(id)
+            if on_token is not None:
+                on_token(row, id)
+            if id in stop_ids or position + 1 == limits[row]:
+                running.remove(row)
+        if not running:
+            break
+        logits = steps.send(chosen)
+    model.train(was_training)
+    return new_ids
+
+
+def _limits(prompts: list[list[int]], max_new_tokens: int, positions: int) -> list[int]:
+    """How many tokens each prompt may be continued by; raises `UserError` where that is none."""
+    if not prompts:
+        raise UserError("there is no prompt; give one, or an empty text to begin at the beginning")
+    for prompt in prompts:
+        if not prompt:
+            raise UserError("a prompt is empty, and there is no eos_token_id to begin with; give it a token")
+        if len(prompt) >= positions:
+            raise UserError(
+                f"a prompt of {len(prompt)} tokens leaves no room in the model's {positions} positions; shorten it"
+            )
+    return [min(max_new_tokens, positions - len(prompt)) for prompt in prompts]
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], device: str = "cpu"
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """The rows right-aligned behind zeros, and how many zeros stand before each."""
+    longest = max(map(len, rows))
+    input_ids = np.array([[0] * (longest - len(row)) + list(row) for row in rows])
+    return input_ids, np.array([longest - len(row) for row in rows])
+
+
+def _padded_inputs(
+    starts: Int[Array, " B"], begin: int, end: int
+) -> dict[str, Int[Array, "B T"] | Int[Array, "B S"] | None]:
+    """Positions that count from each row's first token, and the mask of its padding, for slots begin : end."""
+    if not starts.any():
+        return {}
+    slots = np.arange(end)
+    position_ids = np.maximum(slots - starts[:, None], 0)
+    return {"position_ids": position_ids[:, begin:], "attention_mask": slots >= starts[:, None]}
+
+
+def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: int) -> Steps:
+    """Prefill the cache with the prompts, then decode one token at a time."""
+    dtype = model.lm_head.weight.dtype
+    input_ids, starts = pad_left(prompts)
+    B, T = input_ids.shape
+    cache = KVCache(model.config, B, T + max_new_tokens, dtype)
+    for begin in range(0, T, PREFILL_CHUNK):
+        end = min(begin + PREFILL_CHUNK, T)
+        with no_grad():
+            logits = model(input_ids[:, begin:end], cache=cache, **_padded_inputs(starts, begin, end)).data
+    chosen = yield logits[:, -1]
+    decoder = Decoder(model, cache, starts)
+    while True:
+        chosen = yield decoder.step(chosen)
+
+
+def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:
+    """The ordinary forward pass over everything, for each token again: slow, and what the cache is tested against."""
+    rows = [list(prompt) for prompt in prompts]
+    positions = model.config.max_position_embeddings
+    while True:
+        input_ids, starts = pad_left([row[:positions] for row in rows])
+        with no_grad():
+            logits = model(input_ids, **_padded_inputs(starts, 0, input_ids.shape[1])).data
+        chosen = yield logits[:, -1]
+        for row, id in zip(rows, chosen.tolist(), strict=True):
+            row.append(id)
