@@ -35,6 +35,7 @@ class TrainingState:
     tokens: int = 0  # predictions trained on so far
     seconds: float = 0.0  # spent in those steps; the only entry that depends on the clock
     loader: dict[str, Any] = field(default_factory=dict)  # PackedDataLoader.state_dict()
+    loss_scaler: dict[str, Any] = field(default_factory=dict)  # of level 2's float16; empty here
 
 
 def save_training_state(
