@@ -19,8 +19,13 @@ def import_everything(package: str) -> None:
     """Import every module of the level, so that the children need not."""
     import importlib
 
-    importlib.import_module("shared_data.pipeline")
-    importlib.import_module("shared_data.report")
+    for name in (
+        "shared_data.pipeline",
+        "shared_data.report",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_svg",
+    ):
+        importlib.import_module(name)
     root = Path(__file__).parents[2]
     for file in sorted((root / package).rglob("*.py")):
         importlib.import_module(

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import command
+from tests.end_to_end.conftest import Commands
 
 STAGES = ["data", "tokenizer", "pretrain", "evaluate", "generate"]
 NUMBERS = {
@@ -26,11 +28,13 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("level", ["v1", "v2", "v3"])
-def test_run_makes_a_model_and_tells_about_it(level: str, config: Path, tmp_path: Path) -> None:
+def test_run_makes_a_model_and_tells_about_it(
+    level: str, config: Path, commands: Commands, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     options = ["--config", config, "--out", run]
 
-    done = command(level, "run", *options)
+    done = commands(level, "run", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert [stage for stage in STAGES if f"{level} {stage}" in done.stdout] == STAGES
@@ -58,14 +62,22 @@ def test_run_makes_a_model_and_tells_about_it(level: str, config: Path, tmp_path
         "the page opens offline"
     )
 
-    again = command(level, "run", *options)
+    again = commands(level, "run", *options, cwd=tmp_path)
     assert again.stdout.count("nothing changed") == len(STAGES)
     assert json.loads((run / "metrics.json").read_text()) == metrics
 
 
-def test_from_only_and_changed_settings_redo_what_they_must(config: Path, a_run: Path) -> None:
-    def stages_done(*arguments: str) -> list[str]:
-        done = command("v2", "run", "--config", config, "--out", a_run, *arguments)
+@pytest.fixture
+def a_run(finished_runs: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A run of level 2 that ended after pretraining, to go on with."""
+    return Path(shutil.copytree(finished_runs("v2"), tmp_path / "run"))
+
+
+def test_from_only_and_changed_settings_redo_what_they_must(
+    config: Path, commands: Commands, a_run: Path
+) -> None:
+    def stages_done(*words: str) -> list[str]:
+        done = commands("v2", "run", "--config", config, "--out", a_run, *words, cwd=a_run)
         assert done.returncode == 0, done.stderr
         return [
             stage
@@ -73,54 +85,38 @@ def test_from_only_and_changed_settings_redo_what_they_must(config: Path, a_run:
             if f"== v2 {stage}" in done.stdout and f"v2 {stage}: nothing changed" not in done.stdout
         ]
 
-    assert stages_done() == ["evaluate", "generate"]  # the run that was copied ended after pretraining
+    assert stages_done() == ["evaluate", "generate"]
     assert stages_done("--only", "evaluate") == []
     assert stages_done("--only", "evaluate", "--force") == ["evaluate"]
     assert stages_done("--set", "evaluate.max_tokens=400") == ["evaluate"]
-    assert stages_done("--set", "evaluate.max_tokens=400", "--from", "pretrain") == [
-        "pretrain",
-        "evaluate",
-        "generate",
-    ]
+    assert stages_done("--set", "evaluate.max_tokens=400", "--from", "pretrain") == STAGES[2:]
 
 
-def test_the_settings_of_a_run_make_it_again(config: Path, a_run: Path, tmp_path: Path) -> None:
+def test_the_settings_of_a_run_make_it_again(commands: Commands, a_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     for stage in ("data", "tokenizer", "pretrain"):
-        done = command("v2", stage, "--config", a_run / "settings.toml", "--out", other)
+        done = commands("v2", stage, "--config", a_run / "settings.toml", "--out", other, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    for name in (
-        "tokenizer/train.bin",
-        "tokenizer/tokenizer.json",
-        "pretrain/model.safetensors",
-        "pretrain/metrics_log.jsonl",
-    ):
+    for name in ("tokenizer/train.bin", "tokenizer/tokenizer.json", "pretrain/model.safetensors"):
         assert (other / name).read_bytes() == (a_run / name).read_bytes(), name
+    assert (other / "pretrain/metrics_log.jsonl").read_text() == (
+        a_run / "pretrain/metrics_log.jsonl"
+    ).read_text()
 
 
-def test_generate_streams_the_same_text_that_it_writes_at_the_end(config: Path, a_run: Path) -> None:
-    def text(*arguments: str) -> str:
-        done = command(
-            "v2",
-            "generate",
-            "--config",
-            config,
-            "--out",
-            a_run,
-            "-p",
-            "Once upon",
-            "-p",
-            "One",
-            "--seed",
-            "3",
-            *arguments,
-        )
+@pytest.mark.parametrize("level", ["v2", "v3"])
+def test_generate_streams_the_same_text_that_it_writes_at_the_end(
+    level: str, config: Path, commands: Commands, a_run: Path
+) -> None:
+    def text(*words: str) -> str:
+        prompts = ["--prompt", "Once upon", "--prompt", "One"]
+        done = commands(level, "generate", "--config", config, "--out", a_run, *prompts, *words, cwd=a_run)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return done.stdout
 
-    streamed = text()
+    streamed = text("--seed", "3")
     assert "Once upon" in streamed
-    assert text("--no-stream") == streamed
-    assert text("--no-cache") == streamed
+    assert text("--seed", "3", "--no-stream") == streamed
+    assert text("--seed", "3", "--no-cache") == streamed
     assert text("--temperature", "0", "--seed", "3") == text("--temperature", "0", "--seed", "4")
