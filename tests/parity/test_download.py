@@ -77,6 +77,12 @@ def test_a_folder_or_a_glob_gives_its_files_in_order(tmp_path: Path, level: str)
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     assert open_texts(level, tmp_path) == ["first", "second", "third"]
     assert open_texts(level, tmp_path / "*.txt") == ["second"]
+    (tmp_path / ".cache").mkdir()
+    write_corpus(tmp_path, ".cache/d.txt", ["in a hidden folder"])
+    assert open_texts(level, tmp_path) == ["first", "second", "third"]
+    assert open_texts(level, tmp_path / ".cache") == ["in a hidden folder"], (
+        "but it may be the one that is asked for"
+    )
     assert open_texts(level, tmp_path / "**" / "*.txt") == ["second", "third"]
 
 

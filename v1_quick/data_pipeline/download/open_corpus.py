@@ -49,8 +49,10 @@ def find_files(source: str) -> list[Path]:
     """The files a source names, in order: a file, all known files in a folder, or a glob; none for a hub dataset."""
     path = Path(source).expanduser()
     if path.is_dir():
-        inside = (file for file in path.rglob("*") if not any(p.startswith(".") for p in file.parts[-2:]))
-        paths = sorted(file for file in inside if file.is_file() and has_known_suffix(file))
+        files = (file for file in path.rglob("*") if file.is_file() and has_known_suffix(file))
+        paths = sorted(
+            file for file in files if not any(p.startswith(".") for p in file.relative_to(path).parts)
+        )
     elif path.exists():
         paths = [path]
     elif glob.has_magic(source):
