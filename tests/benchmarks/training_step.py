@@ -22,7 +22,11 @@ from v2_handwritten.models.transformer import Transformer
 
 TINY = {
     "llama": ModelConfig(
-        model_type="llama", hidden_size=128, intermediate_size=352, num_attention_heads=4, num_key_value_heads=2
+        model_type="llama",
+        hidden_size=128,
+        intermediate_size=352,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     ),
     "gpt2": ModelConfig(model_type="gpt2", hidden_size=128, num_attention_heads=4),
 }
@@ -58,7 +62,9 @@ def step(model: torch.nn.Module, batch: dict[str, Tensor]) -> float:
     return loss.item()
 
 
-def compare(ours: Callable[[], float], theirs: Callable[[], float], repeats: int) -> tuple[float, float, float]:
+def compare(
+    ours: Callable[[], float], theirs: Callable[[], float], repeats: int
+) -> tuple[float, float, float]:
     """Median seconds of both sides and the median of the ratios of neighbouring runs, taking turns."""
     ours(), theirs()
     times: tuple[list[float], list[float]] = ([], [])
@@ -116,7 +122,11 @@ def main() -> None:
             profile(family)
         return
     for row in run(arguments.repeats, families):
-        print("  ".join(f"{key} {value:,.2f}" if isinstance(value, float) else value for key, value in row.items()))
+        print(
+            "  ".join(
+                f"{key} {value:,.2f}" if isinstance(value, float) else value for key, value in row.items()
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ CASES: dict[str, dict[str, Any]] = {
     | {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "head_dim": 12},
     "llama GQA, llama3 rope": _SMALL | {"num_key_value_heads": 2, "rope_scaling": LLAMA3_SCALING},
     "llama GQA, linear rope": _SMALL
-    | {"num_key_value_heads": 2, "rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_theta": 500_000.0},
+    | {
+        "num_key_value_heads": 2,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        "rope_theta": 500_000.0,
+    },
 }
 
 

@@ -104,6 +104,8 @@ def test_old_and_new_styles_of_rope_in_config_json_mean_the_same() -> None:
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],
 )
-def test_an_architecture_we_cannot_build_is_a_user_error_that_names_it(change: dict[str, Any], named: str) -> None:
+def test_an_architecture_we_cannot_build_is_a_user_error_that_names_it(
+    change: dict[str, Any], named: str
+) -> None:
     with pytest.raises(UserError, match=named):
         ModelConfig.from_hf(LLAMA31 | change)

@@ -29,7 +29,12 @@ def test_one_seed_gives_the_same_bits_at_both_levels(case: str) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_spread_of_every_parameter_is_that_of_the_library(family: str) -> None:
     config = ModelConfig(
-        model_type=family, vocab_size=512, hidden_size=96, num_hidden_layers=3, attention_bias=True, mlp_bias=True
+        model_type=family,
+        vocab_size=512,
+        hidden_size=96,
+        num_hidden_layers=3,
+        attention_bias=True,
+        mlp_bias=True,
     )
     torch.manual_seed(0)
     library = AutoModelForCausalLM.from_config(LibraryConfig.from_hf(config.to_hf()))

@@ -9,7 +9,10 @@ from tests.parity.model_cases import config_of, gradients, packed, pair
 from tests.parity.recorder import ParityRecorder
 from tests.parity.test_transformer import relative
 
-LENGTHS = [[30, 1, 39], [66, 4]]  # one document of a single token; one that crosses a tile of the attention kernel
+LENGTHS = [
+    [30, 1, 39],
+    [66, 4],
+]  # one document of a single token; one that crosses a tile of the attention kernel
 TOLERANCE = 1e-14  # float64; the library's float32 islands are the same on both sides of the comparison
 
 

@@ -21,9 +21,7 @@ TOLERANCES = {
 def relative(all_gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> np.ndarray:
     """All gradients in a row, each divided by the largest element of the expected one: none is too small to count."""
     assert all_gradients.keys() == expected.keys()
-    return np.concatenate(
-        [(all_gradients[name] / expected[name].abs().max()).flatten() for name in expected]
-    )
+    return np.concatenate([(all_gradients[name] / expected[name].abs().max()).flatten() for name in expected])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])

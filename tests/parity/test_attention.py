@@ -1,0 +1,174 @@
+"""Levels 1 and 2: causal attention with shared key-value heads and masks; the modules of both families; the three kernels."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parity.arrays import array
+from tests.parity.block_checks import compare_functions, compare_modules, randomise
+from tests.parity.model_cases import config_of, packed
+from tests.parity.recorder import ParityRecorder
+from v1_quick.models.blocks import attention as library
+from v1_quick.models.blocks.rope import rotary_tables as library_tables
+from v1_quick.models.config import ModelConfig as LibraryConfig
+from v2_handwritten.models.blocks import attention
+from v2_handwritten.models.blocks.attention import (
+    Gpt2Attention,
+    LlamaAttention,
+    SharedInputs,
+    causal_attention,
+    causal_mask,
+    document_mask,
+    padding_mask,
+    plain_causal_attention,
+)
+from v2_handwritten.models.blocks.rope import rotary_frequencies, rotary_tables
+
+T = 150  # three tiles of the fused kernel, the last one not full
+
+
+def qkv(H: int, K: int, T: int = T, S: int = T, D: int = 8) -> dict[str, Tensor]:
+    """Random queries, keys and values, strided as a projection leaves them."""
+    shapes = {"q": (2, T, H, D), "k": (2, S, K, D), "v": (2, S, K, D)}
+    return {
+        name: torch.from_numpy(array(i, *shape)).transpose(1, 2)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def masks() -> dict[str, Tensor | None]:
+    """No mask, two packed rows, left padding."""
+    keep = torch.ones(2, T, dtype=torch.int64)
+    keep[1, :20] = 0
+    return {
+        "causal": None,
+        "documents": document_mask(packed([[70, 80], [1, 149]])["document_ids"], torch.float64),
+        "padding": padding_mask(keep, T, torch.float64),
+    }
+
+
+@pytest.mark.parametrize("mask_name", ["causal", "documents", "padding"])
+@pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (4, 1)], ids=["MHA", "GQA", "MQA"])
+@pytest.mark.parametrize("kernel", ["fused", "fused, recomputed", "plain", "library"])
+def test_every_kernel_equals_the_library_in_output_and_gradients(
+    parity: ParityRecorder, monkeypatch: pytest.MonkeyPatch, H: int, K: int, mask_name: str, kernel: str
+) -> None:
+    mask = masks()[mask_name]
+    inputs = qkv(H, K)
+    if kernel == "fused, recomputed":
+        monkeypatch.setattr(attention, "_KEEP_WEIGHTS", 0)
+    kernels: dict[str, Callable[..., Tensor]] = {
+        "plain": plain_causal_attention,
+        "library": lambda q, k, v, mask: causal_attention(q, k, v, mask, kernel="library"),
+    }
+    ours = kernels.get(kernel, causal_attention)
+    real = (
+        slice(20, None) if mask_name == "padding" else slice(None)
+    )  # a query that sees no key has no right answer
+    compare_functions(
+        parity,
+        f"attention, {kernel}, {H} heads on {K}, {mask_name}",
+        lambda **arrays: ours(**arrays, mask=mask)[:, :, real],
+        lambda **arrays: library.causal_attention(**arrays, mask=mask)[:, :, real],
+        inputs,
+        5e-15,
+    )
+
+
+def test_queries_that_follow_cached_keys_see_all_of_them_and_their_own_past() -> None:
+    arrays = qkv(4, 2)
+    whole = causal_attention(**arrays)
+    for new in (1, 7, 70):
+        last = causal_attention(arrays["q"][:, :, -new:], arrays["k"], arrays["v"])
+        torch.testing.assert_close(last, whole[:, :, -new:], rtol=0, atol=1e-14)
+        library_last = causal_attention(arrays["q"][:, :, -new:], arrays["k"], arrays["v"], kernel="library")
+        torch.testing.assert_close(
+            library_last, whole[:, :, -new:], rtol=0, atol=1e-6
+        )  # a float32 mask inside
+
+
+def test_a_row_without_any_key_is_finite() -> None:
+    arrays = qkv(2, 2, T=4, S=4)
+    keep = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    for function in (causal_attention, plain_causal_attention):
+        assert function(**arrays, mask=padding_mask(keep, 4, torch.float64)).isfinite().all()
+
+
+def test_no_gradient_flows_from_a_query_to_a_later_key_or_another_document() -> None:
+    """The exercise of attention.md."""
+    arrays = {name: x.clone().requires_grad_() for name, x in qkv(2, 1, T=9, S=9).items()}
+    mask = document_mask(packed([[4, 5], [9]])["document_ids"], torch.float64)
+    causal_attention(**arrays, mask=mask)[0, :, 6].sum().backward()  # a query of the second document of row 0
+    for name in ("k", "v"):
+        gradient = arrays[name].grad
+        assert gradient is not None
+        touched = gradient.abs().sum((1, 3)) > 0
+        assert touched[0].tolist() == [False] * 4 + [True] * 3 + [False] * 2
+        assert not touched[1].any()
+
+
+def test_masks_are_zero_exactly_where_a_query_may_look() -> None:
+    assert (causal_mask(2, 4)[0] == 0).tolist() == [[True, True, True, False], [True] * 4]
+    assert (document_mask(torch.tensor([[0, 0, 1]]))[0] == 0).int().tolist() == [
+        [1, 0, 0],
+        [1, 1, 0],
+        [0, 0, 1],
+    ]
+    assert (padding_mask(torch.tensor([[0, 1, 1]]), 2)[0] == 0).int().tolist() == [[0, 1, 0], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama MHA, untied", "llama GQA", "llama MQA, biases, D > C/H"])
+def test_the_attention_module_and_all_its_gradients_equal_the_library(
+    parity: ParityRecorder, case: str
+) -> None:
+    config = config_of(case)
+    settings = LibraryConfig.from_hf(config.to_hf())
+    settings._attn_implementation = "sdpa"
+    positions = torch.arange(T).unsqueeze(0)
+    tables = rotary_tables(rotary_frequencies(config), positions, torch.float64)
+    angles = torch.from_numpy(rotary_frequencies(config))
+    theirs: torch.nn.Module
+    if config.model_type == "gpt2":
+        ours: torch.nn.Module = Gpt2Attention(config, 0)
+        theirs, arguments = library.Gpt2Attention(settings, layer_idx=0), {}
+    else:
+        ours, theirs = LlamaAttention(config, 0), library.LlamaAttention(settings, layer_idx=0)
+        wide = tuple(torch.cat([table, table], -1) for table in tables)
+        arguments = {"position_embeddings": wide, "attention_mask": None}
+        assert library_tables(angles.float(), positions)[0].shape == wide[0].shape
+    compare_modules(
+        parity,
+        f"attention module, {case}",
+        ours.double(),
+        randomise(theirs.eval()),
+        torch.from_numpy(array(7, 2, T, config.hidden_size)),
+        2e-14,
+        our_arguments=[SharedInputs(rotary=tables)],
+        their_arguments=arguments,
+    )
+
+
+def test_an_adapter_in_place_of_a_projection_is_called() -> None:
+    config = config_of("llama GQA")
+    module = LlamaAttention(config, 0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    shared = SharedInputs(rotary=rotary_tables(rotary_frequencies(config), torch.arange(5).unsqueeze(0)))
+    x = torch.randn(1, 5, config.hidden_size)
+    expected = module(x, shared)
+    calls = []
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, base: torch.nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(x.shape)
+            return self.base(x)
+
+    module.v_proj = Adapter(module.v_proj)
+    torch.testing.assert_close(module(x, shared), expected)
+    assert calls == [x.shape]

@@ -1,0 +1,134 @@
+"""Levels 1 and 2: rotary frequencies, tables and rotations; the permutation between the two layouts of checkpoints."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.parity.arrays import array
+from tests.parity.block_checks import compare_functions
+from tests.parity.model_cases import LLAMA3_SCALING, config_of
+from tests.parity.recorder import ParityRecorder
+from v1_quick.models.blocks import rope as library
+from v1_quick.models.config import ModelConfig as LibraryConfig
+from v2_handwritten.models.blocks.rope import (
+    apply_rotary,
+    half_to_interleaved,
+    interleaved_to_half,
+    plain_apply_rotary,
+    rotary_frequencies,
+    rotary_tables,
+)
+from v2_handwritten.models.config import ModelConfig
+
+LLAMA31 = ModelConfig(
+    hidden_size=512,
+    num_attention_heads=4,
+    rope_theta=500_000.0,
+    max_position_embeddings=131072,
+    rope_scaling=LLAMA3_SCALING | {"original_max_position_embeddings": 8192},
+)
+CONFIGS = {
+    "default": config_of("llama GQA"),
+    "linear": config_of("llama GQA, linear rope"),
+    "llama3": config_of("llama GQA, llama3 rope"),
+    "llama3, D = 128": LLAMA31,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_frequencies_equal_the_library(parity: ParityRecorder, name: str) -> None:
+    config = CONFIGS[name]
+    expected = library.rotary_frequencies(LibraryConfig.from_hf(config.to_hf()))
+    parity(
+        component=f"rope, {name}",
+        quantity="frequencies, relative",
+        levels="v2-v1",
+        actual=rotary_frequencies(config) / expected.double().numpy(),
+        expected=np.ones(config.head_dim // 2),
+        tolerance=2e-6,  # the library computes in float32; its blend of two frequencies cancels digits
+    )
+
+
+def test_tables_equal_the_library_where_its_float32_angles_are_good(parity: ParityRecorder) -> None:
+    config = CONFIGS["default"]
+    positions = torch.arange(64).unsqueeze(0)
+    ours = rotary_tables(rotary_frequencies(config), positions, torch.float64)
+    theirs = library.rotary_tables(
+        library.rotary_frequencies(LibraryConfig.from_hf(config.to_hf())), positions, torch.float64
+    )
+    for quantity, actual, expected in zip(("cos", "sin"), ours, theirs, strict=True):
+        parity(
+            component="rope",
+            quantity=quantity,
+            levels="v2-v1",
+            actual=torch.cat([actual, actual], -1),
+            expected=expected,
+            tolerance=2.5e-6,
+        )
+
+
+@pytest.mark.parametrize("function", [apply_rotary, plain_apply_rotary])
+def test_rotation_and_its_derivative_equal_the_library(parity: ParityRecorder, function: object) -> None:
+    angles = torch.from_numpy(array(1, 2, 5, 4))
+    cos, sin = angles.cos(), angles.sin()
+    wide_cos, wide_sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
+    x = torch.from_numpy(array(0, 2, 5, 3, 8)).transpose(1, 2)  # [B, H, T, D] as a projection leaves it
+    compare_functions(
+        parity,
+        f"rope, {function.__name__}",
+        lambda x: function(x, cos, sin),
+        lambda x: library.apply_rotary(x, wide_cos, wide_sin),
+        {"x": x},
+        2e-15,
+    )
+
+
+def test_dot_products_depend_only_on_the_distance_of_positions() -> None:
+    """The exercise of rope.md."""
+    q, k = (torch.from_numpy(array(seed, 1, 1, 1, 16)) for seed in (0, 1))
+    frequencies = rotary_frequencies(ModelConfig(hidden_size=64))
+
+    def at(x: torch.Tensor, position: int) -> torch.Tensor:
+        cos, sin = rotary_tables(frequencies, torch.tensor([[position]]), torch.float64)
+        return plain_apply_rotary(x, cos, sin)
+
+    products = [float((at(q, 7 + shift) * at(k, 3 + shift)).sum()) for shift in (0, 5, 1000, 100_000)]
+    assert products == pytest.approx([products[0]] * 4, abs=1e-9)
+    assert abs(float((at(q, 8) * at(k, 3)).sum()) - products[0]) > 1e-3
+
+
+def test_permuted_weights_turn_interleaved_pairs_into_halves() -> None:
+    """The dot products of Meta's layout with interleaved pairs are those of our layout with permuted rows."""
+    H, D, C, T = 2, 8, 5, 6
+    angles = np.arange(T)[:, None] * rotary_frequencies(ModelConfig(hidden_size=H * D, num_attention_heads=H))
+    w_q, w_k, x = array(0, H * D, C), array(1, H * D, C), array(2, T, C)
+
+    def interleaved_scores() -> np.ndarray:
+        pairs = [(x @ w.T).reshape(T, H, D // 2, 2) for w in (w_q, w_k)]
+        q, k = ((p[..., 0] + 1j * p[..., 1]) * np.exp(1j * angles)[:, None] for p in pairs)
+        return np.einsum("thd,shd->hts", q, k.conj()).real
+
+    def half_scores() -> torch.Tensor:
+        cos, sin = torch.from_numpy(np.cos(angles))[None], torch.from_numpy(np.sin(angles))[None]
+        q, k = (
+            apply_rotary(
+                torch.from_numpy((x @ interleaved_to_half(w, H).T).reshape(1, T, H, D)).transpose(1, 2),
+                cos,
+                sin,
+            )
+            for w in (w_q, w_k)
+        )
+        return (q @ k.transpose(-1, -2))[0]
+
+    np.testing.assert_allclose(half_scores().numpy(), interleaved_scores(), atol=1e-13)
+    assert np.array_equal(half_to_interleaved(interleaved_to_half(w_q, H), H), w_q)
+    assert np.array_equal(interleaved_to_half(array(3, H * D), H)[:3], array(3, H * D)[[0, 2, 4]])  # a bias
+
+
+def test_angles_far_from_the_origin_keep_their_digits() -> None:
+    frequencies = rotary_frequencies(ModelConfig(hidden_size=64))
+    cos, _ = rotary_tables(frequencies, torch.tensor([[100_001]]), torch.float32)
+    exact = [math.cos(100_001 * f) for f in frequencies]
+    assert cos.flatten().tolist() == pytest.approx(exact, abs=1e-7)
