@@ -211,7 +211,8 @@ def test_a_large_vocabulary_is_written_in_32_bits(level: str, tmp_path: Path, fi
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_trained_tokenizer_can_be_loaded_instead(level: str, tmp_path: Path, finished) -> None:
     first, _, _ = finished(level)
-    settings, run = new_run(level, tmp_path, f"tokenizer.load={first.stage('tokenizer')}")
+    load = f"tokenizer.load={first.stage('tokenizer')}"
+    settings, run = new_run(level, tmp_path, load, "tokenizer.vocab_size=300")  # which training would obey
     shutil.copytree(first.stage("data"), run.path / "data")
     prepare(level).prepare_tokens(settings, run)
     assert run.tokens("train").read_bytes() == first.tokens("train").read_bytes()
