@@ -226,7 +226,7 @@ def check_added_tokens(definition, flags, text, allow_special, folder):
             assert tokens[level].decode(expected, skip) == tokens["v1"].decode(expected, skip)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     flags=st.fixed_dictionaries(dict.fromkeys(CONTENTS, FLAGS)),
     text=st.lists(st.sampled_from([*CONTENTS, *" \t\x1c\u2000x_²\u200d!\u0301"]), max_size=10).map("".join),

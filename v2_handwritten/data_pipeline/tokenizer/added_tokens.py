@@ -86,11 +86,11 @@ class _Finder:
                 continue
             if token.single_word and (_is_word(text[:start][-1:]) or _is_word(text[stop : stop + 1])):
                 continue
-            if token.lstrip:  # but not what the token before has taken
-                start = max(len(text[:start].rstrip(_SPACES)), position)
+            if token.lstrip:
+                start = len(text[:start].rstrip(_SPACES))
             if token.rstrip:
                 stop = len(text) - len(text[stop:].lstrip(_SPACES))
-            if position < start:
+            if position < start:  # not so where the token before has taken the space between
                 yield text[position:start]
             yield token.id
             position = stop
