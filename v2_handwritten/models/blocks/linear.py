@@ -63,12 +63,14 @@ def fused_linear(x: Float[Tensor, "*rows I"], layers: Sequence[nn.Module]) -> Fl
 
     A layer that is not exactly `Linear` (an adapter around one, say) is called by itself and its output put beside.
     """
-    first = layers[0]
-    if not all(type(layer) is Linear for layer in layers):
+    linears = [layer for layer in layers if type(layer) is Linear]
+    if len(linears) < len(layers):
         return torch.cat([layer(x) for layer in layers], dim=-1)
-    weight, bias = first.weight, first.bias
-    if len(layers) > 1:
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None if bias is None else torch.cat([layer.bias for layer in layers])
-    dtype = first.compute_dtype or weight.dtype
+    weight: Tensor = linears[0].weight
+    bias: Tensor | None = linears[0].bias
+    if len(linears) > 1:
+        weight = torch.cat(tuple(layer.weight for layer in linears))
+        biases = tuple(layer.bias for layer in linears if layer.bias is not None)
+        bias = torch.cat(biases) if biases else None
+    dtype = linears[0].compute_dtype or weight.dtype
     return linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
