@@ -187,6 +187,13 @@ def test_the_error_function_has_the_precision_of_its_type():
     assert np.abs(ops.error_function(x.astype(np.float32)) - truth).max() < 5e-7
 
 
+def test_exercise_no_gradient_flows_along_a_normalised_vector():
+    x, weight = Tensor(array(1, 5, 8), requires_grad=True), Tensor(array(2, 8))
+    fused.rms_norm(x, weight, 0.0).backward(array(3, 5, 8))
+    np.testing.assert_allclose((x.grad * x.data).sum(axis=1), 0.0, atol=1e-14)
+    assert np.abs(x.grad).max() > 0.1
+
+
 def test_attention_never_multiplies_hidden_keys():
     q, k, v = (Tensor(array(seed, 1, 1, 6, 4)) for seed in (1, 2, 3))
     documents = np.array([[0, 0, 0, 1, 1, 1]])
