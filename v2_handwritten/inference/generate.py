@@ -9,7 +9,10 @@ Level 1 calls transformers' `model.generate`; level 3 is the same in NumPy. Theo
     v2 generate --prompt "Once upon a time"
 """
 
+import time
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +20,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shared_data.errors import UserError
+from shared_data.files import write_json
+from shared_data.generated_text import consistent_story_ratio, describe
+from shared_data.held_out import check_vocabulary
+from shared_data.runs import RunFolder
+from shared_data.settings import GenerateSettings, Settings
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v2_handwritten.device import resolve_device
 from v2_handwritten.inference.decoder import Decoder
 from v2_handwritten.inference.kv_cache import KVCache
 from v2_handwritten.inference.sampling import check_sampling, filter_logits, sample
+from v2_handwritten.inference.streaming import TextStream
+from v2_handwritten.models.checkpoint import load_model
 from v2_handwritten.models.transformer import Transformer
 
+STORIES = 64  # told from nothing, to be checked by the story world
 PREFILL_CHUNK = 512  # tokens of a prompt in one forward pass; bounds the memory of its logits and masks
 
 Steps = Generator[Float[Tensor, "B V"], Int[Tensor, " B"], None]  # yields logits, is sent the chosen ids
@@ -145,3 +158,114 @@ def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:
         chosen = yield logits[:, -1]
         for row, id in zip(rows, chosen.tolist(), strict=True):
             row.append(id)
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a prompt as they stand at the beginning of a document: after one end-of-text, as in pretraining.
+
+    A tokenizer that puts a token of its own before each text (Llama 3's <|begin_of_text|>) is left to do so.
+    """
+    ids = tokenizer.encode(text)
+    begins = bool(ids) and ids[0] in tokenizer.special_tokens.values()
+    return ids if begins else [tokenizer.end_of_text_id, *ids]
+
+
+def load_for_generation(
+    settings: Settings, run: RunFolder, checkpoint: Path | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """The model of a checkpoint (default: that of the run) and the tokenizer beside it (default: that of the run).
+
+    Raises `UserError` where either is missing or damaged, or they do not belong together.
+    """
+    device = resolve_device(settings.device)
+    folder = checkpoint or run.checkpoint("pretrain")
+    # A CPU computes bfloat16 many times slower than float32.
+    model = load_model(folder, dtype=torch.float32 if device.type == "cpu" else None, device=device)
+    own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    tokenizer = Tokenizer.load(folder if own else run.tokenizer)
+    check_vocabulary(folder, model.config.vocab_size, folder if own else run.tokenizer, tokenizer.vocab_size)
+    return model.eval(), tokenizer
+
+
+def generate_samples(settings: Settings, run: RunFolder) -> dict[str, float]:
+    """Stage `generate`: continue the prompts of the settings, keep them in samples.json, measure speed and variety.
+
+    On the story world the model also tells stories from nothing, and the world says how many of them it could have told.
+    """
+    section = settings.generate
+    model, tokenizer = load_for_generation(settings, run)
+    prompts = [encode_prompt(tokenizer, prompt) for prompt in section.prompts]
+    started = time.perf_counter()
+    new_ids = _sampled(model, tokenizer, prompts, section, section.max_new_tokens)
+    seconds = time.perf_counter() - started
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in new_ids]
+    samples = [
+        {"prompt": prompt, "text": text, "tokens": len(ids), "finished": ids[-1] == tokenizer.end_of_text_id}
+        for prompt, text, ids in zip(section.prompts, texts, new_ids, strict=True)
+    ]
+    write_json(run.stage("generate") / "samples.json", samples)
+    tokens = sum(len(ids) for ids in new_ids)
+    metrics = {"samples": len(samples), "tokens": tokens, "tokens_per_second": tokens / seconds} | describe(
+        texts
+    )
+    if settings.data.source == "story_world":
+        beginnings = [encode_prompt(tokenizer, "")] * STORIES
+        ids = _sampled(model, tokenizer, beginnings, section, model.config.max_position_embeddings)
+        stories = [tokenizer.decode(story, skip_special_tokens=True) for story in ids]
+        metrics |= {"stories": STORIES, "consistent_story_ratio": consistent_story_ratio(stories)}
+    return metrics
+
+
+def generate_command(
+    settings: Settings,
+    run: RunFolder,
+    prompts: list[str],
+    checkpoint: Path | None,
+    use_cache: bool,
+    write: Callable[[str], None],
+) -> None:
+    """Command `generate`: continue each prompt, and hand every piece of text to `write` as soon as it is complete."""
+    section = settings.generate
+    model, tokenizer = load_for_generation(settings, run, checkpoint)
+    for index, prompt in enumerate(prompts):
+        stream, ids = TextStream(tokenizer), encode_prompt(tokenizer, prompt)
+        write(prompt)
+        (new_ids,) = _sampled(
+            model,
+            tokenizer,
+            [ids],
+            section,
+            section.max_new_tokens,
+            seed=section.seed + index,
+            use_cache=use_cache,
+            on_token=lambda _, id, stream=stream: write(stream.add(id)),
+        )
+        write(stream.finish() + "\n")
+        positions = model.config.max_position_embeddings
+        if len(ids) + len(new_ids) == positions and len(new_ids) < section.max_new_tokens:
+            write(f"[stopped: the text fills all {positions} positions of the model]\n")
+
+
+def _sampled(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    section: GenerateSettings,
+    max_new_tokens: int,
+    seed: int | None = None,
+    **options: Any,
+) -> list[list[int]]:
+    """`generate` with the parameters of the settings, up to a token that the tokenizer or the model ends a text with."""
+    configured = model.config.eos_token_id
+    stop_ids = [configured] if isinstance(configured, int) else list(configured or [])
+    return generate(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=section.temperature,
+        top_k=section.top_k,
+        top_p=section.top_p,
+        seed=section.seed if seed is None else seed,
+        eos_token_id=list(dict.fromkeys([tokenizer.end_of_text_id, *stop_ids])),
+        **options,
+    )

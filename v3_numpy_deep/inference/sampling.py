@@ -1,7 +1,7 @@
 """From logits to the next token: temperature, top-k, top-p, and a draw by inverse CDF.
 
-Top-k is Fan et al. 2018 (section 5.4), top-p ("nucleus") Holtzman et al. 2020 (section 3.1). The filters follow
-transformers' warpers to the last tie: temperature, then top-k, then top-p. A draw takes its uniform number from the
+Top-k is Fan et al. 2018 (section 5.4), top-p ("nucleus") Holtzman et al. 2020 (section 3.1). The filters are
+transformers' warpers in their order: temperature, then top-k, then top-p. A draw takes its uniform number from the
 caller, so that all levels turn the same number into the same token.
 
 Level 1 calls transformers' warpers; level 2 is the same in torch. Theory: v2_handwritten/inference/sampling.md.
@@ -58,7 +58,7 @@ def keep_top_p(logits: Float[np.ndarray, "B V"], top_p: float) -> Float[np.ndarr
     """Keep the fewest tokens whose probabilities reach `top_p` together; the most probable one always stays.
 
     Tokens leave from the improbable end while the sum of those that left is at most 1 - top_p. Of equal tokens the
-    one with the smaller id leaves first, because the sort is stable.
+    one with the smaller id leaves first, because the sort is stable; the library's is not, so there it is an accident.
     """
     order = np.argsort(logits, axis=-1, kind="stable")
     ascending = np.take_along_axis(logits, order, axis=-1)

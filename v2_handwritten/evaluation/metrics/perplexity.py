@@ -10,14 +10,16 @@ Level 1 takes logits and cross-entropy from the libraries; level 3 is the same i
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared_data.errors import UserError
+from v2_handwritten.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,13 @@ def bits_per_byte(score: Score, byte_count: int) -> float:
 
 
 def score_tokens(
-    model: nn.Module,
+    model: Transformer,
     tokens: Int[np.ndarray, " N"],
     context_length: int,
     stride: int,
     batch_size: int,
     end_of_text_id: int | None = None,
+    on_scored: Callable[[int], None] | None = None,
 ) -> Score:
     """Sum of the nats of all tokens, each predicted once from at least `context_length - stride` tokens where there are so many.
 
@@ -61,20 +64,22 @@ def score_tokens(
     each closed by that id: a document sees nothing of the others, and is read after one `end_of_text_id`, so that its
     first token and its closing id are both predicted (as in pretraining with document masks).
 
+    `batch_size` is how many windows of full length are scored in one pass; `on_scored` hears how many tokens each pass scored.
     Raises `UserError` where `stride` would skip tokens, or where there is nothing to predict.
     """
-    nats = token_nats(model, tokens, context_length, stride, batch_size, end_of_text_id)
+    nats = token_nats(model, tokens, context_length, stride, batch_size, end_of_text_id, on_scored)
     predicted = nats[~np.isnan(nats)]
     return Score(float(predicted.sum()), len(predicted))
 
 
 def token_nats(
-    model: nn.Module,
+    model: Transformer,
     tokens: Int[np.ndarray, " N"],
     context_length: int,
     stride: int,
     batch_size: int,
     end_of_text_id: int | None = None,
+    on_scored: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, " N"]:
     """-ln p of each token; NaN for a first token that nothing stands before. See `score_tokens`."""
     if not 1 <= stride <= context_length:
@@ -101,6 +106,8 @@ def token_nats(
     nats = np.full(len(tokens), np.nan)
     for batch in batch_windows(windows, batch_size * context_length):
         _score_batch(model, tokens, batch, nats)
+        if on_scored is not None:
+            on_scored(sum(window.end - window.scored for window in batch))
     return nats[added:]
 
 
@@ -128,9 +135,9 @@ def batch_windows(windows: list[Window], max_tokens: int) -> list[list[Window]]:
     return batches
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _score_batch(
-    model: nn.Module, tokens: Int[np.ndarray, " N"], batch: list[Window], nats: Float[np.ndarray, " N"]
+    model: Transformer, tokens: Int[np.ndarray, " N"], batch: list[Window], nats: Float[np.ndarray, " N"]
 ) -> None:
     """Run one batch of windows and write -ln p of their scored tokens into `nats`."""
     T = batch[0].end - batch[0].begin - 1
@@ -140,7 +147,7 @@ def _score_batch(
     for row, window in enumerate(batch):
         input_ids[row, : window.end - window.begin - 1] = tokens[window.begin : window.end - 1]
 
-    device = next(model.parameters()).device
+    device = model.lm_head.weight.device
     was_training = model.training
     model.eval()  # no dropout
     logits = model(torch.from_numpy(input_ids).to(device))

@@ -11,14 +11,15 @@ Theory: v2_handwritten/evaluation/metrics/perplexity.md.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from shared_data.errors import UserError
-from v3_numpy_deep.autograd.module import Module
-from v3_numpy_deep.autograd.tensor import no_grad
+from v3_numpy_deep.autograd import Array, no_grad
+from v3_numpy_deep.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,13 @@ def bits_per_byte(score: Score, byte_count: int) -> float:
 
 
 def score_tokens(
-    model: Module,
-    tokens: Int[np.ndarray, " N"],
+    model: Transformer,
+    tokens: Int[Array, " N"],
     context_length: int,
     stride: int,
     batch_size: int,
     end_of_text_id: int | None = None,
+    on_scored: Callable[[int], None] | None = None,
 ) -> Score:
     """Sum of the nats of all tokens, each predicted once from at least `context_length - stride` tokens where there are so many.
 
@@ -62,21 +64,23 @@ def score_tokens(
     each closed by that id: a document sees nothing of the others, and is read after one `end_of_text_id`, so that its
     first token and its closing id are both predicted (as in pretraining with document masks).
 
+    `batch_size` is how many windows of full length are scored in one pass; `on_scored` hears how many tokens each pass scored.
     Raises `UserError` where `stride` would skip tokens, or where there is nothing to predict.
     """
-    nats = token_nats(model, tokens, context_length, stride, batch_size, end_of_text_id)
+    nats = token_nats(model, tokens, context_length, stride, batch_size, end_of_text_id, on_scored)
     predicted = nats[~np.isnan(nats)]
     return Score(float(predicted.sum()), len(predicted))
 
 
 def token_nats(
-    model: Module,
-    tokens: Int[np.ndarray, " N"],
+    model: Transformer,
+    tokens: Int[Array, " N"],
     context_length: int,
     stride: int,
     batch_size: int,
     end_of_text_id: int | None = None,
-) -> Float[np.ndarray, " N"]:
+    on_scored: Callable[[int], None] | None = None,
+) -> Float[Array, " N"]:
     """-ln p of each token; NaN for a first token that nothing stands before. See `score_tokens`."""
     if not 1 <= stride <= context_length:
         raise UserError(
@@ -102,6 +106,8 @@ def token_nats(
     nats = np.full(len(tokens), np.nan)
     for batch in batch_windows(windows, batch_size * context_length):
         _score_batch(model, tokens, batch, nats)
+        if on_scored is not None:
+            on_scored(sum(window.end - window.scored for window in batch))
     return nats[added:]
 
 
@@ -130,7 +136,7 @@ def batch_windows(windows: list[Window], max_tokens: int) -> list[list[Window]]:
 
 
 def _score_batch(
-    model: Module, tokens: Int[np.ndarray, " N"], batch: list[Window], nats: Float[np.ndarray, " N"]
+    model: Transformer, tokens: Int[Array, " N"], batch: list[Window], nats: Float[Array, " N"]
 ) -> None:
     """Run one batch of windows and write -ln p of their scored tokens into `nats`."""
     T = batch[0].end - batch[0].begin - 1
@@ -154,9 +160,7 @@ def _score_batch(
         nats[window.scored : window.end] = negative_log_probabilities(predicting, targets)
 
 
-def negative_log_probabilities(
-    logits: Float[np.ndarray, "N V"], targets: Int[np.ndarray, " N"]
-) -> Float[np.ndarray, " N"]:
+def negative_log_probabilities(logits: Float[Array, "N V"], targets: Int[Array, " N"]) -> Float[Array, " N"]:
     """-ln softmax(logits)[target] = ln Σ exp(logit - max) - (logit of target - max), the sum in float64."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_normalizer = np.log(np.exp(shifted).sum(axis=-1, dtype=np.float64))

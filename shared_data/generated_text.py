@@ -1,0 +1,43 @@
+"""What can be said of generated text without a model: its variety, and on the story world, whether it is true to it.
+
+The story world knows the exact probability of every text. A story that it could have told has a probability above zero:
+every sentence is grammatical, and nobody gives away what they do not have. So the share of such stories among those that
+a model tells from nothing is an absolute measure of what it has learned.
+
+    python -c "from shared_data.generated_text import describe; print(describe(['a cat sat', 'a hat']))"
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shared_data.errors import UserError
+
+if TYPE_CHECKING:
+    from shared_data.story_world import StoryWorld
+
+
+def describe(texts: Sequence[str]) -> dict[str, float]:
+    """Words of a text on average, and the part of all words that are different ones."""
+    words = [word for text in texts for word in text.lower().split()]
+    return {
+        "mean_words": len(words) / max(1, len(texts)),
+        "distinct_word_ratio": len(set(words)) / max(1, len(words)),
+    }
+
+
+def consistent_story_ratio(texts: Sequence[str]) -> float:
+    """The share of texts that the story world could have told, from the first letter to the end, in any of its splits."""
+    from shared_data.story_world import StoryWorld
+
+    world = StoryWorld()
+    return sum(_is_told(world, text) for text in texts) / len(texts)
+
+
+def _is_told(world: "StoryWorld", text: str) -> bool:
+    for split in ("train", "validation", "test"):
+        try:
+            world.log2_probability(text, split)
+        except UserError:
+            continue
+        return True
+    return False

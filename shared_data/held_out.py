@@ -1,0 +1,80 @@
+"""Held-out text for the stage `evaluate`: its tokens, its size in bytes, and the entropy floor of exactly that text.
+
+Perplexity counts tokens, bits per byte counts bytes, and the floor is -log2 P(text) / bytes; all three must speak of the
+same text, also when a limit on the tokens cuts it short. So it is cut between documents where that is possible.
+
+    held_out = read_held_out(run, "test", tokens, facts, max_tokens=4096, count_bytes=lambda ids: len(tokenizer.decode_bytes(ids)))
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared_data.errors import UserError
+from shared_data.files import read_json
+from shared_data.runs import RunFolder
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text to evaluate on; `floor_bits_per_byte` is None for text that is not of the story world."""
+
+    tokens: np.ndarray
+    bytes: int
+    floor_bits_per_byte: float | None
+
+
+def read_held_out(
+    run: RunFolder,
+    split: str,
+    tokens: np.ndarray,
+    facts: dict[str, Any],
+    max_tokens: int | None,
+    count_bytes: Callable[[list[int]], int],
+) -> HeldOut:
+    """The first `max_tokens` of a split's `tokens`, or all of them; `facts` is the description beside the token file.
+
+    `count_bytes` measures ids that end inside a document, which happens only where the first one exceeds the limit.
+    Raises `UserError` for an empty split.
+    """
+    if not len(tokens):
+        raise UserError(f"the {split} split is empty; evaluate on the other one with --set evaluate.split=validation")
+    if max_tokens is None or max_tokens >= len(tokens):
+        return HeldOut(tokens, facts["bytes"], _floor(facts.get("log2_probability"), facts["bytes"]))
+    ends = np.flatnonzero(tokens[:max_tokens] == facts["end_of_text_id"])
+    if not len(ends):
+        return HeldOut(tokens[:max_tokens], count_bytes(tokens[:max_tokens].tolist()), None)
+    with run.documents(split).open(encoding="utf-8") as file:
+        documents = [json.loads(line) for line in islice(file, len(ends))]
+    size = sum(len(document["text"].encode("utf-8")) for document in documents)
+    bits = [document.get("log2_probability") for document in documents]
+    known = None if None in bits else float(sum(bits))
+    return HeldOut(tokens[: ends[-1] + 1], size, _floor(known, size))
+
+
+def _floor(log2_probability: float | None, size: int) -> float | None:
+    return None if log2_probability is None else -log2_probability / size
+
+
+def check_vocabulary(checkpoint: Path, model_vocab_size: int, tokenizer: Path, vocab_size: int) -> None:
+    """Raise `UserError` where a model was trained with another tokenizer than the one its text is encoded with.
+
+    A model may have more ids than the tokenizer: some checkpoints pad their vocabulary to a round number.
+    """
+    own = checkpoint / "tokenizer.json"
+    if own.is_file() and tokenizer.is_file() and own.read_bytes() != tokenizer.read_bytes():
+        theirs, ours = (read_json(path).get("model", {}) for path in (own, tokenizer))
+        if any(theirs.get(key) != ours.get(key) for key in ("vocab", "merges")):
+            raise UserError(
+                f"the model in {checkpoint} has another tokenizer than {tokenizer}; use a model that was trained with this one"
+            )
+    if model_vocab_size < vocab_size:
+        raise UserError(
+            f"the model in {checkpoint} has a vocabulary of {model_vocab_size}, the tokenizer {tokenizer} one of "
+            f"{vocab_size}; use the tokenizer that the model was trained with"
+        )
