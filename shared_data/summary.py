@@ -52,6 +52,11 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
         ("bits per byte", "{bits_per_byte:.4f}"),
         ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {times_the_floor:.3f} times the floor"),
     ],
+    "generate": [
+        ("texts", "{samples:,} prompts continued, {mean_words:.0f} words on average"),
+        ("speed", "{tokens_per_second:,.0f} tokens/s"),
+        ("true to the story world", "{consistent_story_ratio:.1%} of {stories:,} stories told from nothing"),
+    ],
 }
 
 
