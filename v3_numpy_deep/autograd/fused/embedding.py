@@ -1,9 +1,9 @@
 """Rows of a table, looked up by id: the product of one-hot vectors with a matrix, without making them.
 
-Derivative: row i of the table receives the sum of the gradients at all positions that read it. NumPy's unbuffered
-`np.add.at` does this one position after the other; sorting the ids first turns it into sums over consecutive rows.
-From primitives it is `getitem(weight, ids)`. Level 2 leaves the scatter to torch's `index_put_`; level 1 calls
-`torch.nn.functional.embedding`.
+Derivative: row i of the table receives the sum of the gradients at all positions that read it. `gradient[ids] += g` would be
+wrong: of several positions with the same id it keeps one. `np.add.at` adds them all, one after the other, in the same order in
+every run (sorting the ids first and summing consecutive rows with `np.add.reduceat` is no faster with NumPy 2).
+Level 2 leaves the scatter to torch's `index_put_`; level 1 calls `torch.nn.functional.embedding`.
 
     python -c "from v3_numpy_deep.autograd.fused.embedding import embedding; help(embedding)"
 """
@@ -15,15 +15,12 @@ from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
 
 def embedding(weight: Float[Tensor, "V C"], ids: Int[Array, "*batch"]) -> Float[Tensor, "*batch C"]:
-    """weight[ids]"""
-    V, C = weight.shape
+    """weight[ids];  ∂weight[i] = Σ of g over the positions whose id is i"""
+    shape = weight.shape
 
     def derivative(g: Array) -> tuple[Array]:
-        order = np.argsort(ids, axis=None, kind="stable")  # stable: the same order of summation in every run
-        sorted_ids = ids.reshape(-1)[order]
-        starts = np.flatnonzero(np.diff(sorted_ids, prepend=-1))
-        gradient = np.zeros((V, C), g.dtype)
-        gradient[sorted_ids[starts]] = np.add.reduceat(g.reshape(-1, C)[order], starts, axis=0)
+        gradient = np.zeros(shape, g.dtype)
+        np.add.at(gradient, ids, g)
         return (gradient,)
 
     return record(weight.data[ids], (weight,), derivative)
