@@ -13,13 +13,30 @@ ROOT = Path(__file__).parent.parent
 LEVELS = ("v1_quick", "v2_handwritten", "v3_numpy_deep")
 
 # Files that exist in one hand-written level only, with the reason.
-ONLY_IN_ONE_LEVEL: dict[str, str] = {}
+ONLY_IN_ONE_LEVEL: dict[str, str] = {
+    "pretrain/components/precision.py": "mixed precision needs bfloat16 and float16 products, which NumPy has not (levels 1 and 2)",
+}
 
 # Public names that one hand-written level does not carry: {path: {name: reason}}.
-NAME_EXCEPTIONS: dict[str, dict[str, str]] = {}
+NAME_EXCEPTIONS: dict[str, dict[str, str]] = {
+    "models/transformer.py": {
+        "Transformer.compute_dtype": "mixed precision is for levels 1 and 2",
+        "Transformer.dropout_generator": "torch's generators belong to a device and are made anew for it; NumPy's do not",
+    },
+}
 
 # Names whose parameters differ between levels: {path: {name: reason}}.
-SIGNATURE_EXCEPTIONS: dict[str, dict[str, str]] = {}
+SIGNATURE_EXCEPTIONS: dict[str, dict[str, str]] = {
+    "models/blocks/attention.py": {
+        "causal_mask": "NumPy's arrays have no device",
+        "causal_attention": "torch's kernel is an alternative at level 2; level 3 hands on the plan of its tiles instead",
+    },
+    "models/transformer.py": {
+        "Transformer.__init__": "level 1 may wrap a model of the library; level 2 has a choice of kernels",
+        "Gpt2Body.forward": "activation checkpointing wraps each block, at level 2 only",
+        "LlamaBody.forward": "activation checkpointing wraps each block, at level 2 only",
+    },
+}
 
 
 def python_files(level: str) -> set[str]:
@@ -28,13 +45,21 @@ def python_files(level: str) -> set[str]:
     return {path for path in paths if not path.startswith("autograd/")}
 
 
+def _default(expression: ast.expr) -> str:
+    """`torch.float32` and `np.float32` are the same default."""
+    return ast.unparse(expression).removeprefix("torch.").removeprefix("np.")
+
+
 def parameters(function: ast.FunctionDef) -> list[str]:
-    """Parameter names with their kind and default, as text; annotations may differ (each level has its own Tensor)."""
+    """Parameter names with their kind and default, as text.
+
+    Annotations may differ (each level has its own Tensor), and so may the library that a type comes from.
+    """
     arguments = function.args
     positional = arguments.posonlyargs + arguments.args
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     described = [
-        parameter.arg + ("" if default is None else "=" + ast.unparse(default))
+        parameter.arg + ("" if default is None else "=" + _default(default))
         for parameter, default in zip(positional, defaults, strict=True)
     ]
     if arguments.vararg:
@@ -42,7 +67,7 @@ def parameters(function: ast.FunctionDef) -> list[str]:
     elif arguments.kwonlyargs:
         described.append("*")
     for parameter, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-        described.append(parameter.arg + ("" if default is None else "=" + ast.unparse(default)))
+        described.append(parameter.arg + ("" if default is None else "=" + _default(default)))
     if arguments.kwarg:
         described.append("**" + arguments.kwarg.arg)
     return described

@@ -23,7 +23,7 @@ def test_the_size_of_the_pieces_changes_no_bit(piece: int, monkeypatch: pytest.M
     optimizer, expected = adamw((123, 17))
     for _ in range(3):
         optimizer.step()
-    monkeypatch.setattr(optimizers, "PIECE", piece)
+    monkeypatch.setattr(optimizers, "_PIECE", piece)
     optimizer, actual = adamw((123, 17))
     for _ in range(3):
         optimizer.step()
@@ -39,7 +39,7 @@ def test_the_update_works_in_place_and_makes_no_array_of_the_models_size() -> No
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert parameter.data is data
-    assert peak < 3 * 4 * optimizers.PIECE, "more than the scratch of a piece was allocated"
+    assert peak < 3 * 4 * optimizers._PIECE, "more than the scratch of a piece was allocated"
 
 
 def test_pretraining_needs_no_torch() -> None:

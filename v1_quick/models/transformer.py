@@ -39,7 +39,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Logits [B, T, V] of the next token at every position; arguments as at the other levels."""
         if document_ids is not None:
-            attention_mask = document_mask(document_ids)
+            attention_mask = _document_mask(document_ids)
         # Without use_cache=False the library makes a cache in training too, and then no longer notices packed positions.
         output: Any = self.library(
             input_ids=input_ids,
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         return cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-def document_mask(document_ids: Tensor) -> Tensor:
+def _document_mask(document_ids: Tensor) -> Tensor:
     """[B, 1, T, T], true where the library's attention may look: causal, within a document.
 
     When positions restart with each document, the library finds this mask by itself from `position_ids`.

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from shared_data.errors import UserError
 from v3_numpy_deep.autograd.module import Module
 
-PIECE = (
+_PIECE = (
     16_384  # numbers: four arrays and two of scratch in float32 are 400 KB, about a core's second-level cache
 )
 
@@ -70,8 +70,8 @@ class AdamW:
                     continue
                 # Views, so that in-place work on them reaches the parameter: all four arrays are contiguous.
                 arrays = [a.reshape(-1) for a in (parameter.data, np.ascontiguousarray(parameter.grad), m, v)]
-                for start in range(0, m.size, PIECE):
-                    self._update(*(a[start : start + PIECE] for a in arrays), group["weight_decay"])
+                for start in range(0, m.size, _PIECE):
+                    self._update(*(a[start : start + _PIECE] for a in arrays), group["weight_decay"])
 
     def _update(
         self,
