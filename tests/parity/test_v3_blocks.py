@@ -29,7 +29,8 @@ from v3_numpy_deep.models.blocks import linear as linear3
 from v3_numpy_deep.models.blocks import normalization as normalization3
 from v3_numpy_deep.models.blocks import rope as rope3
 
-TOLERANCES = {"output": 8e-15, "gradient": 5e-14}  # the largest measured errors are 9e-16 and 7e-15
+# The largest measured errors are 9e-16 and 7e-15. The exact gelu ends at 1.1e-14: level 3 sums a series for erf.
+TOLERANCES = {"output": 8e-15, "gradient": 5e-14, "gelu": 8e-14}
 
 B, T, C = 2, 70, 32  # T is longer than level 2's attention tile
 DOCUMENTS = np.array([[0] * 30 + [1] * 40, [0] * 66 + [1] * 4])
@@ -178,7 +179,9 @@ def compare(parity: ParityRecorder, component: str, quantities: dict[str, tuple[
             levels="v2-v3",
             actual=actual,
             expected=expected,
-            tolerance=TOLERANCES["gradient" if quantity.startswith("grad") else "output"],
+            tolerance=TOLERANCES.get(
+                component, TOLERANCES["gradient" if quantity.startswith("grad") else "output"]
+            ),
         )
 
 
