@@ -61,7 +61,7 @@ def prepare(level: str, out: Path, *overrides: str, documents: int = 120) -> tup
     return settings, run
 
 
-def pretrain(level: str, settings: Settings, run: RunFolder) -> dict[str, float]:
+def pretrain(level: str, settings: Settings, run: RunFolder) -> dict[str, Any]:
     return importlib.import_module(f"{PACKAGES[level]}.pretrain.train").pretrain(settings, run)
 
 
@@ -97,7 +97,7 @@ def test_all_levels_train_the_same_model_and_report_the_same_numbers(
     exact = {name: [numbers[level][name] for level in LEVELS] for name in ("parameters", "tokens", "epochs")}
     assert all(len(set(values)) == 1 for values in exact.values()), exact
     for other in ("v1", "v3"):
-        row = {"component": "stage pretrain", "levels": f"v2-{other}", "tolerance": 3e-6}
+        row = {"component": "stage pretrain", "levels": f"v2-{other}", "tolerance": 1e-6}
         parity(quantity="weights after 8 steps", actual=trained[other], expected=trained["v2"], **row)
         for name in ("perplexity", "bits_per_byte", "loss"):
             actual, expected = numbers[other][name], numbers["v2"][name]

@@ -10,14 +10,17 @@ All levels have the same stage; level 1 hands the training to `transformers.Trai
 """
 
 import math
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from transformers import PreTrainedConfig
 
 from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
-from shared_data.progress import Progress, progress
+from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
@@ -41,7 +44,7 @@ from v1_quick.pretrain.components.training_state import (
 from v1_quick.pretrain.data_loader import PackedDataLoader, open_tokens, read_token_facts
 
 
-def pretrain(settings: Settings, run: RunFolder) -> dict[str, float]:
+def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     """Train the model of the settings on the token files of the run; returns the numbers of the stage.
 
     Raises `UserError` for a corpus below one sequence, a checkpoint or tokenizer that does not fit, a diverged loss.
@@ -118,8 +121,11 @@ def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Tra
     source = load_model(Path(settings.pretrain.init_from))
     _check_vocabulary(Path(settings.pretrain.init_from), source.config, run, tokenizer)
     _check_shape(settings.pretrain.init_from, source.config, config)
-    dropout = {name: getattr(config, name) for name in ("embd_pdrop", "attention_dropout", "resid_pdrop")}
-    model = Transformer(replace(source.config, **dropout))
+    with_dropout = copy(source.config)
+    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(with_dropout, name, getattr(config, name))
+    model = Transformer(with_dropout)
     model.load_state_dict(source.state_dict())
     return model
 
@@ -132,7 +138,7 @@ def held_out_numbers(
     context = settings.pretrain.sequence_length
     score = score_tokens(
         model,
-        open_tokens(run.tokens("validation")),
+        open_tokens(run.tokens("validation")).astype(np.int64),
         context_length=context,
         stride=min(settings.evaluate.stride or context // 2, context),
         batch_size=settings.evaluate.batch_size,
@@ -159,7 +165,7 @@ class _AfterStep:
         validation: PackedDataLoader,
         tokenizer: Tokenizer,
         log: MetricsLog,
-        bar: Progress,
+        bar: Any,  # shared_data.progress.Progress
         stop: StopRequest,
     ) -> None:
         self.settings, self.run = settings, run
@@ -230,7 +236,7 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_vocabulary(source: Path, config: ModelConfig, run: RunFolder, tokenizer: Tokenizer) -> None:
+def _check_vocabulary(source: Path, config: PreTrainedConfig, run: RunFolder, tokenizer: Tokenizer) -> None:
     """The tokens must mean what they meant to the checkpoint: same entries where it has a tokenizer, same number else."""
     theirs = source / "tokenizer.json"
     if theirs.is_file():
@@ -245,13 +251,13 @@ def _check_vocabulary(source: Path, config: ModelConfig, run: RunFolder, tokeniz
         )
 
 
-def _check_shape(source: str, theirs: ModelConfig, ours: ModelConfig) -> None:
+def _check_shape(source: str, theirs: PreTrainedConfig, ours: PreTrainedConfig) -> None:
     """Name the first size in which the checkpoint and `[model]` differ."""
     names = ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     names += ["num_key_value_heads", "head_dim", "max_position_embeddings", "tie_word_embeddings"]
     for name in names:
-        if getattr(theirs, name) != getattr(ours, name):
+        a, b = getattr(theirs, name, None), getattr(ours, name, None)  # GPT2Config has no key-value heads
+        if a != b:
             raise UserError(
-                f"{source} has {name} {getattr(theirs, name)}, the settings have {getattr(ours, name)}; "
-                f"use --set model.{name}={str(getattr(theirs, name)).lower()}"
+                f"{source} has {name} {a}, the settings have {b}; use --set model.{name}={str(a).lower()}"
             )

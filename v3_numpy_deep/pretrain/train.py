@@ -14,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
-from shared_data.progress import Progress, progress
+from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
@@ -41,7 +43,7 @@ from v3_numpy_deep.pretrain.components.training_state import (
 from v3_numpy_deep.pretrain.data_loader import PackedDataLoader, open_tokens, read_token_facts
 
 
-def pretrain(settings: Settings, run: RunFolder) -> dict[str, float]:
+def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     """Train the model of the settings on the token files of the run; returns the numbers of the stage.
 
     Raises `UserError` for a corpus below one sequence, a checkpoint or tokenizer that does not fit, a diverged loss.
@@ -132,7 +134,7 @@ def held_out_numbers(
     context = settings.pretrain.sequence_length
     score = score_tokens(
         model,
-        open_tokens(run.tokens("validation")),
+        open_tokens(run.tokens("validation")).astype(np.int64),
         context_length=context,
         stride=min(settings.evaluate.stride or context // 2, context),
         batch_size=settings.evaluate.batch_size,
@@ -159,7 +161,7 @@ class _AfterStep:
         validation: PackedDataLoader,
         tokenizer: Tokenizer,
         log: MetricsLog,
-        bar: Progress,
+        bar: Any,  # shared_data.progress.Progress
         stop: StopRequest,
     ) -> None:
         self.settings, self.run = settings, run
@@ -250,8 +252,8 @@ def _check_shape(source: str, theirs: ModelConfig, ours: ModelConfig) -> None:
     names = ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     names += ["num_key_value_heads", "head_dim", "max_position_embeddings", "tie_word_embeddings"]
     for name in names:
-        if getattr(theirs, name) != getattr(ours, name):
+        a, b = getattr(theirs, name), getattr(ours, name)
+        if a != b:
             raise UserError(
-                f"{source} has {name} {getattr(theirs, name)}, the settings have {getattr(ours, name)}; "
-                f"use --set model.{name}={str(getattr(theirs, name)).lower()}"
+                f"{source} has {name} {a}, the settings have {b}; use --set model.{name}={str(a).lower()}"
             )

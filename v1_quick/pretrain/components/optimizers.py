@@ -15,7 +15,7 @@ from transformers import Trainer
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: everything but biases and the weights of norms is decayed."""
-    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]  # it uses no self
+    decayed = set(Trainer.get_decay_parameter_names(None, model))  # it uses no self
     names = [name for name, _ in model.named_parameters()]
     parameters = dict(model.named_parameters())
     return [

@@ -57,15 +57,15 @@ def train(
     scheduler = get_scheduler(
         name, optimizer, settings.warmup_steps, settings.steps, scheduler_specific_kwargs=arguments
     )
-    scheduler.last_epoch = state.step  # a resumed run goes on where the schedule was
-    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-        group["lr"] = settings.learning_rate * factor(state.step)
-    with (
-        tempfile.TemporaryDirectory() as unused_folder
-    ):  # the Trainer insists on one, though it saves nothing
+    if state.step > 0:  # a resumed run goes on where the schedule was
+        rates = [settings.learning_rate * factor(state.step) for factor in scheduler.lr_lambdas]
+        scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": state.step, "_last_lr": rates})
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+    with tempfile.TemporaryDirectory() as folder:  # the Trainer insists on one, though it saves nothing
         trainer = _Trainer(
             model=model.library,
-            args=_training_arguments(settings, state, next(model.parameters()).device, unused_folder),
+            args=_training_arguments(settings, state, next(model.parameters()).device, folder),
             train_dataset=loader,
             data_collator=_collator(settings.document_masks),
             optimizers=(optimizer, scheduler),

@@ -71,7 +71,8 @@ class AdamW:
                 # Views, so that in-place work on them reaches the parameter: all four arrays are contiguous.
                 arrays = [a.reshape(-1) for a in (parameter.data, np.ascontiguousarray(parameter.grad), m, v)]
                 for start in range(0, m.size, _PIECE):
-                    self._update(*(a[start : start + _PIECE] for a in arrays), group["weight_decay"])
+                    p, g, m_piece, v_piece = (a[start : start + _PIECE] for a in arrays)
+                    self._update(p, g, m_piece, v_piece, group["weight_decay"])
 
     def _update(
         self,
