@@ -35,6 +35,7 @@ def run_stage(
     Raises `UserError` where an earlier stage is missing or was made with other settings.
     """
     run.require(stage)
+    run.metrics()  # refuses a damaged metrics.json before any work is done, not after it
     if not force and run.is_current(stage):
         print_current(stage, run)
         return False

@@ -64,7 +64,7 @@ def command(
         text=True,
         cwd=cwd,
         env=environment(**extra),
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

@@ -148,6 +148,13 @@ def without_the_last_merge(content: bytes) -> bytes:
     return json.dumps(tokenizer).encode()
 
 
+def with_one_more_token(content: bytes) -> bytes:
+    """A tokenizer of one token more than the model has (one less is common: vocabularies are padded)."""
+    tokenizer = json.loads(content)
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 300, "content": "<|more|>"})
+    return json.dumps(tokenizer).encode()
+
+
 def parquet() -> bytes:
     import pyarrow
     import pyarrow.parquet
@@ -226,7 +233,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "generate: weights of another shape": (generate_from("config.json", edited(intermediate_size=48)), r"shape.*; "),
     "generate: missing layers": (generate_from("config.json", edited(num_hidden_layers=2)), r"layers\.1.*; "),
     "generate: garbage in safetensors": (generate_from("model.safetensors", garbage), r"model\.safetensors.*; "),
-    "generate: tokenizer of another vocabulary": (generate_from("tokenizer.json", without_the_last_merge), r"299.*300|300.*299"),
+    "generate: tokenizer of another vocabulary": (generate_from("tokenizer.json", with_one_more_token), r"301.*300.*; |300.*301.*; "),
     "generate: corrupted tokenizer.json": (generate_from("tokenizer.json", half), r"tokenizer\.json.*; "),
     "generate: tokenizer.json of another kind": (
         generate_from("tokenizer.json", lambda _: b'{"version": "1.0", "model": {"type": "Unigram", "vocab": []}}'),
@@ -274,9 +281,14 @@ def test_one_line_exit_code_2_and_nothing_overwritten(
     assert snapshot(run) == before
 
 
-@pytest.mark.parametrize("level", ["v1", "v2", "v3"])
 @pytest.mark.parametrize(
-    "name", ["unknown setting", "malformed JSONL line", "generate: corrupted tokenizer.json"]
+    ("level", "name"),
+    [
+        ("v1", "unknown setting"),
+        ("v2", "malformed JSONL line"),
+        ("v2", "generate: corrupted tokenizer.json"),
+        ("v3", "malformed JSONL line"),
+    ],
 )
 def test_the_console_script_says_what_the_command_server_says(
     name: str,
@@ -379,7 +391,7 @@ def test_ctrl_c_leaves_a_resumable_run(
         text=True,
         env=environment(),
     ) as training:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # only a machine that is busy elsewhere needs so long
         while not log.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         training.send_signal(signal.SIGINT)

@@ -24,6 +24,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["model.bin"]
 
 
+def test_who_reads_the_old_file_meanwhile_reads_it_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"old")
+    with open(path, "rb") as reader:
+        with atomic_write(path) as file:
+            file.write(b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
+
 def test_the_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     with atomic_write(path, "w") as file:
