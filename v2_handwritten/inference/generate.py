@@ -64,8 +64,8 @@ def generate(
     one without `eos_token_id`, or sampling parameters out of range.
     """
     stop_ids = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
-    prompts = [list(prompt) or stop_ids[:1] for prompt in prompts]
-    limits = _limits(prompts, max_new_tokens, model.config.max_position_embeddings)
+    rows = [list(prompt) or stop_ids[:1] for prompt in prompts]
+    limits = _limits(rows, max_new_tokens, model.config.max_position_embeddings)
     if temperature > 0:
         check_sampling(temperature, top_k, top_p)
         uniforms = np.stack(
@@ -73,7 +73,7 @@ def generate(
         )
     was_training = model.training
     model.eval()  # no dropout
-    steps = _cached_steps(model, prompts, max(limits)) if use_cache else _recomputed_steps(model, prompts)
+    steps = _cached_steps(model, rows, max(limits)) if use_cache else _recomputed_steps(model, rows)
     logits = next(steps)
 
     new_ids: list[list[int]] = [[] for _ in prompts]
@@ -187,7 +187,7 @@ def load_for_generation(
     return model.eval(), tokenizer
 
 
-def generate_samples(settings: Settings, run: RunFolder) -> dict[str, float]:
+def generate_samples(settings: Settings, run: RunFolder) -> dict[str, int | float]:
     """Stage `generate`: continue the prompts of the settings, keep them in samples.json, measure speed and variety.
 
     On the story world the model also tells stories from nothing, and the world says how many of them it could have told.
@@ -205,9 +205,11 @@ def generate_samples(settings: Settings, run: RunFolder) -> dict[str, float]:
     ]
     write_json(run.stage("generate") / "samples.json", samples)
     tokens = sum(len(ids) for ids in new_ids)
-    metrics = {"samples": len(samples), "tokens": tokens, "tokens_per_second": tokens / seconds} | describe(
-        texts
-    )
+    metrics: dict[str, int | float] = {
+        "samples": len(samples),
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+    } | describe(texts)
     if settings.data.source == "story_world":
         beginnings = [encode_prompt(tokenizer, "")] * STORIES
         ids = _sampled(model, tokenizer, beginnings, section, model.config.max_position_embeddings)
