@@ -8,7 +8,7 @@ those of Hugging Face checkpoints.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
+
+
+AnyModule = TypeVar("AnyModule", bound="Module")  # a method that returns its own module
 
 
 class Module:
@@ -100,13 +103,13 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: AnyModule, mode: bool = True) -> AnyModule:
         """Training mode for this module and all below it: dropout acts."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self) -> Self:
+    def eval(self: AnyModule) -> AnyModule:
         """Evaluation mode: dropout does nothing."""
         return self.train(False)
 
