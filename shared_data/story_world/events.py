@@ -169,8 +169,8 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
     ),
     "plan": (
         (
-            "(At last|Finally|Now), {A} and {B} [manner] built the {building} (out of|from|with) [material].",
-            "With (enough|some|good) [material], they (finished|built) the {building}, just as {A} had (planned|hoped|wanted).",
+            "(At last|Finally|Now), {A} and {B} [manner] carried out the plan with [material].",
+            "With (enough|some|good) [material], the work was (soon|quickly|finally) done, just as {A} had (planned|hoped|wanted).",
         ),
         _PRIDE,
     ),

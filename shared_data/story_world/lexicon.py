@@ -41,10 +41,6 @@ def _place(text: str, at: str, *spots: str) -> Word:
     return Word(text, the=f"the {text}", at=f"{at} the {text}", spots=tuple(map(Word, spots)))
 
 
-def _thing(text: str, play: str, played: str) -> Word:
-    return Word(text, play=play, played=played)
-
-
 def _stranger(a: str, he: str, problem: str, helped: str) -> Word:
     """Somebody in trouble: "a little bird" has "fallen out of its nest"; our friends have "lifted it back"."""
     noun = a.split()[-1]
@@ -73,6 +69,7 @@ ANIMALS = _words(
 TRAITS = _words(
     "kind brave shy curious clever gentle cheerful patient quiet funny honest lively careful generous friendly polite"
 )
+BUILDS = _words("young little tall small big tiny thin sturdy")
 HOMES = _words("village town valley cottage castle farmhouse cabin city")
 HOBBIES = _phrases(
     """sing songs, climb trees, draw pictures, read stories, dance, swim, jump in puddles, watch the clouds, tell jokes,
@@ -142,46 +139,24 @@ PLACES = (
     ),
 )
 
-THINGS = (
-    _thing("ball", "throw the ball", "threw the ball"),
-    _thing("kite", "fly the kite", "flew the kite"),
-    _thing("drum", "beat the drum", "beat the drum"),
-    _thing("book", "read the book", "read the book"),
-    _thing("doll", "dress the doll", "dressed the doll"),
-    _thing("boat", "sail the boat", "sailed the boat"),
-    _thing("bell", "ring the bell", "rang the bell"),
-    _thing("hat", "wear the hat", "wore the hat"),
-    _thing("lantern", "light the lantern", "lit the lantern"),
-    _thing("whistle", "blow the whistle", "blew the whistle"),
-    _thing("umbrella", "open the umbrella", "opened the umbrella"),
-    _thing("basket", "fill the basket", "filled the basket"),
-    _thing("violin", "tune the violin", "tuned the violin"),
-    _thing("puppet", "move the puppet", "moved the puppet"),
-    _thing("flute", "play the flute", "played the flute"),
-    _thing("blanket", "fold the blanket", "folded the blanket"),
-    _thing("map", "study the map", "studied the map"),
-    _thing("scarf", "wave the scarf", "waved the scarf"),
-    _thing("bucket", "carry the bucket", "carried the bucket"),
-    _thing("rope", "swing the rope", "swung the rope"),
-    _thing("crown", "polish the crown", "polished the crown"),
-    _thing("robot", "wind up the robot", "wound up the robot"),
-    _thing("balloon", "hold the balloon", "held the balloon"),
-    _thing("train", "push the train", "pushed the train"),
-    _thing("clock", "listen to the clock", "listened to the clock"),
-    _thing("mirror", "look into the mirror", "looked into the mirror"),
-    _thing("box", "open the box", "opened the box"),
-    _thing("cup", "drink from the cup", "drank from the cup"),
-    _thing("compass", "follow the compass", "followed the compass"),
-    _thing("horn", "toot the horn", "tooted the horn"),
-    _thing("pillow", "shake the pillow", "shook the pillow"),
-    _thing("top", "spin the top", "spun the top"),
-    _thing("torch", "shine the torch", "shone the torch"),
-    _thing("brush", "paint with the brush", "painted with the brush"),
-    _thing("globe", "turn the globe", "turned the globe"),
-    _thing("camera", "try the camera", "tried the camera"),
+# What one does with a thing: few verbs for many things, so that each is met often.
+_VERBS = {
+    ("play with", "played with"): "ball doll kite boat puppet robot balloon train top",
+    ("play", "played"): "drum flute violin horn whistle bell",
+    ("wear", "wore"): "hat scarf crown cape",
+    ("look at", "looked at"): "book map clock mirror globe camera compass",
+    ("carry", "carried"): "lantern umbrella basket blanket bucket rope box cup pillow torch",
+}
+THINGS = tuple(
+    Word(noun, play=f"{play} the {noun}", played=f"{played} the {noun}")
+    for (play, played), nouns in _VERBS.items()
+    for noun in nouns.split()
 )
 SIZES = _words("tiny small little big large huge enormous giant")
 COLOURS = _words("red blue green yellow orange purple pink white black brown golden silver")
+THING_LOOKS = _words(
+    "shiny old new lovely pretty strange plain simple dusty fancy bright fine lucky striped funny precious"
+)
 TRINKETS = _words("coin marble feather shell button pebble ribbon acorn spoon ring key candle")
 
 FOODS = _phrases(
@@ -268,6 +243,8 @@ class Lexicon:
 
         lists: dict[str, Any] = {
             "trait": TRAITS[:words],
+            "build": BUILDS[:words],
+            "thing_look": THING_LOOKS[:words],
             "home": HOMES[:words],
             "hobby": HOBBIES[:words],
             "weather": WEATHER[:words],
@@ -292,7 +269,7 @@ class Lexicon:
             "material": MATERIALS[:words],
             "stranger": STRANGERS[:words],
             "number": NUMBERS[2:7][:words],
-            "more_number": NUMBERS[1:3][:words],
+            "more_number": NUMBERS[1:2][:words],
             **{feeling: words_of_it[:words] for feeling, words_of_it in FEELINGS.items()},
             "spot": Given("place", {place: place.spots[:words] for place in places}),
             "hero_kind": Given("hero", {name: kinds(name) for name in heroes}),

@@ -7,8 +7,8 @@ has one possible antecedent, for a reader and for a small model. An empty phrasi
 """
 
 MACROS = {
-    "<new>": "[size.a] [colour] {thing}",
-    "<wished>": "[size.a] {colour} {thing}",  # the colour was part of the wish
+    "<new>": "[size.a] [thing_look] [colour] {thing}",
+    "<wished>": "[size.a] [thing_look] {thing}",  # its colour was part of the wish
     "<the>": "the {thing}",
     "<The>": "The {thing}",
     "<A>": "({A}|{A.He})",  # at the beginning of a sentence about the one whom the last one was about
@@ -20,12 +20,12 @@ MACROS = {
 Beat = tuple[str, ...]
 
 HERO: Beat = (
-    "(Once upon a time|Long ago|Once|Many years ago), there (was|lived) [trait.a:hero_trait] [hero_kind] (named|called) {hero}.",
-    "In a (little|small|quiet|pretty) [home], there lived [trait.a:hero_trait] [hero_kind] (named|called) {hero}.",
-    "(This is a story about|Let me tell you about|Here is a tale of) {hero}, [trait.a:hero_trait] [hero_kind].",
-    "[trait.A:hero_trait] [hero_kind] (named|called) {hero} (once lived|lived long ago) in a (little|small|quiet|pretty) [home].",
-    "There (was once|once was|once lived) [trait.a:hero_trait] [hero_kind] (named|called|by the name of) {hero}.",
-    "(Everyone|Everybody) in the [home] (knew|liked|loved) {hero}, the [trait:hero_trait] [hero_kind].",
+    "(Once upon a time|Long ago|Once|Many years ago), there (was|lived) [build.a:hero_build] [trait:hero_trait] [hero_kind] (named|called) {hero}.",
+    "In a (little|small|quiet|pretty) [home], there lived [build.a:hero_build] [trait:hero_trait] [hero_kind] (named|called) {hero}.",
+    "(This is a story about|Let me tell you about|Here is a tale of) {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
+    "[build.A:hero_build] [trait:hero_trait] [hero_kind] (named|called) {hero} (once lived|lived long ago) in a (little|small|quiet|pretty) [home].",
+    "There (was once|once was|once lived) [build.a:hero_build] [trait:hero_trait] [hero_kind] (named|called|by the name of) {hero}.",
+    "(Everyone|Everybody) in the [home] (knew|liked|loved) {hero}, the [build:hero_build] [trait:hero_trait] [hero_kind].",
 )
 HOBBY: Beat = (
     "",
@@ -34,10 +34,10 @@ HOBBY: Beat = (
     "(Every|Each) [daypart:hobby_time], {hero.he} (went out|hurried outside|got up early) to [hobby].",
 )
 FRIEND: Beat = (
-    "{hero.His} (best|closest|dearest|oldest) friend was {friend}, [trait.a:friend_trait] [friend_kind].",
-    "{hero.He} had a (good|close|dear|new) friend, [trait.a:friend_trait] [friend_kind] (named|called) {friend}.",
-    "[trait.A:friend_trait] [friend_kind] (named|called) {friend} (lived next door|lived nearby|was {hero.his} best friend).",
-    "{hero.He} (often|always|mostly) played with {friend}, [trait.a:friend_trait] [friend_kind].",
+    "{hero.His} (best|closest|dearest|oldest) friend was {friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind].",
+    "{hero.He} had a (good|close|dear|new) friend, [build.a:friend_build] [trait:friend_trait] [friend_kind] (named|called) {friend}.",
+    "[build.A:friend_build] [trait:friend_trait] [friend_kind] (named|called) {friend} (lived next door|lived nearby|was {hero.his} best friend).",
+    "{hero.He} (often|always|mostly) played with {friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind].",
 )
 SETTING: Beat = (
     "(One|On a) <time>, {hero} and {friend} (went|walked|ran|hurried|came) to {place.the}.",
@@ -80,8 +80,8 @@ HELD: Beat = (
     "{B} said that {A} (should|could) keep <the>, and {A} [gladly] (smiled|agreed|nodded).",
 )
 HELD_WISH: Beat = (
-    "(At last|Now), {hero} had the {colour} {thing} {hero.he} had (wished for|dreamed of|wanted).",
-    "{hero.His} wish had come true, and {hero} [manner] (carried|took|brought) the {colour} {thing} home.",
+    "(At last|Now), {hero} had the {thing} {hero.he} had (wished for|dreamed of|wanted).",
+    "{hero.His} wish had come true, and {hero} [manner] (carried|took|brought) the {thing} home.",
 )
 LOST: Beat = (
     "They (never found|did not find|could not find) <the>, but they still had (each other|a good time|one another).",
@@ -89,9 +89,9 @@ LOST: Beat = (
     '"(It is only a {thing}|We will look again tomorrow)," said {B}, and {A} (felt a little better|stopped crying|tried to smile).',
 )
 WANTED: Beat = (
-    "{hero} did not find {colour.a} {thing} that day, but {hero.he} (kept hoping|did not give up|would try again).",
+    "{hero} did not find {thing.a} that day, but {hero.he} (kept hoping|did not give up|would try again).",
     '"(Maybe tomorrow|Another day|Some day) we will find your {thing}," said {friend}, and {hero} [sadly] (nodded|smiled|agreed).',
-    "There was no {colour} {thing} (anywhere|to be found), but {hero} (had a friend|was not alone|had fun anyway).",
+    "There was no {thing} (anywhere|to be found), but {hero} (had a friend|was not alone|had fun anyway).",
 )
 FAREWELL: Beat = (
     "{hero} and {friend} [gladly] (walked|went|skipped|ran) home (together|hand in hand|before supper|side by side).",
@@ -101,5 +101,5 @@ FAREWELL: Beat = (
     "And {hero} was the (kindest|luckiest|happiest|most loved) of (all|them all|everybody).",
     '"(See you tomorrow|Good night|Sleep well), {friend}," [said] {hero}.',
     "In bed, {hero} dreamed of [colour:dream_colour] [countable:dream].",
-    "For supper, they had [taste.a] [food:supper].",
+    "For supper, they had [taste.a:supper_taste] [food:supper] and [taste.a:other_taste] [food:other_supper].",
 )

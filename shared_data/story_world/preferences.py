@@ -3,7 +3,7 @@
 The rejected reply is the chosen one with a single flaw, named by `reason`:
 
     questions   wrong answer · made up (the story does not say) · evasive (it does say)
-    requests    missing word · contradiction (the thing changes its colour) · stranger (a name from nowhere)
+    requests    missing word · contradiction (the thing becomes another) · stranger (a name from nowhere)
                 unfinished · repetition
 
 The programmatic reward (`rewards.py`) agrees with every pair, which a test checks.
@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
-from shared_data.story_world.lexicon import COLOURS, NAMES
+from shared_data.story_world.lexicon import NAMES, THINGS
 from shared_data.story_world.questions import POOLS, questions, sentence, wrong_answers
 from shared_data.story_world.records import DOES_NOT_SAY, PreferencePair, Task
 from shared_data.story_world.requests import parse_request, requests
@@ -46,14 +46,15 @@ def _without_a_word(task: Task, rng: random.Random) -> str | None:
     return " ".join(kept) if len(kept) >= 4 else None
 
 
-def _with_another_colour(task: Task, rng: random.Random) -> str | None:
-    """The last mention of the thing with its colour gets another colour."""
-    facts = task.story.facts
-    before, coloured, after = task.reply.rpartition(f"{facts.colour} {facts.thing}")
-    if f"{facts.colour} {facts.thing}" not in before:
+def _with_another_thing(task: Task, rng: random.Random) -> str | None:
+    """The last time it is mentioned, the main thing is another one."""
+    thing = task.story.facts.thing
+    before, mention, after = task.reply.rpartition(f"the {thing}")
+    if f" {thing}" not in before:
         return None
-    other = rng.choice([colour for colour in COLOURS if colour != facts.colour])
-    return before + coloured.replace(facts.colour, other) + after
+    return (
+        f"{before}the {rng.choice([other for other in THINGS if other != thing])}{after}" if mention else None
+    )
 
 
 def _with_a_stranger(task: Task, rng: random.Random) -> str | None:
@@ -81,7 +82,7 @@ def _repetitive(task: Task, rng: random.Random) -> str | None:
 
 FLAWS: dict[str, Callable[[Task, random.Random], str | None]] = {
     "missing word": _without_a_word,
-    "contradiction": _with_another_colour,
+    "contradiction": _with_another_thing,
     "stranger": _with_a_stranger,
     "unfinished": _unfinished,
     "repetition": _repetitive,
