@@ -5,7 +5,13 @@ Everything else is the same for every level (`shared_data/command_line.py`).
     uv run v1 run --config smoke
 """
 
+import os
+
 from shared_data.command_line import build_app
+
+# The libraries of this level draw bars of their own on stderr; every level shows its progress in the same way instead.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 app = build_app(
     "v1",

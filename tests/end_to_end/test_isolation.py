@@ -1,13 +1,14 @@
 """Each level runs with what it may use and nothing more, and `--help` imports none of it."""
 
+import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import command, environment
+from tests.end_to_end.conftest import PACKAGES, command, environment
 
 HUGGING_FACE = (
     "transformers",
@@ -22,8 +23,10 @@ HUGGING_FACE = (
 LEVEL_2 = (*HUGGING_FACE, "ftfy")
 LEVEL_3 = (*LEVEL_2, "torch", "tinygrad", "autograd", "jax", "scipy")
 
-# An import of a blocked package fails as if it were not installed; the commands then run as the console script does.
+# An import of a blocked package fails as if it were not installed; the commands then run one after the other, as the
+# console script runs one.
 PROGRAM = """
+import json
 import sys
 
 blocked = set(sys.argv[1].split(","))
@@ -39,16 +42,21 @@ sys.meta_path.insert(0, Blocker())
 for name in blocked:
     assert name not in sys.modules, name
 module = __import__(sys.argv[2] + ".cli", fromlist=["app"])
-sys.argv = [sys.argv[2], *sys.argv[3:]]
-module.app()
+for arguments in json.loads(sys.argv[3]):
+    try:
+        module.app(arguments)
+    except SystemExit as leave:
+        if leave.code:
+            raise
 """
 
 
 def run_without(
-    blocked: tuple[str, ...], package: str, *arguments: str | Path
+    blocked: tuple[str, ...], package: str, *commands: list[str | Path]
 ) -> subprocess.CompletedProcess[str]:
+    words = json.dumps([[str(word) for word in command] for command in commands])
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, ",".join(blocked), package, *map(str, arguments)],
+        [sys.executable, "-c", PROGRAM, ",".join(blocked), package, words],
         capture_output=True,
         text=True,
         env=environment(),
@@ -60,20 +68,15 @@ def run_without(
 def test_the_whole_pipeline_runs_without_the_libraries_of_other_levels(
     package: str, blocked: tuple[str, ...], config: Path, tmp_path: Path
 ) -> None:
-    done = run_without(blocked, package, "run", "--config", config, "--out", tmp_path / "run")
+    options = ["--config", config, "--out", tmp_path / "run"]
+    done = run_without(blocked, package, ["run", *options], ["generate", *options, "--prompt", "Once upon"])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.html").is_file()
-    done = run_without(
-        blocked, package, "generate", "--config", config, "--out", tmp_path / "run", "-p", "Once"
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert "\nOnce upon" in done.stdout
 
 
 def test_the_blocker_blocks() -> None:
-    done = run_without(("torch",), "v2_handwritten", "pretrain", "--help")
-    assert done.returncode == 0
-    done = run_without(("typer",), "v2_handwritten", "--help")
+    done = run_without(("typer",), "v2_handwritten", ["--help"])
     assert done.returncode == 1
     assert "No module named 'typer' (blocked)" in done.stderr
 
@@ -98,23 +101,19 @@ def test_every_module_of_level_3_and_of_the_shared_parts_imports_without_torch()
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("level", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("level", PACKAGES)
 def test_help_answers_in_under_a_second(level: str) -> None:
-    command(level, "--help")  # the first call may read the disk
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = command(level, "--help")
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0
-        assert "pretrain" in done.stdout
-    assert min(seconds) < 1.0, seconds
+    """In time of the processor, so that a busy machine does not fail it; the benchmarks measure the clock."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command(level, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "pretrain" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
-@pytest.mark.parametrize("level", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("level", PACKAGES)
 def test_help_imports_nothing_heavy(level: str) -> None:
-    package = {"v1": "v1_quick", "v2": "v2_handwritten", "v3": "v3_numpy_deep"}[level]
     heavy = ("numpy", "torch", "matplotlib", "pyarrow", "jaxtyping", "regex", *HUGGING_FACE)
-    for arguments in (["--help"], ["pretrain", "--help"], ["generate", "--help"]):
-        done = run_without(heavy, package, *arguments)
-        assert done.returncode == 0, done.stderr
+    done = run_without(heavy, PACKAGES[level], ["--help"], ["pretrain", "--help"], ["generate", "--help"])
+    assert done.returncode == 0, done.stderr

@@ -70,6 +70,7 @@ def test_from_only_and_force(run: RunFolder) -> None:
         "evaluate",
         "generate",
     ]
+    assert run_pipeline(FUNCTIONS, run.settings, run, first="evaluate") == ["evaluate", "generate"]
     assert run_pipeline(FUNCTIONS, run.settings, run, only="evaluate") == []
     assert run_pipeline(FUNCTIONS, run.settings, run, only="evaluate", force=True) == ["evaluate"]
     assert run_pipeline(FUNCTIONS, run.settings, run, force=True) == list(STAGES)
