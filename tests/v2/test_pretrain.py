@@ -1,7 +1,5 @@
 """Level 2: what only its training loop has."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +60,3 @@ def test_a_gpu_batch_travels_from_pinned_memory(tmp_path: Path) -> None:
     made.model.to("cuda")
     steps = made.train(write_tokens(tmp_path, documents(0, 60)), precision="bfloat16")
     assert np.isfinite([step.loss for step in steps]).all()
-
-
-def test_pretraining_needs_no_hugging_face_library() -> None:
-    code = (
-        "import sys\n"
-        "for name in ('transformers', 'tokenizers', 'datasets', 'accelerate'): sys.modules[name] = None\n"
-        "import v2_handwritten.pretrain.train"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

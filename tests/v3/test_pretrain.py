@@ -1,7 +1,5 @@
 """Level 3: what only its training has."""
 
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -40,9 +38,3 @@ def test_the_update_works_in_place_and_makes_no_array_of_the_models_size() -> No
     tracemalloc.stop()
     assert parameter.data is data
     assert peak < 3 * 4 * optimizers._PIECE, "more than the scratch of a piece was allocated"
-
-
-def test_pretraining_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; import v3_numpy_deep.pretrain.train"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
