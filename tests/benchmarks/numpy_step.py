@@ -94,7 +94,7 @@ def tinygrad(weights: Arrays, batch: Arrays) -> Step:
 
     mask, cos, sin = (Tensor(x) for x in constants(batch))
     ids, labels = (Tensor(batch[name].astype(np.int32)) for name in ("input_ids", "labels"))
-    p = {name: Tensor(weight, requires_grad=True) for name, weight in weights.items()}
+    p = {name: Tensor(weight) for name, weight in weights.items()}
     B, T = ids.shape
     H, K, D = CONFIG.num_attention_heads, CONFIG.num_key_value_heads, CONFIG.head_dim
 
@@ -120,8 +120,6 @@ def tinygrad(weights: Arrays, batch: Arrays) -> Step:
 
     @TinyJit
     def jitted() -> Any:
-        for weight in p.values():
-            weight.grad = None
         x = p[EMBEDDING][ids]
         for layer in range(CONFIG.num_hidden_layers):
             block = f"model.layers.{layer}"
@@ -129,8 +127,9 @@ def tinygrad(weights: Arrays, batch: Arrays) -> Step:
             x = x + feed_forward(norm(x, p[f"{block}.post_attention_layernorm.weight"]), f"{block}.mlp")
         logits = norm(x, p["model.norm.weight"]).linear(p[EMBEDDING].T)
         loss = logits.reshape(B * T, -1).sparse_categorical_crossentropy(labels.reshape(-1))
-        loss.backward()
-        return Tensor.realize(loss, *(weight.grad for weight in p.values()))
+        results = [loss, *loss.gradient(*p.values())]
+        Tensor.realize(*results)
+        return results
 
     def step() -> tuple[float, np.ndarray]:
         loss, *gradients = jitted()

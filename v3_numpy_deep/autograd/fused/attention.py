@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
-TILE_QUERIES = 96  # measured: fewer, larger products against fewer products with hidden keys
+TILE_QUERIES = 64  # measured: fewer, larger products against fewer products with hidden keys
 
 
 class Tile(NamedTuple):
@@ -31,7 +31,7 @@ class Tile(NamedTuple):
     queries: slice
     keys: slice
     masked: slice  # the keys, counted from the start of `keys`, that not all of the queries may see
-    bias: Array  # for these: 0 where allowed, −∞ where not [queries, masked keys]
+    bias: Array  # for these: 0 where allowed, −∞ where not [masked keys, 1, queries]
 
 
 def attention(
@@ -69,16 +69,17 @@ def _attend(
     scale, K = 1.0 / math.sqrt(q.shape[-1]), len(k)
     for tile in tiles:
         weights = _scores(_group(q, tile, K) * scale, k, tile)
-        largest = weights.max(axis=-1, keepdims=True)
+        largest = weights.max(axis=1, keepdims=True)
         np.maximum(largest, np.finfo(q.dtype).min, out=largest)  # −∞ − (−∞) of an empty row would be NaN
         weights -= largest
         np.exp(weights, out=weights)
-        total = (weights @ np.ones(weights.shape[-1], q.dtype))[..., None]
+        total = np.ones((1, weights.shape[1]), q.dtype) @ weights  # a sum over keys
         total[total == 0.0] = 1.0
-        values = weights @ v[:, tile.keys]
-        values /= total
+        values = weights.swapaxes(1, 2) @ v[:, tile.keys]
+        values /= total.swapaxes(1, 2)
         _ungroup(output, tile, values)
-        _ungroup(log_sums, tile, largest + np.log(total))
+        largest += np.log(total)
+        _ungroup(log_sums, tile, largest.swapaxes(1, 2))
 
 
 def _attend_backward(
@@ -99,26 +100,29 @@ def _attend_backward(
     for tile in tiles:
         queries = _group(q, tile, K) * scale
         weights = _scores(queries, k, tile)
-        weights -= _group(log_sums, tile, K)
+        weights -= _group(log_sums, tile, K).swapaxes(1, 2)
         np.exp(weights, out=weights)
         grad_output = _group(g, tile, K)
-        row_sums = np.vecdot(grad_output, _group(output, tile, K))[..., None]
-        grad_v[:, tile.keys] += weights.swapaxes(-1, -2) @ grad_output
-        grad_scores = grad_output @ v[:, tile.keys].swapaxes(-1, -2)
-        grad_scores -= row_sums
+        row_sums = np.vecdot(grad_output, _group(output, tile, K))
+        grad_v[:, tile.keys] += weights @ grad_output
+        grad_scores = v[:, tile.keys] @ grad_output.swapaxes(1, 2)
+        grad_scores -= row_sums[:, None]
         grad_scores *= weights
-        grad_queries = grad_scores @ k[:, tile.keys]
+        grad_queries = grad_scores.swapaxes(1, 2) @ k[:, tile.keys]
         grad_queries *= scale
         _ungroup(grad_q, tile, grad_queries)
-        grad_k[:, tile.keys] += grad_scores.swapaxes(-1, -2) @ queries
+        grad_k[:, tile.keys] += grad_scores @ queries
 
 
-def _scores(queries: Float[Array, "K Gt D"], k: Float[Array, "K S D"], tile: Tile) -> Float[Array, "K Gt n"]:
-    """Products of a tile's queries and keys, −∞ where the mask forbids."""
-    scores = queries @ k[:, tile.keys].swapaxes(-1, -2)
+def _scores(queries: Float[Array, "K Gt D"], k: Float[Array, "K S D"], tile: Tile) -> Float[Array, "K n Gt"]:
+    """Products of a tile's keys and queries, −∞ where the mask forbids.
+
+    Keys are rows and queries columns: the largest and the sum over keys are then made of whole rows, four times faster.
+    """
+    scores = k[:, tile.keys] @ queries.swapaxes(1, 2)
     if tile.bias.size:
-        by_query = scores.reshape(len(k), -1, len(tile.bias), scores.shape[-1])  # [K, G, t, n]
-        by_query[..., tile.masked] += tile.bias
+        by_query = scores.reshape(*scores.shape[:2], -1, tile.bias.shape[-1])  # [K, n, G, t]
+        by_query[:, tile.masked] += tile.bias
     return scores
 
 
@@ -161,6 +165,6 @@ def _plan_sequence(allowed: Bool[Array, "T S"]) -> list[Tile]:
             block = allowed[queries, keys]
             some_masked = ~block.all(axis=0)
             masked = slice(int(some_masked.argmax()) if some_masked.any() else block.shape[1], block.shape[1])
-            bias = np.where(block[:, masked], np.float32(0), np.float32(-np.inf))
-            tiles.append(Tile(queries, keys, masked, bias))
+            bias = np.where(block[:, masked].T, np.float32(0), np.float32(-np.inf))
+            tiles.append(Tile(queries, keys, masked, bias[:, None]))
     return tiles
