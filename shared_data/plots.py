@@ -85,7 +85,10 @@ def plot_lines(
             axes.plot(x, y, label=name, color=color, marker="o" if len(x) <= 12 else None, markersize=3.5)
         if floor is not None:
             axes.axhline(floor[1], color=RED, linestyle=(0, (5, 3)), linewidth=1.2, label=floor[0])
-        if log_y:
+        heights = [value for _, y in series.values() for value in y]
+        if (
+            log_y and heights and max(heights) > 10 * min(heights) > 0
+        ):  # a linear axis shows less than a decade better
             _logarithmic(axes)
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if len(series) > 1 or floor is not None:

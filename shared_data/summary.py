@@ -7,9 +7,12 @@ floor on a user's own text, no truth about its dirt) are left out. A stage witho
 import sys
 from pathlib import Path
 
+from shared_data.files import read_json
 from shared_data.progress import format_number, format_seconds
 from shared_data.runs import RunFolder
 from shared_data.stages import STAGES
+
+_SAMPLE_LENGTH = 300  # characters of a generated text that are printed; the report shows all
 
 _ROWS: dict[str, list[tuple[str, str]]] = {
     "data": [
@@ -95,8 +98,18 @@ def print_current(stage: str, run: RunFolder) -> None:
 
 def print_summary(stage: str, metrics: dict[str, float], run: RunFolder) -> None:
     """What came of a stage, and where it is."""
-    written = (("written to", f"{run.stage(stage)}, in {format_seconds(metrics['seconds'])}"),)
-    print_rows([*summary_rows(stage, metrics), *written])
+    written = ("written to", f"{run.stage(stage)}, in {format_seconds(metrics['seconds'])}")
+    print_rows([*summary_rows(stage, metrics), *_samples(stage, run), written])
+
+
+def _samples(stage: str, run: RunFolder) -> list[tuple[str, str]]:
+    """The beginnings of the generated texts."""
+    path = run.path / stage / "samples.json"
+    samples = read_json(path) if stage == "generate" and path.exists() else []
+    texts = [" ".join((sample["prompt"] + sample["text"]).split()) for sample in samples]
+    return [
+        ("it wrote", text if len(text) <= _SAMPLE_LENGTH else text[:_SAMPLE_LENGTH] + " …") for text in texts
+    ]
 
 
 def print_next(run: RunFolder, finished: str, options: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared_data.errors import UserError
+from shared_data.files import write_json
 from shared_data.pipeline import run_pipeline, run_stage
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings, load_settings
@@ -36,6 +37,7 @@ def do_evaluate(settings: Settings, run: RunFolder) -> dict[str, float]:
 
 
 def do_generate(settings: Settings, run: RunFolder) -> dict[str, float]:
+    write_json(run.stage("generate") / "samples.json", [{"prompt": "Once", "text": " upon\na time"}])
     return {"tokens": 2}
 
 
@@ -49,7 +51,9 @@ def test_all_stages_run_in_order_once_and_are_skipped_the_second_time(
 ) -> None:
     assert run_pipeline(FUNCTIONS, run.settings, run) == list(STAGES)
     assert run_pipeline(FUNCTIONS, run.settings, run) == []
-    assert capsys.readouterr().out.count("nothing changed") == len(STAGES)
+    printed = capsys.readouterr().out
+    assert printed.count("nothing changed") == len(STAGES)
+    assert "it wrote:                  Once upon a time\n" in printed
 
 
 def test_metrics_are_finite_numbers_by_stage_with_seconds_in_each(run: RunFolder) -> None:

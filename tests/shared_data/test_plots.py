@@ -20,7 +20,7 @@ PLOTS: dict[str, Callable[[Path], None]] = {
     "no documents": lambda path: plot_histogram({}, path),
     "bars": lambda path: plot_bars({"too_short": 12, "markup": 3}, path),
     "zipf": lambda path: plot_zipf({"the": 10, "a": 5, "dog": 1}, path),
-    "lines": lambda path: plot_lines({"norm": ([1, 2], [0.5, 0.25])}, path, y_label="norm", log_y=True),
+    "lines": lambda path: plot_lines({"norm": ([1, 2], [0.5, 25.0])}, path, y_label="norm", log_y=True),
     "no rows": lambda path: plot_training([], None, path),
     "no words": lambda path: plot_zipf({}, path),
 }
