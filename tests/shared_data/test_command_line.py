@@ -79,7 +79,9 @@ def test_run_does_all_stages_and_writes_the_report(
 ) -> None:
     for stage in ("data", "tokenizer"):
         assert v2(stage, "--config", "smoke", "--out", tmp_path) == 0
-    assert f"next:                      v2 pretrain --config smoke --out {tmp_path}" in capsys.readouterr().out
+    assert (
+        f"next:                      v2 pretrain --config smoke --out {tmp_path}" in capsys.readouterr().out
+    )
     assert v2("run", "--config", "smoke", "--out", tmp_path) == 0
     assert len(received) == len(STAGES) - 2
     assert f"see the whole story:       {tmp_path / 'report.html'}" in capsys.readouterr().out
