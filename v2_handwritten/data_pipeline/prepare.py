@@ -88,11 +88,19 @@ def choose_split(text: str, data: DataSettings) -> str:
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """Stream the documents of a split that `prepare_documents` wrote."""
+    """Stream the documents of a split that `prepare_documents` wrote. Raises `UserError` for a damaged file."""
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            yield Document(record["text"], record["id"], log2_probability=record.get("log2_probability"))
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                document = Document(
+                    record["text"], record["id"], log2_probability=record.get("log2_probability")
+                )
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{path}, line {number}, is no document; make it again with the stage `data` and --force"
+                ) from error
+            yield document
 
 
 class _DocumentWriter:
