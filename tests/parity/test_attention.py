@@ -89,6 +89,16 @@ def test_queries_that_follow_cached_keys_see_all_of_them_and_their_own_past() ->
         )  # a float32 mask inside
 
 
+def test_the_incoming_gradient_is_left_alone() -> None:
+    arrays = {
+        name: x[:1].clone().requires_grad_() for name, x in qkv(1, 1).items()
+    }  # one head: all reshapes are views
+    direction = torch.from_numpy(array(9, 1, 1, T, 8))
+    before = direction.clone()
+    causal_attention(**arrays).backward(direction)
+    assert torch.equal(direction, before)
+
+
 def test_a_row_without_any_key_is_finite() -> None:
     arrays = qkv(2, 2, T=4, S=4)
     keep = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])

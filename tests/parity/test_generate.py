@@ -30,7 +30,9 @@ def test_greedy_ids_equal_those_of_the_library(parity: ParityRecorder, case: str
     """A batch of prompts of different lengths, behind padding."""
     new = 30 if use_cache else 8
     library, ours, arrays = by_level(case, prompts(case), max_new_tokens=new, use_cache=use_cache)
-    assert not use_cache or len({id for row in library for id in row}) >= 5, "the models should have something to say"
+    assert not use_cache or len({id for row in library for id in row}) >= 5, (
+        "the models should have something to say"
+    )
     for levels, ids in (("v2-v1", ours), ("v3-v1", arrays)):
         parity(
             component=f"generate, {'cached' if use_cache else 'recomputed'}",

@@ -24,7 +24,7 @@ from v2_handwritten.models.checkpoint import load_model
 from v2_handwritten.pretrain.data_loader import open_tokens, read_token_facts
 
 
-def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None) -> dict[str, float]:
+def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None) -> dict[str, int | float]:
     """Score a split of the run with a checkpoint of any level (default: the run's own model).
 
     Documents are scored one by one, with windows no longer than the model was trained on. Raises `UserError` where the
@@ -62,7 +62,7 @@ def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None)
             bar.update,
         )
     seconds = time.perf_counter() - started
-    metrics = {
+    metrics: dict[str, int | float] = {
         "perplexity": perplexity(score),
         "bits_per_byte": bits_per_byte(score, held_out.bytes),
         "tokens": score.tokens,

@@ -59,7 +59,9 @@ class Decoder:
         self.x = self.stream[:, :C]
         wide = torch.float64 if like["dtype"] == torch.float64 else torch.float32
         self.length = torch.empty(B, 1, dtype=wide, device=like["device"])
-        self.normalized = torch.empty(B, C, **like)
+        one = int(self.weights.has_biases)  # a last input of 1, which the biases multiply
+        self.normalized_and_one = torch.ones(B, C + one, **like)
+        self.normalized = self.normalized_and_one[:, :C]
         self.qkv = torch.empty(B, (H + 2 * K) * D, **like)
         self.other = torch.empty_like(self.qkv)
         columns = torch.arange(self.qkv.shape[1], device=like["device"])
@@ -70,8 +72,8 @@ class Decoder:
         self.context = torch.empty(B * K, H // K, D, **like)
         self.context_rows = self.context.view(B, H * D)
         self.hidden = torch.empty(B, F if gpt2 else 2 * F, **like)
-        self.activated = torch.empty(B, F, **like)
-        self._activate = _activation(config, self.hidden, self.activated)
+        self.activated_and_one = torch.ones(B, F + one, **like)
+        self._activate = _activation(config, self.hidden, self.activated_and_one[:, :F])
         self.logits = torch.empty(B, V, **like)
 
     def _mask_of_unwritten_slots(self, starts: Int[Tensor, " B"]) -> Float[Tensor, "BK 1 S"]:
@@ -98,7 +100,7 @@ class Decoder:
 
         for block, key_value_slot, (keys, values) in zip(weights.blocks, slots, self.windows, strict=True):
             self._normalize()
-            _linear(self.normalized, block.qkv, block.qkv_bias, qkv)
+            torch.mm(self.normalized_and_one, block.qkv, out=qkv)
             if weights.positions is None:  # rotate queries and keys; for values, cos is 1 and sin 0
                 torch.index_select(qkv, 1, self.other_half, out=self.other)
                 qkv.mul_(cos).addcmul_(self.other, sin)
@@ -110,14 +112,12 @@ class Decoder:
                 x.add_(block.out_bias)
 
             self._normalize()
-            _linear(self.normalized, block.up, block.up_bias, self.hidden)
+            torch.mm(self.normalized_and_one, block.up, out=self.hidden)
             self._activate()
-            x.addmm_(self.activated, block.down)
-            if block.down_bias is not None:
-                x.add_(block.down_bias)
+            x.addmm_(self.activated_and_one, block.down)
 
         self._normalize()
-        _linear(self.normalized, weights.head, weights.head_bias, self.logits)
+        torch.mm(self.normalized_and_one, weights.head, out=self.logits)
         self.cache.length += 1
         self.position_ids.add_(1)
         return self.logits
@@ -133,14 +133,6 @@ class Decoder:
         """normalized = x / √(Σ x² + C ε): RMSNorm but for its scale and √C, and the LayerNorm of what has no mean."""
         torch.linalg.vector_norm(self.stream, dim=-1, keepdim=True, dtype=self.length.dtype, out=self.length)
         torch.div(self.x, self.length, out=self.normalized)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """out = x weight + bias"""
-    if bias is None:
-        torch.mm(x, weight, out=out)
-    else:
-        torch.addmm(bias, x, weight, out=out)
 
 
 def _activation(config: ModelConfig, hidden: Tensor, activated: Tensor) -> Callable[[], None]:

@@ -1,8 +1,9 @@
-"""A model's weights, rearranged once for the decode step: fused, folded, stored [in, out].
+"""A model's weights, rearranged once for the decode step: fused, folded, as matrices [in, out].
 
 - Matrices that read the same vector become one: q, k and v; gate and up.
 - A norm's scale g goes into the matrix behind it, W (g * n) = (W * g) n, and its bias b into that matrix's bias,
   W (n + b) = W n + W b. So does √C, since n = x / √(mean x² + ε) = √C · x / √(Σ x² + C ε); 1 / √D goes into the queries.
+- A bias becomes one more row of its matrix, for an input that is always 1.
 - GPT-2: only LayerNorms read the residual stream, and each first subtracts the mean. So the mean may as well be taken out
   of everything that is written there, and then LayerNorm is RMSNorm (Ashkboos et al. 2024, SliceGPT, section 3.1).
 
@@ -26,25 +27,22 @@ from v2_handwritten.models.transformer import Transformer
 class DecoderBlock:
     """One block. Q = (H + 2 K) D columns, ordered by key-value head: its query heads, its key head, its value head."""
 
-    qkv: Float[Tensor, "C Q"]
-    qkv_bias: Float[Tensor, " Q"] | None
+    qkv: Float[Tensor, "C1 Q"]
     out: Float[Tensor, "HD C"]
     out_bias: Float[Tensor, " C"] | None
-    up: Float[Tensor, "C U"]  # llama: gate and up side by side, U = 2 F; gpt2: U = F
-    up_bias: Float[Tensor, " U"] | None
-    down: Float[Tensor, "F C"]
-    down_bias: Float[Tensor, " C"] | None
+    up: Float[Tensor, "C1 U"]  # llama: gate and up side by side, U = 2 F; gpt2: U = F
+    down: Float[Tensor, "F1 C"]
 
 
 @dataclass
 class DecoderWeights:
-    """All weights of a decode step; `positions` is None for llama, whose positions are rotations."""
+    """All weights of a decode step. With biases, C1 = C + 1 and F1 = F + 1: a bias is the weight of an input that is 1."""
 
     embedding: Float[Tensor, "V C"]
-    positions: Float[Tensor, "P C"] | None
+    positions: Float[Tensor, "P C"] | None  # None for llama, whose positions are rotations
     blocks: list[DecoderBlock]
-    head: Float[Tensor, "C V"]
-    head_bias: Float[Tensor, " V"] | None
+    head: Float[Tensor, "C1 V"]
+    has_biases: bool
 
 
 @torch.no_grad()
@@ -57,70 +55,78 @@ def fuse_weights(model: Transformer) -> DecoderWeights:
 def _fuse_llama(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeights:
     """Llama stores its matrices [out, in], so a scale of the input multiplies columns."""
     blocks, root_C = [], math.sqrt(config.hidden_size)
+    has_biases = config.attention_bias or config.mlp_bias
     for layer in range(config.num_hidden_layers):
-        block = {
-            name.removeprefix(f"model.layers.{layer}."): tensor
-            for name, tensor in weights.items()
-            if name.startswith(f"model.layers.{layer}.")
-        }
-        qkv_scale, up_scale = (
-            root_C * block[f"{norm}_layernorm.weight"] for norm in ("input", "post_attention")
-        )
-        qkv = [block[f"self_attn.{part}_proj.weight"] * qkv_scale for part in "qkv"]
-        qkv_bias = [block[f"self_attn.{part}_proj.bias"] for part in "qkv"] if config.attention_bias else None
-        up = torch.cat([block["mlp.gate_proj.weight"], block["mlp.up_proj.weight"]]) * up_scale
-        up_bias = [block[f"mlp.{part}_proj.bias"] for part in ("gate", "up")] if config.mlp_bias else None
+        block = _names_below(f"model.layers.{layer}.", weights)
+        attention = [block[f"self_attn.{part}_proj.weight"] for part in "qkv"]
+        qkv = _group_heads(config, *attention) * (root_C * block["input_layernorm.weight"])
+        up = torch.cat([block["mlp.gate_proj.weight"], block["mlp.up_proj.weight"]])
+        up = up * (root_C * block["post_attention_layernorm.weight"])
+        qkv_bias = up_bias = None
+        if config.attention_bias:
+            qkv_bias = _group_heads(config, *(block[f"self_attn.{part}_proj.bias"] for part in "qkv"))
+        if config.mlp_bias:
+            up_bias = torch.cat([block["mlp.gate_proj.bias"], block["mlp.up_proj.bias"]])
         blocks.append(
             DecoderBlock(
-                qkv=_group_heads(config, *qkv).T.contiguous(),
-                qkv_bias=None if qkv_bias is None else _group_heads(config, *qkv_bias),
-                out=block["self_attn.o_proj.weight"].T.contiguous(),
+                qkv=_with_bias(qkv.T, qkv_bias, has_biases),
+                out=block["self_attn.o_proj.weight"].T,
                 out_bias=block.get("self_attn.o_proj.bias"),
-                up=up.T.contiguous(),
-                up_bias=None if up_bias is None else torch.cat(up_bias),
-                down=block["mlp.down_proj.weight"].T.contiguous(),
-                down_bias=block.get("mlp.down_proj.bias"),
+                up=_with_bias(up.T, up_bias, has_biases),
+                down=_with_bias(block["mlp.down_proj.weight"].T, block.get("mlp.down_proj.bias"), has_biases),
             )
         )
     embedding = weights["model.embed_tokens.weight"]
     head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
-    head = (head * (root_C * weights["model.norm.weight"])).T.contiguous()
-    return DecoderWeights(embedding, None, blocks, head, None)
+    head = _with_bias((head * (root_C * weights["model.norm.weight"])).T, None, has_biases)
+    return DecoderWeights(embedding, None, blocks, head, has_biases)
 
 
 def _fuse_gpt2(config: ModelConfig, weights: dict[str, Tensor]) -> DecoderWeights:
     """GPT-2 stores its matrices [in, out], so a scale of the input multiplies rows."""
     blocks, root_C = [], math.sqrt(config.hidden_size)
     for layer in range(config.num_hidden_layers):
-        block = {
-            name.removeprefix(f"transformer.h.{layer}."): tensor
-            for name, tensor in weights.items()
-            if name.startswith(f"transformer.h.{layer}.")
-        }
+        block = _names_below(f"transformer.h.{layer}.", weights)
         qkv, up = block["attn.c_attn.weight"], block["mlp.c_fc.weight"]
         qkv_bias = block["attn.c_attn.bias"] + block["ln_1.bias"] @ qkv
+        up_bias = block["mlp.c_fc.bias"] + block["ln_2.bias"] @ up
         qkv = qkv * (root_C * block["ln_1.weight"])[:, None]
+        up = up * (root_C * block["ln_2.weight"])[:, None]
+        qkv, qkv_bias = (_group_heads(config, *part) for part in (qkv.T.chunk(3), qkv_bias.chunk(3)))
+        out, down = _without_mean(block["attn.c_proj.weight"]), _without_mean(block["mlp.c_proj.weight"])
         blocks.append(
             DecoderBlock(
-                qkv=_group_heads(config, *qkv.T.chunk(3)).T.contiguous(),
-                qkv_bias=_group_heads(config, *qkv_bias.chunk(3)),
-                out=_without_mean(block["attn.c_proj.weight"]),
+                qkv=_with_bias(qkv.T, qkv_bias, True),
+                out=out,
                 out_bias=_without_mean(block["attn.c_proj.bias"]),
-                up=up * (root_C * block["ln_2.weight"])[:, None],
-                up_bias=block["mlp.c_fc.bias"] + block["ln_2.bias"] @ up,
-                down=_without_mean(block["mlp.c_proj.weight"]),
-                down_bias=_without_mean(block["mlp.c_proj.bias"]),
+                up=_with_bias(up, up_bias, True),
+                down=_with_bias(down, _without_mean(block["mlp.c_proj.bias"]), True),
             )
         )
     embedding = weights["transformer.wte.weight"]
     head = embedding if config.tie_word_embeddings else weights["lm_head.weight"]
+    scaled_head = (head * (root_C * weights["transformer.ln_f.weight"])).T
     return DecoderWeights(
         embedding=_without_mean(embedding),
         positions=_without_mean(weights["transformer.wpe.weight"]),
         blocks=blocks,
-        head=(head * (root_C * weights["transformer.ln_f.weight"])).T.contiguous(),
-        head_bias=head @ weights["transformer.ln_f.bias"],
+        head=_with_bias(scaled_head, head @ weights["transformer.ln_f.bias"], True),
+        has_biases=True,
     )
+
+
+def _names_below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _with_bias(
+    weight: Float[Tensor, "n m"], bias: Float[Tensor, " m"] | None, has_biases: bool
+) -> Float[Tensor, "n1 m"]:
+    """The bias as one more row of the matrix, where the model has biases at all."""
+    if not has_biases:
+        return weight
+    return torch.cat([weight, (torch.zeros_like(weight[0]) if bias is None else bias)[None]])
 
 
 def _group_heads(config: ModelConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -60,7 +60,9 @@ class Decoder:
         self.stream = np.full((B, C + 1), math.sqrt(C * epsilon), **like)
         self.x = self.stream[:, :C]
         self.length = np.empty((B, 1), **like)
-        self.normalized = np.empty((B, C), **like)
+        one = int(self.weights.has_biases)  # a last input of 1, which the biases multiply
+        self.normalized_and_one = np.ones((B, C + one), **like)
+        self.normalized = self.normalized_and_one[:, :C]
         self.added = np.empty((B, C), **like)
         self.qkv = np.empty((B, (H + 2 * K) * D), **like)
         self.other = np.empty_like(self.qkv)
@@ -73,8 +75,8 @@ class Decoder:
         self.context = np.empty((B * K, H // K, D), **like)
         self.context_rows = self.context.reshape(B, H * D)
         self.hidden = np.empty((B, F if gpt2 else 2 * F), **like)
-        self.activated = np.empty((B, F), **like)
-        self._activate = _activation(config, self.hidden, self.activated)
+        self.activated_and_one = np.ones((B, F + one), **like)
+        self._activate = _activation(config, self.hidden, self.activated_and_one[:, :F])
         self.logits = np.empty((B, V), **like)
 
     def _mask_of_unwritten_slots(self, starts: Int[Array, " B"]) -> Float[Array, "BK 1 S"]:
@@ -101,22 +103,24 @@ class Decoder:
 
         for block, key_value_slot, (keys, values) in zip(weights.blocks, slots, self.windows, strict=True):
             self._normalize()
-            _linear(self.normalized, block.qkv, block.qkv_bias, qkv)
+            np.matmul(self.normalized_and_one, block.qkv, out=qkv)
             if weights.positions is None:  # rotate queries and keys; for values, cos is 1 and sin 0
                 qkv.take(self.other_half, axis=1, out=self.other, mode="clip")
                 np.multiply(qkv, cos, out=qkv)
                 qkv += np.multiply(self.other, sin, out=self.other)
             np.copyto(key_value_slot, self.key_value)
             self._attend(keys, values)
-            x += _linear(self.context_rows, block.out, block.out_bias, self.added)
+            x += np.matmul(self.context_rows, block.out, out=self.added)
+            if block.out_bias is not None:
+                x += block.out_bias
 
             self._normalize()
-            _linear(self.normalized, block.up, block.up_bias, self.hidden)
+            np.matmul(self.normalized_and_one, block.up, out=self.hidden)
             self._activate()
-            x += _linear(self.activated, block.down, block.down_bias, self.added)
+            x += np.matmul(self.activated_and_one, block.down, out=self.added)
 
         self._normalize()
-        _linear(self.normalized, weights.head, weights.head_bias, self.logits)
+        np.matmul(self.normalized_and_one, weights.head, out=self.logits)
         self.cache.length += 1
         self.position_ids += 1
         return self.logits
@@ -146,14 +150,6 @@ class Decoder:
         np.vecdot(self.stream, self.stream, out=length[:, 0])
         np.sqrt(length, out=length)
         np.divide(self.x, length, out=self.normalized)
-
-
-def _linear(x: Array, weight: Array, bias: Array | None, out: Array) -> Array:
-    """out = x weight + bias"""
-    np.matmul(x, weight, out=out)
-    if bias is not None:
-        out += bias
-    return out
 
 
 def _activation(config: ModelConfig, hidden: Array, activated: Array) -> Callable[[], None]:

@@ -205,11 +205,8 @@ def generate_samples(settings: Settings, run: RunFolder) -> dict[str, int | floa
     ]
     write_json(run.stage("generate") / "samples.json", samples)
     tokens = sum(len(ids) for ids in new_ids)
-    metrics: dict[str, int | float] = {
-        "samples": len(samples),
-        "tokens": tokens,
-        "tokens_per_second": tokens / seconds,
-    } | describe(texts)
+    metrics: dict[str, int | float] = {"samples": len(samples), "tokens": tokens}
+    metrics |= {"tokens_per_second": tokens / seconds, **describe(texts)}
     if settings.data.source == "story_world":
         beginnings = [encode_prompt(tokenizer, "")] * STORIES
         ids = _sampled(model, tokenizer, beginnings, section, model.config.max_position_embeddings)

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
@@ -54,7 +54,7 @@ def bits_per_byte(score: Score, byte_count: int) -> float:
 @torch.inference_mode()
 def score_tokens(
     model: Transformer,
-    tokens: Int[np.ndarray, " N"],
+    tokens: Integer[np.ndarray, " N"],
     context_length: int,
     stride: int,
     batch_size: int,

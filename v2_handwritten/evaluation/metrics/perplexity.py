@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from shared_data.errors import UserError
@@ -51,7 +51,7 @@ def bits_per_byte(score: Score, byte_count: int) -> float:
 
 def score_tokens(
     model: Transformer,
-    tokens: Int[np.ndarray, " N"],
+    tokens: Integer[np.ndarray, " N"],
     context_length: int,
     stride: int,
     batch_size: int,
@@ -74,7 +74,7 @@ def score_tokens(
 
 def token_nats(
     model: Transformer,
-    tokens: Int[np.ndarray, " N"],
+    tokens: Integer[np.ndarray, " N"],
     context_length: int,
     stride: int,
     batch_size: int,

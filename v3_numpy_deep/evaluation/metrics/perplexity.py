@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from shared_data.errors import UserError
 from v3_numpy_deep.autograd import Array, no_grad
@@ -51,7 +51,7 @@ def bits_per_byte(score: Score, byte_count: int) -> float:
 
 def score_tokens(
     model: Transformer,
-    tokens: Int[Array, " N"],
+    tokens: Integer[Array, " N"],
     context_length: int,
     stride: int,
     batch_size: int,
@@ -74,7 +74,7 @@ def score_tokens(
 
 def token_nats(
     model: Transformer,
-    tokens: Int[Array, " N"],
+    tokens: Integer[Array, " N"],
     context_length: int,
     stride: int,
     batch_size: int,

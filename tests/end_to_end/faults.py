@@ -1,0 +1,232 @@
+"""What users do wrong: the table of `test_bad_input.py`.
+
+A fault prepares its bad file or damages the copy of a finished run, and returns the command that meets it. Beside it stands
+what the one line on stderr must say: the cause before the semicolon, the remedy after it.
+"""
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+STORY = "Once upon a time there was a little dog who had a red ball and he was very happy with it. "
+JSONL = (json.dumps({"text": STORY}) + "\n").encode()
+
+Arguments = list[str | Path]
+Fault = Callable[
+    [Path, Path], Arguments
+]  # (scratch folder, copy of the finished run) -> command and arguments
+Change = Callable[[bytes], bytes]
+
+
+def arguments(*words: str) -> Fault:
+    """A mistake in the command line itself; {scratch} is a folder that may be written."""
+    return lambda scratch, run: [word.format(scratch=scratch) for word in words]
+
+
+def corpus(name: str, content: bytes) -> Fault:
+    """A user's corpus in one file."""
+
+    def fault(scratch: Path, run: Path) -> Arguments:
+        (scratch / name).write_bytes(content)
+        return ["data", "--set", f"data.source={scratch / name}"]
+
+    return fault
+
+
+def empty_folder(scratch: Path, run: Path) -> Arguments:
+    (scratch / "folder").mkdir()
+    return ["data", "--set", f"data.source={scratch / 'folder'}"]
+
+
+def small_corpus(scratch: Path, run: Path) -> Arguments:
+    """Documents enough to split, but fewer tokens than the sequence that training asks for."""
+    lines = [json.dumps({"text": f"{STORY} Number {n} is the last word."}) for n in range(40)]
+    (scratch / "small.jsonl").write_text("\n".join(lines))
+    wide = ["--set", "model.max_position_embeddings=4096", "--set", "pretrain.sequence_length=4096"]
+    held_out = [
+        "--set",
+        "data.validation_fraction=0.3",
+        "--set",
+        "data.test_fraction=0.3",
+        "--set",
+        "data.deduplication.near=false",
+    ]
+    return [
+        "run",
+        "--set",
+        f"data.source={scratch / 'small.jsonl'}",
+        *wide,
+        *held_out,
+        "--out",
+        scratch / "other",
+    ]
+
+
+def file_in_the_way(scratch: Path, run: Path) -> Arguments:
+    (scratch / "file").touch()
+    return ["data", "--out", scratch / "file" / "run"]
+
+
+def malformed_configuration(scratch: Path, run: Path) -> Arguments:
+    (scratch / "bad.toml").write_text("[data\n")
+    return ["data", "--config", scratch / "bad.toml"]
+
+
+def damaged(file: str, change: Change, *words: str) -> Fault:
+    """A file of the finished run is not what it was."""
+
+    def fault(scratch: Path, run: Path) -> Arguments:
+        (run / file).write_bytes(change((run / file).read_bytes()))
+        return [*words]
+
+    return fault
+
+
+def start_from(file: str, change: Change, *words: str) -> Fault:
+    """Pretraining starts from a copy of the finished model with one file changed."""
+    return _from_changed_model(
+        file, change, lambda model: ["pretrain", "--set", f"pretrain.init_from={model}", *words]
+    )
+
+
+def generate_from(file: str, change: Change) -> Fault:
+    """Generation from a copy of the finished model with one file changed."""
+    return _from_changed_model(
+        file, change, lambda model: ["generate", "--prompt", "Once", "--checkpoint", model]
+    )
+
+
+def _from_changed_model(file: str, change: Change, words: Callable[[Path], Arguments]) -> Fault:
+    def fault(scratch: Path, run: Path) -> Arguments:
+        model = Path(shutil.copytree(run / "pretrain", scratch / "model"))
+        (model / file).write_bytes(change((model / file).read_bytes()))
+        return words(model)
+
+    return fault
+
+
+def same(content: bytes) -> bytes:
+    return content
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def garbage(content: bytes) -> bytes:
+    return b"\x00garbage\xff" * 10
+
+
+def edited(**changes: object) -> Change:
+    """A JSON object with other values."""
+    return lambda content: json.dumps({**json.loads(content), **changes}).encode()
+
+
+def without_the_last_merge(content: bytes) -> bytes:
+    """A tokenizer of one token less than the model has."""
+    tokenizer = json.loads(content)
+    vocabulary, merge = tokenizer["model"]["vocab"], tokenizer["model"]["merges"].pop()
+    removed = vocabulary.pop("".join(merge) if isinstance(merge, list) else merge.replace(" ", ""))
+    for token, number in vocabulary.items():
+        vocabulary[token] = number - (number > removed)
+    for token in tokenizer["added_tokens"]:
+        token["id"] -= token["id"] > removed
+    return json.dumps(tokenizer).encode()
+
+
+def with_one_more_token(content: bytes) -> bytes:
+    """A tokenizer of one token more than the model has (one less is common: vocabularies are padded)."""
+    tokenizer = json.loads(content)
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 300, "content": "<|more|>"})
+    return json.dumps(tokenizer).encode()
+
+
+def parquet() -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": [STORY] * 100}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def set_to(assignment: str) -> Fault:
+    return arguments("data", "--set", assignment)
+
+
+# What is wrong: (how it comes about, what the line must say before and after the semicolon)
+FAULTS: dict[str, tuple[Fault, str]] = {
+    # settings and options
+    "unknown setting": (set_to("pretrain.step=3"), r"unknown setting 'pretrain\.step'.*; did you mean 'steps'"),
+    "wrong type": (set_to("pretrain.steps=many"), r"pretrain\.steps.*integer.*; correct it"),
+    "heads not dividing": (set_to("model.num_attention_heads=3"), r"hidden_size 16 is not a multiple.*; change"),
+    "sequence longer than positions": (set_to("pretrain.sequence_length=64"), r"64 is above .*positi.* 32; lower"),
+    "vocabulary under 256": (set_to("tokenizer.vocab_size=100"), r"tokenizer\.vocab_size.*256.*; correct"),
+    "negative temperature": (arguments("generate", "--temperature", "-1"), r"generate\.temperature.*; correct"),
+    "missing configuration": (arguments("data", "--config", "no.toml"), r"no configuration 'no\.toml'; use one of"),
+    "malformed configuration": (malformed_configuration, r"bad\.toml is not valid TOML.*line 1.*; correct"),
+    "unknown option": (arguments("data", "--sett", "a=1"), r"No such option.*; see .* data --help"),
+    "unknown command": (arguments("trane"), r"No such command 'trane'.*; see .* --help"),
+    "not a number": (arguments("data", "--seed", "x"), r"--seed.*integer.*; see .* data --help"),
+    "unknown stage": (arguments("run", "--from", "train"), r"no stage 'train'; the stages are data"),
+    "no such GPU": (arguments("pretrain", "--force", "--device", "cuda"), r"device 'cuda' is not .*; use --device cpu"),
+    "no such device": (arguments("pretrain", "--force", "--device", "abacus"), r"device 'abacus'.*; use"),
+    # the corpus
+    "missing corpus": (set_to("data.source=nowhere/nothing.txt"), r"nothing\.txt.*; "),
+    "empty corpus": (corpus("empty.txt", b""), r"empty\.txt.* no .*; "),
+    "blank corpus": (corpus("blank.txt", b" \n\n \n"), r"blank\.txt.*; "),
+    "empty folder": (empty_folder, r"/folder.*; "),
+    "binary corpus": (corpus("binary.txt", bytes(range(256)) * 20), r"binary\.txt.*; "),
+    "badly encoded corpus": (corpus("latin.txt", ("café " + STORY).encode("latin-1")), r"latin\.txt.*utf-8.*; .*encoding"),
+    "truncated gzip": (corpus("cut.txt.gz", half(gzip.compress((STORY * 200).encode()))), r"cut\.txt\.gz.*; "),
+    "not gzip": (corpus("not.txt.gz", STORY.encode()), r"not\.txt\.gz.*gzip.*; "),
+    "truncated parquet": (corpus("cut.parquet", half(parquet())), r"cut\.parquet.*; "),
+    "malformed JSONL line": (corpus("bad.jsonl", JSONL * 2 + b'{"text": "x\n' + JSONL), r"bad\.jsonl.* line 3\b.*; "),
+    "JSONL line that is no object": (corpus("list.jsonl", JSONL + b"[1]\n"), r"list\.jsonl.* line 2\b.*; "),
+    "JSONL without the text field": (corpus("field.jsonl", b'{"body": "x"}\n'), r"field\.jsonl.*'text'.*; .*text_field"),
+    "malformed JSON": (corpus("bad.json", b'[{"text": "a"}, '), r"bad\.json.*; "),
+    "CSV without the text column": (corpus("bad.csv", b"body\nhello\n"), r"bad\.csv.*'text'.*; .*text_field"),
+    "unknown kind of file": (corpus("story.docx", b"PK\x03\x04\x00\x00" * 50), r"story\.docx.*; "),
+    "hub out of reach": (
+        arguments("data", "--set", "data.source=no/data", "--set", "data.hub_endpoint=http://127.0.0.1:9", "--set", "data.hub_cache={scratch}"),
+        r"cannot reach 127\.0\.0\.1:9.*; check the connection",
+    ),
+    "corpus smaller than one sequence": (small_corpus, r"tokens, fewer than one sequence.*4097; "),
+    # what earlier stages left
+    "stages not done": (arguments("pretrain", "--out", "{scratch}/new"), r"data.* not finished yet; run `v. data` first"),
+    "stage made with other settings": (
+        arguments("evaluate", "--set", "pretrain.steps=5"),
+        r"pretrain\.steps = 4, not 5; use the options it was made with, or run `v. pretrain`",
+    ),
+    "damaged metrics": (damaged("metrics.json", half, "evaluate"), r"metrics\.json is not valid JSON.*; "),
+    "documents cut short": (damaged("data/train.jsonl", half, "tokenizer", "--force"), r"train\.jsonl.* line .*; "),
+    "token file cut short": (damaged("tokenizer/train.bin", half, "pretrain", "--force"), r"train\.bin.*; "),
+    "corrupted tokenizer.json": (damaged("tokenizer/tokenizer.json", half, "pretrain", "--force"), r"tokenizer\.json.*; "),
+    "corrupted safetensors": (damaged("pretrain/model.safetensors", half, "evaluate"), r"model\.safetensors.*; "),
+    "corrupted config.json": (damaged("pretrain/config.json", half, "evaluate"), r"config\.json.*; "),
+    "report of no run": (arguments("report", "--out", "{scratch}/new"), r"no run.*; make one with `v. run`"),
+    # models and tokenizers from elsewhere
+    "missing tokenizer": (arguments("tokenizer", "--set", "tokenizer.load=nowhere"), r"nowhere.*; "),
+    "start from no model": (arguments("pretrain", "--set", "pretrain.init_from=nowhere"), r"nowhere.*; "),
+    "start from another shape": (start_from("config.json", same, "--set", "model.hidden_size=32"), r"hidden_size 16.* 32; "),
+    "start from another vocabulary": (
+        start_from("tokenizer.json", without_the_last_merge),
+        r"another tokenizer.*; start from that tokenizer",
+    ),
+    "start from damaged weights": (start_from("model.safetensors", half), r"model\.safetensors.*; "),
+    "generate: no such folder": (arguments("generate", "--checkpoint", "{scratch}/no"), r"/no.*; "),
+    "generate: no model yet": (arguments("generate", "--out", "{scratch}/new"), r"no model in .*; run `v. run` first"),
+    "generate: weights of another shape": (generate_from("config.json", edited(intermediate_size=48)), r"shape.*; "),
+    "generate: missing layers": (generate_from("config.json", edited(num_hidden_layers=2)), r"layers\.1.*; "),
+    "generate: garbage in safetensors": (generate_from("model.safetensors", garbage), r"model\.safetensors.*; "),
+    "generate: tokenizer of another vocabulary": (generate_from("tokenizer.json", with_one_more_token), r"301.*300.*; |300.*301.*; "),
+    "generate: corrupted tokenizer.json": (generate_from("tokenizer.json", half), r"tokenizer\.json.*; "),
+    "generate: tokenizer.json of another kind": (
+        generate_from("tokenizer.json", lambda _: b'{"version": "1.0", "model": {"type": "Unigram", "vocab": []}}'),
+        r"tokenizer\.json.*; ",
+    ),
+    # where the results go
+    "output below a file": (file_in_the_way, r"file.*Not a directory; .*choose another folder"),
+}  # fmt: skip
