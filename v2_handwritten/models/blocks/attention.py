@@ -11,6 +11,7 @@ Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same o
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -40,6 +41,20 @@ class Cache(Protocol):
         """Append the new keys and values [B, K, T, D]; return those of all positions so far [B, K, S, D]."""
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """Some rows of the batch (all, or a tensor of their numbers), some queries, and the window of keys these can see."""
+
+    batch: slice | Tensor
+    queries: slice
+    keys: slice
+
+    @property
+    def length(self) -> int:
+        """Number of queries."""
+        return self.queries.stop - self.queries.start
+
+
 @dataclass
 class SharedInputs:
     """What all blocks of one forward pass share."""
@@ -49,6 +64,7 @@ class SharedInputs:
     cache: Cache | None = None
     generator: torch.Generator | None = None  # draws the dropout masks
     kernel: Literal["handwritten", "library"] = "handwritten"
+    tiles: list[_Tile] | None = None  # what the fused kernel visits
 
 
 def causal_mask(
@@ -133,17 +149,22 @@ def causal_attention(
     dropout_probability: float = 0.0,
     generator: torch.Generator | None = None,
     kernel: Literal["handwritten", "library"] = "handwritten",
+    tiles: Sequence[_Tile] | None = None,
 ) -> Float[Tensor, "B H T D"]:
-    """Attention of T queries, the last of S positions. `mask` is additive and causal; None is plain causal."""
+    """Attention of T queries, the last of S positions. `mask` is additive and causal; None is plain causal.
+
+    `tiles` is what `_plan_tiles` makes of the mask; a pass through many layers makes it once.
+    """
     if kernel == "library":
         return _library_attention(q, k, v, mask, dropout_probability)
     if dropout_probability > 0:
         return plain_causal_attention(q, k, v, mask, dropout_probability, generator)
-    return _CausalAttention.apply(q, k, v, mask)
+    tiles = _plan_tiles(mask, q.shape[2], k.shape[2]) if tiles is None else tiles
+    return _CausalAttention.apply(q, k, v, mask, tiles)
 
 
 class _CausalAttention(torch.autograd.Function):
-    """In tiles of queries, each against the keys that the tile can see:
+    """For each tile of queries, and the keys in its window:
 
     E = 2^((q kᵀ/√D + mask) log₂e - row maximum),  z = Σ E,  o = E v / z
     With a = do / z and δ = Σ a o over D:   dE = E (a vᵀ - δ),  dv += Eᵀ a,  dq = dE k / √D,  dk += dEᵀ q / √D
@@ -153,70 +174,95 @@ class _CausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, tiles: Sequence[_Tile]
+    ) -> Tensor:
         B, H, T, D = q.shape
         K, S = k.shape[1:3]
         queries = q.reshape(B, K, H // K, T, D)
-        keys, values = k.reshape(B * K, S, D), v.reshape(B * K, S, D)
         output = q.new_empty(B, T, K, H // K, D)  # in the order that the next projection reads
         keep = any(ctx.needs_input_grad) and B * H * T * S <= _KEEP_WEIGHTS
         kept = []
-        for start in range(0, T, _QUERY_TILE):
-            tile = slice(start, min(start + _QUERY_TILE, T))
-            rows, E, inverse_sum = _tile_exponentials(queries, keys, mask, tile)
-            o = torch.bmm(E, values[:, : E.shape[-1]]).mul_(inverse_sum)
-            output[:, tile] = o.view(B, K, H // K, -1, D).permute(0, 3, 1, 2, 4)
+        for tile in tiles:
+            rows, E, inverse_sum = _exponentials(queries, k, mask, tile)
+            o = torch.bmm(E, _as_matrices(v[tile.batch, :, tile.keys])).mul_(inverse_sum)
+            output[tile.batch, tile.queries] = o.view(-1, K, H // K, tile.length, D).permute(0, 3, 1, 2, 4)
             if keep:
                 kept += [rows, E, inverse_sum]
-        ctx.save_for_backward(queries, keys, values, mask, output, *kept)
+        ctx.save_for_backward(queries, k, v, mask, output, *kept)
+        ctx.tiles = tiles
         return output.view(B, T, H, D).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        queries, keys, values, mask, output, *kept = ctx.saved_tensors
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        queries, k, v, mask, output, *kept = ctx.saved_tensors
         B, K, G, T, D = queries.shape
         scale = 1 / math.sqrt(D)
         d_output = d_output.transpose(1, 2).reshape(B, T, K, G, D)
-        d_q, d_keys, d_values = torch.empty_like(output), torch.zeros_like(keys), torch.zeros_like(values)
+        d_q, d_k, d_v = torch.empty_like(output), k.new_zeros(k.shape), v.new_zeros(v.shape)
         delta = (d_output * output).sum(-1, keepdim=True)  # [B, T, K, G, 1]
-        for index, start in enumerate(range(0, T, _QUERY_TILE)):
-            tile = slice(start, min(start + _QUERY_TILE, T))
+        for index, tile in enumerate(ctx.tiles):
             saved = kept[3 * index : 3 * index + 3]
-            rows, E, inverse_sum = saved or _tile_exponentials(queries, keys, mask, tile)
-            seen = slice(0, E.shape[-1])
-            a = d_output[:, tile].permute(0, 2, 3, 1, 4).reshape(B * K, -1, D).mul_(inverse_sum)
-            delta_of_rows = delta[:, tile].permute(0, 2, 3, 1, 4).reshape(B * K, -1, 1).mul_(inverse_sum)
-            d_values[:, seen] += torch.bmm(E.transpose(1, 2), a)
-            d_E = torch.bmm(a, values[:, seen].transpose(1, 2)).sub_(delta_of_rows).mul_(E)
-            d_keys[:, seen].add_(torch.bmm(d_E.transpose(1, 2), rows), alpha=scale)
-            d_rows = torch.bmm(d_E, keys[:, seen]).mul_(scale)
-            d_q[:, tile] = d_rows.view(B, K, G, -1, D).permute(0, 3, 1, 2, 4)
-        d_q = d_q.view(B, T, K * G, D).transpose(1, 2)
-        return d_q, d_keys.view(B, K, -1, D), d_values.view(B, K, -1, D), None
+            rows, E, inverse_sum = saved or _exponentials(queries, k, mask, tile)
+            keys, values = (_as_matrices(x[tile.batch, :, tile.keys]) for x in (k, v))
+            divisor = inverse_sum.view(-1, K, G, tile.length, 1)
+            a, a_delta = (
+                (x[tile.batch, tile.queries].permute(0, 2, 3, 1, 4) * divisor).reshape(*rows.shape[:2], -1)
+                for x in (d_output, delta)
+            )
+            d_v[tile.batch, :, tile.keys] += torch.bmm(E.transpose(1, 2), a).unflatten(0, (-1, K))
+            d_E = torch.bmm(a, values.transpose(1, 2)).sub_(a_delta).mul_(E)
+            d_keys = torch.bmm(d_E.transpose(1, 2), rows).mul_(scale)
+            d_k[tile.batch, :, tile.keys] += d_keys.unflatten(0, (-1, K))
+            d_rows = torch.bmm(d_E, keys).mul_(scale).view(-1, K, G, tile.length, D)
+            d_q[tile.batch, tile.queries] = d_rows.permute(0, 3, 1, 2, 4)
+        return d_q.view(B, T, K * G, D).transpose(1, 2), d_k, d_v, None, None
 
 
-def _tile_exponentials(
-    queries: Float[Tensor, "B K G T D"], keys: Float[Tensor, "BK S D"], mask: Tensor | None, tile: slice
-) -> tuple[Float[Tensor, "BK rows D"], Float[Tensor, "BK rows seen"], Float[Tensor, "BK rows 1"]]:
+def _plan_tiles(mask: Tensor | None, T: int, S: int) -> list[_Tile]:
+    """Tiles of queries with the keys they can see, for all layers of a pass: none of the future, none of earlier documents.
+
+    Rows of the batch whose windows begin in the same tile go together. A GPU would have to wait for the mask to be read: there,
+    and where a mask is shared, all rows do.
+    """
+    tiles = []
+    for start in range(0, T, _QUERY_TILE):
+        queries = slice(start, min(start + _QUERY_TILE, T))
+        end = S - T + queries.stop  # later keys are in the future of the whole tile
+        if mask is None or mask.shape[0] == 1 or mask.is_cuda:
+            tiles.append(_Tile(slice(None), queries, slice(0, end)))
+            continue
+        visible = mask[:, queries, :end].amax(1) > MASKED / 2  # [B, keys]: by any query of the tile
+        first = visible.byte().argmax(-1).div(_QUERY_TILE, rounding_mode="floor") * _QUERY_TILE
+        for begin in first.unique().tolist():
+            batch = (first == begin).nonzero().flatten()
+            tiles.append(_Tile(slice(None) if len(batch) == len(mask) else batch, queries, slice(begin, end)))
+    return tiles
+
+
+def _exponentials(
+    queries: Float[Tensor, "B K G T D"], k: Float[Tensor, "B K S D"], mask: Tensor | None, tile: _Tile
+) -> tuple[Float[Tensor, "BK rows D"], Float[Tensor, "BK rows window"], Float[Tensor, "BK rows 1"]]:
     """Queries of a tile (all that share a key-value head as rows of one matrix), their E, and 1 / Σ E."""
-    B, K, G, T, D = queries.shape
-    length = tile.stop - tile.start
-    seen = keys.shape[1] - T + tile.stop  # later keys are in the future of the whole tile
-    rows = queries[:, :, :, tile].reshape(B * K, -1, D)
-    scores = rows.new_empty(B * K, G * length, seen)
-    torch.baddbmm(
-        scores, rows, keys[:, :seen].transpose(1, 2), beta=0, alpha=_LOG2_E / math.sqrt(D), out=scores
-    )
+    K, G, D = queries.shape[1], queries.shape[2], queries.shape[-1]
+    rows = queries[tile.batch, :, :, tile.queries].reshape(-1, G * tile.length, D)
+    keys = _as_matrices(k[tile.batch, :, tile.keys])
+    scores = rows.new_empty(*rows.shape[:2], keys.shape[1])
+    torch.baddbmm(scores, rows, keys.transpose(1, 2), beta=0, alpha=_LOG2_E / math.sqrt(D), out=scores)
     E = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    per_query = E.view(-1, K, G, tile.length, keys.shape[1])
     if mask is not None:
-        E.view(B, K, G, length, seen).add_(mask[:, None, None, tile, :seen])
+        per_query.add_(mask[tile.batch, tile.queries, tile.keys][:, None, None])
     else:  # among the keys before the tile's first query, there is nothing to hide
-        E.view(B, K, G, length, seen)[..., seen - length :].add_(
-            causal_mask(length, length, E.dtype, E.device)
-        )
+        per_query[..., -tile.length :].add_(causal_mask(tile.length, tile.length, E.dtype, E.device))
     E.sub_(E.amax(-1, keepdim=True)).exp2_()
     inverse_sum = E.sum(-1, keepdim=True).reciprocal_()
     return rows, E.to(rows.dtype), inverse_sum.to(rows.dtype)
+
+
+def _as_matrices(x: Float[Tensor, "B K S D"]) -> Float[Tensor, "BK S D"]:
+    """One matrix for each row of the batch and each key-value head."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 class Gpt2Attention(nn.Module):
@@ -236,7 +282,7 @@ class Gpt2Attention(nn.Module):
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
         p = self.attention_dropout if self.training else 0.0
-        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.kernel)
+        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.kernel, shared.tiles)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return dropout(y, self.residual_dropout, self.training, shared.generator)
 
@@ -267,7 +313,7 @@ class LlamaAttention(nn.Module):
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
         p = self.attention_dropout if self.training else 0.0
-        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.kernel)
+        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.kernel, shared.tiles)
         return self.o_proj(y.transpose(1, 2).reshape(*x.shape[:2], H * D))
 
 
