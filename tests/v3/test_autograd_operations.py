@@ -1,6 +1,8 @@
 """Every operation: the derivative is right (gradcheck in float64), float32 stays float32, broadcasting is undone."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -159,6 +161,19 @@ def test_float32_in_float32_out(name):
     assert output.dtype == np.float32
     output.backward(np.ones_like(output.data))
     assert {tensor.grad.dtype for tensor in tensors} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_result_nobody_needs_is_freed_without_the_garbage_collector(name):
+    operation, inputs = EVERY[name]
+    gc.disable()
+    try:
+        output = operation(*(Tensor(x, requires_grad=True) for x in inputs))
+        watched = weakref.ref(output)
+        del output
+        assert watched() is None  # a derivative that captured its own result would keep it
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", FUSED)

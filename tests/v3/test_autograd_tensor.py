@@ -40,13 +40,19 @@ def test_a_shared_gradient_array_is_not_shared_between_leaves():
     np.testing.assert_allclose(b.grad, [1.0])
 
 
-def test_an_intermediate_sum_does_not_write_into_an_array_another_path_still_needs():
+@pytest.mark.parametrize("total", [lambda a, b: (a + b) + a * 2.0, lambda a, b: a * 2.0 + (a + b)])
+def test_an_intermediate_sum_does_not_write_into_an_array_another_path_still_needs(total):
     x = leaf(1.0, 2.0)
-    a, b = x * 2.0, x * 3.0
-    total = (a + b) + (a[:1] + b[1:]) + a  # dense and sliced gradients meet at a and at b
-    total.sum().backward()
-    # a[:1] + b[1:] is one number, repeated over both entries: a₀ counts 2 + 2 times, b₁ 1 + 2, a₁ 2, b₀ 1.
-    np.testing.assert_allclose(x.grad, [2 * 4 + 3 * 1, 2 * 2 + 3 * 3])
+    a, b = x * 10.0, x * 100.0  # a + b sends one array to both, and then a gets a second gradient
+    total(a, b).sum().backward()
+    np.testing.assert_allclose(x.grad, [130.0, 130.0])
+
+
+def test_dense_and_sliced_gradients_of_a_tensor_add_up():
+    x = leaf(1.0, 2.0)
+    a = x * 2.0
+    (a + a[:1] + a[1:] * 3.0 + a).sum().backward()  # the slices are repeated over both entries
+    np.testing.assert_allclose(x.grad, [2 * (2 + 2), 2 * (2 + 6)])
 
 
 def test_backward_twice_names_the_remedy():

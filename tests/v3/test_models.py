@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from shared_data.errors import UserError
 from tests.parity.arrays import array, integers
-from v3_numpy_deep.autograd import Tensor, no_grad
+from v3_numpy_deep.autograd import Tensor, is_recording, no_grad
 from v3_numpy_deep.autograd.memory import keep_freed_memory
 from v3_numpy_deep.autograd.parallel import data_parallel, shards
 from v3_numpy_deep.inference.kv_cache import KVCache
@@ -147,11 +147,15 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
 
 
 def test_shards_obey_no_grad() -> None:
-    weight = Tensor([2.0], requires_grad=True)
+    weight, modes = Tensor([2.0], requires_grad=True), []
+
+    def function(part: slice) -> Tensor:
+        modes.append(is_recording())
+        return (weight * float(part.start)).sum()
+
     with no_grad():
-        total = data_parallel(
-            lambda part: (weight * float(part.start)).sum(), shards(4, 2), [0.5, 0.5], [weight]
-        )
+        total = data_parallel(function, shards(4, 2), [0.5, 0.5], [weight])
+    assert modes == [False, False]
     assert not total.requires_grad
     assert total.item() == 2.0
 
