@@ -43,7 +43,9 @@ def read_held_out(
     Raises `UserError` for an empty split.
     """
     if not len(tokens):
-        raise UserError(f"the {split} split is empty; evaluate on the other one with --set evaluate.split=validation")
+        raise UserError(
+            f"the {split} split is empty; evaluate on the other one with --set evaluate.split=validation"
+        )
     if max_tokens is None or max_tokens >= len(tokens):
         return HeldOut(tokens, facts["bytes"], _floor(facts.get("log2_probability"), facts["bytes"]))
     ends = np.flatnonzero(tokens[:max_tokens] == facts["end_of_text_id"])

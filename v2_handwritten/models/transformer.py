@@ -24,7 +24,6 @@ from v2_handwritten.models.blocks.attention import (
     Gpt2Attention,
     LlamaAttention,
     SharedInputs,
-    _plan_tiles,
     document_mask,
     padding_mask,
 )
@@ -204,13 +203,11 @@ class Transformer(nn.Module):
             )
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device).unsqueeze(0)
-        mask = self._mask(document_ids, attention_mask, T)
         shared = SharedInputs(
-            mask=mask,
+            mask=self._mask(document_ids, attention_mask, T),
             cache=cache,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,
-            tiles=_plan_tiles(mask, T, past + T),
         )
         checkpoint = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         body = self.transformer if self.config.model_type == "gpt2" else self.model

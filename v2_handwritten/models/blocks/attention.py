@@ -282,7 +282,7 @@ class Gpt2Attention(nn.Module):
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
         p = self.attention_dropout if self.training else 0.0
-        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.kernel, shared.tiles)
+        y = _attend(q, k, v, p, shared)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return dropout(y, self.residual_dropout, self.training, shared.generator)
 
@@ -313,8 +313,17 @@ class LlamaAttention(nn.Module):
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
         p = self.attention_dropout if self.training else 0.0
-        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.kernel, shared.tiles)
+        y = _attend(q, k, v, p, shared)
         return self.o_proj(y.transpose(1, 2).reshape(*x.shape[:2], H * D))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_probability: float, shared: SharedInputs) -> Tensor:
+    """`causal_attention` with what all blocks share. The first block plans the tiles for all."""
+    if shared.tiles is None:
+        shared.tiles = _plan_tiles(shared.mask, q.shape[2], k.shape[2])
+    return causal_attention(
+        q, k, v, shared.mask, dropout_probability, shared.generator, shared.kernel, shared.tiles
+    )
 
 
 def _split_heads(x: Float[Tensor, "B T HD"], num_heads: int) -> Float[Tensor, "B H T D"]:
