@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from tests.parity.arrays import integers
 from tests.parity.inference_cases import prompts, trio
 from tests.parity.model_cases import CASES
 from tests.parity.recorder import ParityRecorder
 from v1_quick.inference.generate import generate as generate_v1
+from v2_handwritten.evaluation.metrics.perplexity import score_tokens as score_v2
 from v2_handwritten.inference.generate import generate as generate_v2
+from v3_numpy_deep.evaluation.metrics.perplexity import score_tokens as score_v3
 from v3_numpy_deep.inference.generate import generate as generate_v3
 
 GENERATORS = (generate_v1, generate_v2, generate_v3)
@@ -152,3 +155,21 @@ def test_what_cannot_be_generated_is_named(given: list, options: dict, message: 
     for generate, model in zip(GENERATORS, trio("gpt2"), strict=True):
         with pytest.raises(UserError, match=message):
             generate(model, given, max_new_tokens=4, **options)
+
+
+def test_a_model_in_training_writes_without_dropout_and_goes_on_training() -> None:
+    """As the samples during pretraining do; the same holds for the score of held-out text."""
+    tokens = integers(3, 96, 60)
+    for level in (2, 3):
+        _, *models = trio("llama GQA")
+        model = models[level - 2]
+        generate, score = ((generate_v2, score_v2), (generate_v3, score_v3))[level - 2]
+        options = {"context_length": 16, "stride": 8, "batch_size": 4}
+        quiet = generate(model, [[5, 6]], max_new_tokens=10, use_cache=False), score(model, tokens, **options)
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.5
+        model.train()
+        noisy = generate(model, [[5, 6]], max_new_tokens=10, use_cache=False), score(model, tokens, **options)
+        assert noisy == quiet
+        assert model.training
