@@ -18,6 +18,7 @@ from v2_handwritten.models.blocks.attention import (
     Gpt2Attention,
     LlamaAttention,
     SharedInputs,
+    _attend,
     causal_attention,
     causal_mask,
     document_mask,
@@ -26,7 +27,7 @@ from v2_handwritten.models.blocks.attention import (
 )
 from v2_handwritten.models.blocks.rope import rotary_frequencies, rotary_tables
 
-T = 150  # three tiles of the fused kernel, the last one not full
+T = 150  # two tiles of the fused kernel, the second one not full
 
 
 def qkv(H: int, K: int, T: int = T, S: int = T, D: int = 8) -> dict[str, Tensor]:
@@ -73,6 +74,24 @@ def test_every_kernel_equals_the_library_in_output_and_gradients(
         lambda **arrays: ours(**arrays, mask=mask)[:, :, real],
         lambda **arrays: library.causal_attention(**arrays, mask=mask)[:, :, real],
         inputs,
+        5e-15,
+    )
+
+
+@pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2), (4, 1)], ids=["MHA", "GQA", "MQA"])
+@pytest.mark.parametrize("kernel", ["handwritten", "library"])
+def test_packed_documents_attend_as_the_library_does_under_their_mask(
+    parity: ParityRecorder, H: int, K: int, kernel: str
+) -> None:
+    """The fused kernel is told where documents end instead of a mask; one document is longer than a tile."""
+    documents = packed([[5, 1, 4, 140], [149, 1]])["document_ids"]
+    mask = document_mask(documents, torch.float64)
+    compare_functions(
+        parity,
+        f"attention of documents, {kernel}, {H} heads on {K}",
+        lambda q, k, v: _attend(q, k, v, 0.0, SharedInputs(document_ids=documents, kernel=kernel)),
+        lambda q, k, v: library.causal_attention(q, k, v, mask=mask),
+        qkv(H, K),
         5e-15,
     )
 

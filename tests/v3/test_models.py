@@ -13,7 +13,7 @@ from shared_data.errors import UserError
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, is_recording, no_grad
 from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.autograd.parallel import data_parallel, shards
+from v3_numpy_deep.autograd.parallel import cut_documents, data_parallel, shards
 from v3_numpy_deep.inference.kv_cache import KVCache
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.linear import Linear, fused_linear
@@ -136,6 +136,40 @@ def test_shards_cover_all_rows_once_and_evenly(size: int, threads: int) -> None:
     assert min(lengths) > 0
     assert max(lengths) - min(lengths) <= 1
     assert len(parts) == min(size, threads)
+
+
+@pytest.mark.parametrize("lengths", [[3, 9, 1, 7, 12], [32], [1, 31], [16, 16]])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_packed_sequence_is_cut_at_the_ends_of_documents_only(lengths: list[int], parts: int) -> None:
+    document_ids = np.repeat(np.arange(len(lengths)), lengths)
+    pieces = cut_documents(document_ids, parts)
+    assert np.concatenate([np.arange(32)[piece] for piece in pieces]).tolist() == list(range(32))
+    assert {piece.stop for piece in pieces} <= set(np.cumsum(lengths).tolist())
+    assert len(pieces) <= parts
+    if lengths == [16, 16] and parts == 2:
+        assert pieces == [slice(0, 16), slice(16, 32)]
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["positions restart", "positions go on"])
+def test_a_packed_sequence_in_threads_gives_the_loss_and_gradients_of_one_thread(
+    monkeypatch: pytest.MonkeyPatch, reset: bool
+) -> None:
+    model = Transformer(ModelConfig(vocab_size=96, num_hidden_layers=2)).initialize(0).to(np.float64)
+    lengths = [5, 20, 11, 4, 24]
+    ids, labels = (np.random.default_rng(seed).integers(0, 96, (1, 64)) for seed in (1, 2))
+    labels[0, 7:15] = -100  # the parts weigh differently
+    documents = np.repeat(np.arange(5), lengths)[None]
+    positions = np.concatenate([np.arange(n) for n in lengths])[None] if reset else None
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr("v3_numpy_deep.models.transformer.available_threads", lambda n=threads: n)
+        model.zero_grad()
+        loss = model.loss(ids, labels, positions, documents)
+        loss.backward()
+        results.append([loss.data, *(parameter.grad for parameter in model.parameters())])
+    for result in results[1:]:
+        for ours, expected in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-14)
 
 
 def test_an_error_in_a_thread_reaches_the_caller() -> None:

@@ -24,7 +24,6 @@ from v2_handwritten.models.blocks.attention import (
     Gpt2Attention,
     LlamaAttention,
     SharedInputs,
-    document_mask,
     padding_mask,
 )
 from v2_handwritten.models.blocks.cross_entropy import linear_cross_entropy
@@ -205,6 +204,7 @@ class Transformer(nn.Module):
             position_ids = torch.arange(past, past + T, device=input_ids.device).unsqueeze(0)
         shared = SharedInputs(
             mask=self._mask(document_ids, attention_mask, T),
+            document_ids=document_ids,
             cache=cache,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,
@@ -243,13 +243,11 @@ class Transformer(nn.Module):
         return linear_cross_entropy(rows, self.lm_head.weight.to(dtype), labels.reshape(-1))
 
     def _mask(self, document_ids: Tensor | None, attention_mask: Tensor | None, T: int) -> Tensor | None:
-        """The additive mask of a pass, built once for all blocks; None is plain causal."""
+        """The additive mask of a pass, built once for all blocks; None is plain causal, within documents where there are any."""
         dtype = torch.float64 if self.lm_head.weight.dtype == torch.float64 else torch.float32
-        if document_ids is not None:
-            assert attention_mask is None, (
-                "packed sequences have no padding mask: mark padding by a document of its own"
-            )
-            return document_mask(document_ids, dtype)
+        assert document_ids is None or attention_mask is None, (
+            "packed sequences have no padding mask: mark padding by a document of its own"
+        )
         return None if attention_mask is None else padding_mask(attention_mask, T, dtype)
 
 

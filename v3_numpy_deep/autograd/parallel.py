@@ -1,7 +1,8 @@
 """Several processor cores: a batch is cut into shards, each with a thread and a history of its own.
 
 NumPy computes elementwise operations on one core, and most of a training step is elementwise. But it lets go of Python's
-lock while it computes, so threads that work on different sequences run at the same time. The mean loss of the batch is the
+lock while it computes, so threads that work on different sequences, or on different documents of a packed one, run at the
+same time. The mean loss of the batch is the
 weighted sum of the shards' losses, and its gradient is the sum of theirs: data parallelism, as between many GPUs
 (Li et al. 2020, "PyTorch Distributed", section 3), inside one process.
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from v3_numpy_deep.autograd.tensor import Tensor, is_recording, no_grad, record
 
@@ -43,25 +45,33 @@ def shards(size: int, threads: int) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
+def cut_documents(document_ids: Int[np.ndarray, "T"], parts: int) -> list[slice]:
+    """A packed sequence in at most `parts` parts of about the same length, cut only where a document ends."""
+    T = len(document_ids)
+    ends = np.append(np.flatnonzero(np.diff(document_ids)) + 1, T)
+    nearest = {int(ends[np.abs(ends - T * part / parts).argmin()]) for part in range(1, parts)}
+    return [slice(start, end) for start, end in itertools.pairwise(sorted({0, *nearest, T}))]
+
+
 def data_parallel(
-    function: Callable[[slice], Tensor],
-    rows: Sequence[slice],
+    function: Callable[[Any], Tensor],
+    parts: Sequence[Any],
     weights: Sequence[float],
     parameters: Sequence[Tensor],
 ) -> Tensor:
-    """Σ weight · function(rows) over the shards, computed at the same time.
+    """Σ weight · function(part) over the shards, computed at the same time.
 
     `function` returns one number and may read tensors that require gradients only among `parameters`.
     """
     recording = is_recording()
 
-    def forward(part: slice) -> Tensor:
+    def forward(part: Any) -> Tensor:
         if recording:  # the mode belongs to a thread
             return function(part)
         with no_grad():
             return function(part)
 
-    losses = _run(forward, rows)
+    losses = _run(forward, parts)
     total = sum(loss.data * loss.dtype.type(weight) for loss, weight in zip(losses, weights, strict=True))
 
     def derivative(g: Any) -> list[Any]:

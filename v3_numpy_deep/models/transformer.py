@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 
 from shared_data.errors import UserError
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
-from v3_numpy_deep.autograd.fused.attention import plan_tiles
+from v3_numpy_deep.autograd.fused.attention import document_tiles, plan_tiles
 from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.autograd.parallel import available_threads, data_parallel, shards
+from v3_numpy_deep.autograd.parallel import available_threads, cut_documents, data_parallel, shards
 from v3_numpy_deep.models.blocks.attention import (
     Cache,
     Gpt2Attention,
@@ -178,7 +178,7 @@ class Transformer(Module):
             mask=mask,
             cache=cache,
             generator=self.dropout_generator if self.training else None,
-            tiles=plan_tiles(mask, T, past + T),
+            tiles=plan_tiles(mask, T, past + T) if document_ids is None else document_tiles(document_ids),
         )
         body = self.transformer if self.config.model_type == "gpt2" else self.model
         return body(input_ids, position_ids, shared)
@@ -208,15 +208,23 @@ class Transformer(Module):
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count.
 
-        The sequences are shared out among threads (autograd/parallel.py); masks of dropout have to be drawn one by one.
+        The work is shared out among threads (autograd/parallel.py), except with dropout, whose masks are drawn one by one.
         """
         keep_freed_memory()
-        parts = shards(len(input_ids), 1 if self.training and self._has_dropout() else available_threads())
+        B, T = input_ids.shape
+        threads = 1 if self.training and self._has_dropout() else available_threads()
+        parts = [(rows, slice(0, T)) for rows in shards(B, threads)]
+        if document_ids is not None and threads > B:
+            cuts = [cut_documents(row, threads // B) for row in document_ids]
+            parts = [(slice(row, row + 1), columns) for row in range(B) for columns in cuts[row]]
         if len(parts) == 1:
             return self._loss(input_ids, labels, position_ids, document_ids)
+        if position_ids is None:
+            position_ids = np.arange(T)[None]
 
-        def loss_of(part: slice) -> Tensor:
-            positions = position_ids if position_ids is None or len(position_ids) == 1 else position_ids[part]
+        def loss_of(part: tuple[slice, slice]) -> Tensor:
+            rows, columns = part
+            positions = position_ids[rows if len(position_ids) > 1 else slice(None), columns]
             documents = None if document_ids is None else document_ids[part]
             return self._loss(input_ids[part], labels[part], positions, documents)
 
@@ -237,11 +245,15 @@ class Transformer(Module):
         return max(self.config.embd_pdrop, self.config.attention_dropout, self.config.resid_pdrop) > 0
 
     def _mask(self, document_ids: Array | None, attention_mask: Array | None, T: int) -> Array | None:
-        """The additive mask of a pass, built once for all blocks; None is plain causal."""
+        """The additive mask of a pass, built once for all blocks; None is plain causal.
+
+        The fused kernel sees documents by their tiles; only attention dropout needs their mask.
+        """
         dtype = self.lm_head.weight.dtype.type
+        assert document_ids is None or attention_mask is None, (
+            "packed sequences have no padding mask: mark padding by a document of its own"
+        )
         if document_ids is not None:
-            assert attention_mask is None, (
-                "packed sequences have no padding mask: mark padding by a document of its own"
-            )
-            return document_mask(document_ids, dtype)
+            dropped = self.training and self.config.attention_dropout > 0
+            return document_mask(document_ids, dtype) if dropped else None
         return None if attention_mask is None else padding_mask(attention_mask, T, dtype)

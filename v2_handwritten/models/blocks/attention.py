@@ -2,14 +2,15 @@
 
 Vaswani et al. 2017, section 3.2; MQA: Shazeer 2019; GQA: Ainslie et al. 2023. H query heads share K key-value heads: K = H
 is MHA, K = 1 is MQA. Three kernels compute the same: `plain_causal_attention` from torch's operations; the fused one, in
-tiles of queries that never look at the keys after them (the idea of FlashAttention, Dao et al. 2022, with the derivative
-derived in attention.md); and torch's own, for a GPU.
+tiles of queries that never look at the keys after them, nor at those of other documents (the idea of FlashAttention, Dao et
+al. 2022, with the derivative derived in attention.md); and torch's own, for a GPU.
 
 Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same over `autograd.fused`.
 
     python -c "import torch; from v2_handwritten.models.blocks.attention import *; q = torch.randn(1, 4, 8, 16); print(causal_attention(q, q, q).shape)"
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from v2_handwritten.models.config import ModelConfig
 
 # Added to a score that must not count; finite, so that a row without any key stays free of NaN.
 MASKED = -1e30
-_QUERY_TILE = 64  # queries in a tile of the fused kernel
+_QUERY_TILE = 128  # queries in a tile of the fused kernel
 _KEEP_WEIGHTS = 2**26  # a layer with more attention weights computes them again in the backward pass
 _LOG2_E = math.log2(math.e)
 
@@ -43,11 +44,12 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class _Tile:
-    """Some rows of the batch (all, or a tensor of their numbers), some queries, and the window of keys these can see."""
+    """Some queries, and the window of keys that they can see, in one row of the batch or in all."""
 
-    batch: slice | Tensor
+    rows: slice
     queries: slice
     keys: slice
+    mask: Float[Tensor, "#B t n"]  # additive, for the last n keys of the window; nothing hides those before
 
     @property
     def length(self) -> int:
@@ -64,6 +66,9 @@ class SharedInputs:
     cache: Cache | None = None
     generator: torch.Generator | None = None  # draws the dropout masks
     kernel: Literal["handwritten", "library"] = "handwritten"
+    document_ids: Int[Tensor, "B T"] | None = (
+        None  # packed documents; the mask is then made from them if needed
+    )
     tiles: list[_Tile] | None = None  # what the fused kernel visits
 
 
@@ -153,14 +158,14 @@ def causal_attention(
 ) -> Float[Tensor, "B H T D"]:
     """Attention of T queries, the last of S positions. `mask` is additive and causal; None is plain causal.
 
-    `tiles` is what `_plan_tiles` makes of the mask; a pass through many layers makes it once.
+    `tiles`, where given, takes the place of the mask in the fused kernel; a pass through many layers plans them once.
     """
     if kernel == "library":
         return _library_attention(q, k, v, mask, dropout_probability)
     if dropout_probability > 0:
         return plain_causal_attention(q, k, v, mask, dropout_probability, generator)
-    tiles = _plan_tiles(mask, q.shape[2], k.shape[2]) if tiles is None else tiles
-    return _CausalAttention.apply(q, k, v, mask, tiles)
+    tiles = _plan_tiles(mask, q.shape[2], k.shape[2], q) if tiles is None else tiles
+    return _CausalAttention.apply(q, k, v, tiles)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -174,9 +179,7 @@ class _CausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, tiles: Sequence[_Tile]
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[_Tile]) -> Tensor:
         B, H, T, D = q.shape
         K, S = k.shape[1:3]
         queries = q.reshape(B, K, H // K, T, D)
@@ -184,85 +187,95 @@ class _CausalAttention(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and B * H * T * S <= _KEEP_WEIGHTS
         kept = []
         for tile in tiles:
-            rows, E, inverse_sum = _exponentials(queries, k, mask, tile)
-            o = torch.bmm(E, _as_matrices(v[tile.batch, :, tile.keys])).mul_(inverse_sum)
-            output[tile.batch, tile.queries] = o.view(-1, K, H // K, tile.length, D).permute(0, 3, 1, 2, 4)
+            E, inverse_sum = _exponentials(queries, k, tile)
+            o = torch.bmm(E, _keys_of(v, tile)).mul_(inverse_sum)
+            output[tile.rows, tile.queries] = o.view(-1, K, H // K, tile.length, D).permute(0, 3, 1, 2, 4)
             if keep:
-                kept += [rows, E, inverse_sum]
-        ctx.save_for_backward(queries, k, v, mask, output, *kept)
+                kept += [E, inverse_sum]
+        ctx.save_for_backward(queries, k, v, output, *kept)
         ctx.tiles = tiles
         return output.view(B, T, H, D).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        queries, k, v, mask, output, *kept = ctx.saved_tensors
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        queries, k, v, output, *kept = ctx.saved_tensors
         B, K, G, T, D = queries.shape
-        scale = 1 / math.sqrt(D)
         d_output = d_output.transpose(1, 2).reshape(B, T, K, G, D)
         d_q, d_k, d_v = torch.empty_like(output), k.new_zeros(k.shape), v.new_zeros(v.shape)
         delta = (d_output * output).sum(-1, keepdim=True)  # [B, T, K, G, 1]
         for index, tile in enumerate(ctx.tiles):
-            saved = kept[3 * index : 3 * index + 3]
-            rows, E, inverse_sum = saved or _exponentials(queries, k, mask, tile)
-            keys, values = (_as_matrices(x[tile.batch, :, tile.keys]) for x in (k, v))
-            divisor = inverse_sum.view(-1, K, G, tile.length, 1)
-            a, a_delta = (
-                (x[tile.batch, tile.queries].permute(0, 2, 3, 1, 4) * divisor).reshape(*rows.shape[:2], -1)
-                for x in (d_output, delta)
-            )
-            d_v[tile.batch, :, tile.keys] += torch.bmm(E.transpose(1, 2), a).unflatten(0, (-1, K))
-            d_E = torch.bmm(a, values.transpose(1, 2)).sub_(a_delta).mul_(E)
-            d_keys = torch.bmm(d_E.transpose(1, 2), rows).mul_(scale)
-            d_k[tile.batch, :, tile.keys] += d_keys.unflatten(0, (-1, K))
-            d_rows = torch.bmm(d_E, keys).mul_(scale).view(-1, K, G, tile.length, D)
-            d_q[tile.batch, tile.queries] = d_rows.permute(0, 3, 1, 2, 4)
-        return d_q.view(B, T, K * G, D).transpose(1, 2), d_k, d_v, None, None
-
-
-def _plan_tiles(mask: Tensor | None, T: int, S: int) -> list[_Tile]:
-    """Tiles of queries with the keys they can see, for all layers of a pass: none of the future, none of earlier documents.
-
-    Rows of the batch whose windows begin in the same tile go together. A GPU would have to wait for the mask to be read: there,
-    and where a mask is shared, all rows do.
-    """
-    tiles = []
-    for start in range(0, T, _QUERY_TILE):
-        queries = slice(start, min(start + _QUERY_TILE, T))
-        end = S - T + queries.stop  # later keys are in the future of the whole tile
-        if mask is None or mask.shape[0] == 1 or mask.is_cuda:
-            tiles.append(_Tile(slice(None), queries, slice(0, end)))
-            continue
-        visible = mask[:, queries, :end].amax(1) > MASKED / 2  # [B, keys]: by any query of the tile
-        first = visible.byte().argmax(-1).div(_QUERY_TILE, rounding_mode="floor") * _QUERY_TILE
-        for begin in first.unique().tolist():
-            batch = (first == begin).nonzero().flatten()
-            tiles.append(_Tile(slice(None) if len(batch) == len(mask) else batch, queries, slice(begin, end)))
-    return tiles
+            E, inverse_sum = kept[2 * index : 2 * index + 2] or _exponentials(queries, k, tile)
+            a = _queries_of(d_output.permute(0, 2, 3, 1, 4), tile) * inverse_sum
+            a_delta = _queries_of(delta.permute(0, 2, 3, 1, 4), tile) * inverse_sum
+            _keys_of(d_v, tile).baddbmm_(E.transpose(1, 2), a)
+            d_E = torch.bmm(a, _keys_of(v, tile).transpose(1, 2)).sub_(a_delta).mul_(E)
+            _keys_of(d_k, tile).baddbmm_(d_E.transpose(1, 2), _queries_of(queries, tile))
+            d_rows = torch.bmm(d_E, _keys_of(k, tile)).view(-1, K, G, tile.length, D)
+            d_q[tile.rows, tile.queries] = d_rows.permute(0, 3, 1, 2, 4)
+        scale = 1 / math.sqrt(D)
+        return d_q.view(B, T, K * G, D).transpose(1, 2).mul_(scale), d_k.mul_(scale), d_v, None
 
 
 def _exponentials(
-    queries: Float[Tensor, "B K G T D"], k: Float[Tensor, "B K S D"], mask: Tensor | None, tile: _Tile
-) -> tuple[Float[Tensor, "BK rows D"], Float[Tensor, "BK rows window"], Float[Tensor, "BK rows 1"]]:
-    """Queries of a tile (all that share a key-value head as rows of one matrix), their E, and 1 / Σ E."""
+    queries: Float[Tensor, "B K G T D"], k: Float[Tensor, "B K S D"], tile: _Tile
+) -> tuple[Float[Tensor, "BK Gt window"], Float[Tensor, "BK Gt 1"]]:
+    """E of a tile, and 1 / Σ E."""
     K, G, D = queries.shape[1], queries.shape[2], queries.shape[-1]
-    rows = queries[tile.batch, :, :, tile.queries].reshape(-1, G * tile.length, D)
-    keys = _as_matrices(k[tile.batch, :, tile.keys])
+    rows, keys = _queries_of(queries, tile), _keys_of(k, tile)
     scores = rows.new_empty(*rows.shape[:2], keys.shape[1])
     torch.baddbmm(scores, rows, keys.transpose(1, 2), beta=0, alpha=_LOG2_E / math.sqrt(D), out=scores)
     E = scores.to(torch.promote_types(scores.dtype, torch.float32))
     per_query = E.view(-1, K, G, tile.length, keys.shape[1])
-    if mask is not None:
-        per_query.add_(mask[tile.batch, tile.queries, tile.keys][:, None, None])
-    else:  # among the keys before the tile's first query, there is nothing to hide
-        per_query[..., -tile.length :].add_(causal_mask(tile.length, tile.length, E.dtype, E.device))
+    per_query[..., -tile.mask.shape[-1] :].add_(tile.mask[:, None, None])
     E.sub_(E.amax(-1, keepdim=True)).exp2_()
     inverse_sum = E.sum(-1, keepdim=True).reciprocal_()
-    return rows, E.to(rows.dtype), inverse_sum.to(rows.dtype)
+    return E.to(rows.dtype), inverse_sum.to(rows.dtype)
 
 
-def _as_matrices(x: Float[Tensor, "B K S D"]) -> Float[Tensor, "BK S D"]:
-    """One matrix for each row of the batch and each key-value head."""
-    return x.reshape(-1, *x.shape[2:])
+def _queries_of(x: Float[Tensor, "B K G T X"], tile: _Tile) -> Float[Tensor, "BK Gt X"]:
+    """The tile's rows of x, those of the heads that share a key-value head below each other."""
+    part = x[tile.rows, :, :, tile.queries]
+    return part.reshape(-1, part.shape[2] * part.shape[3], part.shape[4])
+
+
+def _keys_of(x: Float[Tensor, "B K S D"], tile: _Tile) -> Float[Tensor, "BK window D"]:
+    """The tile's window of x, a matrix for each key-value head: a view."""
+    return x[tile.rows, :, tile.keys].flatten(0, 1)
+
+
+def _plan_tiles(mask: Tensor | None, T: int, S: int, like: Tensor) -> list[_Tile]:
+    """Tiles of queries in all rows of the batch, with the keys up to the last of them; without a mask, plain causal."""
+    triangle = causal_mask(_QUERY_TILE, _QUERY_TILE, _mask_dtype(like), like.device)
+    tiles = []
+    for start in range(0, T, _QUERY_TILE):
+        queries = slice(start, min(start + _QUERY_TILE, T))
+        keys = slice(0, S - T + queries.stop)  # later keys are in the future of the whole tile
+        length = queries.stop - queries.start
+        # Among the keys before the tile's first query, plain causal attention has nothing to hide.
+        hidden = triangle[:, :length, :length] if mask is None else mask[:, queries, keys]
+        tiles.append(_Tile(slice(None), queries, keys, hidden))
+    return tiles
+
+
+def _document_tiles(document_ids: Int[Tensor, "B T"], like: Tensor) -> list[_Tile]:
+    """Tiles that end where a document ends: the time grows with the documents' lengths, not with the row's."""
+    triangle = causal_mask(_QUERY_TILE, _QUERY_TILE, _mask_dtype(like))
+    B, T = document_ids.shape
+    tiles = []
+    for row in range(B):
+        ends = ((document_ids[row].diff() != 0).nonzero().flatten() + 1).tolist()
+        for begin, end in itertools.pairwise([0, *ends, T]):
+            for start in range(begin, end, _QUERY_TILE):
+                queries = slice(start, min(start + _QUERY_TILE, end))
+                length = queries.stop - queries.start
+                window = slice(begin, queries.stop)
+                tiles.append(_Tile(slice(row, row + 1), queries, window, triangle[:, :length, :length]))
+    return tiles
+
+
+def _mask_dtype(x: Tensor) -> torch.dtype:
+    """The type of scores: float32 or wider."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class Gpt2Attention(nn.Module):
@@ -318,9 +331,16 @@ class LlamaAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_probability: float, shared: SharedInputs) -> Tensor:
-    """`causal_attention` with what all blocks share. The first block plans the tiles for all."""
-    if shared.tiles is None:
-        shared.tiles = _plan_tiles(shared.mask, q.shape[2], k.shape[2])
+    """`causal_attention` with what all blocks share. The first block makes the mask or plans the tiles for all."""
+    fused = shared.kernel == "handwritten" and dropout_probability == 0
+    documents = shared.document_ids
+    if documents is not None and shared.mask is None and (q.is_cuda or not fused):
+        shared.mask = document_mask(documents, _mask_dtype(q))  # a GPU is not made to wait for their ends
+    if fused and shared.tiles is None:
+        if documents is not None and shared.mask is None:
+            shared.tiles = _document_tiles(documents, q)
+        else:
+            shared.tiles = _plan_tiles(shared.mask, q.shape[2], k.shape[2], q)
     return causal_attention(
         q, k, v, shared.mask, dropout_probability, shared.generator, shared.kernel, shared.tiles
     )

@@ -18,7 +18,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
@@ -150,6 +150,26 @@ def plan_tiles(mask: Float[Array, "#B T S"] | None, T: int, S: int) -> list[list
     """
     allowed = np.tri(T, S, S - T, dtype=bool)[None] if mask is None else mask == 0.0
     return [_plan_sequence(sequence) for sequence in allowed]
+
+
+def document_tiles(document_ids: Int[Array, "B T"]) -> list[list[Tile]]:
+    """The tiles of causal attention within documents, from where these end: no T × T mask is ever made."""
+    keys, queries = np.indices((TILE_QUERIES, TILE_QUERIES))
+    triangle = np.where(keys <= queries, np.float32(0), np.float32(-np.inf))[:, None]  # [keys, 1, queries]
+    return [_document_sequence(row, triangle) for row in document_ids]
+
+
+def _document_sequence(document_ids: Int[Array, "T"], triangle: Array) -> list[Tile]:
+    """The tiles of one sequence of documents; only among its own keys does a tile have something to hide."""
+    starts = [0, *(np.flatnonzero(np.diff(document_ids)) + 1).tolist(), len(document_ids)]
+    tiles = []
+    for document_start, document_end in itertools.pairwise(starts):
+        for start in range(document_start, document_end, TILE_QUERIES):
+            end = min(start + TILE_QUERIES, document_end)
+            masked = slice(start - document_start, end - document_start)
+            bias = triangle[: end - start, :, : end - start]
+            tiles.append(Tile(slice(start, end), slice(document_start, end), masked, bias))
+    return tiles
 
 
 def _plan_sequence(allowed: Bool[Array, "T S"]) -> list[Tile]:
