@@ -273,7 +273,7 @@ def _local_files(key: str, value: str | None) -> dict[str, Any]:
     else:
         import glob
 
-        files = [Path(name) for name in glob.glob(value, recursive=True) if Path(name).is_file()]
+        files = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
     return {f"{key} file {file}": [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
 
 

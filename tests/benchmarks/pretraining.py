@@ -20,14 +20,15 @@ import numpy as np
 from shared_data.settings import load_settings
 
 LEVELS = {"v1": "v1_quick", "v2": "v2_handwritten", "v3": "v3_numpy_deep"}
-VOCABULARY, END = 1024, 0
+VOCABULARY, END = 1536, 0  # as tiny has it
 
 
 def write_tokens(folder: Path, count: int = 200_000) -> Path:
     """Random tokens in documents of 40 to 260 tokens, as stories are; what they say does not change the speed."""
     generator = np.random.default_rng(0)
     tokens = generator.integers(1, VOCABULARY, count).astype(np.uint16)
-    tokens[np.cumsum(generator.integers(40, 260, count // 260))] = END
+    ends = np.cumsum(generator.integers(40, 260, count // 40))
+    tokens[ends[ends < count]] = END
     path = folder / "train.bin"
     tokens.tofile(path)
     facts = {"dtype": "uint16", "tokens": count, "bytes": count, "vocab_size": VOCABULARY}

@@ -41,7 +41,7 @@ def with_run(words: Arguments, config: Path, run: Path) -> Arguments:
     return [first, *(["--config", config] if options else []), *options, *others]
 
 
-@pytest.mark.parametrize("level", ["v2", "v3"])
+@pytest.mark.parametrize("level", ["v1", "v2", "v3"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_one_line_exit_code_2_and_nothing_overwritten(
     name: str,
@@ -64,6 +64,7 @@ def test_one_line_exit_code_2_and_nothing_overwritten(
     ("level", "name"),
     [
         ("v1", "unknown setting"),
+        ("v1", "malformed JSONL line"),
         ("v2", "malformed JSONL line"),
         ("v2", "generate: corrupted tokenizer.json"),
         ("v3", "malformed JSONL line"),

@@ -14,6 +14,7 @@ from v2_handwritten.models.blocks.attention import causal_attention
 from v2_handwritten.models.blocks.cross_entropy import linear_cross_entropy
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.feed_forward import gelu_new, swiglu
+from v2_handwritten.models.blocks.linear import Linear, fused_linear
 from v2_handwritten.models.blocks.normalization import layer_norm, rms_norm
 from v2_handwritten.models.blocks.rope import apply_rotary
 from v2_handwritten.models.config import ModelConfig
@@ -205,3 +206,18 @@ def test_the_default_path_uses_no_layer_or_function_of_the_library() -> None:
     # The one named alternative: torch's attention kernel.
     assert list(found) == ["attention.py: nn.functional"]
     assert "scaled_dot_product_attention" in next(iter(found.values()))
+
+
+def test_an_adapter_around_a_layer_may_call_the_layer_itself() -> None:
+    """`fused_linear` calls what is not exactly `Linear`, and `Linear.forward` must not call `fused_linear` again."""
+
+    class Adapter(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
+
+    layers = [Linear(4, 3), Adapter(4, 2)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight)
+    x = torch.ones(2, 4)
+    expected = torch.cat([x @ layers[0].weight.T, x @ layers[1].weight.T + 1], dim=-1)
+    torch.testing.assert_close(fused_linear(x, layers), expected)

@@ -31,6 +31,7 @@ from v1_quick.models.checkpoint import load_model
 from v1_quick.models.transformer import Transformer
 
 STORIES = 64  # told from nothing, to be checked by the story world
+STORY_TOKENS = 512  # more than any story has
 
 
 @torch.inference_mode()
@@ -199,7 +200,7 @@ def generate_samples(settings: Settings, run: RunFolder) -> dict[str, int | floa
     metrics |= {"tokens_per_second": tokens / seconds, **describe(texts)}
     if settings.data.source == "story_world":
         beginnings = [encode_prompt(tokenizer, "")] * STORIES
-        ids = _sampled(model, tokenizer, beginnings, section, model.config.max_position_embeddings)
+        ids = _sampled(model, tokenizer, beginnings, section, STORY_TOKENS)
         stories = [tokenizer.decode(story, skip_special_tokens=True) for story in ids]
         metrics |= {"stories": STORIES, "consistent_story_ratio": consistent_story_ratio(stories)}
     return metrics

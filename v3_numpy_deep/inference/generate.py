@@ -35,6 +35,7 @@ from v3_numpy_deep.models.checkpoint import load_model
 from v3_numpy_deep.models.transformer import Transformer
 
 STORIES = 64  # told from nothing, to be checked by the story world
+STORY_TOKENS = 512  # more than any story has
 PREFILL_CHUNK = 512  # tokens of a prompt in one forward pass; bounds the memory of its logits and masks
 
 Steps = Generator[Float[Array, "B V"], Int[Array, " B"], None]  # yields logits, is sent the chosen ids
@@ -209,7 +210,7 @@ def generate_samples(settings: Settings, run: RunFolder) -> dict[str, int | floa
     metrics |= {"tokens_per_second": tokens / seconds, **describe(texts)}
     if settings.data.source == "story_world":
         beginnings = [encode_prompt(tokenizer, "")] * STORIES
-        ids = _sampled(model, tokenizer, beginnings, section, model.config.max_position_embeddings)
+        ids = _sampled(model, tokenizer, beginnings, section, STORY_TOKENS)
         stories = [tokenizer.decode(story, skip_special_tokens=True) for story in ids]
         metrics |= {"stories": STORIES, "consistent_story_ratio": consistent_story_ratio(stories)}
     return metrics

@@ -4,7 +4,10 @@ Plain text is streamed line by line and joined into documents by the rules of `s
 read the formats by hand.
 """
 
+import gzip
+import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +49,28 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
         raise
     except Exception as error:  # the library raises its own, pyarrow's, pandas' and the file system's errors
         reason = " ".join(str(error).split())[:200]
+        line = _first_bad_line(path, settings.encoding) if _format_of(path) == ".jsonl" else None
+        if line is not None:
+            raise UserError(
+                f"{path}, line {line:,} is not a JSON object; correct or remove that line"
+            ) from error
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {reason}); correct the file, data.encoding or data.source (v2 and v3 name the place)"
+            f"{path} cannot be read ({type(error).__name__}: {reason}); correct the file, data.encoding or data.source"
         ) from error
+
+
+def _first_bad_line(path: Path, encoding: str) -> int | None:
+    """The number of the first line that is no JSON object, which the library's error does not tell; None if none is."""
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with suppress(OSError, EOFError, UnicodeError), opener(path, "rt", encoding=encoding) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line) if line.strip() else {}
+            except json.JSONDecodeError:
+                return number
+            if not isinstance(record, dict):
+                return number
+    return None
 
 
 def _format_of(path: Path) -> str:

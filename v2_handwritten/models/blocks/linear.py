@@ -39,7 +39,9 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         """Apply the layer to the last axis."""
-        return fused_linear(x, [self])
+        dtype = self.compute_dtype or self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return linear(x.to(dtype), self.weight.to(dtype), bias)
 
 
 class Conv1D(nn.Module):
