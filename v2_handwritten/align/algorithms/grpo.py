@@ -1,0 +1,142 @@
+"""Group relative policy optimization: PPO whose baseline is the mean reward of several replies to the same prompt.
+
+Shao et al. 2024, "DeepSeekMath", equations 3 (objective) and 4 (KL); no value model is trained. The ways to average over
+tokens are those of the paper ("grpo"), of Liu et al. 2025 ("dr_grpo"), of Yu et al. 2025 ("dapo"), and the mean over the
+tokens of a batch ("bnpo"), as TRL 1.12 computes them. Derivations in grpo.md.
+
+Level 1: `trl.GRPOTrainer`. Level 3: the same over its own autograd; what has no gradient is an array there.
+
+    python -c "import torch; from v2_handwritten.align.algorithms.grpo import *; print(group_advantages(torch.tensor([1.0, 0.0, 0.5, 0.5]), 2))"
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from shared_data.errors import UserError
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+_EPSILON = (
+    1e-4  # TRL's: a group of equal rewards has a deviation of 0, and its advantages are 0 / _EPSILON = 0
+)
+
+Mask = Int[Tensor, "B T"] | Bool[Tensor, "B T"]
+Metrics = dict[str, float]
+
+
+def group_advantages(
+    rewards: Float[Tensor, " N"],
+    group_size: int,
+    scale_rewards: Literal["group", "batch", "none"] = "group",
+) -> Float[Tensor, " N"]:
+    """How much better each reply is than the mean of its group: `group_size` replies to one prompt, next to each other.
+
+    scale_rewards: the difference is divided by the standard deviation (n - 1 in the denominator) of the group or of the
+    whole batch; "none" leaves it, as Liu et al. 2025 propose, so that an easy prompt does not count for more.
+    Raises `UserError` for a group of one, whose advantage would always be 0.
+    """
+    if group_size < 2:
+        raise UserError(
+            f"a group of {group_size} reply has no mean to be better than; sample 2 or more replies a prompt"
+        )
+    assert len(rewards) % group_size == 0, f"{len(rewards)} rewards are no groups of {group_size}"
+    groups = rewards.view(-1, group_size)
+    advantages = groups - groups.mean(dim=1, keepdim=True)
+    if scale_rewards == "group":
+        advantages = advantages / (groups.std(dim=1, keepdim=True) + _EPSILON)
+    elif scale_rewards == "batch":
+        advantages = advantages / (groups.std() + _EPSILON)
+    return advantages.flatten()
+
+
+def kl_estimate(new: Float[Tensor, "B T"], reference: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """KL(new ‖ reference) from one token sampled from `new`: r - 1 - log r with r = p_reference / p_new ("k3", equation 4).
+
+    Its mean over samples is the KL, and it is never negative. Mind the direction: the reference stands in the numerator.
+    """
+    log_ratio = reference - new
+    return torch.exp(log_ratio) - log_ratio - 1
+
+
+def grpo_loss(
+    new: Float[Tensor, "B T"],
+    old: Float[Tensor, "B T"] | None,
+    reference: Float[Tensor, "B T"] | None,
+    advantages: Float[Tensor, " B"],
+    mask: Mask,
+    beta: float = 0.0,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo",
+    max_reply_length: int | None = None,
+    num_items: int | None = None,
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """The clipped objective with its KL penalty, as a loss, and the metrics TRL logs.
+
+    new, old, reference: log-probabilities in nats of the reply's tokens under the policy that is trained, the one that
+    sampled (None: the same one, the first step after sampling), and the one to stay close to (needed where beta > 0).
+    mask: 1 on the reply's tokens, the one that ends it included. max_reply_length: the divisor of "dr_grpo".
+    num_items: the tokens of the whole batch, where this is a part of it; the divisor of "dapo".
+    """
+    counted = mask.to(new.dtype)
+    old = new.detach() if old is None else old
+    # Whatever stands on padding, its ratio is 1 and its gradient 0.
+    ratio = torch.exp(torch.where(counted > 0, new - old, 0.0))
+    clipped_ratio = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    advantage = advantages.unsqueeze(1)  # every token of a reply gets the reply's
+    token_losses = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
+
+    metrics = _clip_metrics(ratio.detach(), advantage, counted, epsilon_low, epsilon_high)
+    if beta:
+        assert reference is not None, "a KL penalty needs the reference's log-probabilities"
+        kl = kl_estimate(torch.where(counted > 0, new, 0.0), torch.where(counted > 0, reference, 0.0))
+        token_losses = token_losses + beta * kl
+        metrics["kl"] = _mean(kl.detach(), counted).item()
+    return _average(token_losses, counted, loss_type, max_reply_length, num_items), metrics
+
+
+def _average(
+    token_losses: Float[Tensor, "B T"],
+    counted: Float[Tensor, "B T"],
+    loss_type: str,
+    max_reply_length: int | None,
+    num_items: int | None,
+) -> Float[Tensor, ""]:
+    """One number from the losses of the tokens. What differs is what a token of a long reply weighs; see grpo.md."""
+    if loss_type == "grpo":  # each reply the same, so a token of a long one less
+        return ((token_losses * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
+    if loss_type == "bnpo":  # each token of this batch the same
+        return _mean(token_losses, counted)
+    if loss_type == "dr_grpo":  # each token the same, whatever else is in the batch
+        assert max_reply_length is not None, "dr_grpo divides by the length a reply may have"
+        return (token_losses * counted).sum() / (len(counted) * max_reply_length)
+    if (
+        loss_type == "dapo"
+    ):  # each token of the whole batch the same, also where gradients of its parts are added up
+        tokens = counted.sum() if num_items is None else counted.new_tensor(num_items)
+        return (token_losses * counted).sum() / tokens.clamp(min=1)
+    raise UserError(f"there is no loss type {loss_type!r}; choose one of {', '.join(LOSS_TYPES)}")
+
+
+def _clip_metrics(
+    ratio: Float[Tensor, "B T"],
+    advantage: Float[Tensor, "B 1"],
+    counted: Float[Tensor, "B T"],
+    epsilon_low: float,
+    epsilon_high: float,
+) -> Metrics:
+    """The share of tokens that clipping leaves without a gradient, below and above."""
+    low = ((ratio < 1 - epsilon_low) & (advantage < 0)).to(ratio.dtype)
+    high = ((ratio > 1 + epsilon_high) & (advantage > 0)).to(ratio.dtype)
+    return {
+        "clip_ratio/low_mean": _mean(low, counted).item(),
+        "clip_ratio/high_mean": _mean(high, counted).item(),
+        "clip_ratio/region_mean": _mean(low + high, counted).item(),
+    }
+
+
+def _mean(x: Float[Tensor, "B T"], counted: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """Mean over the tokens that count; 0 where none does."""
+    return (x * counted).sum() / counted.sum().clamp(min=1)
