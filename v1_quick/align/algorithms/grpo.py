@@ -6,7 +6,7 @@ of levels 2 and 3 are found in TRL 1.12:
 | levels 2 and 3 | `GRPOTrainer` | `GRPOConfig` |
 |---|---|---|
 | `group_advantages(…, group_size, scale_rewards)` | `_generate_and_score_completions` | `num_generations`, `scale_rewards` |
-| `kl_estimate`, `beta` | `_compute_loss`, `per_token_kl` | `beta` |
+| `kl_estimate`, `beta`, `unbiased_kl` | `_compute_loss`, `per_token_kl` | `beta`, `use_bias_correction_kl` |
 | `grpo_loss(…, epsilon_low, epsilon_high)` | `_compute_loss` | `epsilon`, `epsilon_high` |
 | `loss_type`, `max_reply_length` | `_compute_loss` | `loss_type`, `max_completion_length` |
 | log-probabilities, divided by the temperature | `_get_per_token_logps_and_entropies` | `temperature` |

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shared_data.errors import UserError
+from v2_handwritten.align.algorithms.log_probabilities import masked_mean
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 _EPSILON = (
@@ -72,6 +73,7 @@ def grpo_loss(
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo",
     max_reply_length: int | None = None,
     num_items: int | None = None,
+    unbiased_kl: bool = True,
 ) -> tuple[Float[Tensor, ""], Metrics]:
     """The clipped objective with its KL penalty, as a loss, and the metrics TRL logs.
 
@@ -79,42 +81,43 @@ def grpo_loss(
     sampled (None: the same one, the first step after sampling), and the one to stay close to (needed where beta > 0).
     mask: 1 on the reply's tokens, the one that ends it included. max_reply_length: the divisor of "dr_grpo".
     num_items: the tokens of the whole batch, where this is a part of it; the divisor of "dapo".
+    unbiased_kl: weigh each KL estimate by the ratio, so that its gradient, too, is that of the KL (TRL's default; grpo.md).
     """
-    counted = mask.to(new.dtype)
+    counted = mask.bool()
     old = new.detach() if old is None else old
     # Whatever stands on padding, its ratio is 1 and its gradient 0.
-    ratio = torch.exp(torch.where(counted > 0, new - old, 0.0))
+    ratio = torch.exp(torch.where(counted, new - old, 0.0))
     clipped_ratio = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
     advantage = advantages.unsqueeze(1)  # every token of a reply gets the reply's
     token_losses = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
 
-    metrics = _clip_metrics(ratio.detach(), advantage, counted, epsilon_low, epsilon_high)
+    metrics = _clip_metrics(ratio.detach(), advantage, mask, epsilon_low, epsilon_high)
     if beta:
         assert reference is not None, "a KL penalty needs the reference's log-probabilities"
-        kl = kl_estimate(torch.where(counted > 0, new, 0.0), torch.where(counted > 0, reference, 0.0))
+        kl = kl_estimate(torch.where(counted, new, 0.0), torch.where(counted, reference, 0.0))
+        kl = kl * ratio if unbiased_kl else kl
         token_losses = token_losses + beta * kl
-        metrics["kl"] = _mean(kl.detach(), counted).item()
-    return _average(token_losses, counted, loss_type, max_reply_length, num_items), metrics
+        metrics["kl"] = masked_mean(kl.detach(), mask).item()
+    return _average(token_losses, mask, loss_type, max_reply_length, num_items), metrics
 
 
 def _average(
     token_losses: Float[Tensor, "B T"],
-    counted: Float[Tensor, "B T"],
+    mask: Mask,
     loss_type: str,
     max_reply_length: int | None,
     num_items: int | None,
 ) -> Float[Tensor, ""]:
     """One number from the losses of the tokens. What differs is what a token of a long reply weighs; see grpo.md."""
+    counted = mask.to(token_losses.dtype)
     if loss_type == "grpo":  # each reply the same, so a token of a long one less
         return ((token_losses * counted).sum(1) / counted.sum(1).clamp(min=1)).mean()
     if loss_type == "bnpo":  # each token of this batch the same
-        return _mean(token_losses, counted)
+        return masked_mean(token_losses, mask)
     if loss_type == "dr_grpo":  # each token the same, whatever else is in the batch
         assert max_reply_length is not None, "dr_grpo divides by the length a reply may have"
         return (token_losses * counted).sum() / (len(counted) * max_reply_length)
-    if (
-        loss_type == "dapo"
-    ):  # each token of the whole batch the same, also where gradients of its parts are added up
+    if loss_type == "dapo":  # each token of the whole batch the same, also where this is a part of it
         tokens = counted.sum() if num_items is None else counted.new_tensor(num_items)
         return (token_losses * counted).sum() / tokens.clamp(min=1)
     raise UserError(f"there is no loss type {loss_type!r}; choose one of {', '.join(LOSS_TYPES)}")
@@ -123,7 +126,7 @@ def _average(
 def _clip_metrics(
     ratio: Float[Tensor, "B T"],
     advantage: Float[Tensor, "B 1"],
-    counted: Float[Tensor, "B T"],
+    mask: Mask,
     epsilon_low: float,
     epsilon_high: float,
 ) -> Metrics:
@@ -131,12 +134,7 @@ def _clip_metrics(
     low = ((ratio < 1 - epsilon_low) & (advantage < 0)).to(ratio.dtype)
     high = ((ratio > 1 + epsilon_high) & (advantage > 0)).to(ratio.dtype)
     return {
-        "clip_ratio/low_mean": _mean(low, counted).item(),
-        "clip_ratio/high_mean": _mean(high, counted).item(),
-        "clip_ratio/region_mean": _mean(low + high, counted).item(),
+        "clip_ratio/low_mean": masked_mean(low, mask).item(),
+        "clip_ratio/high_mean": masked_mean(high, mask).item(),
+        "clip_ratio/region_mean": masked_mean(low + high, mask).item(),
     }
-
-
-def _mean(x: Float[Tensor, "B T"], counted: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """Mean over the tokens that count; 0 where none does."""
-    return (x * counted).sum() / counted.sum().clamp(min=1)

@@ -10,12 +10,13 @@ with a history, all else is an array.
     python -c "import numpy as np; from v3_numpy_deep.align.algorithms.grpo import *; print(group_advantages(np.array([1.0, 0.0, 0.5, 0.5]), 2))"
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shared_data.errors import UserError
+from v3_numpy_deep.align.algorithms.log_probabilities import masked_mean
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 
@@ -74,49 +75,51 @@ def grpo_loss(
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo",
     max_reply_length: int | None = None,
     num_items: int | None = None,
-) -> tuple[Float[Tensor, ""], Metrics]:
+    unbiased_kl: bool = True,
+) -> tuple[Tensor, Metrics]:
     """The clipped objective with its KL penalty, as a loss, and the metrics TRL logs.
 
     new, old, reference: log-probabilities in nats of the reply's tokens under the policy that is trained, the one that
     sampled (None: the same one, the first step after sampling), and the one to stay close to (needed where beta > 0).
     mask: 1 on the reply's tokens, the one that ends it included. max_reply_length: the divisor of "dr_grpo".
     num_items: the tokens of the whole batch, where this is a part of it; the divisor of "dapo".
+    unbiased_kl: weigh each KL estimate by the ratio, so that its gradient, too, is that of the KL (TRL's default; grpo.md).
     """
-    counted = mask.astype(new.dtype)
+    counted = mask.astype(bool)
     old = new.data if old is None else old
     # Whatever stands on padding, its ratio is 1 and its gradient 0.
-    ratio = ops.exp(ops.where(counted > 0, new - old, 0.0))
+    ratio = ops.exp(ops.where(counted, new - old, 0.0))
     clipped_ratio = ops.clip(ratio, 1 - epsilon_low, 1 + epsilon_high)
     advantage = advantages[:, None]  # every token of a reply gets the reply's
     token_losses = -ops.minimum(ratio * advantage, clipped_ratio * advantage)
 
-    metrics = _clip_metrics(ratio.data, advantage, counted, epsilon_low, epsilon_high)
+    metrics = _clip_metrics(ratio.data, advantage, mask, epsilon_low, epsilon_high)
     if beta:
         assert reference is not None, "a KL penalty needs the reference's log-probabilities"
-        kl = kl_estimate(ops.where(counted > 0, new, 0.0), np.where(counted > 0, reference, 0))
+        kl = kl_estimate(ops.where(counted, new, 0.0), np.where(counted, reference, 0))
+        kl = kl * ratio if unbiased_kl else kl
         token_losses = token_losses + beta * kl
-        metrics["kl"] = float(_mean(kl.data, counted))
-    return _average(token_losses, counted, loss_type, max_reply_length, num_items), metrics
+        metrics["kl"] = masked_mean(kl.detach(), mask).item()
+    return _average(token_losses, mask, loss_type, max_reply_length, num_items), metrics
 
 
 def _average(
     token_losses: Float[Tensor, "B T"],
-    counted: Float[Array, "B T"],
+    mask: Mask,
     loss_type: str,
     max_reply_length: int | None,
     num_items: int | None,
 ) -> Float[Tensor, ""]:
     """One number from the losses of the tokens. What differs is what a token of a long reply weighs; see grpo.md."""
+    counted = mask.astype(token_losses.dtype)
     if loss_type == "grpo":  # each reply the same, so a token of a long one less
         return ((token_losses * counted).sum(1) / np.maximum(counted.sum(1), 1)).mean()
     if loss_type == "bnpo":  # each token of this batch the same
-        return _mean(token_losses, counted)
+        return masked_mean(token_losses, mask)
     if loss_type == "dr_grpo":  # each token the same, whatever else is in the batch
         assert max_reply_length is not None, "dr_grpo divides by the length a reply may have"
         return (token_losses * counted).sum() / (len(counted) * max_reply_length)
-    if (
-        loss_type == "dapo"
-    ):  # each token of the whole batch the same, also where gradients of its parts are added up
+    if loss_type == "dapo":  # each token of the whole batch the same, also where this is a part of it
         tokens = float(counted.sum()) if num_items is None else num_items
         return (token_losses * counted).sum() / max(tokens, 1)
     raise UserError(f"there is no loss type {loss_type!r}; choose one of {', '.join(LOSS_TYPES)}")
@@ -125,20 +128,15 @@ def _average(
 def _clip_metrics(
     ratio: Float[Array, "B T"],
     advantage: Float[Array, "B 1"],
-    counted: Float[Array, "B T"],
+    mask: Mask,
     epsilon_low: float,
     epsilon_high: float,
 ) -> Metrics:
     """The share of tokens that clipping leaves without a gradient, below and above."""
-    low = ((ratio < 1 - epsilon_low) & (advantage < 0)).astype(ratio.dtype)
-    high = ((ratio > 1 + epsilon_high) & (advantage > 0)).astype(ratio.dtype)
+    low = Tensor(((ratio < 1 - epsilon_low) & (advantage < 0)).astype(ratio.dtype))
+    high = Tensor(((ratio > 1 + epsilon_high) & (advantage > 0)).astype(ratio.dtype))
     return {
-        "clip_ratio/low_mean": float(_mean(low, counted)),
-        "clip_ratio/high_mean": float(_mean(high, counted)),
-        "clip_ratio/region_mean": float(_mean(low + high, counted)),
+        "clip_ratio/low_mean": masked_mean(low, mask).item(),
+        "clip_ratio/high_mean": masked_mean(high, mask).item(),
+        "clip_ratio/region_mean": masked_mean(low + high, mask).item(),
     }
-
-
-def _mean(x: Any, counted: Float[Array, "B T"]) -> Any:
-    """Mean over the tokens that count, of a tensor or an array; 0 where none does."""
-    return (x * counted).sum() / max(float(counted.sum()), 1)

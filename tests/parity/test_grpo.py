@@ -1,0 +1,323 @@
+"""GRPO of levels 2 and 3 against each other, and of level 2 against the methods of `trl.GRPOTrainer` on a tiny model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shared_data.errors import UserError
+from tests.parity.arrays import array
+from tests.parity.model_cases import gradients, pair
+from tests.parity.recorder import ParityRecorder
+from tests.parity.rl_cases import B, T, both_levels, log_probabilities, reply_mask, tiny_tokenizer
+from v2_handwritten.align.algorithms import grpo as grpo2
+from v3_numpy_deep.align.algorithms import grpo as grpo3
+
+SCALES = ("group", "batch", "none")
+OLD = log_probabilities(1)
+NEW, REFERENCE = log_probabilities(2, near=OLD, scale=0.6), log_probabilities(3, near=OLD)
+ADVANTAGES = np.array([1.2, -0.4, -0.7, 0.5])
+CLIP = {"epsilon_low": 0.2, "epsilon_high": 0.28, "max_reply_length": 16}
+# What the trainer samples in these tests: four replies of different lengths, two to each prompt.
+PROMPTS = [[5, 6, 7, 8], [5, 6, 7, 8], [9, 4], [9, 4]]
+REPLIES = [[11, 12, 13, 14, 15, 16, 3], [21, 22, 3], [31, 32, 33, 34, 35], [3]]
+TEMPERATURE = 0.8
+REWARDS = [1.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_advantages_of_levels_2_and_3_are_equal(parity: ParityRecorder, scale: Any) -> None:
+    rewards = array(0, 12)
+    advantages2 = grpo2.group_advantages(torch.from_numpy(rewards), 3, scale)
+    advantages3 = grpo3.group_advantages(rewards, 3, scale)
+    parity(
+        component=f"grpo, scale {scale}",
+        quantity="advantages",
+        levels="v2-v3",
+        actual=advantages2,
+        expected=advantages3,
+        tolerance=1e-15,
+    )
+
+
+@pytest.mark.parametrize(("beta", "unbiased"), [(0.0, True), (0.04, True), (0.04, False)])
+@pytest.mark.parametrize("loss_type", grpo2.LOSS_TYPES)
+def test_loss_gradient_and_metrics_of_levels_2_and_3_are_equal(
+    parity: ParityRecorder, loss_type: str, beta: float, unbiased: bool
+) -> None:
+    constant = {"old": OLD, "reference": REFERENCE, "advantages": ADVANTAGES, "mask": reply_mask()}
+    options = CLIP | {"loss_type": loss_type, "beta": beta, "unbiased_kl": unbiased, "num_items": 40}
+    (loss2, metrics2, grads2), (loss3, metrics3, grads3) = both_levels(
+        grpo2.grpo_loss, grpo3.grpo_loss, {"new": NEW}, constant, **options
+    )
+    assert metrics2["clip_ratio/low_mean"] > 0, "the case should clip below"
+    assert metrics2["clip_ratio/high_mean"] > 0, "the case should clip above"
+    assert metrics2.keys() == metrics3.keys()
+    names = [*metrics2]
+    for quantity, a, b in (
+        ("loss", loss2, loss3),
+        ("metrics", [metrics2[k] for k in names], [metrics3[k] for k in names]),
+        ("grad log p", grads2["new"], grads3["new"]),
+    ):
+        parity(
+            component=_component(loss_type, beta, unbiased),
+            quantity=quantity,
+            levels="v2-v3",
+            actual=a,
+            expected=b,
+            tolerance=3e-16,
+        )
+
+
+def test_kl_estimate_is_never_negative_and_its_mean_is_the_divergence_of_new_from_reference() -> None:
+    """The exercise of grpo.md. With the sign of the log-ratio turned, the mean is another number."""
+    new, reference = (torch.log_softmax(torch.from_numpy(array(seed, 8)), 0) for seed in (1, 2))
+    estimates = grpo2.kl_estimate(new[None], reference[None])[0]
+    assert (estimates >= 0).all()
+    expectation = (new.exp() * estimates).sum()  # over all tokens, each as often as `new` samples it
+    torch.testing.assert_close(expectation, (new.exp() * (new - reference)).sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("loss_type", grpo2.LOSS_TYPES)
+def test_what_stands_on_padding_changes_nothing(loss_type: Any) -> None:
+    mask = reply_mask()
+    results = []
+    for garbage in (0.0, 1e4):
+        filled = [np.where(mask == 1, x, garbage * sign) for x, sign in ((NEW, 1), (OLD, -1), (REFERENCE, 1))]
+        new, old, reference = (torch.from_numpy(x) for x in filled)
+        loss, metrics = grpo2.grpo_loss(
+            new.requires_grad_(),
+            old,
+            reference,
+            torch.from_numpy(ADVANTAGES),
+            torch.from_numpy(mask),
+            beta=0.1,
+            loss_type=loss_type,
+            max_reply_length=16,
+        )
+        loss.backward()
+        results.append((loss.item(), metrics, new.grad))
+    assert results[0][:2] == results[1][:2]
+    assert torch.equal(results[0][2], results[1][2])
+    assert not results[0][2][torch.from_numpy(mask) == 0].any()
+
+
+def test_a_longer_row_of_padding_leaves_the_loss_alone() -> None:
+    """A mean over the whole array instead of over the mask would fall with every column of padding."""
+    for loss_type in grpo2.LOSS_TYPES:
+        losses = []
+        for extra in (0, 9):
+            new, old = (torch.from_numpy(np.pad(x, ((0, 0), (0, extra)))) for x in (NEW, OLD))
+            mask = torch.from_numpy(reply_mask(width=T + extra))
+            options = {"loss_type": loss_type, "max_reply_length": 16}
+            losses.append(
+                grpo2.grpo_loss(new, old, None, torch.from_numpy(ADVANTAGES), mask, **options)[0].item()
+            )
+        assert losses[0] == pytest.approx(losses[1], rel=1e-15)
+
+
+def test_what_a_token_of_a_long_reply_weighs() -> None:
+    """grpo: 1 / its reply's length; the other three: as much as any token."""
+    mask = torch.from_numpy(reply_mask())
+    for loss_type in grpo2.LOSS_TYPES:
+        new = torch.zeros(B, T, dtype=torch.float64, requires_grad=True)
+        options = {"loss_type": loss_type, "max_reply_length": 16}
+        grpo2.grpo_loss(new, None, None, torch.ones(B, dtype=torch.float64), mask, **options)[0].backward()
+        weights = -new.grad[mask == 1]
+        lengths = mask.sum(1, keepdim=True).expand(B, T)[mask == 1]
+        expected = {
+            "grpo": 1 / (B * lengths.double()),
+            "bnpo": torch.full_like(weights, 1 / 16),
+            "dapo": torch.full_like(weights, 1 / 16),
+            "dr_grpo": torch.full_like(weights, 1 / (B * 16)),
+        }
+        torch.testing.assert_close(weights, expected[loss_type], rtol=1e-15, atol=0)
+
+
+def test_equal_rewards_teach_nothing_and_a_group_of_one_is_refused() -> None:
+    for module, rewards in ((grpo2, torch.full((4,), 0.7)), (grpo3, np.full(4, 0.7, np.float32))):
+        for scale in SCALES:
+            assert not np.asarray(module.group_advantages(rewards, 2, scale)).any()
+        with pytest.raises(UserError, match="2 or more replies"):
+            module.group_advantages(rewards, 1)
+
+
+# --- against the library ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """TRL's trainer around a tiny float64 Llama, with replies and rewards that are given."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    _, library = pair("llama GQA")
+    trainer = GRPOTrainer(
+        model=library.library,
+        reward_funcs=lambda prompts, completions, **_: REWARDS,
+        args=GRPOConfig(
+            output_dir=str(tmp_path_factory.mktemp("grpo")),
+            per_device_train_batch_size=4,
+            num_generations=2,
+            max_completion_length=16,
+            temperature=TEMPERATURE,
+            epsilon=CLIP["epsilon_low"],
+            epsilon_high=CLIP["epsilon_high"],
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["t5 t6 t7 t8", "t9 t4"]}),
+        processing_class=tiny_tokenizer(),
+        rollout_func=lambda prompts, _: {
+            "prompt_ids": PROMPTS,
+            "completion_ids": REPLIES,
+            "logprobs": [[0.0] * len(reply) for reply in REPLIES],
+        },
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return trainer
+
+
+@pytest.fixture
+def rollout(trainer: Any) -> dict[str, torch.Tensor]:
+    """What the trainer makes of the replies: padded ids, masks, advantages."""
+    trainer.beta, trainer.scale_rewards = 0.0, "group"  # with a beta it would ask for a reference model
+    return trainer._generate_and_score_completions([{"prompt": "given by the rollout"}] * 4)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_advantages_equal_those_of_the_library(parity: ParityRecorder, trainer: Any, scale: Any) -> None:
+    """The library keeps rewards in float32."""
+    trainer.scale_rewards = scale
+    advantages = trainer._generate_and_score_completions([{"prompt": "given by the rollout"}] * 4)[
+        "advantages"
+    ]
+    parity(
+        component=f"grpo, scale {scale}",
+        quantity="advantages",
+        levels="v2-v1",
+        actual=grpo2.group_advantages(torch.tensor(REWARDS), 2, scale),
+        expected=advantages,
+        tolerance=1e-7,
+    )
+
+
+@pytest.mark.parametrize(("beta", "unbiased"), [(0.0, True), (0.04, True), (0.04, False)])
+@pytest.mark.parametrize("loss_type", grpo2.LOSS_TYPES)
+def test_loss_gradients_and_metrics_equal_those_of_the_library(
+    parity: ParityRecorder,
+    trainer: Any,
+    rollout: dict[str, torch.Tensor],
+    loss_type: Any,
+    beta: float,
+    unbiased: bool,
+) -> None:
+    """The same model on both sides, so that what differs is the loss alone."""
+    policy = trainer.model
+    results = []
+    for side in ("ours", "theirs"):
+        policy.zero_grad()
+        new = _reply_log_probabilities(lambda ids, mask: policy(ids, attention_mask=mask).logits, rollout)
+        old, reference = (
+            new.detach() + torch.from_numpy(array(seed, *new.shape, scale=0.3)) for seed in (1, 2)
+        )
+        if side == "ours":
+            options = CLIP | {"beta": beta, "loss_type": loss_type, "unbiased_kl": unbiased}
+            mask, advantages = rollout["completion_mask"], rollout["advantages"].double()
+            loss, metrics = grpo2.grpo_loss(new, old, reference, advantages, mask, **options)
+        else:
+            loss = _library_loss(trainer, rollout, old, reference, loss_type, beta, unbiased)
+            metrics = {name: trainer._metrics["train"][name][-1] for name in results[0][1]}
+        loss.backward()
+        results.append((loss.item(), metrics, gradients(policy)))
+        policy.zero_grad()  # sets gradients to None: those in the results stay
+
+    assert results[0][1]["clip_ratio/region_mean"] > 0
+    component = _component(loss_type, beta, unbiased)
+    _compare(parity, component, *results, tolerance=2e-15)
+
+
+def test_the_whole_way_through_our_model_equals_the_library(
+    parity: ParityRecorder, trainer: Any, rollout: dict[str, torch.Tensor]
+) -> None:
+    """The same weights and replies in each one's model. The library's norms, softmax and RoPE compute in float32."""
+    ours, _ = pair("llama GQA")
+    new = _reply_log_probabilities(lambda ids, mask: ours(ids, attention_mask=mask), rollout)
+    reference = new.detach() + torch.from_numpy(array(2, *new.shape, scale=0.3))
+    advantages = rollout["advantages"].double()
+    loss, metrics = grpo2.grpo_loss(new, None, reference, advantages, rollout["completion_mask"], beta=0.04)
+    loss.backward()
+    trainer.model.zero_grad()
+    expected = _library_loss(trainer, rollout, None, reference, "dapo", 0.04, True)
+    expected.backward()
+    logged = {name: trainer._metrics["train"][name][-1] for name in metrics}
+    ours_, theirs = (
+        (loss.item(), metrics, gradients(ours)),
+        (expected.item(), logged, gradients(trainer.model)),
+    )
+    _compare(parity, "grpo, whole model", ours_, theirs, tolerance=1e-6)
+
+
+def test_the_library_divides_by_the_temperature_and_so_do_we(
+    parity: ParityRecorder, trainer: Any, rollout: dict[str, torch.Tensor]
+) -> None:
+    """Log-probabilities of the untempered distribution are another policy's: the ratio would start away from 1."""
+    ours, _ = pair("llama GQA")
+    ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], 1)
+    attention = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], 1)
+    width = rollout["completion_ids"].shape[1]
+    theirs, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, width)
+    mask = rollout["completion_mask"]
+    logits_of = lambda ids, mask: ours(ids, attention_mask=mask)  # noqa: E731
+    tempered, plain = (_reply_log_probabilities(logits_of, rollout, t) for t in (TEMPERATURE, 1.0))
+    parity(
+        component="grpo",
+        quantity="tempered log p",
+        levels="v2-v1",
+        actual=tempered * mask,
+        expected=theirs * mask,
+        tolerance=1e-6,
+    )
+    assert ((plain - theirs) * mask).abs().max() > 0.1
+
+
+def _component(loss_type: str, beta: float, unbiased: bool) -> str:
+    return f"grpo, {loss_type}" + (f", {'unbiased' if unbiased else 'plain'} KL" if beta else "")
+
+
+def _library_loss(
+    trainer: Any, rollout: dict, old: Any, reference: Any, loss_type: str, beta: float, unbiased: bool
+) -> torch.Tensor:
+    """TRL's own method on a prepared batch; its metrics land in `trainer._metrics`."""
+    trainer.loss_type, trainer.beta = loss_type, beta
+    trainer.args.use_bias_correction_kl = unbiased
+    trainer._metrics["train"].clear()
+    batch = rollout | {"ref_per_token_logps": reference}
+    return trainer._compute_loss(trainer.model, batch | ({} if old is None else {"old_per_token_logps": old}))
+
+
+def _compare(parity: ParityRecorder, component: str, ours: Any, theirs: Any, tolerance: float) -> None:
+    """Loss, metrics (the library's are float32) and the gradient of every parameter."""
+    options = {"component": component, "levels": "v2-v1"}
+    parity(**options, quantity="loss", actual=ours[0], expected=theirs[0], tolerance=tolerance)
+    metrics = [[*side[1].values()] for side in (ours, theirs)]
+    parity(**options, quantity="metrics", actual=metrics[0], expected=metrics[1], tolerance=1e-7)
+    assert ours[2].keys() == theirs[2].keys()
+    for name, gradient in ours[2].items():
+        theirs_ = theirs[2][name]
+        parity(**options, quantity=f"grad {name}", actual=gradient, expected=theirs_, tolerance=tolerance)
+
+
+def _reply_log_probabilities(
+    logits_of: Callable, rollout: dict[str, torch.Tensor], temperature: float = TEMPERATURE
+) -> torch.Tensor:
+    """Log-probabilities of the replies' tokens [B, T]; positions count the padding before a prompt, as the library's do."""
+    ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], 1)
+    attention = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], 1)
+    width = rollout["completion_ids"].shape[1]
+    logits = logits_of(ids, attention)[:, -width - 1 : -1] / temperature
+    return torch.log_softmax(logits, -1).gather(-1, rollout["completion_ids"].unsqueeze(-1)).squeeze(-1)
