@@ -1,0 +1,282 @@
+"""LoRA, rsLoRA and DoRA at all levels: outputs, gradients, merged weights; what must not train, and what must not drop."""
+
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+
+from shared_data.errors import UserError
+from tests.parity.arrays import array
+from tests.parity.model_cases import CASES as MODEL_CASES
+from tests.parity.model_cases import batch, pair
+from tests.parity.recorder import ParityRecorder
+from v1_quick.finetune.peft import lora as library
+from v1_quick.models.transformer import Transformer as LibraryTransformer
+from v2_handwritten.finetune.peft.lora import (
+    LoraConfig,
+    inject_lora,
+    merge_lora,
+    merged_state_dict,
+)
+from v2_handwritten.models.blocks.linear import Linear
+from v2_handwritten.models.transformer import Transformer
+from v3_numpy_deep.finetune.peft import lora as lora3
+from v3_numpy_deep.models.config import ModelConfig as ModelConfig3
+from v3_numpy_deep.models.transformer import Transformer as Transformer3
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "LoRA": {"rank": 4},
+    "rsLoRA": {"rank": 4, "alpha": 3.0, "use_rslora": True},
+    "DoRA": {"rank": 4, "use_dora": True},
+    "all-linear": {"rank": 3, "target_modules": "all-linear"},
+    "DoRA, all-linear": {"rank": 3, "target_modules": "all-linear", "use_dora": True},
+}
+# At most ten times the measured errors. transformers' Llama rotates and normalizes in float32, whatever the model's type.
+FLOAT64 = {"logits": 2e-13, "every gradient": 2e-13, "merged weights": 1e-15, "logits when merged": 1e-13}
+FLOAT32_ISLANDS = {
+    "logits": 2e-5,
+    "every gradient": 5e-5,
+    "merged weights": 1e-15,
+    "logits when merged": 2e-5,
+}
+CASES = ("gpt2", "llama GQA", "llama MQA, biases, D > C/H")
+
+
+def settings(case: str, variant: str, **more: Any) -> dict[str, Any]:
+    """The settings of a variant; GPT-2 calls its layers by other names."""
+    values = VARIANTS[variant] | more
+    if case.startswith("gpt2") and "target_modules" not in values:
+        values["target_modules"] = ("c_attn", "mlp.c_proj")
+    return values
+
+
+def adapter_values(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Trained-looking numbers for a parameter of an adapter: after injection B is 0, and A would get no gradient."""
+    return array(seed, *shape, scale=0.3) + (1.0 if len(shape) == 1 else 0.0)
+
+
+def library_names(model: LibraryTransformer, name: str) -> dict[str, torch.nn.Parameter]:
+    """PEFT's adapter parameters by our names."""
+    found = {}
+    for key, parameter in model.library.get_base_model().named_parameters():
+        for theirs, ours in (
+            ("lora_A", "lora_A"),
+            ("lora_B", "lora_B"),
+            ("lora_magnitude_vector", "magnitude"),
+        ):
+            if f".{theirs}.{name}.weight" in key:
+                path = key.split(f".{theirs}.")[0]
+                tail = ours if ours == "magnitude" else f"{ours}.weight"
+                found[f"{path}.adapters.{name}.{tail}"] = parameter
+    return found
+
+
+def adapted_pair(
+    case: str, variant: str, **more: Any
+) -> tuple[Transformer, LibraryTransformer, dict[str, torch.nn.Parameter]]:
+    """Levels 2 and 1 with the same weights and the same trained adapter, and level 1's adapter parameters by our names."""
+    ours, theirs = pair(case)
+    values = settings(case, variant, **more)
+    inject_lora(ours, LoraConfig(**values), seed=5)
+    library.inject_lora(theirs, library.LoraConfig(**values), seed=5)
+    names = library_names(theirs, "default")
+    trainable = {name: p for name, p in ours.named_parameters() if p.requires_grad}
+    assert trainable.keys() == names.keys()
+    with torch.no_grad():
+        for seed, (name, parameter) in enumerate(trainable.items()):
+            assert torch.equal(parameter, names[name]), f"{name} starts from other numbers"
+            parameter.copy_(torch.from_numpy(adapter_values(tuple(parameter.shape), seed)))
+            names[name].copy_(parameter)
+    return ours, theirs, names
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", CASES)
+def test_output_gradients_and_merged_weights_equal_peft(
+    parity: ParityRecorder, case: str, variant: str
+) -> None:
+    ours, theirs, names = adapted_pair(case, variant)
+    inputs = batch(case, T=20)
+    ours.loss(**inputs).backward()
+    theirs.loss(**inputs).backward()
+    found = dict(ours.named_parameters())
+    rows: dict[str, tuple[Any, Any]] = {
+        "logits": (ours(inputs["input_ids"]), theirs(inputs["input_ids"])),
+        "every gradient": tuple(
+            torch.cat([(p[name].grad / names[name].grad.abs().max()).flatten() for name in names])
+            for p in (found, names)
+        ),
+    }
+    merge_lora(ours)
+    library.merge_lora(theirs)
+    merged = merged_state_dict(ours)
+    base = {
+        key.replace(".base_layer.", "."): value
+        for key, value in theirs.library.get_base_model().state_dict().items()
+        if "lora_" not in key
+    }
+    assert merged.keys() == base.keys()
+    rows["merged weights"] = tuple(
+        torch.cat([state[key].flatten() for key in sorted(base)]) for state in (merged, base)
+    )
+    rows["logits when merged"] = (ours(inputs["input_ids"]), rows["logits"][1])
+    tolerances = FLOAT64 if case == "gpt2" else FLOAT32_ISLANDS
+    for quantity, (actual, expected) in rows.items():
+        parity(
+            component=f"{variant}, {case}",
+            quantity=quantity,
+            levels="v2-v1",
+            actual=actual,
+            expected=expected,
+            tolerance=tolerances[quantity],
+        )
+
+
+def level_3_like(ours: Transformer, case: str, values: dict[str, Any]) -> Transformer3:
+    """Level 3's model with the same base and, after an injection of its own, the same trained adapter."""
+    model = Transformer3(ModelConfig3(**MODEL_CASES[case])).to(np.float64)
+    plain = {n.replace(".base.", "."): p for n, p in ours.state_dict().items() if ".adapters." not in n}
+    model.load_state_dict({name: weight.numpy() for name, weight in plain.items()})
+    fresh = Transformer(ours.config).double()
+    fresh.load_state_dict(plain)
+    inject_lora(fresh, LoraConfig(**values), seed=5)
+    lora3.inject_lora(model, lora3.LoraConfig(**values), seed=5)
+    parameters = dict(model.named_parameters())
+    for name, parameter in fresh.named_parameters():
+        np.testing.assert_allclose(
+            parameters[name].data, parameter.detach(), rtol=1e-15, atol=0, err_msg=name
+        )
+        assert parameters[name].requires_grad == parameter.requires_grad
+    model.load_state_dict({name: weight.numpy() for name, weight in ours.state_dict().items()})
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", CASES)
+def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, variant: str) -> None:
+    values = settings(case, variant)
+    ours, _, names = adapted_pair(case, variant)
+    model = level_3_like(ours, case, values)
+    inputs = batch(case, T=20)
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    ours.loss(**inputs).backward()
+    model.loss(**arrays).backward()
+    found, found3 = dict(ours.named_parameters()), dict(model.named_parameters())
+    assert all(found3[name].grad is None for name in found3 if name not in names)
+    rows: dict[str, tuple[Any, Any]] = {
+        "logits": (model(arrays["input_ids"]), ours(inputs["input_ids"])),
+        "every gradient": tuple(
+            np.concatenate([np.ravel(p[name].grad / found[name].grad.abs().max().item()) for name in names])
+            for p in (found3, found)
+        ),
+    }
+    merge_lora(ours)
+    lora3.merge_lora(model)
+    lora3.merge_lora(model)
+    merged, merged3 = merged_state_dict(ours), lora3.merged_state_dict(model)
+    assert merged.keys() == merged3.keys()
+    rows["merged weights"] = tuple(
+        np.concatenate([np.ravel(state[key]) for key in merged]) for state in (merged3, merged)
+    )
+    rows["logits when merged"] = (model(arrays["input_ids"]), ours(inputs["input_ids"]))
+    for quantity, (actual, expected) in rows.items():
+        parity(
+            component=f"{variant}, {case}",
+            quantity=quantity,
+            levels="v2-v3",
+            actual=actual,
+            expected=expected,
+            tolerance=FLOAT64[quantity],
+        )
+    before = model(arrays["input_ids"]).data
+    lora3.unmerge_lora(model)
+    assert not np.array_equal(model(arrays["input_ids"]).data, before)
+    assert np.array_equal(model(arrays["input_ids"]).data, rows["logits"][0].data)
+
+
+def test_level_3_drops_in_training_only_and_switches_adapters() -> None:
+    values = settings("llama GQA", "LoRA", dropout=0.5)
+    ours, _, _ = adapted_pair("llama GQA", "LoRA", dropout=0.5)
+    model, ids = level_3_like(ours, "llama GQA", values), batch("llama GQA", T=9)["input_ids"].numpy()
+    assert not np.array_equal(model(ids).data, model(ids).data)
+    model.eval()
+    first = model(ids).data
+    assert np.array_equal(first, model(ids).data)
+    lora3.inject_lora(model, lora3.LoraConfig(dropout=0.5, use_dora=True), seed=3, name="second")
+    for seed, parameter in enumerate(lora3.lora_parameters(model)):
+        parameter.data[...] = adapter_values(parameter.shape, seed)
+    second = model(ids).data
+    assert not any(module.training for module in model.modules())
+    assert np.array_equal(second, model(ids).data)
+    assert not np.allclose(second, first)
+    lora3.set_adapter(model, "default")
+    assert np.array_equal(model(ids).data, first)
+    lora3.set_adapter(model, None)
+    base = Transformer3(model.config).to(np.float64)
+    base.load_state_dict(lora3.merged_state_dict(model))
+    assert np.allclose(model(ids).data, base(ids).data, rtol=0, atol=1e-14)
+    for name in ("default", "two.words", "training", "train"):
+        with pytest.raises(UserError, match="choose"):
+            lora3.inject_lora(model, lora3.LoraConfig(), seed=0, name=name)
+
+
+class OneLayer(torch.nn.Module):
+    """A model of one linear layer, of either library."""
+
+    def __init__(self, proj: torch.nn.Module) -> None:
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_one_layer_equals_peft_in_training_with_dropout(
+    parity: ParityRecorder, bias: bool, use_dora: bool, dropout: float
+) -> None:
+    """Both libraries' dropout draws with the same kernel, so equal seeds give equal masks."""
+    ours, theirs = OneLayer(Linear(6, 5, bias)), OneLayer(torch.nn.Linear(6, 5, bias))
+    ours.double().load_state_dict(theirs.double().state_dict())
+    values: dict[str, Any] = {
+        "rank": 2,
+        "dropout": dropout,
+        "target_modules": ("proj",),
+        "use_dora": use_dora,
+    }
+    inject_lora(ours, LoraConfig(**values), seed=0)
+    peft_config = peft.LoraConfig(
+        r=2, lora_alpha=16, lora_dropout=dropout, target_modules=["proj"], use_dora=use_dora
+    )
+    theirs = peft.inject_adapter_in_model(peft_config, theirs)
+    trainable = [[p for p in model.parameters() if p.requires_grad] for model in (ours, theirs)]
+    for parameters in trainable:
+        parameters.sort(key=lambda p: -p.ndim)  # stable: A, B, and the magnitude last
+    pairs = dict(zip(*trainable, strict=True))
+    with torch.no_grad():
+        for seed, (a, b) in enumerate(pairs.items()):
+            assert a.shape == b.shape
+            a.copy_(torch.from_numpy(adapter_values(tuple(a.shape), seed)))
+            b.copy_(a)
+    layer: Any = ours.proj
+    layer.generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
+    inputs = [torch.from_numpy(array(1, 7, 6)).requires_grad_() for _ in range(2)]
+    outputs = [model(x) for model, x in zip((ours, theirs), inputs, strict=True)]
+    for y in outputs:
+        y.backward(torch.from_numpy(array(2, 7, 5)))
+    rows = {"output": outputs, "grad x": [x.grad for x in inputs]}
+    rows |= {f"grad of parameter {i}": [a.grad, b.grad] for i, (a, b) in enumerate(pairs.items())}
+    for quantity, (actual, expected) in rows.items():
+        parity(
+            component=f"{'DoRA' if use_dora else 'LoRA'} layer, {'bias, ' if bias else ''}dropout {dropout}",
+            quantity=quantity,
+            levels="v2-v1",
+            actual=actual,
+            expected=expected,
+            tolerance=5e-15,
+        )

@@ -1,0 +1,107 @@
+"""LoRA, rsLoRA and DoRA: PEFT's `LoraConfig`, `get_peft_model`, and the methods of its `PeftModel`.
+
+python -c "from v1_quick.finetune.peft.lora import *; from v1_quick.models.transformer import Transformer; from transformers import LlamaConfig; print(len(inject_lora(Transformer(LlamaConfig(num_hidden_layers=1)), LoraConfig(), seed=0)))"
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from shared_data.errors import UserError
+from v1_quick.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What an adapter is; the same fields at all levels."""
+
+    rank: int = 8  # columns of B and rows of A
+    alpha: float = 16.0  # strength of the update, before the division by the rank
+    dropout: float = 0.0  # of the adapter's input, in training only
+    target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
+    use_rslora: bool = False  # divide alpha by √rank, not by the rank
+    use_dora: bool = False  # learn the length of each row of the weight apart from its direction
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"LoRA of rank {self.rank} has no weights; choose a rank of at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"LoRA dropout {self.dropout} is no probability below 1; choose one in [0, 1)")
+
+
+def initial_down_projection(path: str, rank: int, in_features: int, seed: int) -> np.ndarray:
+    """Uniform in ±1/√in_features [rank, in_features], as PEFT draws it; the same numbers at all levels."""
+    bound = 1 / math.sqrt(in_features)
+    generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    return generator.uniform(-bound, bound, (rank, in_features)).astype(np.float32)
+
+
+def inject_lora(
+    model: Transformer, config: LoraConfig, seed: int, name: str = "default"
+) -> list[nn.Parameter]:
+    """Hang a new adapter on the model, make it the active one, and return its parameters: the only ones that train."""
+    library: Any = model.library
+    settings = _library_config(model, config)
+    try:
+        if isinstance(library, peft.PeftModel):
+            library.add_adapter(name, settings)
+        else:
+            model.library = peft.get_peft_model(library, settings, adapter_name=name)
+    except ValueError as error:  # no such target, or a name that is taken
+        raise UserError(f"PEFT cannot add the adapter {name!r} ({error}); choose another one") from error
+    for path, module in model.library.get_base_model().named_modules():
+        if isinstance(module, LoraLayer) and name in module.lora_A:
+            weight: Any = module.lora_A[name].weight
+            rank, in_features = weight.shape
+            numbers = initial_down_projection(path, rank, in_features, seed)
+            weight.data.copy_(torch.from_numpy(numbers))
+    set_adapter(model, name)
+    return lora_parameters(model)
+
+
+def set_adapter(model: Transformer, name: str | None) -> None:
+    """Make one adapter the active one, and the only thing that trains; None: the base alone."""
+    tuner: Any = model.library.base_model
+    if name is None:
+        tuner.disable_adapter_layers()
+    else:
+        tuner.enable_adapter_layers()
+        model.library.set_adapter(name)
+
+
+def lora_parameters(model: Transformer) -> list[nn.Parameter]:
+    """The parameters of the active adapter."""
+    return [parameter for parameter in model.library.parameters() if parameter.requires_grad]
+
+
+def merge_lora(model: Transformer) -> None:
+    """Add the active adapter to the weights. Merging again changes nothing but a warning."""
+    model.library.merge_adapter()
+
+
+def unmerge_lora(model: Transformer) -> None:
+    """Subtract it again: equal up to rounding, where the other levels keep the base's bits."""
+    model.library.unmerge_adapter()
+
+
+def _library_config(model: Transformer, config: LoraConfig) -> peft.LoraConfig:
+    """Our settings under PEFT's names. GPT-2's `Conv1D` keeps its weight as [in, out], which PEFT wants to be told."""
+    targets = config.target_modules
+    return peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT computes with any number
+        lora_dropout=config.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.library.modules()),
+        task_type="CAUSAL_LM",
+    )
