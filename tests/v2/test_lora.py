@@ -168,3 +168,20 @@ def test_a_name_is_taken_once() -> None:
             inject_lora(model, LoraConfig(), seed=0, name=name)
     with pytest.raises(UserError, match="default"):
         set_adapter(model, "other")
+
+
+def test_at_the_first_step_only_B_has_a_gradient() -> None:
+    """The exercise of lora.md: A's gradient is a multiple of B, which is 0; after one step it is not."""
+    model, _ = pair("llama GQA")
+    inject_lora(model, LoraConfig(), seed=0)
+    optimizer = AdamW(parameter_groups(model, weight_decay=0.0), learning_rate=0.01)
+    gradients: list[dict[str, float]] = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.loss(**batch("llama GQA", T=9)).backward()
+        largest = {n: p.grad.abs().max().item() for n, p in model.named_parameters() if p.grad is not None}
+        gradients.append(largest)
+        optimizer.step()
+    for name in gradients[0]:
+        assert (gradients[0][name] > 0) == ("lora_B" in name)
+        assert gradients[1][name] > 0
