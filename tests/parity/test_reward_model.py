@@ -1,0 +1,184 @@
+"""The reward model at all levels: scores, gradients, the last token under padding, folders that load both ways."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from shared_data.errors import UserError
+from tests.parity.arrays import array, integers
+from tests.parity.inference_cases import trio
+from tests.parity.model_cases import gradients
+from tests.parity.preference_cases import PAD, reward_trio
+from tests.parity.recorder import ParityRecorder
+from v1_quick.models import reward_model as v1
+from v2_handwritten.models import reward_model as v2
+from v2_handwritten.models.checkpoint import save_model
+from v3_numpy_deep.models import reward_model as v3
+
+CASES = ["gpt2", "llama GQA"]
+B, T = 3, 9
+IDS = integers(4, PAD, B, T)
+# Right padding, left padding, none.
+MASK = np.array([[1, 1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * T])
+IDS[MASK == 0] = PAD
+
+
+def torch_inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(IDS), torch.from_numpy(MASK)
+
+
+def relative(found: dict[str, Any], expected: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """All gradients in a row, each divided by the largest element of the expected one."""
+    assert found.keys() == expected.keys()
+    scales = {name: abs(np.asarray(expected[name])).max() for name in expected}
+    rows = (found, expected)
+    first, second = (np.concatenate([np.ravel(np.asarray(x[n])) / scales[n] for n in expected]) for x in rows)
+    return first, second
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_and_every_gradient_agree_at_all_levels(parity: ParityRecorder, case: str) -> None:
+    library, model, arrays = reward_trio(*trio(case))
+    direction = array(8, B)
+    found, results = {}, []
+    for reward_model in (library, model):
+        result = reward_model(*torch_inputs())
+        result.backward(torch.from_numpy(direction))
+        scores = reward_model.scores(*torch_inputs()).detach()[MASK == 1]
+        results.append((result.detach(), scores, gradients(reward_model)))
+    result = arrays(IDS, MASK)
+    result.backward(direction)
+    found = {name: parameter.grad for name, parameter in arrays.named_parameters()}
+    results.append((result, arrays.scores(IDS, MASK).data[MASK == 1], found))
+    for levels, i, j, tolerance in (
+        ("v2-v1", 1, 0, 5e-6 if case.startswith("llama") else 2e-14),
+        ("v2-v3", 2, 1, 2e-14),
+    ):
+        for quantity, a, b in (
+            ("score", results[i][0], results[j][0]),
+            ("score of every prefix", results[i][1], results[j][1]),
+            ("every gradient", *relative(results[i][2], results[j][2])),
+        ):
+            component = f"reward_model, {case}"
+            parity(
+                component=component,
+                quantity=quantity,
+                levels=levels,
+                actual=a,
+                expected=b,
+                tolerance=tolerance,
+            )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_right_padded_scores_equal_the_library_class_itself(parity: ParityRecorder, case: str) -> None:
+    """`GPT2ForSequenceClassification` and `LlamaForSequenceClassification` find the last token by `pad_token_id`."""
+    library, model, _ = reward_trio(*trio(case))
+    ids, mask = (x[[0, 2]] for x in torch_inputs())
+    with torch.no_grad():
+        expected = library.library.eval()(ids, attention_mask=mask).logits.squeeze(-1)
+        parity(
+            component=f"reward_model, {case}",
+            quantity="score, library class",
+            levels="v2-v1",
+            actual=model(ids, mask),
+            expected=expected,
+            tolerance=1e-6 if case.startswith("llama") else 5e-15,
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_score_is_read_at_the_last_real_token_under_either_padding(case: str) -> None:
+    """The exercise of reward_model.md: padding left or right, whatever its id, leaves every score as it is alone."""
+    _, model, arrays = reward_trio(*trio(case))
+    for row in range(B):
+        alone = IDS[row : row + 1][:, MASK[row] == 1]
+        expected = model(torch.from_numpy(alone)).item()
+        assert model.scores(torch.from_numpy(alone))[0, -1].item() == pytest.approx(expected, abs=1e-14)
+        for pad_id in (PAD, int(alone[0, -1])):  # padding may look like the last token
+            ids = IDS.copy()
+            ids[MASK == 0] = pad_id
+            found = model(torch.from_numpy(ids), torch.from_numpy(MASK))[row].item()
+            assert found == pytest.approx(expected, abs=1e-13)
+            assert arrays(ids, MASK).data[row] == pytest.approx(expected, abs=1e-13)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_new_reward_model_leaves_the_language_model_alone(case: str) -> None:
+    library, language, array_language = trio(case)
+    models = reward_trio(library, language, array_language)
+    assert np.array_equal(models[1].score.weight.detach(), models[2].score.weight.data)
+    assert np.array_equal(models[1].score.weight.detach(), models[0].library.score.weight.detach())
+    before = {name: tensor.clone() for name, tensor in language.state_dict().items()}
+    before3 = {name: tensor.copy() for name, tensor in array_language.state_dict().items()}
+    with torch.no_grad():
+        for parameter in models[1].parameters():
+            parameter += 1
+    for parameter in models[2].parameters():
+        parameter.data += 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in language.state_dict().items())
+    assert all(np.array_equal(tensor, before3[name]) for name, tensor in array_language.state_dict().items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_carry_the_library_names(case: str) -> None:
+    library, model, arrays = reward_trio(*trio(case))
+    expected = {name: tuple(tensor.shape) for name, tensor in library.library.state_dict().items()}
+    for ours in (model, arrays):
+        assert {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_level_loads_what_every_level_saved(case: str, tmp_path: Path) -> None:
+    models = dict(zip((v1, v2, v3), reward_trio(*trio(case)), strict=True))
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer_config.json").write_text('{"pad_token": "<|pad|>"}')
+    (tokenizer / "tokenizer.json").write_text(
+        json.dumps({"added_tokens": [{"id": PAD, "content": "<|pad|>"}]})
+    )
+    expected = models[v2](*torch_inputs()).detach().numpy()
+    for level, model in models.items():
+        folder = tmp_path / level.__name__
+        level.save_reward_model(model, folder, tokenizer)
+        for reader in models:
+            loaded = reader.load_reward_model(folder)
+            inputs = (IDS, MASK) if reader is v3 else torch_inputs()
+            found = loaded.eval()(*inputs)
+            found = found.data if reader is v3 else found.detach().numpy()
+            np.testing.assert_allclose(found, expected, atol=3e-6)
+        library = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert (library.config.num_labels, library.config.pad_token_id) == (1, PAD)
+        ids, mask = (x[[0, 2]] for x in torch_inputs())
+        np.testing.assert_allclose(
+            library.double()(ids, attention_mask=mask).logits[:, 0].detach(), expected[[0, 2]], atol=3e-6
+        )
+
+
+@pytest.mark.parametrize("level", [v1, v2, v3])
+def test_folders_that_are_no_reward_model_are_refused(level: Any, tmp_path: Path) -> None:
+    _, language, _ = trio("gpt2")
+    save_model(language, tmp_path / "language")
+    with pytest.raises(UserError, match=r"score.weight.*`reward`"):
+        level.load_reward_model(tmp_path / "language")
+    v2.save_reward_model(v2.RewardModel.from_transformer(language, 0), tmp_path / "cut")
+    tensors = load_file(tmp_path / "cut" / "model.safetensors")
+    save_file({**tensors, "score.weight": torch.zeros(2, 32)}, tmp_path / "cut" / "model.safetensors")
+    with pytest.raises(UserError, match=r"score"):
+        level.load_reward_model(tmp_path / "cut")
+    with pytest.raises(UserError):
+        level.load_reward_model(tmp_path / "nowhere")
+
+
+def test_a_text_longer_than_the_model_is_refused() -> None:
+    _, model, arrays = reward_trio(*trio("gpt2"))
+    ids = np.zeros((1, 129), np.int64)
+    for call in (lambda: model(torch.from_numpy(ids)), lambda: arrays(ids)):
+        with pytest.raises(UserError, match="129 tokens are more than the model's 128 positions"):
+            call()
