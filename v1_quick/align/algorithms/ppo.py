@@ -27,4 +27,5 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """Mean 0 (unless `shift_mean` is off) and variance 1 over the places of [B, T] that count; 0 elsewhere."""
     from trl.experimental.ppo.ppo_trainer import masked_whiten  # takes seconds to import
 
-    return torch.masked_fill(masked_whiten(x, mask, shift_mean), ~mask.bool(), 0)
+    # The mask in the type of x, or the library would round its n / (n - 1) to float32.
+    return torch.masked_fill(masked_whiten(x, mask.to(x.dtype), shift_mean), ~mask.bool(), 0)

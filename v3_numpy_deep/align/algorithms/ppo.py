@@ -35,11 +35,10 @@ class Experience(NamedTuple):
     advantages: Float[Array, "B T"]  # whitened
     returns: Float[Array, "B T"]  # what the value model should have said
     reply_mask: Mask
-    metrics: Metrics
 
     def rows(self, rows: Int[Array, " N"]) -> "Experience":
         """The experience of some replies: a minibatch."""
-        return Experience(*(field[rows] for field in self[:-1]), metrics=self.metrics)
+        return Experience(*(field[rows] for field in self))
 
 
 def value_mask(reply_mask: Mask) -> Mask:
@@ -138,7 +137,7 @@ def make_experience(
     gamma: float = 1.0,
     lam: float = 0.95,
     whiten_rewards: bool = False,
-) -> Experience:
+) -> tuple[Experience, Metrics]:
     """All that happens between the rollout and the first gradient, in TRL's order: returns are made before whitening."""
     judged = value_mask(reply_mask)
     rewards = token_rewards(
@@ -156,7 +155,7 @@ def make_experience(
         rewards = whiten(rewards, judged, shift_mean=False)
     advantages, returns = generalized_advantages(rewards, values, judged, gamma, lam)
     advantages = whiten(advantages, reply_mask)
-    return Experience(log_probabilities, values, advantages, returns, reply_mask, metrics)
+    return Experience(log_probabilities, values, advantages, returns, reply_mask), metrics
 
 
 def policy_loss(
@@ -211,7 +210,7 @@ def ppo_minibatch_loss(
     value_coefficient: float = 0.1,
 ) -> tuple[Tensor, Metrics]:
     """The loss of both models on some rows of experience: policy + `value_coefficient` · value."""
-    old, old_values, advantages, returns, mask, _ = experience
+    old, old_values, advantages, returns, mask = experience
     policy, metrics = policy_loss(new, old, advantages, mask, clip_range)
     value, value_metrics = value_loss(new_values, old_values, returns, value_mask(mask), clip_range_value)
     return policy + value_coefficient * value, metrics | value_metrics
