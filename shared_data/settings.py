@@ -31,6 +31,8 @@ from shared_data.settings_schema import (
     ModelSettings,
     PretrainSettings,
     Settings,
+    SftSettings,
+    TrainingSettings,
 )
 
 __all__ = [
@@ -45,7 +47,9 @@ __all__ = [
     "PretrainSettings",
     "Section",
     "Settings",
+    "SftSettings",
     "TokenizerSettings",
+    "TrainingSettings",
     "available_configs",
     "load_settings",
     "seed_overrides",

@@ -6,7 +6,7 @@ the names of Hugging Face configurations. Sizes that cannot work together are re
     python -c "from shared_data.settings_schema import ModelSettings; print(ModelSettings(hidden_size=64))"
 """
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -73,8 +73,10 @@ class ModelSettings(Section):
         return self
 
 
-class PretrainSettings(Section):
-    """The training run."""
+class TrainingSettings(Section):
+    """What every stage has that trains on packed sequences; a stage changes the defaults it must."""
+
+    stage: ClassVar[str] = "pretrain"  # the section's name, for messages
 
     steps: int = Field(default=600, ge=1, description="optimizer steps")
     batch_size: int = Field(default=16, ge=1, description="B, sequences in one forward and backward pass")
@@ -123,21 +125,63 @@ class PretrainSettings(Section):
         description="steps between evaluations on the validation split; 0 is only at the end",
     )
     eval_batches: int = Field(default=8, ge=1, description="batches of an evaluation during training")
+    checkpoint_every: int = Field(
+        default=100, ge=0, description="steps between resumable checkpoints; 0 is only at the end"
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk, the newest")
+    resume: bool = Field(default=True, description="continue from the newest checkpoint of the same settings")
+    seed: int = Field(
+        default=0, ge=0, description="seed of the weights, of dropout and of the order of the data"
+    )
+
+
+class PretrainSettings(TrainingSettings):
+    """The training run."""
+
     sample_every: int = Field(default=200, ge=0, description="steps between samples of text; 0 is never")
     sample_prompt: str = Field(
         default="Once", description="the beginning that samples continue; may be empty"
     )
     sample_tokens: int = Field(default=60, ge=1, description="tokens of a sample")
-    checkpoint_every: int = Field(
-        default=100, ge=0, description="steps between resumable checkpoints; 0 is only at the end"
-    )
-    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk, the newest")
     init_from: str | None = Field(
         default=None, description="start from the weights of this Hugging Face folder"
     )
-    resume: bool = Field(default=True, description="continue from the newest checkpoint of the same settings")
-    seed: int = Field(
-        default=0, ge=0, description="seed of the weights, of dropout and of the order of the data"
+
+
+class SftSettings(TrainingSettings):
+    """Instruction tuning on conversations; the loss counts the assistant's tokens only."""
+
+    stage: ClassVar[str] = "sft"
+
+    source: str = Field(
+        default="story_world",
+        description="conversations: story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with `messages`, "
+        "`prompt` and `completion`, or `instruction` and `output`; or a hub dataset",
+    )
+    conversations: int = Field(
+        default=6000, ge=1, description="at most so many are read, or drawn from the story world"
+    )
+    questions_per_story: int = Field(
+        default=8, ge=1, description="story world: turns of a conversation about one story"
+    )
+    request_fraction: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="story world: share of conversations that ask for a story instead",
+    )
+    sequence_length: int = Field(
+        default=2048, ge=8, description="T, tokens in a packed sequence; at most the model's positions"
+    )
+    batch_size: int = Field(
+        default=1, ge=1, description="B, packed sequences in one forward and backward pass"
+    )
+    test_questions: int = Field(default=300, ge=1, description="held-out questions that measure the accuracy")
+    steps: int = Field(default=900, ge=1, description="optimizer steps")
+    learning_rate: float = Field(default=2.5e-3, gt=0, description="the peak")
+    warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up from zero")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
     )
 
 
@@ -179,6 +223,7 @@ class Settings(Section):
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    sft: SftSettings = SftSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     generate: GenerateSettings = GenerateSettings()
 

@@ -40,6 +40,13 @@ STAGES = {
         local_paths=("pretrain.init_from",),
         resumable=True,
     ),
+    "sft": Stage(
+        "Tune the model on conversations, so that it answers; continues where it was interrupted (levels 2 and 3).",
+        after="pretrain",
+        sections=("sft",),
+        local_paths=("sft.source",),
+        resumable=True,
+    ),
     "evaluate": Stage(
         "Measure perplexity and bits per byte on held-out text, beside the entropy floor.",
         after="pretrain",
@@ -58,6 +65,9 @@ WITHOUT_EFFECT = {
     "pretrain.resume",
     "pretrain.keep_checkpoints",
     "pretrain.checkpoint_every",
+    "sft.resume",
+    "sft.keep_checkpoints",
+    "sft.checkpoint_every",
 }
 
 

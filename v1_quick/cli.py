@@ -20,6 +20,7 @@ app = build_app(
         "data": "v1_quick.data_pipeline.prepare:prepare_documents",
         "tokenizer": "v1_quick.data_pipeline.prepare:prepare_tokens",
         "pretrain": "v1_quick.pretrain.train:pretrain",
+        "sft": "v1_quick.finetune.sft_train:sft",
         "evaluate": "v1_quick.evaluation.evaluate:evaluate",
         "generate": "v1_quick.inference.generate:generate_samples",
     },

@@ -14,6 +14,7 @@ app = build_app(
         "data": "v2_handwritten.data_pipeline.prepare:prepare_documents",
         "tokenizer": "v2_handwritten.data_pipeline.prepare:prepare_tokens",
         "pretrain": "v2_handwritten.pretrain.train:pretrain",
+        "sft": "v2_handwritten.finetune.sft_train:sft",
         "evaluate": "v2_handwritten.evaluation.evaluate:evaluate",
         "generate": "v2_handwritten.inference.generate:generate_samples",
     },

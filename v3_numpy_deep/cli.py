@@ -14,6 +14,7 @@ app = build_app(
         "data": "v3_numpy_deep.data_pipeline.prepare:prepare_documents",
         "tokenizer": "v3_numpy_deep.data_pipeline.prepare:prepare_tokens",
         "pretrain": "v3_numpy_deep.pretrain.train:pretrain",
+        "sft": "v3_numpy_deep.finetune.sft_train:sft",
         "evaluate": "v3_numpy_deep.evaluation.evaluate:evaluate",
         "generate": "v3_numpy_deep.inference.generate:generate_samples",
     },

@@ -198,14 +198,23 @@ def _yes_no_question(story: Story, rng: random.Random) -> Task:
     return Task("yes/no", question_prompt(story.text, question), sentence("yes" if true else "no"), story)
 
 
+def _any_question(story: Story, rng: random.Random) -> Task:
+    """60 % with an answer in the story, 20 % yes/no, 20 % unanswerable."""
+    draw = rng.random()
+    return _yes_no_question(story, rng) if draw < 0.2 else _open_question(story, rng, answerable=draw < 0.8)
+
+
+def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
+    """At most `count` questions about one story, all different."""
+    tasks = {task.prompt: task for task in (_any_question(story, rng) for _ in range(2 * count))}
+    return list(tasks.values())[:count]
+
+
 def questions(seed: int = 0, split: str = "train", world: StoryWorld | None = None) -> Iterator[Task]:
     """Questions without end, one a story: 60 % with an answer in the story, 20 % yes/no, 20 % unanswerable."""
     rng = random.Random(f"questions/{seed}/{split}")
     for story in (world or StoryWorld()).stories(seed, split):
-        draw = rng.random()
-        yield (
-            _yes_no_question(story, rng) if draw < 0.2 else _open_question(story, rng, answerable=draw < 0.8)
-        )
+        yield _any_question(story, rng)
 
 
 def multiple_choice(

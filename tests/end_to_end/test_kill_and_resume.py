@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from shared_data.stages import upstream
+
 PACKAGES = {"v2": "v2_handwritten", "v3": "v3_numpy_deep"}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 STEPS = 60
@@ -30,13 +32,26 @@ SETTINGS = {
     "pretrain.sample_tokens": 4,
     "pretrain.checkpoint_every": 7,
 }
+# Tuning starts from a model that was hardly trained.
+TUNING = {
+    "pretrain.steps": 2,
+    "sft.steps": STEPS,
+    "sft.conversations": 40,
+    "sft.sequence_length": 600,
+    "sft.test_questions": 2,
+    "sft.log_every": 1,
+    "sft.eval_every": 10,
+    "sft.eval_batches": 1,
+    "sft.checkpoint_every": 7,
+}
+OVERRIDES = {"pretrain": SETTINGS, "sft": SETTINGS | TUNING}
 
 # The import of torch takes longer than these trainings. So one process imports the level and each run is a fork of it,
 # which calls what the console script calls, with the same arguments.
 FORKS = """
 import importlib, json, os, sys
 app = importlib.import_module(sys.argv[1] + ".cli").app
-importlib.import_module(sys.argv[1] + ".pretrain.train")
+importlib.import_module(sys.argv[1] + ".finetune.sft_train")
 for line in sys.stdin:
     arguments, errors = json.loads(line)
     child = os.fork()
@@ -55,16 +70,18 @@ for line in sys.stdin:
 """
 
 
-def arguments(stage: str, out: Path) -> list[str]:
-    """The command line of a stage: the smoke configuration, made smaller."""
-    options = [option for key, value in SETTINGS.items() for option in ("--set", f"{key}={value}")]
+def arguments(stage: str, out: Path, trained: str) -> list[str]:
+    """The command line of a stage: the smoke configuration, made smaller; `trained` is the stage that will be killed."""
+    overrides = OVERRIDES[trained].items()
+    options = [option for key, value in overrides for option in ("--set", f"{key}={value}")]
     return [stage, "--config", "smoke", "--out", str(out), *options]
 
 
-class Pretraining:
-    """Starts `vN pretrain` again and again, and ends it at chosen steps."""
+class Training:
+    """Starts `vN pretrain` (or another stage that trains) again and again, and ends it at chosen steps."""
 
-    def __init__(self, level: str, folder: Path) -> None:
+    def __init__(self, level: str, stage: str, folder: Path) -> None:
+        self.stage = stage
         command = [sys.executable, "-c", FORKS, PACKAGES[level]]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.forks = subprocess.Popen(command, env=ENVIRONMENT, **pipes)  # type: ignore[call-overload]
@@ -72,9 +89,9 @@ class Pretraining:
 
     def run(self, out: Path, until: int | None = None, end: signal.Signals = signal.SIGKILL) -> int:
         """Run to the end, or send a signal as soon as this run has logged a step; the exit code (-9: killed)."""
-        log = out / "pretrain" / "metrics_log.jsonl"
+        log = out / self.stage / "metrics_log.jsonl"
         before = last_step(log)
-        self.forks.stdin.write(json.dumps([arguments("pretrain", out), str(self.stderr)]) + "\n")
+        self.forks.stdin.write(json.dumps([arguments(self.stage, out, self.stage), str(self.stderr)]) + "\n")
         self.forks.stdin.flush()
         process = int(self.forks.stdout.readline())
         if until is not None:
@@ -100,33 +117,35 @@ def last_step(log: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def results(out: Path) -> dict[str, bytes]:
-    """Everything of a finished run that must not depend on how often it was killed."""
-    folder = out / "pretrain"
+def results(folder: Path) -> dict[str, bytes]:
+    """Everything of a finished stage that must not depend on how often it was killed."""
     last = folder / "state" / f"step-{STEPS:06d}"
     files = [folder / "model.safetensors", folder / "metrics_log.jsonl", last / "optimizer.safetensors"]
     return {path.name: path.read_bytes() for path in files}
 
 
 @contextmanager
-def pretraining(level: str, folder: Path) -> Iterator[tuple[Pretraining, Path]]:
-    """A run folder with documents and tokens, made by the console script, and what trains on it."""
+def training(level: str, stage: str, folder: Path) -> Iterator[tuple[Training, Path]]:
+    """A run folder with all that the stage reads, made by the console script, and what trains on it."""
     prepared = folder / "prepared"
-    for stage in ("data", "tokenizer"):
-        command = [str(Path(sys.executable).parent / level), *arguments(stage, prepared)]
+    for earlier in upstream(stage):
+        command = [str(Path(sys.executable).parent / level), *arguments(earlier, prepared, stage)]
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-    each = Pretraining(level, folder)
+    each = Training(level, stage, folder)
     try:
         yield each, prepared
     finally:
         each.close()
 
 
+@pytest.mark.parametrize("stage", OVERRIDES)
 @pytest.mark.parametrize("level", ["v2", "v3"])
-def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(level: str, tmp_path: Path) -> None:
+def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
+    level: str, stage: str, tmp_path: Path
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with pretraining(level, tmp_path) as (each, prepared):
+    with training(level, stage, tmp_path) as (each, prepared):
         shutil.copytree(prepared, whole)
         shutil.copytree(prepared, killed)
         assert each.run(whole) == 0, each.stderr.read_text()
@@ -137,17 +156,16 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(level: str, tmp_
             )
         for number in (signal.SIGINT, signal.SIGTERM):  # these save and leave
             assert (
-                each.run(killed, until=last_step(killed / "pretrain" / "metrics_log.jsonl") + 1, end=number)
-                == 2
+                each.run(killed, until=last_step(killed / stage / "metrics_log.jsonl") + 1, end=number) == 2
             )
             message = each.stderr.read_text()
             assert "interrupted" in message
             assert "Traceback" not in message
-            step = last_step(killed / "pretrain" / "metrics_log.jsonl")
-            assert (killed / "pretrain" / "state" / f"step-{step:06d}").is_dir()
+            step = last_step(killed / stage / "metrics_log.jsonl")
+            assert (killed / stage / "state" / f"step-{step:06d}").is_dir()
 
         assert each.run(killed) == 0, each.stderr.read_text()
-    assert results(killed) == results(whole)
-    assert last_step(whole / "pretrain" / "metrics_log.jsonl") == STEPS
-    assert not list((killed / "pretrain").rglob(".*.tmp")), "something unfinished is left"
-    assert len(list((killed / "pretrain" / "state").iterdir())) == 2, "the last K checkpoints are kept"
+    assert results(killed / stage) == results(whole / stage)
+    assert last_step(whole / stage / "metrics_log.jsonl") == STEPS
+    assert not list((killed / stage).rglob(".*.tmp")), "something unfinished is left"
+    assert len(list((killed / stage / "state").iterdir())) == 2, "the last K checkpoints are kept"

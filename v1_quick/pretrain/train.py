@@ -10,7 +10,9 @@ All levels have the same stage; level 1 hands the training to `transformers.Trai
 """
 
 import math
+from collections.abc import Callable
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,19 @@ def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None
         progress(settings.pretrain.steps, "pretrain", done=state.step) as bar,
         StopRequest() as stop,
     ):
-        after_step = _AfterStep(settings, run, model, optimizer, state, validation, tokenizer, log, bar, stop)
+        after_step = AfterStep(
+            settings,
+            run,
+            model,
+            optimizer,
+            state,
+            validation,
+            log,
+            bar,
+            stop,
+            sample=partial(_sample, settings, model, tokenizer),
+            sample_every=settings.pretrain.sample_every,
+        )
         train(model, optimizer, loader, settings.pretrain, state, after_step)
     save_model(model, folder, run.tokenizer.parent)
     return {
@@ -152,8 +166,11 @@ def held_out_numbers(
     }
 
 
-class _AfterStep:
-    """What happens between two steps: the log, the progress bar, evaluation, a sample, a checkpoint, a stop."""
+class AfterStep:
+    """What happens between two steps of a training stage: the log, the progress bar, evaluation, a sample, a checkpoint, a stop.
+
+    `stage` names the settings section and the folder; `sample(step)` is a text to log, after each `sample_every` steps.
+    """
 
     def __init__(
         self,
@@ -162,20 +179,22 @@ class _AfterStep:
         model: Transformer,
         optimizer: AdamW,
         state: TrainingState,
-        validation: PackedDataLoader,
-        tokenizer: Tokenizer,
+        validation: Any,  # a loader with `one_pass`
         log: MetricsLog,
         bar: Any,  # shared_data.progress.Progress
         stop: StopRequest,
+        stage: str = "pretrain",
+        sample: Callable[[int], str] | None = None,
+        sample_every: int = 0,
     ) -> None:
-        self.settings, self.run = settings, run
+        self.section, self.stage, self.run = getattr(settings, stage), stage, run
         self.model, self.optimizer, self.state = model, optimizer, state
-        self.validation, self.tokenizer = validation, tokenizer
-        self.log, self.bar, self.stop = log, bar, stop
+        self.validation, self.log, self.bar, self.stop = validation, log, bar, stop
+        self.sample, self.sample_every = sample, sample_every
         self.loss: float | None = None
 
     def __call__(self, step: Step) -> None:
-        section, last = self.settings.pretrain, step.number == self.settings.pretrain.steps
+        section, last = self.section, step.number == self.section.steps
         self.loss = step.loss
         tokens_per_second = step.tokens / step.seconds
         row: dict[str, Any] = {}
@@ -191,8 +210,8 @@ class _AfterStep:
                 self.model, self.validation, section.eval_batches, section.document_masks
             )
             self.bar.print(f"step {step.number}: validation loss {row['validation_loss']:.3f}")
-        if _is_due(step.number, section.sample_every):
-            row["sample"] = self._sample(step.number)
+        if self.sample is not None and _is_due(step.number, self.sample_every):
+            row["sample"] = self.sample(step.number)
             self.bar.print(f"step {step.number}: {row['sample']!r}")
         if row:
             self.log.append(step=step.number, **row)
@@ -202,33 +221,32 @@ class _AfterStep:
         if self.stop.requested and not last:
             raise KeyboardInterrupt
 
-    def _sample(self, seed: int) -> str:
-        """A continuation of the prompt of the settings; the same step of the same run gives the same text."""
-        prompt = self.settings.pretrain.sample_prompt
-        ids = generate(
-            self.model,
-            [
-                [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt)]
-            ],  # as a document begins in training
-            max_new_tokens=self.settings.pretrain.sample_tokens,
-            temperature=0.8,
-            seed=seed,
-            eos_token_id=self.tokenizer.end_of_text_id,
-        )
-        self.model.train()
-        return prompt + self.tokenizer.decode(ids[0], skip_special_tokens=True)
-
     def _save(self) -> None:
         """A checkpoint to continue from; the log up to here is on disk already."""
         save_training_state(
-            self.run.stage("pretrain") / "state",
+            self.run.stage(self.stage) / "state",
             self.state,
             self.model,
             self.optimizer,
-            fingerprint=self.run.fingerprint("pretrain"),
-            keep=self.settings.pretrain.keep_checkpoints,
+            fingerprint=self.run.fingerprint(self.stage),
+            keep=self.section.keep_checkpoints,
             tokenizer_folder=self.run.tokenizer.parent,
         )
+
+
+def _sample(settings: Settings, model: Transformer, tokenizer: Tokenizer, seed: int) -> str:
+    """A continuation of the prompt of the settings; the same step of the same run gives the same text."""
+    prompt = settings.pretrain.sample_prompt
+    ids = generate(
+        model,
+        [[tokenizer.end_of_text_id, *tokenizer.encode(prompt)]],  # as a document begins in training
+        max_new_tokens=settings.pretrain.sample_tokens,
+        temperature=0.8,
+        seed=seed,
+        eos_token_id=tokenizer.end_of_text_id,
+    )
+    model.train()
+    return prompt + tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
 def _is_due(step: int, every: int) -> bool:

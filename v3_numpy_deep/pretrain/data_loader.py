@@ -15,7 +15,7 @@ levels 2 and 3 read rows of the file themselves.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -39,6 +39,20 @@ class Batch:
     def num_targets(self) -> int:
         """How many positions of the batch are predictions: what a mean loss is a mean over."""
         return int(np.count_nonzero(self.labels != IGNORED_LABEL))
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """What the training loop needs of a loader."""
+
+    def next_batch(self) -> Batch:
+        """The next batch, without end."""
+
+    def one_pass(self, max_batches: int | None = None) -> Iterator[Batch]:
+        """All batches once, for evaluation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides which batches follow."""
 
 
 class PackedDataLoader:

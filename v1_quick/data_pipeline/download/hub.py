@@ -6,6 +6,7 @@ Levels 2 and 3 ask the hub's HTTP interface by hand and keep the files; here not
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from shared_data.documents import Document
 from shared_data.errors import UserError
@@ -15,15 +16,21 @@ from v1_quick.data_pipeline.processing.formatting import format_text
 
 def hub_documents(settings: DataSettings) -> Iterator[Document]:
     """Stream the documents of `data.source`."""
+    for number, (where, row) in enumerate(hub_records(settings)):
+        text = format_text(row, settings.text_field, where)
+        if text and not text.isspace():
+            yield Document(text, f"{settings.source}#{number}")
+
+
+def hub_records(settings: DataSettings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stream the whole records of `data.source`, each with the words that name it in an error."""
     import datasets
 
     name = settings.source
     try:
         rows = datasets.load_dataset(name, settings.hub_config, split=settings.hub_split, streaming=True)
-        for number, row in enumerate(rows):
-            text = format_text(row, settings.text_field, f"hub dataset {name!r}, row {number + 1:,}")
-            if text and not text.isspace():
-                yield Document(text, f"{name}#{number}")
+        for number, row in enumerate(rows, start=1):
+            yield f"hub dataset {name!r}, row {number:,}", row
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"hub dataset {name!r} does not exist, or is private or gated; check the name, or set data.source to a local file"

@@ -7,7 +7,7 @@ read the formats by hand.
 import gzip
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
         options = {"keep_linebreaks": True, "encoding": settings.encoding}
     elif builder in ("json", "csv"):
         options = {"encoding": settings.encoding}
-    try:
+    with _faults_named(path, settings.encoding):
         rows = _load(builder, path, options)
         if builder == "text":
             texts = split_text((row["text"] for row in rows), settings.text_unit, only_file)
@@ -45,11 +45,18 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
             texts = _texts_of(rows, path, settings.text_field)
         for number, text in enumerate(texts):
             yield Document(text, f"{path}#{number}")
+
+
+@contextmanager
+def _faults_named(path: Path, encoding: str) -> Iterator[None]:
+    """Turn the library's own errors, pyarrow's, pandas' and the file system's into one line for the user."""
+    try:
+        yield
     except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the library raises its own, pyarrow's, pandas' and the file system's errors
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        line = _first_bad_line(path, settings.encoding) if _format_of(path) == ".jsonl" else None
+        line = _first_bad_line(path, encoding) if _format_of(path) == ".jsonl" else None
         if line is not None:
             raise UserError(
                 f"{path}, line {line:,} is not a JSON object; correct or remove that line"
@@ -57,6 +64,22 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {reason}); correct the file, data.encoding or data.source"
         ) from error
+
+
+def read_records(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]]:
+    """Stream the records of one file whole, each with the words that name it in an error; of plain text there are none."""
+    builder = _BUILDERS.get(_format_of(path))
+    if builder is None:
+        raise UserError(f"{path} holds no records; give a file that ends in .jsonl, .json, .csv or .parquet")
+    with _faults_named(path, encoding):
+        rows = _load(builder, path, {} if builder == "parquet" else {"encoding": encoding})
+        unit = "row" if builder == "parquet" else "record"
+        for number, row in enumerate(rows, start=1):
+            # `datasets` gives every record all fields of the file; those it did not have are None.
+            yield (
+                f"{path}, {unit} {number:,}",
+                {name: value for name, value in row.items() if value is not None},
+            )
 
 
 def _first_bad_line(path: Path, encoding: str) -> int | None:

@@ -18,7 +18,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from shared_data.errors import UserError
-from shared_data.settings import PretrainSettings
+from shared_data.settings import TrainingSettings
 from v1_quick.models.transformer import Transformer
 from v1_quick.pretrain.components.schedulers import _scheduler_arguments
 from v1_quick.pretrain.components.training_state import TrainingState
@@ -41,7 +41,7 @@ def train(
     model: Transformer,
     optimizer: torch.optim.Optimizer,
     loader: PackedDataLoader,
-    settings: PretrainSettings,
+    settings: TrainingSettings,
     state: TrainingState,
     after_step: Callable[[Step], None],
 ) -> None:
@@ -94,7 +94,7 @@ def evaluate_loss(
 
 
 def _training_arguments(
-    settings: PretrainSettings, state: TrainingState, device: torch.device, folder: str
+    settings: TrainingSettings, state: TrainingState, device: torch.device, folder: str
 ) -> TrainingArguments:
     """Our settings by the Trainer's names; what a callback does is turned off."""
     if settings.precision == "float16" and device.type == "cpu":
@@ -141,7 +141,7 @@ class _StepCallback(TrainerCallback):
         self,
         trainer: _Trainer,
         loader: PackedDataLoader,
-        settings: PretrainSettings,
+        settings: TrainingSettings,
         state: TrainingState,
         after_step: Callable[[Step], None],
     ) -> None:
@@ -196,13 +196,13 @@ def _model_inputs(batch: Batch, document_masks: bool, device: torch.device) -> d
 
 
 def _stop_if_diverged(
-    loss: float, norm: float, step: int, vocab_size: int, settings: PretrainSettings
+    loss: float, norm: float, step: int, vocab_size: int, settings: TrainingSettings
 ) -> None:
     """A run beyond saving ends here, with its checkpoints as they are; ln V is the loss of guessing blindly."""
     if math.isfinite(loss) and math.isfinite(norm) and loss < 4 * math.log(vocab_size):
         return
     what = f"the loss is {loss:.4g}" if math.isfinite(norm) else f"the gradient norm is {norm}"
     raise UserError(
-        f"training diverged: {what} at step {step}; lower pretrain.learning_rate (now {settings.learning_rate:g}) or raise "
-        f"pretrain.warmup_steps (now {settings.warmup_steps}); checkpoints of earlier steps are kept"
+        f"training diverged: {what} at step {step}; lower {settings.stage}.learning_rate (now {settings.learning_rate:g}) or raise "
+        f"{settings.stage}.warmup_steps (now {settings.warmup_steps}); checkpoints of earlier steps are kept"
     )

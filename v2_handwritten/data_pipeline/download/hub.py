@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 
 from shared_data.documents import Document
 from shared_data.errors import UserError, explain_os_error
 from shared_data.progress import progress
 from shared_data.settings import DataSettings
-from v2_handwritten.data_pipeline.download.readers import read_documents
+from v2_handwritten.data_pipeline.download.readers import read_documents, read_records
 
 BLOCK = 1 << 18  # bytes between two updates of the progress bar
 _ATTEMPTS = 4  # of one file; each continues where the one before stopped
@@ -40,6 +41,15 @@ def hub_documents(settings: DataSettings) -> Iterator[Document]:
         download(url, path)
         for row, document in enumerate(read_documents(path, settings, False)):
             yield replace(document, id=f"{settings.source}/{number}#{row}")
+
+
+def hub_records(settings: DataSettings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stream the whole records of `data.source`, each with the words that name it in an error."""
+    folder = Path(settings.hub_cache).expanduser() / settings.source.replace("/", "--")
+    for number, url in enumerate(list_parquet_files(settings)):
+        path = folder / f"{_config_and_split(url)}-{number:05d}.parquet"
+        download(url, path)
+        yield from read_records(path)
 
 
 def list_parquet_files(settings: DataSettings) -> list[str]:

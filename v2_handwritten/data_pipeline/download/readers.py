@@ -63,6 +63,30 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
             yield Document(text, f"{path}#{number}")
 
 
+def read_records(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]]:
+    """Stream the records of one file whole, each with the words that name it in an error; of plain text there are none."""
+    kind = _format_of(path)
+    with _faults_named(path):
+        if kind == ".parquet":
+            unit, records = "row", _parquet_records(path, None)
+        elif kind in (".jsonl", ".json", ".csv"):
+            chunks = _text_chunks(path, encoding)
+            unit = "record" if kind == ".json" else "line"
+            read = {".jsonl": _jsonl_records, ".json": _json_records}
+            records = read[kind](chunks, path) if kind in read else _csv_records(chunks)
+        else:
+            raise UserError(
+                f"{path} holds no records; give a file that ends in .jsonl, .json, .csv or .parquet"
+            )
+        for number, record in records:
+            where = f"{path}, {unit} {number:,}"
+            if not isinstance(record, dict):
+                raise UserError(
+                    f"{where} is a {type(record).__name__}, not an object; write one object a record"
+                )
+            yield where, record
+
+
 def _format_of(path: Path) -> str:
     """ ".csv" for corpus.csv and for corpus.csv.gz."""
     return path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
@@ -193,8 +217,8 @@ def _csv_records(chunks: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         yield rows.line_num, row
 
 
-def _parquet_records(path: Path, text_field: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with the text column only; parquet stores columns apart, so the others are never read."""
+def _parquet_records(path: Path, column: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with one column only, or with all; parquet stores columns apart, so the others are never read."""
     import pyarrow.parquet
 
     with tempfile.TemporaryFile() as unpacked:
@@ -203,10 +227,8 @@ def _parquet_records(path: Path, text_field: str) -> Iterator[tuple[int, dict[st
                 shutil.copyfileobj(packed, unpacked)
         with pyarrow.parquet.ParquetFile(unpacked if path.suffix.lower() == ".gz" else path) as file:
             columns = file.schema_arrow.names
-            if text_field not in columns:
+            if column is not None and column not in columns:
                 yield 1, dict.fromkeys(columns)
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    yield number, {text_field: text}
+            wanted = columns if column is None else [column]
+            rows = (row for batch in file.iter_batches(256, columns=wanted) for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)

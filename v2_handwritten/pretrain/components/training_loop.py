@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from shared_data.errors import UserError
-from shared_data.settings import PretrainSettings
+from shared_data.settings import TrainingSettings
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW
 from v2_handwritten.pretrain.components.precision import LossScaler, compute_dtype
 from v2_handwritten.pretrain.components.schedulers import learning_rate
 from v2_handwritten.pretrain.components.training_state import TrainingState
-from v2_handwritten.pretrain.data_loader import Batch, PackedDataLoader
+from v2_handwritten.pretrain.data_loader import Batch, BatchSource
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Step:
 def train(
     model: Transformer,
     optimizer: AdamW,
-    loader: PackedDataLoader,
-    settings: PretrainSettings,
+    loader: BatchSource,
+    settings: TrainingSettings,
     state: TrainingState,
     after_step: Callable[[Step], None],
 ) -> None:
@@ -116,7 +116,7 @@ def _accumulate_gradients(
 
 @torch.no_grad()
 def evaluate_loss(
-    model: Transformer, loader: PackedDataLoader, max_batches: int | None, document_masks: bool
+    model: Transformer, loader: BatchSource, max_batches: int | None, document_masks: bool
 ) -> float:
     """Nats per token over the first sequences of the file: no randomness, the same batches every time."""
     device = next(model.parameters()).device
@@ -139,13 +139,13 @@ def _model_inputs(batch: Batch, document_masks: bool, device: torch.device) -> d
 
 
 def _stop_if_diverged(
-    loss: float, norm: float, step: int, vocab_size: int, settings: PretrainSettings
+    loss: float, norm: float, step: int, vocab_size: int, settings: TrainingSettings
 ) -> None:
     """A run beyond saving ends here, with its checkpoints as they are; ln V is the loss of guessing blindly."""
     if math.isfinite(loss) and math.isfinite(norm) and loss < 4 * math.log(vocab_size):
         return
     what = f"the loss is {loss:.4g}" if math.isfinite(norm) else f"the gradient norm is {norm}"
     raise UserError(
-        f"training diverged: {what} at step {step}; lower pretrain.learning_rate (now {settings.learning_rate:g}) or raise "
-        f"pretrain.warmup_steps (now {settings.warmup_steps}); checkpoints of earlier steps are kept"
+        f"training diverged: {what} at step {step}; lower {settings.stage}.learning_rate (now {settings.learning_rate:g}) or raise "
+        f"{settings.stage}.warmup_steps (now {settings.warmup_steps}); checkpoints of earlier steps are kept"
     )

@@ -1,0 +1,142 @@
+"""The stage `sft`: conversations in, an assistant out (supervised fine-tuning, Ouyang et al. 2022, section 3.1).
+
+The training is that of pretraining (pretrain/components/training_loop.py) on other batches: packed conversations, in which only
+the assistant's tokens are labels. On the story world the stage ends with an exam: questions about stories that no training
+conversation told of, each reply compared with the right one.
+
+Level 1: TRL's `SFTTrainer`; level 2: the same as here over torch.
+
+    uv run v3 sft --config tiny
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from shared_data.files import write_json
+from shared_data.metrics_log import MetricsLog
+from shared_data.progress import progress
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
+from v3_numpy_deep.data_pipeline.download.records import open_records
+from v3_numpy_deep.data_pipeline.processing.formatting import Message, format_chat
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v3_numpy_deep.device import resolve_device
+from v3_numpy_deep.evaluation.metrics.answers import answer_questions
+from v3_numpy_deep.finetune.chat_data import PackedConversations, encode_conversation
+from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
+from v3_numpy_deep.pretrain.components.training_loop import train
+from v3_numpy_deep.pretrain.components.training_state import (
+    StopRequest,
+    TrainingState,
+    clear_training_states,
+    clear_unfinished,
+    load_training_state,
+    newest_training_state,
+)
+from v3_numpy_deep.pretrain.train import AfterStep
+
+VALIDATION_PART = 20  # one conversation in so many is held out of training, to watch the loss
+
+
+def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
+    """Tune the pretrained model of the run on conversations; returns the numbers of the stage.
+
+    Raises `UserError` for a record that is no conversation or does not fit, a missing checkpoint, a diverged loss.
+    """
+    section = settings.sft
+    tokenizer = Tokenizer.load(run.tokenizer)
+    folder = run.stage("sft")
+    clear_unfinished(folder)
+    clear_unfinished(folder / "state")
+    checkpoint = None
+    if section.resume:
+        checkpoint = newest_training_state(folder / "state", run.fingerprint("sft"))
+    resolve_device(settings.device)
+    model = load_model(checkpoint or run.checkpoint("pretrain"))
+    loader, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
+
+    betas = (section.adam_beta1, section.adam_beta2)
+    groups = parameter_groups(model, section.weight_decay)
+    optimizer = AdamW(groups, section.learning_rate, betas, section.adam_epsilon)
+    state = TrainingState()
+    if checkpoint:
+        state = load_training_state(checkpoint, optimizer)
+        loader.load_state_dict(state.loader)
+    else:
+        clear_training_states(folder / "state")
+    log = MetricsLog(folder / "metrics_log.jsonl")
+    log.truncate_after(state.step)
+
+    with progress(section.steps, "sft", done=state.step) as bar, StopRequest() as stop:
+        after_step = AfterStep(
+            settings, run, model, optimizer, state, validation, log, bar, stop, stage="sft"
+        )
+        train(model, optimizer, loader, section, state, after_step)
+    ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.end_of_text_id]
+    model.config = replace(model.config, eos_token_id=ends)  # a chat model ends its turn, not the document
+    save_model(model, folder, run.tokenizer.parent)
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "conversations": len(loader.examples),
+        "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+        "loss": after_step.loss if after_step.loss is not None else log.rows()[-1]["loss"],
+        **_exam(settings, run, model, tokenizer),
+    }
+
+
+def open_conversations(
+    settings: Settings, tokenizer: Tokenizer, positions: int
+) -> tuple[PackedConversations, PackedConversations]:
+    """Packed conversations to train on, and some to watch the loss with. Raises `UserError` naming the record that is wrong."""
+    section = settings.sft
+    length = min(section.sequence_length, positions)
+    examples = [
+        encode_conversation(tokenizer, messages, length, where)
+        for where, messages in islice(_conversations(settings), section.conversations)
+    ]
+    held_out = examples[::VALIDATION_PART] if len(examples) > 1 else examples
+    kept = [example for i, example in enumerate(examples) if i % VALIDATION_PART] or examples
+    pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
+    options: dict[str, Any] = {"sequence_length": length, "pad_id": pad_id, "seed": section.seed}
+    return (
+        PackedConversations(kept, section.batch_size, **options),
+        PackedConversations(held_out, section.batch_size, shuffle=False, **options),
+    )
+
+
+def _conversations(settings: Settings) -> Iterator[tuple[str, list[Message]]]:
+    """Each conversation with the words that name it in an error."""
+    section = settings.sft
+    if section.source != "story_world":
+        data = settings.data.model_copy(update={"source": section.source})
+        for where, record in open_records(data):
+            yield where, format_chat(record, where)
+        return
+    from shared_data.story_world.conversations import conversations
+
+    told = conversations(section.seed, "train", section.questions_per_story, section.request_fraction)
+    for number, messages in enumerate(told):
+        yield f"conversation {number:,} of the story world", messages
+
+
+def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tokenizer) -> dict[str, float]:
+    """Share of held-out questions that get exactly the right reply, before and after; the replies are kept in answers.json."""
+    if settings.data.source != "story_world":
+        return {}
+    from shared_data.story_world.tasks import questions
+
+    tasks = list(islice(questions(settings.sft.seed, "test"), settings.sft.test_questions))
+    before = load_model(run.checkpoint("pretrain"))
+    first = answer_questions(before, tokenizer, tasks)
+    last = answer_questions(model, tokenizer, tasks)
+    write_json(run.stage("sft") / "answers.json", {"before": first.records, "after": last.records})
+    return {
+        "qa_accuracy_before": first.accuracy,
+        "qa_accuracy": last.accuracy,
+        "unanswerable_accuracy": last.by_kind.get("unanswerable", 0.0),
+    }
