@@ -68,7 +68,7 @@ def dpo_trainer(
         model.library,
         reference.library,
         arguments,
-        train_dataset=_dataset([_record(pair) for pair in pairs()]),
+        train_dataset=_dataset([{"prompt": "t5", "chosen": " t6", "rejected": " t7"}]),  # it insists on text
         processing_class=_tokenizer(),
     )
     model.library.double().eval()
@@ -89,10 +89,6 @@ def trl_metrics(trainer: Any) -> dict[str, float]:
     return metrics
 
 
-def _record(pair: tuple[list[int], list[int], list[int]]) -> dict[str, list[int]]:
-    return dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True))
-
-
 _COMMON: dict[str, Any] = {
     "report_to": [],
     "use_cpu": True,
@@ -110,9 +106,10 @@ def _dataset(records: list[dict[str, Any]]) -> Any:
 
 def _tokenizer() -> PreTrainedTokenizerFast:
     """Words t0, t1, …: the trainers want a tokenizer, the records are ids already."""
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({f"t{id}": id for id in range(V)}, unk_token="t0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=f"t{PAD}", eos_token=f"t{END}")
 
 
