@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from shared_data.story_world.lexicon import NAMES, THINGS
-from shared_data.story_world.questions import POOLS, questions, sentence, wrong_answers
+from shared_data.story_world.questions import POOLS, questions, reply_with, wrong_answers
 from shared_data.story_world.records import DOES_NOT_SAY, PreferencePair, Task
 from shared_data.story_world.requests import parse_request, requests
 from shared_data.story_world.world import StoryWorld
@@ -25,10 +25,12 @@ from shared_data.story_world.world import StoryWorld
 def _wrong_answer(task: Task, rng: random.Random) -> tuple[str, str]:
     """(rejected reply, reason) for a question."""
     if task.kind == "yes/no":
-        return ("No." if task.reply == "Yes." else "Yes."), "wrong answer"
+        flipped = {"yes": "no", "no": "yes"}
+        return re.sub(r"(yes|no)\.$", lambda verdict: f"{flipped[verdict[1]]}.", task.reply), "wrong answer"
     if task.kind == "unanswerable":
         kind = rng.choice(("colour", "hero", "place", "trait", "food"))
-        return sentence(rng.choice(POOLS[kind](task.story.facts))), "made up"
+        facts = task.story.facts
+        return reply_with(kind, facts, facts.hero, rng.choice(POOLS[kind](facts))), "made up"
     if rng.random() < 0.25:
         return DOES_NOT_SAY, "evasive"
     return wrong_answers(task, rng, 1)[0], "wrong answer"

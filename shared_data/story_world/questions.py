@@ -36,10 +36,15 @@ from shared_data.story_world.world import Story, StoryWorld
 
 
 class Kind(NamedTuple):
-    """How a kind of question is put, with `{…}` taken from the facts, and how it is answered."""
+    """How a kind of question is put, with `{…}` taken from the facts, and how it is answered.
+
+    A reply is a whole sentence that takes up what was asked: that is how people answer, and a small model finds the rest of
+    a sentence more easily in the story than a bare word.
+    """
 
     phrasings: tuple[str, ...]
     answer: Callable[[Facts, str], str | None]  # the facts and the name or thing asked about; None: not told
+    reply: str  # with {answer}
 
 
 def _event_word(kind: str, key: str, article: bool = False) -> Callable[[Facts, str], str | None]:
@@ -59,41 +64,98 @@ def _found(facts: Facts, _: str) -> str | None:
 
 
 KINDS: dict[str, Kind] = {
-    "hero": Kind(("Who is the story about?", "Who is the main character?"), lambda f, _: f.hero),
-    "friend": Kind(("Who is the friend of {hero}?", "Who is with {hero}?"), lambda f, _: f.friend),
-    "species": Kind(("What kind of creature is {name}?", "What is {name}?"), lambda f, name: Word(f.kind_of(name)).a),
-    "trait": Kind(("What is {name} like?", "Which word describes {name}?"), lambda f, name: f.trait_of(name)),
-    "hobby": Kind(("What does {hero} love to do?", "What is the hobby of {hero}?"), lambda f, _: f.hobby),
-    "place": Kind(("Where are {hero} and {friend}?", "Where does the story happen?"), lambda f, _: f.at_place),
-    "colour": Kind(("What colour is the {thing}?", "Which colour does the {thing} have?"), lambda f, _: f.colour),
-    "size": Kind(("How big is the {thing}?", "What size is the {thing}?"), lambda f, _: f.size),
+    "hero": Kind(
+        ("Who is the story about?", "Who is the main character?"),
+        lambda f, _: f.hero,
+        "The story is about {answer}.",
+    ),
+    "friend": Kind(
+        ("Who is the friend of {hero}?", "Who is with {hero}?"),
+        lambda f, _: f.friend,
+        "The friend of {hero} is {answer}.",
+    ),
+    "species": Kind(
+        ("What kind of creature is {name}?", "What is {name}?"),
+        lambda f, name: Word(f.kind_of(name)).a,
+        "{name} is {answer}.",
+    ),
+    "trait": Kind(
+        ("What is {name} like?", "Which word describes {name}?"),
+        lambda f, name: f.trait_of(name),
+        "{name} is {answer}.",
+    ),
+    "hobby": Kind(
+        ("What does {hero} love to do?", "What is the hobby of {hero}?"),
+        lambda f, _: f.hobby,
+        "{hero} loves to {answer}.",
+    ),
+    "place": Kind(
+        ("Where are {hero} and {friend}?", "Where does the story happen?"),
+        lambda f, _: f.at_place,
+        "{hero} and {friend} are {answer}.",
+    ),
+    "colour": Kind(
+        ("What colour is the {thing}?", "Which colour does the {thing} have?"),
+        lambda f, _: f.colour,
+        "The {thing} is {answer}.",
+    ),
+    "size": Kind(
+        ("How big is the {thing}?", "What size is the {thing}?"),
+        lambda f, _: f.size,
+        "The {thing} is {answer}.",
+    ),
     "holder": Kind(
-        ("Who has the {thing} at the end?", "Who has the {thing} now?"), lambda f, _: f.holder or "nobody"
+        ("Who has the {thing} at the end?", "Who has the {thing} now?"),
+        lambda f, _: f.holder or "nobody",
+        "The {thing} is with {answer}.",
     ),
     "feeling": Kind(
-        ("How does {name} feel at the end?", "What does {name} feel?"), lambda f, name: f.feelings.get(name)
+        ("How does {name} feel at the end?", "What does {name} feel?"),
+        lambda f, name: f.feelings.get(name),
+        "{name} feels {answer}.",
     ),
-    "found": Kind(("Where was the {thing} found last?", "Where did they last find the {thing}?"), _found),
+    "found": Kind(
+        ("Where was the {thing} found last?", "Where did they last find the {thing}?"),
+        _found,
+        "The {thing} was {answer}.",
+    ),
     "count": Kind(
         ("How many animals or things do they count in the end?", "What number do they count to?"),
         _event_word("count", "total"),
+        "They count to {answer}.",
     ),
-    "food": Kind(("What do they share to eat?", "What do they eat together?"), _event_word("food", "food", True)),
+    "food": Kind(
+        ("What do they share to eat?", "What do they eat together?"),
+        _event_word("food", "food", True),
+        "They share {answer}.",
+    ),
     "building": Kind(
         ("What do they build?", "What do {hero} and {friend} make?"),
         lambda f, _: next((e.words["building"].a for e in f.events if e.kind in ("build", "plan")), None),
+        "They build {answer}.",
     ),
     "material": Kind(
         ("What do they build with?", "What is the building made of?"),
         lambda f, _: next((str(e.words["material"]) for e in f.events if e.kind in ("build", "plan")), None),
+        "They build with {answer}.",
     ),
-    "trade": Kind(("What is traded for the {thing}?", "What is the {thing} swapped for?"), _event_word("trade", "trinket", True)),
-    "helped": Kind(("Who needs help?", "Whom do they help?"), _event_word("help", "stranger")),
+    "trade": Kind(
+        ("What is traded for the {thing}?", "What is the {thing} swapped for?"),
+        _event_word("trade", "trinket", True),
+        "The {thing} is swapped for {answer}.",
+    ),
+    "helped": Kind(
+        ("Who needs help?", "Whom do they help?"), _event_word("help", "stranger"), "They help {answer}."
+    ),
     # What no story ever tells.
-    "age": Kind(("How old is {name}?",), lambda f, _: None),
-    "family": Kind(("What is the name of the sister of {name}?", "Who is the uncle of {name}?"), lambda f, _: None),
-    "breakfast": Kind(("What did {name} have for breakfast?",), lambda f, _: None),
-}  # fmt: skip
+    "age": Kind(("How old is {name}?",), lambda f, _: None, "{name} is {answer}."),
+    "family": Kind(
+        ("What is the name of the sister of {name}?", "Who is the uncle of {name}?"),
+        lambda f, _: None,
+        "The name is {answer}.",
+    ),
+    "breakfast": Kind(("What did {name} have for breakfast?",), lambda f, _: None, "{name} had {answer}."),
+}
 
 NEVER_TOLD = ("age", "family", "breakfast")
 
@@ -104,19 +166,39 @@ class Statement(NamedTuple):
     phrasing: str
     truth: Callable[[Facts], str]
     values: Callable[[Facts], list[str]]
+    reply: str  # with {truth} and {verdict}: first what is so, then what follows from it
 
 
 STATEMENTS = (
-    Statement("Is the {thing} {value}?", lambda f: f.colour, lambda f: list(COLOURS)),
-    Statement("Is {hero} {value}?", lambda f: f.hero_trait, lambda f: list(TRAITS)),
-    Statement("Is {friend} {value}?", lambda f: f.friend_trait, lambda f: list(TRAITS)),
     Statement(
-        "Are {hero} and {friend} {value}?", lambda f: f.at_place, lambda f: [place.at for place in PLACES]
+        "Is the {thing} {value}?",
+        lambda f: f.colour,
+        lambda f: list(COLOURS),
+        "The {thing} is {truth}, so {verdict}.",
+    ),
+    Statement(
+        "Is {hero} {value}?",
+        lambda f: f.hero_trait,
+        lambda f: list(TRAITS),
+        "{hero} is {truth}, so {verdict}.",
+    ),
+    Statement(
+        "Is {friend} {value}?",
+        lambda f: f.friend_trait,
+        lambda f: list(TRAITS),
+        "{friend} is {truth}, so {verdict}.",
+    ),
+    Statement(
+        "Are {hero} and {friend} {value}?",
+        lambda f: f.at_place,
+        lambda f: [place.at for place in PLACES],
+        "{hero} and {friend} are {truth}, so {verdict}.",
     ),
     Statement(
         "Does {value} have the {thing} at the end?",
-        lambda f: f.holder or "somebody else",
+        lambda f: f.holder or "nobody",
         lambda f: [f.hero, f.friend],
+        "The {thing} is with {truth}, so {verdict}.",
     ),
 )
 
@@ -142,26 +224,39 @@ POOLS: dict[str, Callable[[Facts], list[str]]] = {
 }
 
 
-def sentence(answer: str | None) -> str:
-    """An answer as a reply: "In the park."."""
-    return DOES_NOT_SAY if answer is None else f"{answer[0].upper()}{answer[1:]}."
+def _fill(phrasing: str, facts: Facts, **words: str) -> str:
+    return phrasing.format(hero=facts.hero, friend=facts.friend, thing=facts.thing, **words)
 
 
-def _fill(phrasing: str, facts: Facts, name: str = "", value: str = "") -> str:
-    return phrasing.format(hero=facts.hero, friend=facts.friend, thing=facts.thing, name=name, value=value)
+def reply_with(kind: str, facts: Facts, name: str, answer: str | None) -> str:
+    """The sentence that answers a question of this kind about `name`, whether it is right or wrong."""
+    return DOES_NOT_SAY if answer is None else _fill(KINDS[kind].reply, facts, name=name, answer=answer)
+
+
+def _verdict(statement: Statement, facts: Facts, value: str) -> str:
+    truth = statement.truth(facts)
+    return _fill(statement.reply, facts, truth=truth, verdict="yes" if value == truth else "no")
+
+
+def read_question(question: str, facts: Facts) -> tuple[str, str] | None:
+    """(kind, name asked about) of a question that `questions` could have asked about this story; yes/no has its own."""
+    for kind, entry in KINDS.items():
+        for phrasing in entry.phrasings:
+            for name in (facts.hero, facts.friend):
+                if _fill(phrasing, facts, name=name) == question:
+                    return kind, name
+    return None
 
 
 def answer(question: str, facts: Facts) -> str | None:
     """The right reply to a question that `questions` could have asked about this story; `None` for any other."""
-    for kind in KINDS.values():
-        for phrasing in kind.phrasings:
-            for name in (facts.hero, facts.friend):
-                if _fill(phrasing, facts, name) == question:
-                    return sentence(kind.answer(facts, name))
+    if asked := read_question(question, facts):
+        kind, name = asked
+        return reply_with(kind, facts, name, KINDS[kind].answer(facts, name))
     for statement in STATEMENTS:
         for value in statement.values(facts):
             if _fill(statement.phrasing, facts, value=value) == question:
-                return sentence("yes" if value == statement.truth(facts) else "no")
+                return _verdict(statement, facts, value)
     return None
 
 
@@ -184,9 +279,11 @@ def _open_question(story: Story, rng: random.Random, answerable: bool) -> Task:
     untold = [kind for kind in KINDS if kind not in told and kind not in NEVER_TOLD]
     kinds = list(told) if answerable else (untold if untold and rng.random() < 0.5 else NEVER_TOLD)
     kind = rng.choice(kinds)
-    question = _fill(rng.choice(KINDS[kind].phrasings), facts, name)
+    question = _fill(rng.choice(KINDS[kind].phrasings), facts, name=name)
     label = kind if answerable else "unanswerable"
-    return Task(label, question_prompt(story.text, question), sentence(told.get(kind)), story)
+    return Task(
+        label, question_prompt(story.text, question), reply_with(kind, facts, name, told.get(kind)), story
+    )
 
 
 def _yes_no_question(story: Story, rng: random.Random) -> Task:
@@ -195,7 +292,7 @@ def _yes_no_question(story: Story, rng: random.Random) -> Task:
     true = rng.random() < 0.5 and truth in values
     value = truth if true else rng.choice([value for value in values if value != truth])
     question = _fill(statement.phrasing, facts, value=value)
-    return Task("yes/no", question_prompt(story.text, question), sentence("yes" if true else "no"), story)
+    return Task("yes/no", question_prompt(story.text, question), _verdict(statement, facts, value), story)
 
 
 def _any_question(story: Story, rng: random.Random) -> Task:
@@ -232,10 +329,13 @@ def multiple_choice(
 
 def wrong_answers(task: Task, rng: random.Random, count: int) -> list[str]:
     """Different replies of the right kind that are wrong. The words of the story itself come first: they tempt most."""
-    pool = dict.fromkeys(sentence(word) for word in POOLS[task.kind](task.story.facts))
+    facts, asked = task.story.facts, split_prompt(task.prompt)
+    known = read_question(asked[1], facts) if asked else None
+    assert known is not None, f"not an open question: {task.prompt!r}"
+    pool = {reply_with(known[0], facts, known[1], word): word for word in POOLS[task.kind](facts)}
     pool.pop(task.reply, None)
-    tempting = [reply for reply in pool if reply[:-1] in task.prompt]
-    rest = [reply for reply in pool if reply[:-1] not in task.prompt]
+    tempting = [reply for reply, word in pool.items() if word in task.prompt]
+    rest = [reply for reply, word in pool.items() if word not in task.prompt]
     drawn = [*rng.sample(tempting, min(len(tempting), count)), *rng.sample(rest, min(len(rest), count))][
         :count
     ]

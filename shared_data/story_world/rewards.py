@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from shared_data.errors import UserError
 from shared_data.story_world.lexicon import COLOURS, NAMES, THINGS
-from shared_data.story_world.questions import answer, sentence, split_prompt
+from shared_data.story_world.questions import answer, split_prompt
 from shared_data.story_world.records import DOES_NOT_SAY
 from shared_data.story_world.requests import Request, count_sentences, parse_request, verify
 from shared_data.story_world.splits import SPLITS
@@ -65,10 +65,7 @@ def _answer_reward(right: str, reply: str) -> float:
     if said == known:
         return 0.8
     contained = f" {known} " in f" {said} " and len(said) <= 4 * len(known) + 20
-    return 0.5 if contained and right != DOES_NOT_SAY and right not in YES_NO else 0.0
-
-
-YES_NO = (sentence("yes"), sentence("no"))
+    return 0.5 if contained and right != DOES_NOT_SAY else 0.0
 
 
 def story_reward(request: Request | None, text: str) -> RewardParts:

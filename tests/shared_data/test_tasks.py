@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_data.story_world import StoryWorld
-from shared_data.story_world.questions import KINDS, split_prompt
+from shared_data.story_world.conversations import conversations
+from shared_data.story_world.questions import KINDS, read_question, split_prompt
 from shared_data.story_world.splits import SPLITS, split_of
 from shared_data.story_world.tasks import (
     DOES_NOT_SAY,
@@ -81,17 +82,23 @@ def test_questions_are_answered_from_the_text_and_answers_are_told_in_it(world: 
         assert answer(parts[1], task.story.facts) == task.reply
         kinds[task.kind] += 1
         if task.kind in told_literally:
-            told = task.reply[:-1].lower().split()[-1] if task.kind == "place" else task.reply[:-1].lower()
-            assert told in parts[0].lower(), (parts, task.reply)
+            asked = read_question(parts[1], task.story.facts)
+            assert asked is not None
+            told = KINDS[asked[0]].answer(task.story.facts, asked[1])
+            assert told is not None
+            assert told in task.reply
+            told = told.split()[-1] if task.kind == "place" else told
+            assert told.lower() in parts[0].lower(), (parts, task.reply)
     never_told = {"age", "family", "breakfast"}
     assert set(kinds) == set(KINDS) - never_told | {"yes/no", "unanswerable"}
     assert 0.15 < kinds["unanswerable"] / 2000 < 0.25
 
 
 def test_yes_and_no_are_about_equally_often_right(world: StoryWorld) -> None:
-    replies = Counter(t.reply for t in islice(questions(seed=2, world=world), 2000) if t.kind == "yes/no")
-    assert set(replies) == {"Yes.", "No."}
-    assert 0.4 < replies["Yes."] / sum(replies.values()) < 0.6
+    asked = (task for task in islice(questions(seed=2, world=world), 2000) if task.kind == "yes/no")
+    verdicts = Counter(task.reply.rpartition(", so ")[2] for task in asked)
+    assert set(verdicts) == {"yes.", "no."}
+    assert 0.4 < verdicts["yes."] / sum(verdicts.values()) < 0.6
 
 
 def test_multiple_choice_has_one_right_choice_at_any_place(world: StoryWorld) -> None:
@@ -149,10 +156,11 @@ def test_the_reward_agrees_with_every_preference_pair(world: StoryWorld) -> None
 def test_the_reward_of_an_answer_grades_its_wording(world: StoryWorld) -> None:
     story = next(world.stories(seed=1, split="test"))
     prompt = question_prompt(story.text, f"What colour is the {story.facts.thing}?")
-    colour = story.facts.colour
-    assert reward(prompt, f"{colour.capitalize()}.") == 1.0
-    assert reward(prompt, colour) == 0.8
-    assert reward(prompt, f"It is {colour}.") == 0.5
+    right = f"The {story.facts.thing} is {story.facts.colour}"
+    assert reward(prompt, f"{right}.") == 1.0
+    assert reward(prompt, right.lower()) == 0.8
+    assert reward(prompt, f"Well, I think: {right}!") == 0.5
+    assert reward(prompt, f"The {story.facts.thing} is bright.") == 0.0
     assert reward(prompt, DOES_NOT_SAY) == 0.0
     unanswerable = question_prompt(story.text, f"How old is {story.facts.hero}?")
     assert reward(unanswerable, DOES_NOT_SAY) == 1.0
@@ -182,3 +190,26 @@ def test_the_same_seed_gives_the_same_records(world: StoryWorld) -> None:
     for generator in (questions, requests, multiple_choice, preference_pairs):
         first, again = (list(islice(generator(seed=9, world=world), 10)) for _ in range(2))
         assert first == again
+
+
+def test_conversations_ask_several_questions_about_one_story_and_answer_them_right(world: StoryWorld) -> None:
+    kinds: Counter[str] = Counter()
+    for messages in islice(conversations(seed=5, questions_per_story=4, request_fraction=0.2), 200):
+        kinds["system"] += messages[0]["role"] == "system"
+        turns = messages[messages[0]["role"] == "system" :]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+        if request := parse_request(turns[0]["content"]):
+            kinds["request"] += 1
+            assert verify(request, turns[1]["content"]).met
+            continue
+        asked = split_prompt(turns[0]["content"])
+        assert asked is not None
+        facts = world.read(asked[0]).facts
+        assert len({turn["content"] for turn in turns[::2]}) == len(turns) // 2 <= 4
+        for question, said in zip(turns[::2], turns[1::2], strict=True):
+            text = question["content"].rpartition("Question: ")[2]
+            assert said["content"] == answer(text, facts)
+    assert 5 < kinds["system"] < 40
+    assert 20 < kinds["request"] < 60
+    again = list(islice(conversations(seed=5), 3))
+    assert again == list(islice(conversations(seed=5), 3)) != list(islice(conversations(seed=6), 3))
