@@ -117,14 +117,18 @@ def test_the_gradient_of_a_log_probability_raises_its_token_and_lowers_the_other
 
 
 def test_tempered_log_probabilities_are_those_of_another_distribution() -> None:
-    """At temperature τ the probabilities of all tokens sum to 1; a scaled log-probability would not be one."""
-    logits, all_ids = torch.from_numpy(LOGITS[:1, :1]), torch.arange(V).view(V, 1)
-    rows = logits.expand(V, 1, V).contiguous()
-    for temperature in (0.5, 1.0, 2.0):
-        tempered = v2.selected_log_probabilities(rows, all_ids, temperature)
-        torch.testing.assert_close(tempered.exp().sum(), torch.tensor(1.0).double())
-    plain = v2.selected_log_probabilities(rows, all_ids)
-    assert (v2.selected_log_probabilities(rows, all_ids, 2.0) - plain / 2.0).abs().max() > 0.1
+    """At temperature τ they are logs of softmax(z/τ), whose probabilities sum to 1; a scaled log-probability is neither."""
+    rows, all_ids = np.repeat(LOGITS[:1, :1], V, axis=0), np.arange(V)[:, None]
+    plain = v2.selected_log_probabilities(torch.from_numpy(rows), torch.from_numpy(all_ids)).numpy()
+    for temperature in (0.5, 2.0):
+        expected = np.exp(LOGITS[0, 0] / temperature) / np.exp(LOGITS[0, 0] / temperature).sum()
+        for level in (v2, v3):
+            logits = torch.from_numpy(rows) if level is v2 else Tensor(rows)
+            found = level.selected_log_probabilities(logits, constant(level, all_ids), temperature)
+            probabilities = np.exp(np.asarray(found.numpy())).ravel()
+            np.testing.assert_allclose(probabilities, expected, rtol=1e-12)
+            assert np.isclose(probabilities.sum(), 1)
+        assert abs(np.log(expected) - plain.ravel() / temperature).max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
