@@ -9,7 +9,7 @@ Nothing heavy is imported before a command runs (`--help` answers in a fraction 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,6 +96,8 @@ def build_app(level: str, summary: str, stages: dict[str, str]) -> typer.Typer:
             _add_generate(app, level, stages)
         elif stage in stages:
             _add_stage(app, level, stage, stages)
+    if "sft" in stages:
+        _add_chat(app, level, stages["sft"].partition(".")[0])
     _add_report(app, level)
     _add_settings(app)
     return app
@@ -248,6 +250,55 @@ def _add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
             settings, run, prompt or settings.generate.prompts, checkpoint, not no_cache, write
         )
         _write_at_once("".join(written))
+
+
+def _add_chat(app: typer.Typer, level: str, package: str) -> None:
+    @app.command("chat", help="Talk with the tuned model; /reset, /system TEXT and /quit are obeyed.")
+    def chat_command(
+        config: Config = "tiny",
+        overrides: Overrides = None,
+        out: Out = None,
+        device: Device = None,
+        stage: Annotated[
+            str, typer.Option("--stage", metavar="STAGE", help="Whose model: sft, pretrain, …")
+        ] = "sft",
+        checkpoint: Annotated[
+            Path | None,
+            typer.Option(
+                "--checkpoint", metavar="FOLDER", help="Hugging Face folder instead of this run's model."
+            ),
+        ] = None,
+        temperature: Annotated[
+            float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
+        ] = None,
+        seed: Annotated[
+            int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
+        ] = None,
+    ) -> None:
+        from shared_data.pipeline import load_function
+
+        options = {"temperature": temperature, "seed": seed}
+        chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
+        settings, run = _open(level, config, [*(overrides or []), *chosen], out, None, device)
+        if checkpoint is None and not (run.path / stage / "config.json").is_file():
+            raise UserError(
+                f"no model in {run.path / stage}; run `{level} run` first, or name one with --checkpoint FOLDER"
+            )
+        load_function(f"{package}.inference.chat:chat_command")(
+            settings, run, checkpoint or run.path / stage, _typed_lines(), _write_at_once
+        )
+
+
+def _typed_lines() -> Iterator[str]:
+    """What the user types, line by line, after a prompt where there is a terminal; ends with the input."""
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            _write_at_once("> ")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
 
 
 def _write_at_once(text: str) -> None:

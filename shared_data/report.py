@@ -18,6 +18,7 @@ from shared_data.files import atomic_write, read_json
 from shared_data.plots import plot_lines, plot_training
 from shared_data.progress import format_seconds
 from shared_data.report_comparison import LEVELS, comparison, other_run, training_log
+from shared_data.report_tuning import instruction_tuning
 from shared_data.runs import RunFolder
 from shared_data.summary import summary_rows
 
@@ -30,7 +31,8 @@ def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
     if not run.metrics():
         raise UserError(f"no run in {run.path}; make one with `{run.level} run`")
     others = [other_run(run, level) for level in compare if level != run.level]
-    sections = (_header, _corpus, _tokenizer, _training, _evaluation, _generation, _time, _settings)
+    sections = (_header, _corpus, _tokenizer, _training, instruction_tuning, _evaluation, _generation)
+    sections += (_time, _settings)
     body = [part for section in sections for part in section(run)]
     if others:
         body[1:1] = comparison([run, *others])

@@ -178,7 +178,7 @@ class SftSettings(TrainingSettings):
     )
     test_questions: int = Field(default=300, ge=1, description="held-out questions that measure the accuracy")
     steps: int = Field(default=900, ge=1, description="optimizer steps")
-    learning_rate: float = Field(default=2.5e-3, gt=0, description="the peak")
+    learning_rate: float = Field(default=2e-5, gt=0, description="the peak")
     warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up from zero")
     weight_decay: float = Field(
         default=0.0, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"

@@ -49,6 +49,13 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
         ("bits per byte", "{bits_per_byte:.4f} on validation text"),
         ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {times_the_floor:.3f} times the floor"),
     ],
+    "sft": [
+        ("training", "{steps:,} steps on {conversations:,} conversations, {tokens:,} tokens of replies"),
+        ("speed", "{tokens_per_second:,.0f} tokens of replies a second"),
+        ("last training loss", "{loss:.4f} nats per token of a reply"),
+        ("held-out questions", "{qa_accuracy:.1%} answered right, {qa_accuracy_before:.1%} before"),
+        ("not to be answered", "{unanswerable_accuracy:.1%} of them declined, as is right"),
+    ],
     "evaluate": [
         ("text", "{tokens:,} tokens, {bytes:,} bytes that the model has never seen"),
         ("perplexity", "{perplexity:.3f}"),

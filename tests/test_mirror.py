@@ -173,6 +173,7 @@ THEORY_PAGES = [
     "pretrain/components/training_state.md",
     "pretrain/data_loader.md",
     "evaluation/metrics/perplexity.md",
+    "finetune/chat_data.md",
     "inference/sampling.md",
     "inference/kv_cache.md",
 ]

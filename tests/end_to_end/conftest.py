@@ -24,7 +24,7 @@ hidden_size = 16
 intermediate_size = 32
 num_hidden_layers = 1
 num_attention_heads = 2
-max_position_embeddings = 32
+max_position_embeddings = 1024
 [pretrain]
 steps = 4
 batch_size = 2
@@ -36,6 +36,14 @@ eval_batches = 1
 sample_every = 2
 sample_tokens = 4
 checkpoint_every = 2
+[sft]
+conversations = 12
+questions_per_story = 1
+test_questions = 2
+sequence_length = 1024
+steps = 2
+learning_rate = 1e-3
+eval_batches = 1
 [evaluate]
 max_tokens = 500
 [generate]

@@ -35,6 +35,27 @@ def corpus(name: str, content: bytes) -> Fault:
     return fault
 
 
+def chat(*turns: str) -> Fault:
+    """Conversations of a user's, of which the second one is wrong; a turn is `role: text`."""
+
+    def fault(scratch: Path, run: Path) -> Arguments:
+        right = ("user: What is it?", "assistant: A ball.")
+        lines = [
+            json.dumps(
+                {
+                    "messages": [
+                        dict(zip(("role", "content"), turn.split(": ", 1), strict=True)) for turn in each
+                    ]
+                }
+            )
+            for each in (right, turns, right)
+        ]
+        (scratch / "chat.jsonl").write_text("\n".join(lines))
+        return ["sft", "--force", "--set", f"sft.source={scratch / 'chat.jsonl'}"]
+
+    return fault
+
+
 def empty_folder(scratch: Path, run: Path) -> Arguments:
     (scratch / "folder").mkdir()
     return ["data", "--set", f"data.source={scratch / 'folder'}"]
@@ -162,7 +183,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "unknown setting": (set_to("pretrain.step=3"), r"unknown setting 'pretrain\.step'.*; did you mean 'steps'"),
     "wrong type": (set_to("pretrain.steps=many"), r"pretrain\.steps.*integer.*; correct it"),
     "heads not dividing": (set_to("model.num_attention_heads=3"), r"hidden_size 16 is not a multiple.*; change"),
-    "sequence longer than positions": (set_to("pretrain.sequence_length=64"), r"64 is above .*positi.* 32; lower"),
+    "sequence longer than positions": (set_to("pretrain.sequence_length=2048"), r"2048 is above .*positi.* 1024; lower"),
     "vocabulary under 256": (set_to("tokenizer.vocab_size=100"), r"tokenizer\.vocab_size.*256.*; correct"),
     "negative temperature": (arguments("generate", "--temperature", "-1"), r"generate\.temperature.*; correct"),
     "missing configuration": (arguments("data", "--config", "no.toml"), r"no configuration 'no\.toml'; use one of"),
@@ -194,6 +215,15 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         r"cannot reach (127\.0\.0\.1:9|the hub).*; check the connection",
     ),
     "corpus smaller than one sequence": (small_corpus, r"tokens, fewer than one sequence.*4097; "),
+    # conversations
+    "conversation without an assistant": (chat("user: Hello?"), r"chat\.jsonl, \w+ 2 has no assistant turn.*; add"),
+    "roles out of order": (chat("assistant: A.", "user: B."), r"chat\.jsonl, \w+ 2: turn 1 is by 'assistant'.*; put"),
+    "a template's token in a text": (chat("user: <|im_end|>", "assistant: A."), r"chat\.jsonl, \w+ 2 contains <\|im_end\|>.*; remove"),
+    "reply beyond the context": (
+        chat(f"user: {STORY * 40}", "assistant: A."),
+        r"chat\.jsonl, \w+ 2 has .* tokens before its first reply, more than the 1024.*; shorten",
+    ),
+    "missing conversations": (arguments("sft", "--force", "--set", "sft.source=nowhere.jsonl"), r"nowhere\.jsonl.*; "),
     # what earlier stages left
     "stages not done": (arguments("pretrain", "--out", "{scratch}/new"), r"data.* not finished yet; run `v. data` first"),
     "stage made with other settings": (

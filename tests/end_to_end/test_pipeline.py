@@ -10,7 +10,7 @@ import pytest
 
 from tests.end_to_end.conftest import Commands
 
-STAGES = ["data", "tokenizer", "pretrain", "evaluate", "generate"]
+STAGES = ["data", "tokenizer", "pretrain", "sft", "evaluate", "generate"]
 NUMBERS = {
     "data": {"seconds"},
     "tokenizer": {"seconds"},

@@ -108,7 +108,7 @@ def trainer(tokenizers: list[Any], tmp_path_factory: pytest.TempPathFactory) -> 
         model=Transformer1(Config1.from_hf(config().to_hf())).initialize(0).library,
         args=arguments,
         train_dataset=datasets.Dataset.from_list([{"messages": messages} for messages in chats(4)]),
-        processing_class=data1.library_tokenizer(tokenizers[0]),
+        processing_class=data1._library_tokenizer(tokenizers[0]),
     )
 
 

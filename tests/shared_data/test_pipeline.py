@@ -32,6 +32,11 @@ def do_pretrain(settings: Settings, run: RunFolder) -> dict[str, float]:
     return {"loss": 1.5, "seconds": 99.0}
 
 
+def do_sft(settings: Settings, run: RunFolder) -> dict[str, float]:
+    (run.checkpoint("sft") / "config.json").write_text("{}")
+    return {"qa_accuracy": 0.5}
+
+
 def do_evaluate(settings: Settings, run: RunFolder) -> dict[str, float]:
     return {"perplexity": 2.0}
 
@@ -71,6 +76,7 @@ def test_from_only_and_force(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run.settings, run)
     assert run_pipeline(FUNCTIONS, run.settings, run, first="pretrain") == [
         "pretrain",
+        "sft",
         "evaluate",
         "generate",
     ]
@@ -83,7 +89,7 @@ def test_from_only_and_force(run: RunFolder) -> None:
 def test_changed_settings_redo_their_stage_and_all_that_rest_on_it(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run.settings, run)
     changed = RunFolder("v2", load_settings("smoke", ["pretrain.steps=21"]), run.path)
-    assert run_pipeline(FUNCTIONS, changed.settings, changed) == ["pretrain", "evaluate", "generate"]
+    assert run_pipeline(FUNCTIONS, changed.settings, changed) == ["pretrain", "sft", "evaluate", "generate"]
 
 
 def test_forced_training_starts_from_its_beginning(run: RunFolder) -> None:

@@ -56,7 +56,7 @@ def encode_conversation(
                 raise UserError(
                     f"{where} contains {token}, which the template writes itself; remove it from the text"
                 )
-    encoded = library_tokenizer(tokenizer).apply_chat_template(
+    encoded = _library_tokenizer(tokenizer).apply_chat_template(
         list(messages), chat_template=CHAT_TEMPLATE, return_dict=True, return_assistant_tokens_mask=True
     )
     ids = np.array(encoded["input_ids"], dtype=np.int64)
@@ -69,7 +69,7 @@ def encode_conversation(
     return Example(ids[:max_length], trained[:max_length])
 
 
-def library_tokenizer(tokenizer: Tokenizer) -> Any:
+def _library_tokenizer(tokenizer: Tokenizer) -> Any:
     """Our tokenizer as transformers knows it."""
     from transformers import PreTrainedTokenizerFast
 

@@ -22,7 +22,7 @@ from v1_quick.data_pipeline.processing.formatting import Message, format_chat
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.evaluation.metrics.answers import answer_questions
-from v1_quick.finetune.chat_data import encode_conversation, library_tokenizer
+from v1_quick.finetune.chat_data import encode_conversation, _library_tokenizer
 from v1_quick.models.checkpoint import load_model, save_model
 from v1_quick.models.transformer import Transformer
 from v1_quick.pretrain.components.schedulers import _scheduler_arguments
@@ -88,7 +88,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
                 disable_tqdm=True,
             ),
             train_dataset=datasets.Dataset.from_list(records),
-            processing_class=library_tokenizer(tokenizer),
+            processing_class=_library_tokenizer(tokenizer),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_logger(log, bar))
@@ -113,7 +113,9 @@ def _conversations(settings: Settings) -> Iterator[tuple[str, list[Message]]]:
     """Each conversation with the words that name it in an error."""
     section = settings.sft
     if section.source != "story_world":
-        data = settings.data.model_copy(update={"source": section.source})
+        data = settings.data.model_copy(
+            update={"source": section.source, "hub_config": None, "hub_split": "train"}
+        )
         for where, record in open_records(data):
             yield where, format_chat(record, where)
         return

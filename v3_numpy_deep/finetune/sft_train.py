@@ -113,7 +113,9 @@ def _conversations(settings: Settings) -> Iterator[tuple[str, list[Message]]]:
     """Each conversation with the words that name it in an error."""
     section = settings.sft
     if section.source != "story_world":
-        data = settings.data.model_copy(update={"source": section.source})
+        data = settings.data.model_copy(
+            update={"source": section.source, "hub_config": None, "hub_split": "train"}
+        )
         for where, record in open_records(data):
             yield where, format_chat(record, where)
         return
