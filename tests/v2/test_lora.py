@@ -170,7 +170,7 @@ def test_a_name_is_taken_once() -> None:
         set_adapter(model, "other")
 
 
-def test_at_the_first_step_only_B_has_a_gradient() -> None:
+def test_at_the_first_step_only_the_second_matrix_has_a_gradient() -> None:
     """The exercise of lora.md: A's gradient is a multiple of B, which is 0; after one step it is not."""
     model, _ = pair("llama GQA")
     inject_lora(model, LoraConfig(), seed=0)

@@ -243,7 +243,8 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
             wrapped = isinstance(layer, LoraLinear)
             weight = layer.adapted_weight() if wrapped else layer.weight
             base = layer.base if wrapped else layer
-            state[f"{place.path}.weight"] = weight.T if isinstance(base, Conv1D) else weight
+            transposed = isinstance(base, Conv1D) or getattr(base, "from_conv1d", False)
+            state[f"{place.path}.weight"] = weight.T if transposed else weight
             if base.bias is not None:
                 state[f"{place.path}.bias"] = base.bias.detach()
     return state

@@ -234,7 +234,8 @@ def merged_state_dict(model: Module) -> dict[str, Array]:
             wrapped = isinstance(layer, LoraLinear)
             weight = layer.adapted_weight() if wrapped else layer.weight.data
             base = layer.base if wrapped else layer
-            state[f"{place.path}.weight"] = weight.T if isinstance(base, Conv1D) else weight
+            transposed = isinstance(base, Conv1D) or getattr(base, "from_conv1d", False)
+            state[f"{place.path}.weight"] = weight.T if transposed else weight
             if base.bias is not None:
                 state[f"{place.path}.bias"] = base.bias.data
     return state
