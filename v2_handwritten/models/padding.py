@@ -10,6 +10,8 @@ Level 1: transformers derives the same from `attention_mask` and `pad_token_id`.
     python -c "import torch; from v2_handwritten.models.padding import *; print(last_positions(torch.tensor([[0, 1, 1], [1, 1, 0]])))"
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -29,7 +31,7 @@ def last_positions(attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"]) -> 
 
 def padded_inputs(
     attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """What `Transformer.hidden_states` must be told of the padding: nothing at all, where it is only on the right.
 
     Attention is causal, so no real token sees what comes after it; and without a mask the faster kernels may be used.

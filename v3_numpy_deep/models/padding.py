@@ -10,6 +10,8 @@ Level 1: transformers derives the same from `attention_mask` and `pad_token_id`.
     python -c "import numpy as np; from v3_numpy_deep.models.padding import *; print(last_positions(np.array([[0, 1, 1], [1, 1, 0]])))"
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -30,7 +32,7 @@ def last_positions(attention_mask: Int[Array, "B T"] | Bool[Array, "B T"]) -> In
 
 def padded_inputs(
     attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None,
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """What `Transformer.hidden_states` must be told of the padding: nothing at all, where it is only on the right.
 
     Attention is causal, so no real token sees what comes after it; and without a mask the faster kernels may be used.

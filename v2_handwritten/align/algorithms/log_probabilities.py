@@ -131,7 +131,7 @@ class _SelectedLogProbabilities(torch.autograd.Function):
         wide = torch.promote_types(logits.dtype, torch.float32)
         found = torch.empty(ids.shape, dtype=wide, device=ids.device)
         normalizer = torch.empty_like(found)
-        for chunk in _chunks(*logits.shape, logits.device):
+        for chunk in _chunks(len(ids), logits.shape[-1], logits.device):
             found[chunk], normalizer[chunk] = _forward_rows(logits[chunk].to(wide), ids[chunk], temperature)
         ctx.save_for_backward(logits, ids, normalizer)
         ctx.temperature = temperature
@@ -141,7 +141,7 @@ class _SelectedLogProbabilities(torch.autograd.Function):
     def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, None, None]:
         logits, ids, normalizer = ctx.saved_tensors
         d_logits = torch.empty_like(logits)
-        for chunk in _chunks(*logits.shape, logits.device):
+        for chunk in _chunks(len(ids), logits.shape[-1], logits.device):
             d_logits[chunk] = _backward_rows(
                 logits[chunk].to(d_found.dtype),
                 ids[chunk],

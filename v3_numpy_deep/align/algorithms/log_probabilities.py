@@ -39,12 +39,12 @@ def selected_log_probabilities(
     """`plain_selected_log_probabilities`, fused;  ∂z = g/τ (onehot(y) - softmax(z/τ))"""
     z, y = logits.data.reshape(-1, logits.shape[-1]), ids.reshape(-1)
     found, normalizer = np.empty((2, len(y)), z.dtype)
-    for chunk in _chunks(*z.shape):
+    for chunk in _chunks(len(y), z.shape[-1]):
         found[chunk], normalizer[chunk] = _forward_rows(z[chunk], y[chunk], temperature)
 
     def derivative(g: Array) -> tuple[Array]:
         g, d_logits = g.reshape(-1), np.empty_like(z)
-        for chunk in _chunks(*z.shape):
+        for chunk in _chunks(len(y), z.shape[-1]):
             d_logits[chunk] = _backward_rows(z[chunk], y[chunk], temperature, normalizer[chunk], g[chunk])
         return (d_logits.reshape(logits_shape),)
 
