@@ -80,6 +80,35 @@ def test_kl_estimate_is_never_negative_and_its_mean_is_the_divergence_of_new_fro
     torch.testing.assert_close(expectation, (new.exp() * (new - reference)).sum(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_the_gradient_of_the_plain_kl_is_that_of_the_other_direction(unbiased: bool) -> None:
+    """Sampled tokens depend on the policy, which autograd does not see; weighed by the ratio, the gradient is the KL's own."""
+    counts = torch.tensor([8, 4, 2, 1, 1])  # tokens, each as often as the policy samples it in 16 draws
+    tokens = torch.repeat_interleave(torch.arange(5), counts)
+    reference = torch.log_softmax(torch.from_numpy(array(2, 5)), 0)
+    gradients_by_way = []
+    for way in ("sampled", "exact"):
+        logits = (counts.double() / 16).log().requires_grad_()
+        new = torch.log_softmax(logits, 0)
+        if way == "sampled":
+            kl, _ = grpo2.grpo_loss(
+                new[tokens][None],
+                None,
+                reference[tokens][None],
+                torch.zeros(1, dtype=torch.float64),
+                torch.ones(1, 16, dtype=torch.int64),
+                beta=1.0,
+                unbiased_kl=unbiased,
+            )
+        elif unbiased:
+            kl = (new.exp() * (new - reference)).sum()
+        else:
+            kl = (reference.exp() * (reference - new)).sum()
+        kl.backward()
+        gradients_by_way.append(logits.grad)
+    torch.testing.assert_close(*gradients_by_way, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("loss_type", grpo2.LOSS_TYPES)
 def test_what_stands_on_padding_changes_nothing(loss_type: Any) -> None:
     mask = reply_mask()
