@@ -63,6 +63,7 @@ def inject_lora(
             rank, in_features = weight.shape
             numbers = initial_down_projection(path, rank, in_features, seed)
             weight.data.copy_(torch.from_numpy(numbers))
+    model.train(model.training)  # PEFT's new modules are in training mode, whatever the model's
     set_adapter(model, name)
     return lora_parameters(model)
 

@@ -1,0 +1,270 @@
+"""Adapter folders of all three levels: each loads what another saved, real PEFT included; a wrong one is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared_data.errors import UserError
+from tests.parity.model_cases import CASES as MODEL_CASES
+from tests.parity.model_cases import batch, config_of, pair
+from tests.parity.recorder import ParityRecorder
+from tests.parity.test_lora import adapter_values, library_names
+from v1_quick.finetune.peft import adapters as library
+from v1_quick.finetune.peft import lora as library_lora
+from v2_handwritten.finetune.peft import adapters, qlora
+from v2_handwritten.finetune.peft.lora import (
+    LoraConfig,
+    inject_lora,
+    lora_parameters,
+    merge_lora,
+    set_adapter,
+)
+from v2_handwritten.models.transformer import Transformer
+from v3_numpy_deep.finetune.peft import adapters as adapters3
+from v3_numpy_deep.finetune.peft import lora as lora3
+from v3_numpy_deep.models.config import ModelConfig as ModelConfig3
+from v3_numpy_deep.models.transformer import Transformer as Transformer3
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "LoRA": {"rank": 4, "alpha": 3.0, "use_rslora": True, "target_modules": "all-linear"},
+    "DoRA": {"rank": 2, "use_dora": True, "dropout": 0.1, "target_modules": "all-linear"},
+}
+CASES = ("gpt2", "llama GQA")
+
+
+def level_3(ours: Transformer, case: str) -> Transformer3:
+    """Level 3's model with level 2's weights."""
+    model = Transformer3(ModelConfig3(**MODEL_CASES[case])).to(np.float64)
+    model.load_state_dict({name: weight.numpy() for name, weight in ours.state_dict().items()})
+    return model
+
+
+def give_values(model: Transformer) -> None:
+    """Trained-looking numbers for the active adapter."""
+    with torch.no_grad():
+        for seed, parameter in enumerate(lora_parameters(model)):
+            parameter.copy_(torch.from_numpy(adapter_values(tuple(parameter.shape), seed)))
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_level_loads_what_every_level_saves(
+    parity: ParityRecorder, tmp_path: Path, case: str, kind: str
+) -> None:
+    """v2 → v1 → v3 → v2, and PEFT's own loader on what each hand-written level saved; numbers in a folder are exact."""
+    ours, theirs = pair(case)
+    model3, fresh = level_3(ours, case), pair(case)[0]
+    inject_lora(ours, LoraConfig(**ADAPTERS[kind]), seed=0)
+    give_values(ours)
+    for model in (ours, theirs, model3, fresh):
+        model.eval()
+    folders = [tmp_path / level for level in ("v2", "v1", "v3", "again")]
+    adapters.save_adapter(ours, folders[0], "base")
+    library.load_adapter(theirs, folders[0])
+    library.save_adapter(theirs, folders[1], "base")
+    adapters3.load_adapter(model3, folders[1], "other name")
+    adapters3.save_adapter(model3, folders[2], "base", "other name")
+    adapters.load_adapter(fresh, folders[2])
+    adapters.save_adapter(fresh, folders[3], "base")
+    tensors = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    for other in tensors[1:]:
+        assert other.keys() == tensors[0].keys()
+        assert all(torch.equal(other[name], tensors[0][name]) for name in other)
+    ids = batch(case, T=9)["input_ids"]
+    expected = ours(ids)
+    for levels, logits in (("v2-v3", model3(ids.numpy())), ("v2-v2", fresh(ids)), ("v2-v1", theirs(ids))):
+        parity(
+            component=f"adapter folder, {kind}, {case}",
+            quantity="logits after loading",
+            levels=levels,
+            actual=logits,
+            expected=expected,
+            tolerance=2e-5 if levels == "v2-v1" and case != "gpt2" else 2e-13,
+        )
+    for folder in (folders[0], folders[2]):
+        _, plain = pair(case)
+        loaded = peft.PeftModel.from_pretrained(plain.library, str(folder))
+        assert torch.equal(loaded.eval()(input_ids=ids).logits, theirs(ids))
+        assert loaded.peft_config["default"].base_model_name_or_path == "base"
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_what_peft_itself_saves_is_loaded(tmp_path: Path, kind: str) -> None:
+    """`PeftModel.save_pretrained`, with the regular expression and the paths that it may write as targets."""
+    ours, theirs = pair("gpt2")
+    library_lora.inject_lora(theirs, library_lora.LoraConfig(**ADAPTERS[kind]), seed=0)
+    with torch.no_grad():
+        for seed, parameter in enumerate(library_names(theirs, "default").values()):
+            parameter.copy_(torch.from_numpy(adapter_values(tuple(parameter.shape), seed)))
+    theirs.library.save_pretrained(tmp_path)
+    model3 = level_3(ours, "gpt2")
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    ids = batch("gpt2", T=9)["input_ids"]
+    for targets in (settings["target_modules"], r".*\.(c_attn|c_proj|c_fc)", "all-linear"):
+        settings["target_modules"] = targets
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+        model, _ = pair("gpt2")
+        adapters.load_adapter(model.eval(), tmp_path)
+        torch.testing.assert_close(model(ids), theirs.eval()(ids), rtol=0, atol=1e-12)
+    adapters3.load_adapter(model3.eval(), tmp_path)
+    np.testing.assert_allclose(model3(ids.numpy()).data, theirs(ids).detach(), rtol=0, atol=1e-12)
+
+
+def test_two_folders_on_one_base_and_some_layers_only(tmp_path: Path) -> None:
+    ours, _ = pair("llama GQA")
+    ids = batch("llama GQA", T=9)["input_ids"]
+    expected = {}
+    for index, targets in enumerate([("q_proj", "down_proj"), ("layers.1.mlp.up_proj",)]):
+        inject_lora(ours, LoraConfig(rank=2, target_modules=targets), seed=index, name=f"task-{index}")
+        give_values(ours)
+        adapters.save_adapter(ours, tmp_path / str(index), "base", f"task-{index}")
+        expected[f"task-{index}"] = ours(ids)
+    targets = [
+        json.loads((tmp_path / str(index) / "adapter_config.json").read_text())["target_modules"]
+        for index in range(2)
+    ]
+    assert targets == [["down_proj", "q_proj"], ["model.layers.1.mlp.up_proj"]]
+    model, _ = pair("llama GQA")
+    for index in range(2):
+        adapters.load_adapter(model, tmp_path / str(index), f"task-{index}")
+    for name, logits in expected.items():
+        set_adapter(model, name)
+        assert torch.equal(model(ids), logits)
+
+
+def test_an_adapter_trained_on_a_quantized_base_is_an_adapter(tmp_path: Path) -> None:
+    ours, _ = pair("gpt2", torch.float32)
+    qlora.quantize_model(ours, qlora.QuantizationConfig())
+    inject_lora(ours, LoraConfig(target_modules=("c_attn",)), seed=0)
+    give_values(ours)
+    adapters.save_adapter(ours, tmp_path, "base")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    model, _ = pair("gpt2", torch.float32)
+    adapters.load_adapter(model, tmp_path)
+    for a, b in zip(lora_parameters(model), lora_parameters(ours), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound adapter of "llama GQA"."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model, _ = pair("llama GQA")
+    inject_lora(model, LoraConfig(rank=2), seed=0)
+    adapters.save_adapter(model, folder, "base")
+    return folder
+
+
+def broken(saved: Path, folder: Path, fault: str) -> Path:
+    """A copy of the adapter with something wrong."""
+    shutil.copytree(saved, folder)
+    weights, settings_file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    tensors, settings = load_file(weights), json.loads(settings_file.read_text())
+    first = next(iter(tensors))
+    if fault == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif fault == "no weights":
+        weights.unlink()
+    elif fault == "no settings":
+        settings_file.unlink()
+    elif fault == "missing tensor":
+        save_file({k: v for k, v in tensors.items() if k != first}, weights)
+    elif fault == "wrong shape":
+        save_file(tensors | {first: torch.zeros(3, 3)}, weights)
+    elif fault == "more layers":
+        save_file(tensors | {first.replace("layers.0", "layers.9"): tensors[first].clone()}, weights)
+    else:
+        changes = {
+            "other kind": {"peft_type": "IA3"},
+            "no rank": {"r": None},
+            "other target": {"target_modules": ["c_attn"]},
+        }
+        changes |= {"ranks by layer": {"rank_pattern": {"q_proj": 4}}, "trained biases": {"bias": "all"}}
+        settings_file.write_text(json.dumps(settings | changes[fault]))
+    return folder
+
+
+FAULTS = {
+    "cut off": "not a readable safetensors file",
+    "no weights": "has no adapter_model.safetensors",
+    "no settings": "adapter_config.json is missing",
+    "missing tensor": "has no tensor",
+    "wrong shape": "has shape",
+    "more layers": "belongs to no layer",
+    "other kind": "not the configuration of a LoRA adapter",
+    "no rank": "garbles a setting",
+    "other target": "none of its target modules",
+    "ranks by layer": "rank_pattern",
+    "trained biases": "bias is 'all'",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_folder_is_refused_and_the_model_stays_as_it_was(
+    saved: Path, tmp_path: Path, fault: str
+) -> None:
+    folder = broken(saved, tmp_path / "broken", fault)
+    ours, _ = pair("llama GQA")
+    model3 = level_3(ours, "llama GQA")
+    for level, model in ((adapters, ours), (adapters3, model3)):
+        before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        with pytest.raises(UserError, match=FAULTS[fault]):
+            level.load_adapter(model, folder)
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize(
+    "fault", ["cut off", "no weights", "no settings", "missing tensor", "wrong shape", "other target"]
+)
+def test_level_1_refuses_in_one_line_too(saved: Path, tmp_path: Path, fault: str) -> None:
+    _, theirs = pair("llama GQA")
+    with pytest.raises(UserError, match=";") as refusal:
+        library.load_adapter(theirs, broken(saved, tmp_path / "broken", fault))
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_adapter_for_another_base_is_refused(saved: Path) -> None:
+    """Another family, another width, another depth: at all levels."""
+    wide = MODEL_CASES["llama GQA"] | {"hidden_size": 64}
+    deep = MODEL_CASES["llama GQA"] | {"num_hidden_layers": 3}
+    for values in (MODEL_CASES["gpt2"], wide, deep):
+        config = type(config_of("gpt2"))(**values)
+        with pytest.raises(UserError, match="trained on"):
+            adapters.load_adapter(Transformer(config), saved)
+        with pytest.raises(UserError, match="trained on"):
+            adapters3.load_adapter(Transformer3(ModelConfig3(**values)), saved)
+        model = library_lora.Transformer(library_config(config.to_hf()))
+        with pytest.raises(UserError, match="trained on"):
+            library.load_adapter(model, saved)
+
+
+def library_config(settings: dict[str, Any]) -> Any:
+    """transformers' configuration."""
+    from v1_quick.models.config import ModelConfig as LibraryConfig
+
+    return LibraryConfig.from_hf(settings)
+
+
+def test_what_cannot_be_saved_or_loaded_now_is_said(saved: Path, tmp_path: Path) -> None:
+    ours, theirs = pair("llama GQA")
+    model3 = level_3(ours, "llama GQA")
+    inject_lora(ours, LoraConfig(), seed=0)
+    lora3.inject_lora(model3, lora3.LoraConfig(), seed=0)
+    library_lora.inject_lora(theirs, library_lora.LoraConfig(), seed=0)
+    for level, model in ((adapters, ours), (adapters3, model3), (library, theirs)):
+        with pytest.raises(UserError, match="'other'"):
+            level.save_adapter(model, tmp_path / "none", "base", "other")
+    assert not (tmp_path / "none").exists()
+    for level, model in ((adapters, ours), (adapters3, model3), (library, theirs)):
+        with pytest.raises(UserError, match="default"):
+            level.load_adapter(model, saved)
+    merge_lora(ours)
+    with pytest.raises(UserError, match="unmerge_lora"):
+        adapters.load_adapter(ours, saved, "second")

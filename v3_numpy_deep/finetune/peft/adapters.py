@@ -1,0 +1,178 @@
+"""PEFT folders in and out: `adapter_config.json` and `adapter_model.safetensors`, under the names that PEFT gives.
+
+What we save, `PeftModel.from_pretrained(base, folder)` loads, and the other way round. Everything is checked before the
+model is changed: the settings, which layers are adapted, the name and shape of every tensor. An adapter is bound to its base
+by shapes alone, so a mistake that fits (another model of the same architecture) cannot be noticed.
+
+Level 1: PEFT's own functions. Level 2: the same over torch. Theory: v2_handwritten/finetune/peft/lora.md.
+
+    save_adapter(model, "runs/adapter", base_name="runs/v3/tiny/pretrain")
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from shared_data.errors import UserError
+from shared_data.files import atomic_write, read_json, write_json
+from v3_numpy_deep.autograd import Array, Module, Parameter
+from v3_numpy_deep.finetune.peft.lora import LoraAdapter, LoraConfig, LoraLinear, inject_lora, lora_parameters
+from v3_numpy_deep.finetune.peft.target_modules import LayerPlace, linear_layers, select_layers
+from v3_numpy_deep.models.blocks.linear import Conv1D
+from v3_numpy_deep.models.checkpoint import _read_shapes, _read_tensor
+
+_PREFIX = "base_model.model."
+_TENSORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+# Settings of PEFT that change what is computed, with the values that mean "not used" (besides null, absent and empty).
+_NOT_USED = {"bias": "none", "lora_bias": False, "use_qalora": False, "use_bdlora": False}
+_UNKNOWN_TO_US = (
+    *_NOT_USED,
+    *("alpha_pattern", "arrow_config", "alora_invocation_tokens", "exclude_modules", "kasa_config"),
+    *("layer_replication", "layers_to_transform", "modules_to_save", "monteclora_config", "rank_pattern"),
+    *("target_parameters", "trainable_token_indices", "velora_config"),
+)
+
+
+def save_adapter(model: Module, folder: Path | str, base_name: str, name: str = "default") -> None:
+    """Write one adapter of the model. `base_name` is the folder or the hub's name of the model it belongs to.
+
+    Raises `UserError` where there is no such adapter. Each file appears whole or not at all.
+    """
+    places = [place for place in linear_layers(model) if name in _adapters(place.layer)]
+    if not places:
+        raise UserError(f"the model has no adapter {name!r} to save; name one that it has")
+    tensors: dict[str, Array] = {}
+    for place in places:
+        for tensor_name, weight in _weights(_adapters(place.layer)[name]).items():
+            tensors[f"{_PREFIX}{place.path}.{tensor_name}"] = np.ascontiguousarray(weight.data)
+    folder = Path(folder)
+    with atomic_write(folder / "adapter_model.safetensors") as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
+    write_json(folder / "adapter_config.json", _settings(model, places, base_name, name))
+
+
+def load_adapter(model: Module, folder: Path | str, name: str = "default") -> list[Parameter]:
+    """Hang a saved adapter on the model and make it the active one; its parameters are returned, and trainable.
+
+    Raises `UserError` for an adapter of another base or kind, for damaged files, and where `inject_lora` does.
+    """
+    folder = Path(folder)
+    settings = read_json(folder / "adapter_config.json")
+    config = _read_config(settings, folder)
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        pickle = (folder / "adapter_model.bin").is_file()
+        remedy = "convert its adapter_model.bin to safetensors" if pickle else "check the path"
+        raise UserError(f"{folder} has no adapter_model.safetensors; {remedy}")
+    shapes = _read_shapes(file)
+    layers = {place.path: place for place in linear_layers(model)}
+    adapted = [path for path in layers if _is_target(path, settings.get("target_modules"))]
+    _check_tensors(shapes, {path: layers[path].layer for path in adapted}, config, file)
+    inject_lora(model, replace(config, target_modules=tuple(adapted)), seed=0, name=name)
+    for path in adapted:
+        for tensor_name, weight in _weights(_adapters(layers[path].layer)[name]).items():
+            weight.data[...] = _read_tensor(file, f"{_PREFIX}{path}.{tensor_name}")
+    return lora_parameters(model)
+
+
+def _adapters(layer: Any) -> dict[str, LoraAdapter]:
+    """The adapters that hang on a layer, by name."""
+    children: Any = layer.adapters.named_children() if isinstance(layer, LoraLinear) else ()
+    return dict(children)
+
+
+def _weights(adapter: LoraAdapter) -> dict[str, Parameter]:
+    """The parameters of an adapter by PEFT's names."""
+    weights = (adapter.lora_A.weight, adapter.lora_B.weight, adapter.magnitude)
+    return {name: weight for name, weight in zip(_TENSORS, weights, strict=True) if weight is not None}
+
+
+def _settings(model: Module, places: list[LayerPlace], base_name: str, name: str) -> dict[str, Any]:
+    """What stands in `adapter_config.json`; settings of PEFT that are left out take its defaults."""
+    config = _adapters(places[0].layer)[name].config
+    bases: list[Any] = [place.layer.base for place in places]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": _target_names(model, places),
+        "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
+        "fan_in_fan_out": any(isinstance(b, Conv1D) or getattr(b, "from_conv1d", False) for b in bases),
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _read_config(settings: Any, folder: Path) -> LoraConfig:
+    """PEFT's settings as ours; those we do not have must not be in use."""
+    file = folder / "adapter_config.json"
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+        raise UserError(f"{file} is not the configuration of a LoRA adapter; choose a folder that PEFT wrote")
+    for key in _UNKNOWN_TO_US:
+        if settings.get(key) and settings[key] != _NOT_USED.get(key):
+            raise UserError(f"{file}: {key} is {settings[key]!r}, which cannot be loaded; train without it")
+    try:
+        return LoraConfig(
+            rank=int(settings["r"]),
+            alpha=float(settings["lora_alpha"]),
+            dropout=float(settings.get("lora_dropout") or 0.0),
+            use_rslora=bool(settings.get("use_rslora")),
+            use_dora=bool(settings.get("use_dora")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} lacks or garbles a setting ({error}); copy it again") from error
+
+
+def _check_tensors(
+    shapes: dict[str, tuple[int, ...]], layers: dict[str, Module], config: LoraConfig, file: Path
+) -> None:
+    """Every adapted layer must have its tensors, in its shape, and there must be no others."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, layer in layers.items():
+        O, I = _features(layer)  # noqa: E741 - out and in
+        wanted: list[tuple[int, ...]] = [(config.rank, I), (O, config.rank), (O,)]
+        for tensor_name, shape in zip(_TENSORS, wanted[: 3 if config.use_dora else 2], strict=False):
+            expected[f"{_PREFIX}{path}.{tensor_name}"] = shape
+    advice = "load the adapter on the model that it was trained on"
+    if not expected:
+        raise UserError(f"{file}: none of its target modules is in this model; {advice}")
+    for name, shape in shapes.items():
+        if name not in expected:
+            raise UserError(f"{file}: tensor {name} belongs to no layer of this model; {advice}")
+        if shape != expected[name]:
+            raise UserError(
+                f"{file}: tensor {name} has shape {list(shape)}, this model needs {list(expected[name])}; {advice}"
+            )
+    missing = sorted(expected.keys() - shapes.keys())
+    if missing:
+        raise UserError(f"{file} has no tensor {missing[0]}, which this model needs; {advice}")
+
+
+def _features(layer: Any) -> tuple[int, int]:
+    """How many features a linear layer gives and takes."""
+    base = layer.base if isinstance(layer, LoraLinear) else layer
+    rows, columns = base.weight.shape
+    return (columns, rows) if isinstance(base, Conv1D) else (rows, columns)
+
+
+def _target_names(model: Module, places: list[LayerPlace]) -> list[str]:
+    """The adapted layers as PEFT's `target_modules`: by their last names, if these mean no others, else by their paths."""
+    names = sorted({place.attribute for place in places})
+    paths = [place.path for place in places]
+    return names if [place.path for place in select_layers(model, names)] == paths else paths
+
+
+def _is_target(path: str, target_modules: Any) -> bool:
+    """PEFT's rule: a list holds ends of paths; a text is a regular expression for the whole path, or "all-linear"."""
+    if isinstance(target_modules, str):
+        return target_modules == "all-linear" or re.fullmatch(target_modules, path) is not None
+    return any(path == target or path.endswith(f".{target}") for target in target_modules or ())
