@@ -64,14 +64,28 @@ def score_replies(
     except Exception as error:
         record = _first_that_raises(function, prompts, replies)
         raise UserError(f"{name} raised {_describe(error)}{record}; mend the function") from error
-    if len(rewards) != len(replies):
+    return check_rewards(
+        rewards, len(replies), name, lambda index: _record(index, prompts[index], replies[index])
+    )
+
+
+def check_rewards(
+    rewards: Sequence[Any],
+    count: int,
+    name: str = "the reward",
+    record: Callable[[int], str] = lambda index: f" for reply {index + 1}",
+) -> list[float]:
+    """The rewards as numbers, the last check before they move weights. Raises `UserError` unless there are `count` finite ones.
+
+    record: the words that name a reply by its index.
+    """
+    if len(rewards) != count:
         raise UserError(
-            f"{name} gave {len(rewards)} rewards for {len(replies)} replies; return one number for each reply, in order"
+            f"{name} gave {len(rewards)} rewards for {count} replies; return one number for each reply, in order"
         )
     for index, reward in enumerate(rewards):
         if not _is_finite_number(reward):
-            record = _record(index, prompts[index], replies[index])
-            raise UserError(f"{name} gave {reward!r}{record}; return a finite number for every reply")
+            raise UserError(f"{name} gave {reward!r}{record(index)}; return a finite number for every reply")
     return [float(reward) for reward in rewards]
 
 

@@ -50,3 +50,26 @@ def tiny_tokenizer(vocab_size: int = 96) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="t0", eos_token="t3", padding_side="left"
     )
+
+
+def even_tokens(replies: list[list[int]]) -> list[float]:
+    """A reward that is easy to learn: the share of even ids."""
+    return [sum(id % 2 == 0 for id in reply) / len(reply) for reply in replies]
+
+
+def compare_weights(parity: Any, component: str, two: Any, three: Any, tolerance: float) -> None:
+    """Every parameter of a model of level 2 with its twin of level 3.
+
+    A bias of GPT-2's keys changes no attention weight, so its gradient is rounding and nothing else; Adam, which divides by the
+    gradient's size, makes steps of it.
+    """
+    weights = three.state_dict()
+    for name, value in two.state_dict().items():
+        parity(
+            component=component,
+            quantity=f"weight {name}",
+            levels="v2-v3",
+            actual=value,
+            expected=weights[name],
+            tolerance=1e-9 if name.endswith("c_attn.bias") else tolerance,
+        )

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shared_data.errors import UserError
-from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.inference.generate import generate
 from v3_numpy_deep.models.transformer import Transformer
 
@@ -43,7 +43,7 @@ class Rollout:
     finished: Bool[Array, " B"]
     prompt_length: int
 
-    def of_replies(self, x: Float[Array, "B before"]) -> Float[Array, "B T"]:
+    def of_replies(self, x: Float[Tensor, "B before"]) -> Float[Tensor, "B T"]:
         """The T columns about the replies' tokens, of numbers that stand one place before their token [B, S - 1].
 
         Log-probabilities are made that way; of S values leave out the last: `of_replies(values[:, :-1])`.

@@ -1,0 +1,106 @@
+"""Updates of GRPO in lockstep at levels 2 and 3: the same replies, the same numbers, the same weights; and reward goes up."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shared_data.errors import UserError
+from tests.parity.inference_cases import prompts, trio
+from tests.parity.recorder import ParityRecorder
+from tests.parity.rl_cases import compare_weights, even_tokens
+from v2_handwritten.align import grpo_train as grpo2
+from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
+from v2_handwritten.pretrain.components import optimizers as optimizers2
+from v3_numpy_deep.align import grpo_train as grpo3
+from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
+from v3_numpy_deep.pretrain.components import optimizers as optimizers3
+
+CASE = "llama GQA"
+OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "group_size": 4, "temperature": 0.9, "beta": 0.1}
+
+
+def adamw(module: Any, model: Any, learning_rate: float = 1e-2) -> Any:
+    """The optimizer of a level."""
+    return module.AdamW(module.parameter_groups(model, 0.01), learning_rate)
+
+
+def test_three_updates_in_lockstep(parity: ParityRecorder) -> None:
+    """Two epochs of two minibatches each: the later ones see ratios other than 1, and clip."""
+    _, two, three = trio(CASE)
+    logs: list[list[dict[str, float]]] = [[], []]
+    options = OPTIONS | {"epochs": 2, "minibatches": 2}
+    optimizer2, optimizer3 = adamw(optimizers2, two), adamw(optimizers3, three)
+    for log, module, model, optimizer, reference in (
+        (logs[0], grpo2, two, optimizer2, frozen2(two)),
+        (logs[1], grpo3, three, optimizer3, frozen3(three)),
+    ):
+        for step in range(3):
+            log.append(
+                module.grpo_step(
+                    model,
+                    optimizer,
+                    reference,
+                    prompts(CASE),
+                    even_tokens,
+                    module.GrpoOptions(**options),
+                    seed=step,
+                )
+            )
+    assert logs[0][-1]["kl"] > 0.01, "the policy has left the reference"
+    assert max(log["clip_ratio/region_mean"] for log in logs[0]) > 0, "something was clipped"
+    for name in logs[0][0]:
+        actual, expected = ([log[name] for log in side] for side in logs)
+        parity(
+            component="grpo, three updates",
+            quantity=name,
+            levels="v2-v3",
+            actual=actual,
+            expected=expected,
+            tolerance=4e-13,
+        )
+    compare_weights(parity, "grpo, three updates", two, three, tolerance=4e-13)
+
+
+def test_reward_rises_and_the_reference_stays() -> None:
+    _, model, _ = trio(CASE)
+    reference = frozen2(model)
+    before = {name: value.clone() for name, value in reference.state_dict().items()}
+    optimizer = adamw(optimizers2, model)
+    options = grpo2.GrpoOptions(**OPTIONS)
+    rewards = [
+        grpo2.grpo_step(model, optimizer, reference, prompts(CASE), even_tokens, options, seed)["reward"]
+        for seed in range(12)
+    ]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
+    assert all(torch.equal(before[name], value) for name, value in reference.state_dict().items())
+
+
+def test_one_pass_over_new_replies_has_ratio_one_everywhere() -> None:
+    """Old and new log-probabilities of the same weights are equal only where both are tempered, or neither is."""
+    _, model, _ = trio(CASE)
+    optimizer = adamw(optimizers2, model, learning_rate=0.0)
+    options = grpo2.GrpoOptions(**OPTIONS | {"epochs": 2, "beta": 0.0})
+    log = grpo2.grpo_step(model, optimizer, None, prompts(CASE), even_tokens, options, seed=0)
+    assert log["clip_ratio/region_mean"] == 0
+    assert "kl" not in log
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_stops_before_any_weight_moves(bad: float) -> None:
+    _, two, three = trio(CASE)
+    for module, model, optimizer in (
+        (grpo2, two, adamw(optimizers2, two)),
+        (grpo3, three, adamw(optimizers3, three)),
+    ):
+        before = {name: np.array(value) for name, value in model.state_dict().items()}
+
+        def score(replies: list[list[int]]) -> list[float]:
+            return [0.0] * (len(replies) - 1) + [bad]
+
+        with pytest.raises(UserError, match="for reply 12; return a finite number"):
+            module.grpo_step(
+                model, optimizer, None, prompts(CASE), score, module.GrpoOptions(**OPTIONS), seed=0
+            )
+        assert all(np.array_equal(before[name], np.array(v)) for name, v in model.state_dict().items())

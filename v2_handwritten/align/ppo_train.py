@@ -1,0 +1,145 @@
+"""One update of PPO (Ziegler et al. 2019; Stiennon et al. 2020): sample replies, score them, improve policy and value model.
+
+The functions stand in algorithms/ppo.py and algorithms/rollout.py; here they are called in order. Scores come from a function of
+the replies: a reward model, the story world's reward, or a user's own (`shared_data.reward_functions`).
+
+Level 1: `trl.experimental.ppo.PPOTrainer`. Level 3: the same over its own autograd; from the same weights it samples the same
+replies and ends with the same weights. Theory: algorithms/ppo.md.
+
+    metrics = ppo_step(model, value_model, optimizer, reference, prompts, score, PpoOptions(max_new_tokens=64), seed=step)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shared_data.reward_functions import check_rewards
+from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabilities
+from v2_handwritten.align.algorithms.ppo import (
+    Metrics,
+    make_experience,
+    penalize_missing_end,
+    ppo_minibatch_loss,
+)
+from v2_handwritten.align.algorithms.rollout import Rollout, collect
+from v2_handwritten.models.reward_model import RewardModel
+from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
+from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+
+Score = Callable[
+    [list[list[int]]], Sequence[float]
+]  # the ids of all replies, in order -> a finite number each
+
+
+@dataclass(frozen=True)
+class PpoOptions:
+    """The numbers of an update, with TRL's defaults; in brackets TRL's name where it is another."""
+
+    max_new_tokens: int  # a reply may have [response_length]
+    temperature: float = 0.7
+    kl_coefficient: float = 0.05  # [kl_coef]
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    missing_end_penalty: float | None = (
+        None  # off the score of a reply that was cut off [missing_eos_penalty]
+    )
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_rewards: bool = False
+    clip_range: float = 0.2  # [cliprange]
+    clip_range_value: float = 0.2  # [cliprange_value]
+    value_coefficient: float = 0.1  # [vf_coef]
+    epochs: int = 4  # over the same replies [num_ppo_epochs]
+    minibatches: int = 1  # optimizer steps an epoch [num_mini_batches]
+    gradient_clip: float = 0.0  # 0 for none, as in TRL's PPO
+
+
+def actor_critic_groups(model: Transformer, value_model: RewardModel, weight_decay: float) -> list[dict]:
+    """The parameters of both models for one optimizer."""
+    return parameter_groups(nn.ModuleDict({"policy": model, "value": value_model}), weight_decay)
+
+
+def ppo_step(
+    model: Transformer,
+    value_model: RewardModel,
+    optimizer: AdamW,
+    reference: Transformer,
+    prompts: Sequence[Sequence[int]],
+    score: Score,
+    options: PpoOptions,
+    seed: int,
+) -> Metrics:
+    """Sample a reply to each prompt, and take `epochs` · `minibatches` optimizer steps on both models.
+
+    reference: stays as it is (`log_probabilities.frozen_copy`). optimizer: over `actor_critic_groups`.
+    seed: decides the replies and the minibatches, so an update that is done again from the same state gives the same.
+    Dropout is off throughout: with it, old and new log-probabilities would differ before anything is learned.
+    Raises `UserError` for a reward that is no finite number.
+    """
+    model.eval()
+    value_model.eval()
+    rollout = collect(
+        model, prompts, options.max_new_tokens, options.temperature, seed, model.config.eos_token_id
+    )
+    weight = model.lm_head.weight
+    given = check_rewards(score(rollout.replies()), len(rollout.finished))
+    scores = torch.tensor(given, dtype=weight.dtype, device=weight.device)
+    mask = rollout.reply_mask[:, rollout.prompt_length :]
+    with torch.no_grad():
+        experience, metrics = make_experience(
+            _log_probabilities(model, rollout, options),
+            _log_probabilities(reference, rollout, options),
+            penalize_missing_end(scores, rollout.finished, options.missing_end_penalty),
+            _values(value_model, rollout),
+            mask,
+            options.kl_coefficient,
+            options.kl_estimator,
+            options.gamma,
+            options.lam,
+            options.whiten_rewards,
+        )
+    metrics |= {
+        "reward": scores.mean().item(),  # without the penalty
+        "reply_tokens": mask.sum().item() / len(scores),
+        "finished": rollout.finished.sum().item() / len(scores),
+    }
+
+    parameters = [*model.parameters(), *value_model.parameters()]
+    generator = np.random.default_rng([seed, len(scores)])
+    logs: list[Metrics] = []
+    for _ in range(options.epochs):
+        for part in np.array_split(generator.permutation(len(scores)), options.minibatches):
+            rows = torch.from_numpy(part).to(mask.device)
+            loss, log = ppo_minibatch_loss(
+                _log_probabilities(model, rollout.rows(rows), options),
+                _values(value_model, rollout.rows(rows)),
+                experience.rows(rows),
+                options.clip_range,
+                options.clip_range_value,
+                options.value_coefficient,
+            )
+            loss.backward()
+            norm = clip_gradients(parameters, options.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            logs.append({"loss": loss.item(), "gradient_norm": norm, **log})
+    return metrics | {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}
+
+
+def _log_probabilities(model: Transformer, rollout: Rollout, options: PpoOptions) -> Float[Tensor, "B T"]:
+    """Of the replies' tokens, in the distribution they were sampled from."""
+    return rollout.of_replies(
+        reply_log_probabilities(
+            model, rollout.input_ids, rollout.reply_mask, rollout.attention_mask, options.temperature
+        )
+    )
+
+
+def _values(value_model: RewardModel, rollout: Rollout) -> Float[Tensor, "B T"]:
+    """Of the state before each of the replies' tokens."""
+    return rollout.of_replies(value_model.scores(rollout.input_ids, rollout.attention_mask)[:, :-1])

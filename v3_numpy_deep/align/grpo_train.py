@@ -1,0 +1,134 @@
+"""One update of GRPO (Shao et al. 2024, algorithm 1): sample groups of replies, score them, learn from what was better than the rest.
+
+The functions stand in algorithms/grpo.py and algorithms/rollout.py; here they are called in order. Scores come from a function of
+the replies: a verifier, the story world's reward, or a user's own (`shared_data.reward_functions`).
+
+Level 1: `trl.GRPOTrainer`. Level 2: the same over torch; from the same weights it samples the same replies and ends
+with the same weights. Theory:
+v2_handwritten/align/algorithms/grpo.md.
+
+    metrics = grpo_step(model, optimizer, reference, prompts, score, GrpoOptions(max_new_tokens=64), seed=step)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from shared_data.reward_functions import check_rewards
+from v3_numpy_deep.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
+from v3_numpy_deep.align.algorithms.log_probabilities import masked_mean, reply_log_probabilities
+from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
+from v3_numpy_deep.autograd import Array, Tensor, no_grad
+from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
+from v3_numpy_deep.pretrain.components.optimizers import AdamW
+
+Score = Callable[
+    [list[list[int]]], Sequence[float]
+]  # the ids of all replies, in order -> a finite number each
+
+
+@dataclass(frozen=True)
+class GrpoOptions:
+    """The numbers of an update, with TRL's defaults; in brackets TRL's name where it is another."""
+
+    max_new_tokens: int  # a reply may have [max_completion_length]
+    group_size: int = 8  # replies to each prompt [num_generations]
+    temperature: float = 1.0
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    beta: float = 0.0  # weight of the KL to the reference
+    unbiased_kl: bool = True  # [use_bias_correction_kl]
+    epsilon_low: float = 0.2  # [epsilon]
+    epsilon_high: float = 0.2
+    epochs: int = 1  # over the same replies [num_iterations]
+    minibatches: int = 1  # optimizer steps an epoch
+    gradient_clip: float = 1.0  # 0 for none [max_grad_norm]
+
+
+def grpo_step(
+    model: Transformer,
+    optimizer: AdamW,
+    reference: Transformer | None,
+    prompts: Sequence[Sequence[int]],
+    score: Score,
+    options: GrpoOptions,
+    seed: int,
+) -> Metrics:
+    """Sample `options.group_size` replies to each prompt, and take `epochs` · `minibatches` optimizer steps on them.
+
+    reference: stays as it is (`log_probabilities.frozen_copy`); None where neither the penalty nor the metric `kl` is wanted.
+    seed: decides the replies and the minibatches, so an update that is done again from the same state gives the same.
+    Dropout is off throughout: with it, old and new log-probabilities would differ before anything is learned.
+    Raises `UserError` for a reward that is no finite number.
+    """
+    model.eval()
+    end = model.config.eos_token_id
+    rollout = collect(
+        model, prompts, options.max_new_tokens, options.temperature, seed, end, options.group_size
+    )
+    given = check_rewards(score(rollout.replies()), len(rollout.finished))
+    rewards = np.array(given, dtype=model.lm_head.weight.dtype)
+    advantages = group_advantages(rewards, options.group_size, options.scale_rewards)
+    with no_grad():
+        old = _log_probabilities(model, rollout, options).data
+        kept = None if reference is None else _log_probabilities(reference, rollout, options).data
+    mask = rollout.reply_mask[:, rollout.prompt_length :]
+    metrics = _describe(rewards, rollout, old, kept)
+
+    generator = np.random.default_rng([seed, len(rewards)])
+    logs: list[Metrics] = []
+    for _ in range(options.epochs):
+        for rows in np.array_split(generator.permutation(len(rewards)), options.minibatches):
+            loss, log = grpo_loss(
+                _log_probabilities(model, rollout.rows(rows), options),
+                old[rows],
+                None if kept is None else kept[rows],
+                advantages[rows],
+                mask[rows],
+                beta=options.beta,
+                epsilon_low=options.epsilon_low,
+                epsilon_high=options.epsilon_high,
+                loss_type=options.loss_type,
+                max_reply_length=options.max_new_tokens,
+                unbiased_kl=options.unbiased_kl,
+            )
+            loss.backward()
+            norm = clip_gradients(model.parameters(), options.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            logs.append({"loss": loss.item(), "gradient_norm": norm, **log})
+    names = [name for name in logs[0] if name != "kl"]  # the KL is measured on all replies, before the update
+    return metrics | {name: sum(log[name] for log in logs) / len(logs) for name in names}
+
+
+def _log_probabilities(model: Transformer, rollout: Rollout, options: GrpoOptions) -> Float[Tensor, "B T"]:
+    """Of the replies' tokens, in the distribution they were sampled from."""
+    return rollout.of_replies(
+        reply_log_probabilities(
+            model, rollout.input_ids, rollout.reply_mask, rollout.attention_mask, options.temperature
+        )
+    )
+
+
+def _describe(
+    rewards: Float[Array, " N"],
+    rollout: Rollout,
+    old: Float[Array, "N T"],
+    reference: Float[Array, "N T"] | None,
+) -> Metrics:
+    """What the rollout was like, before anything is learned from it. Entropy and KL in nats a token, as sampled."""
+    mask = rollout.reply_mask[:, rollout.prompt_length :]
+    metrics = {
+        "reward": rewards.mean().item(),
+        "reward_std": rewards.std(ddof=1).item(),
+        "reply_tokens": rollout.reply_mask.sum().item() / len(rewards),
+        "finished": rollout.finished.sum().item() / len(rewards),
+        "entropy": masked_mean(Tensor(-old), mask).item(),
+    }
+    if reference is not None:
+        metrics["kl"] = masked_mean(Tensor(old - reference), mask).item()
+    return metrics
