@@ -18,6 +18,8 @@ from jaxtyping import Int64
 from shared_data.errors import UserError
 from shared_data.preference_pairs import Pair, check_pairs
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch, preference_batch
+from v3_numpy_deep.autograd import Module
+from v3_numpy_deep.autograd.parallel import available_threads, shards
 from v3_numpy_deep.data_pipeline.tokenizer.chat_template import render_chat
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.finetune.chat_data import check_turns
@@ -127,3 +129,15 @@ class PreferenceLoader:
     def _batch(self, indices: list[int]) -> PreferenceBatch:
         self.indices = np.array(indices, dtype=np.int64)
         return preference_batch([self.pairs[i] for i in indices], self.pad_id, self.max_length)
+
+
+def _pair_shards(B: int, model: Module) -> list[Int64[np.ndarray, " rows"]]:
+    """The rows of a batch of B pairs in a part for each thread; the two rows of a pair stay together.
+
+    With dropout there is one part, as its masks are drawn one by one.
+    """
+    config = model.config
+    dropout = max(config.embd_pdrop, config.attention_dropout, config.resid_pdrop) > 0
+    threads = 1 if model.training and dropout else available_threads()
+    pairs = (np.arange(B)[part] for part in shards(B, threads))
+    return [np.concatenate([part, B + part]) for part in pairs]

@@ -1,0 +1,96 @@
+"""Training by DPO on preference pairs: the reference's log-probabilities, the loss of a batch, the exam on held-out pairs.
+
+The reference (algorithms/log_probabilities.py, `frozen_copy`) never changes. Live, it is asked again for each batch, which costs a
+forward pass and keeps a second model in memory; or its two numbers for each pair are computed once, before the first step.
+Both give the same bits, as its passes have no dropout.
+
+Level 1: trl's `DPOTrainer`. Level 2: the same over torch, whose kernels use all cores by themselves.
+
+    table = reference_log_probabilities(frozen_copy(model), loader)
+    loss, metrics = dpo_batch_loss(model, batch := loader.next_batch(), table[loader.indices])
+"""
+
+from collections import Counter
+
+import numpy as np
+from jaxtyping import Float
+
+from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch, dpo_loss, sequence_log_probabilities
+from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards
+from v3_numpy_deep.autograd import Array, Tensor, no_grad
+from v3_numpy_deep.autograd.memory import keep_freed_memory
+from v3_numpy_deep.autograd.parallel import data_parallel
+from v3_numpy_deep.models.transformer import Transformer
+
+
+def batch_log_probabilities(model: Transformer, batch: PreferenceBatch) -> Float[np.ndarray, "B 2"]:
+    """log π of the chosen and of the rejected reply of each pair, without gradients: what a reference is asked for."""
+    with no_grad():
+        return _log_probabilities(model, batch, np.arange(len(batch.input_ids))).data.reshape(2, -1).T
+
+
+def reference_log_probabilities(
+    reference: Transformer, loader: PreferenceLoader
+) -> Float[np.ndarray, "pairs 2"]:
+    """`batch_log_probabilities` of all pairs of a loader, a row for each pair."""
+    return np.concatenate([batch_log_probabilities(reference, batch) for batch in loader.one_pass()])
+
+
+def dpo_batch_loss(
+    model: Transformer,
+    batch: PreferenceBatch,
+    reference: Float[np.ndarray, "B 2"],
+    beta: float = 0.1,
+    loss_type: str = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss of the pairs of a batch, given the reference's log-probabilities of these pairs; metrics of `dpo_loss`."""
+    keep_freed_memory()
+    B = len(batch.input_ids) // 2
+    values = np.empty(2 * B, model.lm_head.weight.dtype)
+    fixed = reference.astype(values.dtype).T.reshape(-1)  # like the rows of the batch, the chosen ones first
+
+    def loss_and_metrics(found: Tensor, rows: Array) -> tuple[Tensor, dict[str, float]]:
+        half, lengths = len(rows) // 2, batch.reply_lengths[rows]
+        pairs = (found[:half], found[half:], fixed[rows[:half]], fixed[rows[half:]])
+        return dpo_loss(*pairs, beta, loss_type, label_smoothing, lengths[:half], lengths[half:])
+
+    def loss_of(rows: Array) -> Tensor:
+        found = _log_probabilities(model, batch, rows)
+        values[rows] = found.data
+        return loss_and_metrics(found, rows)[0]
+
+    parts = _pair_shards(B, model)
+    weights = [len(rows) / (2 * B) for rows in parts]
+    loss = data_parallel(loss_of, parts, weights, list(model.parameters()))
+    _, metrics = loss_and_metrics(Tensor(values), np.arange(2 * B))
+    return loss, metrics
+
+
+def evaluate_dpo(
+    model: Transformer,
+    loader: PreferenceLoader,
+    reference: Float[np.ndarray, "pairs 2"],
+    beta: float = 0.1,
+    loss_type: str = "sigmoid",
+    max_batches: int | None = None,
+) -> dict[str, float]:
+    """`loss` and the metrics of `dpo_loss` over the pairs of a loader, each once; every pair counts the same."""
+    was_training = model.training
+    model.eval()
+    totals: Counter[str] = Counter()
+    for batch in loader.one_pass(max_batches):
+        B = len(batch.input_ids) // 2
+        with no_grad():
+            loss, metrics = dpo_batch_loss(model, batch, reference[loader.indices], beta, loss_type)
+        totals.update({"pairs": B, "loss": loss.item() * B})
+        totals.update({name: value * B for name, value in metrics.items()})
+    model.train(was_training)
+    pairs = totals.pop("pairs")
+    return {name: total / pairs for name, total in totals.items()}
+
+
+def _log_probabilities(model: Transformer, batch: PreferenceBatch, rows: Array) -> Tensor:
+    """log π of the replies in these rows."""
+    arrays = (batch.input_ids, batch.reply_mask, batch.attention_mask)
+    return sequence_log_probabilities(model, *(array[rows] for array in arrays))
