@@ -22,7 +22,7 @@ from v1_quick.data_pipeline.processing.formatting import Message, format_chat
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.evaluation.metrics.answers import answer_questions
-from v1_quick.finetune.chat_data import encode_conversation, _library_tokenizer
+from v1_quick.finetune.chat_data import _library_tokenizer, encode_conversation
 from v1_quick.models.checkpoint import load_model, save_model
 from v1_quick.models.transformer import Transformer
 from v1_quick.pretrain.components.schedulers import _scheduler_arguments
@@ -34,7 +34,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     Raises `UserError` for a record that is no conversation or does not fit, a missing checkpoint.
     """
     import datasets
-    from transformers import PrinterCallback
+    import transformers
     from trl import SFTConfig, SFTTrainer
 
     for library in (
@@ -82,7 +82,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
                 activation_checkpointing=section.activation_checkpointing,
                 use_cpu=next(model.parameters()).device.type == "cpu",
                 seed=section.seed,
-                logging_steps=section.log_every,
+                logging_steps=min(section.log_every, section.steps),
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -90,7 +90,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
             train_dataset=datasets.Dataset.from_list(records),
             processing_class=_library_tokenizer(tokenizer),
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.add_callback(_logger(log, bar))
         trainer.train()
     seconds = time.perf_counter() - started
