@@ -23,6 +23,10 @@ NAME_EXCEPTIONS: dict[str, dict[str, str]] = {
         "Transformer.compute_dtype": "mixed precision is for levels 1 and 2",
         "Transformer.dropout_generator": "torch's generators belong to a device and are made anew for it; NumPy's do not",
     },
+    "models/reward_model.py": {
+        "RewardModel.compute_dtype": "mixed precision is for levels 1 and 2",
+        "RewardModel.dropout_generator": "torch's generators belong to a device and are made anew for it; NumPy's do not",
+    },
 }
 
 # Names whose parameters differ between levels: {path: {name: reason}}.
@@ -36,6 +40,7 @@ SIGNATURE_EXCEPTIONS: dict[str, dict[str, str]] = {
         "Gpt2Body.forward": "activation checkpointing wraps each block, at level 2 only",
         "LlamaBody.forward": "activation checkpointing wraps each block, at level 2 only",
     },
+    "models/reward_model.py": {"RewardModel.__init__": "level 1 may wrap a model of the library"},
 }
 
 
