@@ -22,9 +22,12 @@ from v2_handwritten.finetune.peft.lora import (
 )
 from v2_handwritten.models.blocks.linear import Linear
 from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 from v3_numpy_deep.finetune.peft import lora as lora3
 from v3_numpy_deep.models.config import ModelConfig as ModelConfig3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
+from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
+from v3_numpy_deep.pretrain.components.optimizers import parameter_groups as parameter_groups3
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "LoRA": {"rank": 4},
@@ -194,6 +197,54 @@ def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, va
     lora3.unmerge_lora(model)
     assert not np.array_equal(model(arrays["input_ids"]).data, before)
     assert np.array_equal(model(arrays["input_ids"]).data, rows["logits"][0].data)
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
+def test_ten_steps_of_adamw_in_lockstep(parity: ParityRecorder, use_dora: bool) -> None:
+    """Losses, and adapters at the end, of all three levels; the frozen base must have kept its bits at each."""
+    variant = "DoRA, all-linear" if use_dora else "all-linear"
+    ours, theirs, names = adapted_pair(
+        "gpt2", variant, alpha=1.0
+    )  # a gentle start: chaos would amplify rounding
+    model = level_3_like(ours, "gpt2", settings("gpt2", variant, alpha=1.0))
+    bases = [{n: p.clone() for n, p in m.named_parameters() if not p.requires_grad} for m in (ours, theirs)]
+    base3 = {n: p.data.copy() for n, p in model.named_parameters() if not p.requires_grad}
+    optimizer = AdamW(parameter_groups(ours, weight_decay=0.1), learning_rate=0.01)
+    optimizer3 = AdamW3(parameter_groups3(model, weight_decay=0.1), learning_rate=0.01)
+    groups = [{"params": [p for p in names.values() if p.ndim == dims]} for dims in (2, 1)]
+    decays = (groups[0] | {"weight_decay": 0.1}, groups[1] | {"weight_decay": 0.0})
+    library_optimizer = torch.optim.AdamW([g for g in decays if g["params"]], lr=0.01)
+    inputs = batch("gpt2", T=20)
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    losses: list[list[float]] = []
+    for _ in range(10):
+        steps = ((ours, optimizer, inputs), (model, optimizer3, arrays), (theirs, library_optimizer, inputs))
+        losses.append([])
+        for level, its_optimizer, its_inputs in steps:
+            its_optimizer.zero_grad()
+            loss = level.loss(**its_inputs)
+            loss.backward()
+            its_optimizer.step()
+            losses[-1].append(loss.item())
+    found, found3 = dict(ours.named_parameters()), dict(model.named_parameters())
+    adapters = [np.concatenate([np.ravel(p[name].data) for name in names]) for p in (found, found3, names)]
+    assert losses[-1][0] < losses[0][0] - 0.5
+    for index, levels in ((1, "v2-v3"), (2, "v2-v1")):
+        for quantity, actual, expected in (
+            ("losses", np.array(losses)[:, 0], np.array(losses)[:, index]),
+            ("adapters after ten steps", adapters[0], adapters[index]),
+        ):
+            parity(
+                component=f"ten steps of {variant}, gpt2",
+                quantity=quantity,
+                levels=levels,
+                actual=actual,
+                expected=expected,
+                tolerance=1e-14,
+            )
+    for before, level in zip(bases, (ours, theirs), strict=True):
+        assert all(torch.equal(p, before[n]) for n, p in level.named_parameters() if n in before)
+    assert all(np.array_equal(found3[n].data, before) for n, before in base3.items())
 
 
 def test_level_3_drops_in_training_only_and_switches_adapters() -> None:

@@ -81,6 +81,30 @@ def test_codes_and_decoded_values_are_those_of_bitsandbytes_bit_for_bit(
         )
 
 
+def test_elements_on_the_border_of_two_levels_fall_to_the_side_that_bitsandbytes_chooses(
+    parity: ParityRecorder,
+) -> None:
+    """Within a rounding error of a midpoint, it matters whether one divides by the scale or multiplies by its inverse."""
+    levels = np.array(qlora.NF4_CODES, np.float32)
+    scales = np.abs(array(0, 500, 1, dtype=np.float32)) + np.float32(0.01)
+    borders = (levels[:-1] + levels[1:]) / 2 * scales
+    around = [np.nextafter(borders, np.float32(side)) for side in (-9, 9)]
+    x = np.concatenate([scales, borders, *around, np.zeros((500, 18), np.float32)], axis=1)
+    divided = np.searchsorted((levels[:-1] + levels[1:]) / 2, x / scales)
+    codes, _ = library.quantize_nf4(torch.from_numpy(x), double_quantization=False)
+    expected = torch.stack([codes >> 4, codes & 15], dim=-1).numpy().reshape(x.shape)
+    assert (divided != expected).any(), "the case does not test what it should"
+    for level, name, argument in ((qlora, "v2-v1", torch.from_numpy(x)), (qlora3, "v3-v1", x)):
+        parity(
+            component="NF4, on the border of two levels",
+            quantity="codes",
+            levels=name,
+            actual=level.quantize_nf4(argument, double_quantization=False).codes,
+            expected=codes.flatten(),
+            tolerance=0.0,
+        )
+
+
 @pytest.mark.parametrize("double", [False, True], ids=["one quantization", "double quantization"])
 @pytest.mark.parametrize("kind", SHAPES)
 def test_level_3_gives_the_codes_of_level_2(parity: ParityRecorder, kind: str, double: bool) -> None:
