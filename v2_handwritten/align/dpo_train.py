@@ -17,7 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from v2_handwritten.align.algorithms.dpo import PreferenceBatch, dpo_loss, sequence_log_probabilities
+from v2_handwritten.align.algorithms.dpo import (
+    LossType,
+    PreferenceBatch,
+    dpo_loss,
+    sequence_log_probabilities,
+)
 from v2_handwritten.align.preference_data import PreferenceLoader
 from v2_handwritten.models.transformer import Transformer
 
@@ -40,7 +45,7 @@ def dpo_batch_loss(
     batch: PreferenceBatch,
     reference: Float[np.ndarray, "B 2"],
     beta: float = 0.1,
-    loss_type: str = "sigmoid",
+    loss_type: LossType = "sigmoid",
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Mean loss of the pairs of a batch, given the reference's log-probabilities of these pairs; metrics of `dpo_loss`."""
@@ -59,7 +64,7 @@ def evaluate_dpo(
     loader: PreferenceLoader,
     reference: Float[np.ndarray, "pairs 2"],
     beta: float = 0.1,
-    loss_type: str = "sigmoid",
+    loss_type: LossType = "sigmoid",
     max_batches: int | None = None,
 ) -> dict[str, float]:
     """`loss` and the metrics of `dpo_loss` over the pairs of a loader, each once; every pair counts the same."""

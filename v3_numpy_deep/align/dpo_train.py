@@ -15,7 +15,7 @@ from collections import Counter
 import numpy as np
 from jaxtyping import Float
 
-from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch, dpo_loss, sequence_log_probabilities
+from v3_numpy_deep.align.algorithms.dpo import LossType, PreferenceBatch, dpo_loss, sequence_log_probabilities
 from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.autograd.memory import keep_freed_memory
@@ -41,7 +41,7 @@ def dpo_batch_loss(
     batch: PreferenceBatch,
     reference: Float[np.ndarray, "B 2"],
     beta: float = 0.1,
-    loss_type: str = "sigmoid",
+    loss_type: LossType = "sigmoid",
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean loss of the pairs of a batch, given the reference's log-probabilities of these pairs; metrics of `dpo_loss`."""
@@ -72,7 +72,7 @@ def evaluate_dpo(
     loader: PreferenceLoader,
     reference: Float[np.ndarray, "pairs 2"],
     beta: float = 0.1,
-    loss_type: str = "sigmoid",
+    loss_type: LossType = "sigmoid",
     max_batches: int | None = None,
 ) -> dict[str, float]:
     """`loss` and the metrics of `dpo_loss` over the pairs of a loader, each once; every pair counts the same."""

@@ -28,6 +28,7 @@ from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabil
 from v2_handwritten.align.algorithms.reward_loss import log_sigmoid
 from v2_handwritten.models.transformer import Transformer
 
+LossType = Literal["sigmoid", "hinge", "ipo"]
 LOSS_TYPES = ("sigmoid", "hinge", "ipo")
 
 
@@ -85,7 +86,7 @@ def dpo_loss(
     reference_chosen: Float[Tensor, "B"],
     reference_rejected: Float[Tensor, "B"],
     beta: float = 0.1,
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid",
+    loss_type: LossType = "sigmoid",
     label_smoothing: float = 0.0,
     chosen_lengths: Int[Tensor, "B"] | None = None,
     rejected_lengths: Int[Tensor, "B"] | None = None,

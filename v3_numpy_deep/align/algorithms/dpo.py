@@ -29,6 +29,7 @@ from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.models.transformer import Transformer
 
+LossType = Literal["sigmoid", "hinge", "ipo"]
 LOSS_TYPES = ("sigmoid", "hinge", "ipo")
 
 
@@ -87,7 +88,7 @@ def dpo_loss(
     reference_chosen: Float[Array, "B"],
     reference_rejected: Float[Array, "B"],
     beta: float = 0.1,
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid",
+    loss_type: LossType = "sigmoid",
     label_smoothing: float = 0.0,
     chosen_lengths: Int[Array, "B"] | None = None,
     rejected_lengths: Int[Array, "B"] | None = None,
