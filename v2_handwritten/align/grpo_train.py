@@ -9,7 +9,7 @@ with the same weights. Theory: algorithms/grpo.md.
     metrics = grpo_step(model, optimizer, reference, prompts, score, GrpoOptions(max_new_tokens=64), seed=step)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,13 +22,10 @@ from shared_data.reward_functions import check_rewards
 from v2_handwritten.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
 from v2_handwritten.align.algorithms.log_probabilities import masked_mean, reply_log_probabilities
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
+from v2_handwritten.align.scoring import Score
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW
-
-Score = Callable[
-    [list[list[int]]], Sequence[float]
-]  # the ids of all replies, in order -> a finite number each
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ replies and ends with the same weights. Theory: algorithms/ppo.md.
     metrics = ppo_step(model, value_model, optimizer, reference, prompts, score, PpoOptions(max_new_tokens=64), seed=step)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,14 +27,11 @@ from v2_handwritten.align.algorithms.ppo import (
     ppo_minibatch_loss,
 )
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
+from v2_handwritten.align.scoring import Score
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
-
-Score = Callable[
-    [list[list[int]]], Sequence[float]
-]  # the ids of all replies, in order -> a finite number each
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ v2_handwritten/align/algorithms/grpo.md.
     metrics = grpo_step(model, optimizer, reference, prompts, score, GrpoOptions(max_new_tokens=64), seed=step)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,14 +21,11 @@ from shared_data.reward_functions import check_rewards
 from v3_numpy_deep.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
 from v3_numpy_deep.align.algorithms.log_probabilities import masked_mean, reply_log_probabilities
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
+from v3_numpy_deep.align.scoring import Score
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW
-
-Score = Callable[
-    [list[list[int]]], Sequence[float]
-]  # the ids of all replies, in order -> a finite number each
 
 
 @dataclass(frozen=True)

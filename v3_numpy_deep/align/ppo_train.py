@@ -10,7 +10,7 @@ v2_handwritten/align/algorithms/ppo.md.
     metrics = ppo_step(model, value_model, optimizer, reference, prompts, score, PpoOptions(max_new_tokens=64), seed=step)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,15 +26,12 @@ from v3_numpy_deep.align.algorithms.ppo import (
     ppo_minibatch_loss,
 )
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
+from v3_numpy_deep.align.scoring import Score
 from v3_numpy_deep.autograd import ModuleDict, Tensor, no_grad
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
-
-Score = Callable[
-    [list[list[int]]], Sequence[float]
-]  # the ids of all replies, in order -> a finite number each
 
 
 @dataclass(frozen=True)

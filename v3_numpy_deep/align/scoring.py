@@ -1,0 +1,109 @@
+"""What a reply is worth: functions of texts and reward models behind one signature, and the exam of a policy.
+
+PPO and GRPO ask for a `Score`: from the ids of the replies to a number each. A function of two lists of texts (the story world's
+reward, a verifier, a user's own from `shared_data.reward_functions`) becomes one, and so does a reward model, which reads prompt and
+reply together.
+
+Level 1: TRL's trainers decode and score by themselves. Level 2: the same over torch.
+
+    score = text_score(tokenizer, prompts, reward, replies_per_prompt=8)
+    metrics = grpo_step(model, optimizer, reference, encode_prompts(tokenizer, prompts), score, options, seed)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from shared_data.reward_functions import RewardFunction, score_replies
+from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities
+from v3_numpy_deep.align.algorithms.rollout import collect
+from v3_numpy_deep.autograd import no_grad
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v3_numpy_deep.inference.chat import encode_chat, stop_ids
+from v3_numpy_deep.models.reward_model import RewardModel
+from v3_numpy_deep.models.transformer import Transformer
+
+Score = Callable[
+    [list[list[int]]], Sequence[float]
+]  # the ids of all replies, in order -> a finite number each
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Each prompt as the first turn of a conversation, up to where the reply begins."""
+    return [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+
+
+def decode_replies(tokenizer: Tokenizer, replies: Sequence[Sequence[int]]) -> list[str]:
+    """The texts of replies, without the token that ended them."""
+    ends = set(stop_ids(tokenizer))
+    return [tokenizer.decode([id for id in reply if id not in ends]) for reply in replies]
+
+
+def text_score(
+    tokenizer: Tokenizer, prompts: Sequence[str], reward: RewardFunction, replies_per_prompt: int = 1
+) -> Score:
+    """Scores by a function of texts; the replies to one prompt stand next to each other, as `collect` puts them."""
+    asked = [prompt for prompt in prompts for _ in range(replies_per_prompt)]
+    return lambda replies: score_replies(reward, asked, decode_replies(tokenizer, replies))
+
+
+def model_score(
+    reward_model: RewardModel, prompts: Sequence[Sequence[int]], replies_per_prompt: int = 1
+) -> Score:
+    """Scores by a reward model, read at the last token of prompt and reply. Padding is on the right: nothing sees it."""
+    asked = [list(prompt) for prompt in prompts for _ in range(replies_per_prompt)]
+
+    def score(replies: list[list[int]]) -> list[float]:
+        reward_model.eval()
+        rows = [prompt + reply for prompt, reply in zip(asked, replies, strict=True)]
+        width = max(map(len, rows))
+        input_ids = np.array([row + [0] * (width - len(row)) for row in rows])
+        mask = np.array([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        with no_grad():
+            return reward_model(input_ids, mask).data.tolist()
+
+    return score
+
+
+def examine_policy(
+    model: Transformer,
+    reference: Transformer | None,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    reward: RewardFunction,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Mean `reward` of one sampled reply to each prompt, the divergence `kl` from the reference in nats a reply, and the replies.
+
+    Before and after training, on prompts that training never saw, with the same seed: the dice are the same, the policy is not.
+    """
+    was_training = model.training
+    model.eval()
+    records: list[dict[str, Any]] = []
+    divergence, finished = 0.0, 0.0
+    for start in range(0, len(prompts), batch_size):
+        asked = list(prompts[start : start + batch_size])
+        ids = encode_prompts(tokenizer, asked)
+        rollout = collect(model, ids, max_new_tokens, temperature, seed + start, stop_ids(tokenizer))
+        texts = decode_replies(tokenizer, rollout.replies())
+        rewards = score_replies(reward, asked, texts)
+        records += [
+            {"prompt": prompt, "reply": text, "reward": value}
+            for prompt, text, value in zip(asked, texts, rewards, strict=True)
+        ]
+        finished += rollout.finished.sum().item()
+        if reference is not None:
+            given = (rollout.input_ids, rollout.reply_mask, rollout.attention_mask, temperature)
+            with no_grad():
+                new, kept = (reply_log_probabilities(policy, *given) for policy in (model, reference))
+            divergence += (new - kept).sum().item()
+    model.train(was_training)
+    metrics = {
+        "reward": sum(record["reward"] for record in records) / len(records),
+        "finished": finished / len(records),
+    }
+    return metrics | ({} if reference is None else {"kl": divergence / len(records)}), records
