@@ -1,5 +1,6 @@
 """LoRA, rsLoRA and DoRA at all levels: outputs, gradients, merged weights; what must not train, and what must not drop."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -252,6 +253,13 @@ def test_level_3_drops_in_training_only_and_switches_adapters() -> None:
     ours, _, _ = adapted_pair("llama GQA", "LoRA", dropout=0.5)
     model, ids = level_3_like(ours, "llama GQA", values), batch("llama GQA", T=9)["input_ids"].numpy()
     assert not np.array_equal(model(ids).data, model(ids).data)
+    model.dropout_generator = np.random.default_rng(8)  # as the training loop does at every step
+    dropped = model(ids).data
+    model.dropout_generator = np.random.default_rng(8)
+    assert np.array_equal(dropped, model(ids).data)
+    copied = copy.deepcopy(model)
+    copied.dropout_generator = np.random.default_rng(8)
+    assert np.array_equal(dropped, copied(ids).data)
     model.eval()
     first = model(ids).data
     assert np.array_equal(first, model(ids).data)
@@ -313,8 +321,7 @@ def test_one_layer_equals_peft_in_training_with_dropout(
             assert a.shape == b.shape
             a.copy_(torch.from_numpy(adapter_values(tuple(a.shape), seed)))
             b.copy_(a)
-    layer: Any = ours.proj
-    layer.generator = torch.Generator().manual_seed(3)
+    ours.dropout_generator = torch.Generator().manual_seed(3)
     torch.manual_seed(3)
     inputs = [torch.from_numpy(array(1, 7, 6)).requires_grad_() for _ in range(2)]
     outputs = [model(x) for model, x in zip((ours, theirs), inputs, strict=True)]

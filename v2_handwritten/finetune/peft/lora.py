@@ -73,19 +73,19 @@ class LoraLinear(nn.Module):
     """Stands in place of a linear layer, `base`, and adds what the active adapter has learned.
 
     `base` may be a `Linear`, a `Conv1D` or a `QuantizedLinear`, and is never written to: `merge` makes a plain layer of base
-    and adapter beside it, so that `unmerge` gives back the very bits. `generator` draws the dropout masks.
+    and adapter beside it, so that `unmerge` gives back the very bits. Dropout masks are drawn by the generator of `model`, as all others.
     """
 
     replaces_linear = True
     base: Any
 
-    def __init__(self, base: nn.Module, generator: torch.Generator | None = None) -> None:
+    def __init__(self, base: nn.Module, model: nn.Module | None = None) -> None:
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
         self.merged: Linear | Conv1D | None = None
-        self.generator = generator
+        self._model = (model,)  # in a tuple, lest it count as a part of this layer
         # A new module is in training mode: in a model that is being evaluated, it would drop inputs.
         self.train(base.training)
 
@@ -103,6 +103,17 @@ class LoraLinear(nn.Module):
                 adapter.magnitude.copy_(_row_norms(weight))
         self.adapters[name] = adapter.train(self.training)
         return adapter
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The generator of the model's dropout masks, which a training loop may replace or set anew at every step."""
+        return getattr(self._model[0], "dropout_generator", None)
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether a forward pass would draw dropout masks now."""
+        adapter = self.active_adapter
+        return self.training and self.merged is None and adapter is not None and adapter.config.dropout > 0
 
     @property
     def adapter_names(self) -> list[str]:
@@ -179,7 +190,7 @@ def initial_down_projection(
 def inject_lora(model: nn.Module, config: LoraConfig, seed: int, name: str = "default") -> list[nn.Parameter]:
     """Hang a new adapter on the model, make it the active one, and return its parameters: the only ones that train.
 
-    Everything else is frozen. Move the model to its device before. Raises `UserError` for a target module the model has
+    Everything else is frozen. Raises `UserError` for a target module the model has
     not, for a name that is taken, and while adapters are merged.
     """
     places = select_layers(model, config.target_modules)
@@ -189,7 +200,7 @@ def inject_lora(model: nn.Module, config: LoraConfig, seed: int, name: str = "de
     for place in places:
         layer = place.layer
         if not isinstance(layer, LoraLinear):
-            layer = LoraLinear(layer, getattr(model, "dropout_generator", None))
+            layer = LoraLinear(layer, model)
             place.replace(layer)
         in_features = layer.base_weight().shape[1]
         layer.add_adapter(name, config, initial_down_projection(place.path, config.rank, in_features, seed))

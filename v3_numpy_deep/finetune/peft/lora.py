@@ -70,19 +70,19 @@ class LoraLinear(Module):
     """Stands in place of a linear layer, `base`, and adds what the active adapter has learned.
 
     `base` may be a `Linear`, a `Conv1D` or a `QuantizedLinear`, and is never written to: `merge` makes a plain layer of base
-    and adapter beside it, so that `unmerge` gives back the very bits. `generator` draws the dropout masks.
+    and adapter beside it, so that `unmerge` gives back the very bits. Dropout masks are drawn by the generator of `model`, as all others.
     """
 
     replaces_linear = True
     base: Any
 
-    def __init__(self, base: Module, generator: np.random.Generator | None = None) -> None:
+    def __init__(self, base: Module, model: Module | None = None) -> None:
         super().__init__()
         self.base = base
         self.adapters = ModuleDict({})
         self.active: str | None = None
         self.merged: Linear | Conv1D | None = None
-        self.generator = generator
+        self._model = (model,)  # in a tuple, lest it count as a part of this layer
         # A new module is in training mode: in a model that is being evaluated, it would drop inputs.
         self.train(base.training)
 
@@ -96,6 +96,17 @@ class LoraLinear(Module):
             adapter.magnitude.data[...] = _row_norms(weight)
         setattr(self.adapters, name, adapter.train(self.training))
         return adapter
+
+    @property
+    def generator(self) -> np.random.Generator | None:
+        """The generator of the model's dropout masks, which a training loop may replace or set anew at every step."""
+        return getattr(self._model[0], "dropout_generator", None)
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether a forward pass would draw dropout masks now."""
+        adapter = self.active_adapter
+        return self.training and self.merged is None and adapter is not None and adapter.config.dropout > 0
 
     @property
     def adapter_names(self) -> list[str]:
@@ -180,7 +191,7 @@ def inject_lora(model: Module, config: LoraConfig, seed: int, name: str = "defau
     for place in places:
         layer = place.layer
         if not isinstance(layer, LoraLinear):
-            layer = LoraLinear(layer, getattr(model, "dropout_generator", None))
+            layer = LoraLinear(layer, model)
             place.replace(layer)
         in_features = layer.base_weight().shape[1]
         layer.add_adapter(name, config, initial_down_projection(place.path, config.rank, in_features, seed))
