@@ -1,5 +1,6 @@
 """Updates of GRPO in lockstep at levels 2 and 3: the same replies, the same numbers, the same weights; and reward goes up."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,17 +8,25 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
-from tests.parity.inference_cases import prompts, trio
+from tests.parity.inference_cases import prompts, small_run, trio
 from tests.parity.recorder import ParityRecorder
 from tests.parity.rl_cases import compare_weights, even_tokens
+from v1_quick.align import grpo_train as grpo1
+from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer1
+from v1_quick.models.checkpoint import load_model as load1
 from v2_handwritten.align import grpo_train as grpo2
 from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
+from v2_handwritten.models.checkpoint import load_model as load2
 from v2_handwritten.pretrain.components import optimizers as optimizers2
 from v3_numpy_deep.align import grpo_train as grpo3
 from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer3
+from v3_numpy_deep.models.checkpoint import load_model as load3
 from v3_numpy_deep.pretrain.components import optimizers as optimizers3
 
 CASE = "llama GQA"
+ASKED = ["Who has the red ball?", "Write a story.", "Where is Tom?"]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "group_size": 4, "temperature": 0.9, "beta": 0.1}
 
 
@@ -104,3 +113,50 @@ def test_a_reward_that_is_no_number_stops_before_any_weight_moves(bad: float) ->
                 model, optimizer, None, prompts(CASE), score, module.GrpoOptions(**OPTIONS), seed=0
             )
         assert all(np.array_equal(before[name], np.array(v)) for name, v in model.state_dict().items())
+
+
+def vowels(prompts: list[str], replies: list[str]) -> list[float]:
+    """A reward of texts that differs from reply to reply."""
+    return [sum(letter in "aeiou" for letter in reply) / 10 for reply in replies]
+
+
+def test_training_on_texts_is_the_same_at_levels_2_and_3_and_runs_at_level_1(
+    parity: ParityRecorder, tmp_path: Path
+) -> None:
+    run = small_run(tmp_path, "model.max_position_embeddings=128")
+    heard: list[list[tuple[int, dict[str, float]]]] = []
+    for level, load, tokenizer, module in (
+        (1, load1, Tokenizer1, grpo1),
+        (2, load2, Tokenizer2, grpo2),
+        (3, load3, Tokenizer3, grpo3),
+    ):
+        model = load(run.checkpoint("pretrain"))
+        model = model if level == 1 else model.to(np.float64 if level == 3 else torch.float64)
+        before = {name: np.array(value) for name, value in model.state_dict().items()}
+        heard.append([])
+        module.train_grpo(
+            model,
+            tokenizer.load(run.tokenizer),
+            ASKED,
+            vowels,
+            module.GrpoOptions(max_new_tokens=6, group_size=3, beta=0.05, minibatches=2, epochs=2),
+            steps=2,
+            prompts_per_step=2,
+            learning_rate=1e-3,
+            after_step=lambda step, metrics, log=heard[-1]: log.append((step, metrics)),
+        )
+        assert any(not np.array_equal(before[n], np.array(v)) for n, v in model.state_dict().items())
+    for log in heard:
+        assert [step for step, _ in log] == [1, 2]
+        assert all(0 <= metrics["reward"] < 1 for _, metrics in log)
+        assert log[1][1]["kl"] != 0, "the reference is another model by now"
+    for name in heard[1][0][1]:
+        actual, expected = ([metrics[name] for _, metrics in log] for log in heard[1:])
+        parity(
+            component="grpo, training on texts",
+            quantity=name,
+            levels="v2-v3",
+            actual=actual,
+            expected=expected,
+            tolerance=4e-15,
+        )

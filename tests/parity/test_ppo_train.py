@@ -1,19 +1,28 @@
 """Updates of PPO in lockstep at levels 2 and 3: the same replies, the same numbers, the same weights; and reward goes up."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tests.parity.inference_cases import prompts, trio
+from tests.parity.inference_cases import prompts, small_run, trio
 from tests.parity.recorder import ParityRecorder
 from tests.parity.rl_cases import compare_weights, even_tokens
+from v1_quick.align import ppo_train as ppo1
+from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer1
+from v1_quick.models.checkpoint import load_model as load1
+from v1_quick.models.reward_model import RewardModel as RewardModel1
 from v2_handwritten.align import ppo_train as ppo2
 from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
+from v2_handwritten.models.checkpoint import load_model as load2
 from v2_handwritten.models.reward_model import RewardModel as RewardModel2
 from v2_handwritten.pretrain.components.optimizers import AdamW as AdamW2
 from v3_numpy_deep.align import ppo_train as ppo3
 from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer3
+from v3_numpy_deep.models.checkpoint import load_model as load3
 from v3_numpy_deep.models.reward_model import RewardModel as RewardModel3
 from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
 
@@ -85,3 +94,48 @@ def test_an_update_that_is_done_again_is_the_same() -> None:
         results.append((log, torch.cat([p.detach().flatten() for p in model.parameters()])))
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_training_with_a_reward_model_is_the_same_at_levels_2_and_3_and_runs_at_level_1(
+    parity: ParityRecorder, tmp_path: Path
+) -> None:
+    run = small_run(tmp_path, "model.max_position_embeddings=128")
+    heard: list[list[tuple[int, dict[str, float]]]] = []
+    for level, load, tokenizer, module, reward_class in (
+        (1, load1, Tokenizer1, ppo1, RewardModel1),
+        (2, load2, Tokenizer2, ppo2, RewardModel2),
+        (3, load3, Tokenizer3, ppo3, RewardModel3),
+    ):
+        model = load(run.checkpoint("pretrain"))
+        model = model if level == 1 else model.to(np.float64 if level == 3 else torch.float64)
+        value_model, reward_model = (reward_class.from_transformer(model, seed) for seed in (0, 1))
+        judged = {name: np.array(value) for name, value in reward_model.state_dict().items()}
+        before = {name: np.array(value) for name, value in model.state_dict().items()}
+        heard.append([])
+        module.train_ppo(
+            model,
+            value_model,
+            reward_model,
+            tokenizer.load(run.tokenizer),
+            ["Who has the red ball?", "Write a story.", "Where is Tom?", "Who is happy?"],
+            module.PpoOptions(max_new_tokens=6, epochs=2, minibatches=2),
+            steps=2,
+            prompts_per_step=4,
+            learning_rate=1e-3,
+            after_step=lambda step, metrics, log=heard[-1]: log.append((step, metrics)),
+        )
+        assert any(not np.array_equal(before[n], np.array(v)) for n, v in model.state_dict().items())
+        assert all(np.array_equal(judged[n], np.array(v)) for n, v in reward_model.state_dict().items())
+    for log in heard:
+        assert [step for step, _ in log] == [1, 2]
+        assert np.isfinite([metrics["reward"] for _, metrics in log]).all()
+    for name in heard[1][0][1]:
+        actual, expected = ([metrics[name] for _, metrics in log] for log in heard[1:])
+        parity(
+            component="ppo, training with a reward model",
+            quantity=name,
+            levels="v2-v3",
+            actual=actual,
+            expected=expected,
+            tolerance=4e-15,
+        )

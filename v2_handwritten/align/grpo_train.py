@@ -9,7 +9,7 @@ with the same weights. Theory: algorithms/grpo.md.
     metrics = grpo_step(model, optimizer, reference, prompts, score, GrpoOptions(max_new_tokens=64), seed=step)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +18,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shared_data.reward_functions import check_rewards
+from shared_data.reward_functions import RewardFunction, check_rewards
 from v2_handwritten.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
-from v2_handwritten.align.algorithms.log_probabilities import masked_mean, reply_log_probabilities
+from v2_handwritten.align.algorithms.log_probabilities import (
+    frozen_copy,
+    masked_mean,
+    reply_log_probabilities,
+)
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
-from v2_handwritten.align.scoring import Score
+from v2_handwritten.align.scoring import Score, choose_prompts, encode_prompts, text_score
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
-from v2_handwritten.pretrain.components.optimizers import AdamW
+from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,34 @@ def grpo_step(
             logs.append({"loss": loss.item(), "gradient_norm": norm, **log})
     names = [name for name in logs[0] if name != "kl"]  # the KL is measured on all replies, before the update
     return metrics | {name: sum(log[name] for log in logs) / len(logs) for name in names}
+
+
+def train_grpo(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    reward: RewardFunction,
+    options: GrpoOptions,
+    *,
+    steps: int,
+    prompts_per_step: int = 8,
+    learning_rate: float = 1e-6,
+    seed: int = 0,
+    after_step: Callable[[int, Metrics], None] | None = None,
+) -> None:
+    """`steps` updates on chosen prompts, scored by a function of texts; the model as it comes in is the reference.
+
+    `after_step` hears the number of finished updates and the metrics of the last. A stage that resumes calls `grpo_step` itself.
+    """
+    reference = frozen_copy(model)
+    optimizer = AdamW(parameter_groups(model, weight_decay=0.0), learning_rate)
+    for step in range(steps):
+        asked = choose_prompts(prompts, prompts_per_step, seed, step)
+        score = text_score(tokenizer, asked, reward, options.group_size)
+        ids = encode_prompts(tokenizer, asked)
+        metrics = grpo_step(model, optimizer, reference, ids, score, options, seed=seed * 1_000_003 + step)
+        if after_step is not None:
+            after_step(step + 1, metrics)
 
 
 def _log_probabilities(model: Transformer, rollout: Rollout, options: GrpoOptions) -> Float[Tensor, "B T"]:

@@ -13,6 +13,7 @@ Level 1: TRL's trainers decode and score by themselves. Level 3: the same over N
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from shared_data.reward_functions import RewardFunction, score_replies
@@ -26,6 +27,12 @@ from v2_handwritten.models.transformer import Transformer
 Score = Callable[
     [list[list[int]]], Sequence[float]
 ]  # the ids of all replies, in order -> a finite number each
+
+
+def choose_prompts(prompts: Sequence[str], count: int, seed: int, step: int) -> list[str]:
+    """The prompts of a step: without repetition where there are enough, and the same whenever the step is done again."""
+    chosen = np.random.default_rng([seed, step]).choice(len(prompts), count, replace=count > len(prompts))
+    return [prompts[index] for index in chosen]
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:

@@ -10,7 +10,7 @@ v2_handwritten/align/algorithms/ppo.md.
     metrics = ppo_step(model, value_model, optimizer, reference, prompts, score, PpoOptions(max_new_tokens=64), seed=step)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from shared_data.reward_functions import check_rewards
-from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities
+from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy, reply_log_probabilities
 from v3_numpy_deep.align.algorithms.ppo import (
     Metrics,
     make_experience,
@@ -26,8 +26,9 @@ from v3_numpy_deep.align.algorithms.ppo import (
     ppo_minibatch_loss,
 )
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
-from v3_numpy_deep.align.scoring import Score
+from v3_numpy_deep.align.scoring import Score, choose_prompts, encode_prompts, model_score
 from v3_numpy_deep.autograd import ModuleDict, Tensor, no_grad
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
@@ -124,6 +125,37 @@ def ppo_step(
             optimizer.zero_grad()
             logs.append({"loss": loss.item(), "gradient_norm": norm, **log})
     return metrics | {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}
+
+
+def train_ppo(
+    model: Transformer,
+    value_model: RewardModel,
+    reward_model: RewardModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    options: PpoOptions,
+    *,
+    steps: int,
+    prompts_per_step: int = 64,
+    learning_rate: float = 3e-6,
+    seed: int = 0,
+    after_step: Callable[[int, Metrics], None] | None = None,
+) -> None:
+    """`steps` updates on chosen prompts, scored by a reward model; the model as it comes in is the reference.
+
+    `after_step` hears the number of finished updates and the metrics of the last. A stage that resumes, or whose scores come
+    from elsewhere, calls `ppo_step` itself.
+    """
+    reference = frozen_copy(model)
+    optimizer = AdamW(actor_critic_groups(model, value_model, weight_decay=0.0), learning_rate)
+    for step in range(steps):
+        asked = encode_prompts(tokenizer, choose_prompts(prompts, prompts_per_step, seed, step))
+        score = model_score(reward_model, asked)
+        metrics = ppo_step(
+            model, value_model, optimizer, reference, asked, score, options, seed=seed * 1_000_003 + step
+        )
+        if after_step is not None:
+            after_step(step + 1, metrics)
 
 
 def _log_probabilities(model: Transformer, rollout: Rollout, options: PpoOptions) -> Float[Tensor, "B T"]:

@@ -29,6 +29,12 @@ Score = Callable[
 ]  # the ids of all replies, in order -> a finite number each
 
 
+def choose_prompts(prompts: Sequence[str], count: int, seed: int, step: int) -> list[str]:
+    """The prompts of a step: without repetition where there are enough, and the same whenever the step is done again."""
+    chosen = np.random.default_rng([seed, step]).choice(len(prompts), count, replace=count > len(prompts))
+    return [prompts[index] for index in chosen]
+
+
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """Each prompt as the first turn of a conversation, up to where the reply begins."""
     return [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
