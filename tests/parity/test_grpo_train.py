@@ -15,7 +15,9 @@ from v1_quick.align import grpo_train as grpo1
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer1
 from v1_quick.models.checkpoint import load_model as load1
 from v2_handwritten.align import grpo_train as grpo2
+from v2_handwritten.align import ppo_train as ppo2
 from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
+from v2_handwritten.align.algorithms.rollout import collect as collect2
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
 from v2_handwritten.models.checkpoint import load_model as load2
 from v2_handwritten.pretrain.components import optimizers as optimizers2
@@ -86,14 +88,34 @@ def test_reward_rises_and_the_reference_stays() -> None:
     assert all(torch.equal(before[name], value) for name, value in reference.state_dict().items())
 
 
-def test_one_pass_over_new_replies_has_ratio_one_everywhere() -> None:
-    """Old and new log-probabilities of the same weights are equal only where both are tempered, or neither is."""
+def test_the_ratio_stays_one_as_long_as_no_weight_moves() -> None:
+    """Dropout would move it, or another temperature in one of the two log-probabilities."""
     _, model, _ = trio(CASE)
-    optimizer = adamw(optimizers2, model, learning_rate=0.0)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    optimizer = adamw(optimizers2, model.train(), learning_rate=0.0)
     options = grpo2.GrpoOptions(**OPTIONS | {"epochs": 2, "beta": 0.0})
     log = grpo2.grpo_step(model, optimizer, None, prompts(CASE), even_tokens, options, seed=0)
     assert log["clip_ratio/region_mean"] == 0
     assert "kl" not in log
+
+
+def test_an_update_reads_the_distribution_that_was_sampled_from() -> None:
+    """All three log-probabilities are tempered: the entropy that is reported is that of softmax(z / temperature)."""
+    _, model, _ = trio(CASE)
+    for module in (grpo2, ppo2):
+        options = (
+            grpo2.GrpoOptions(max_new_tokens=8, temperature=0.5)
+            if module is grpo2
+            else ppo2.PpoOptions(max_new_tokens=8, temperature=0.5)
+        )
+        rollout = collect2(model, prompts(CASE)[:1], 8, temperature=0.5, seed=2)
+        found = module._log_probabilities(model, rollout, options)
+        logits = model(rollout.input_ids)[:, rollout.prompt_length - 1 : -1]
+        ids = rollout.input_ids[:, rollout.prompt_length :].unsqueeze(-1)
+        tempered = torch.log_softmax(logits / 0.5, -1).gather(-1, ids).squeeze(-1)
+        torch.testing.assert_close(found, tempered, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
