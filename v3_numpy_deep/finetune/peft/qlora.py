@@ -9,6 +9,8 @@ Level 1: bitsandbytes. Level 2: the same in torch. Theory: v2_handwritten/finetu
     python -c "import numpy as np; from v3_numpy_deep.finetune.peft.qlora import *; x = np.random.randn(2, 64); print(dequantize_nf4(quantize_nf4(x)) - x)"
 """
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,13 +90,13 @@ def quantize_nf4(
 
 def dequantize_nf4(quantized: QuantizedTensor) -> Float[Array, "..."]:
     """Each element's level times its block's scale, in float32."""
-    levels = np.array(NF4_CODES, np.float32)
-    codes = np.stack([quantized.codes >> 4, quantized.codes & 15], axis=-1).reshape(-1)
-    numbers = int(np.prod(quantized.shape))
-    values = levels[codes[:numbers]]
+    # Both levels of a byte are read at once: several times as fast as one by one.
+    values = _levels_of_bytes().take(quantized.codes, axis=0).reshape(-1)
+    values = values[: math.prod(quantized.shape)]
     return _scale_blocks(values, _decoded_scales(quantized), quantized.block_size).reshape(quantized.shape)
 
 
+@functools.cache
 def dynamic_codes() -> Float[Array, "256"]:
     """The 8-bit levels of the scales: sign, decimal exponent, and fraction share the bits (Dettmers 2016).
 
@@ -239,8 +241,17 @@ def _decoded_scales(quantized: QuantizedTensor) -> Float[Array, " blocks"]:
 def _scale_blocks(
     values: Float[Array, " n"], scales: Float[Array, " blocks"], block_size: int
 ) -> Float[Array, " n"]:
-    """Every element times the scale of its block."""
-    return values * scales.repeat(block_size)[: len(values)]
+    """Every element times the scale of its block; the last block may be shorter."""
+    n = len(values)
+    padded = np.pad(values, (0, -n % block_size)) if n % block_size else values
+    return (padded.reshape(-1, block_size) * scales[:, None]).reshape(-1)[:n]
+
+
+@functools.cache
+def _levels_of_bytes() -> Float[Array, "256 2"]:
+    """The two levels that each byte stands for."""
+    levels, byte = np.array(NF4_CODES, np.float32), np.arange(256)
+    return np.stack([levels[byte >> 4], levels[byte & 15]], axis=-1)
 
 
 def _tenth_to_one(count: int) -> Float[Array, " {count}"]:
