@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from shared_data.reward_functions import RewardFunction, check_rewards
 from v3_numpy_deep.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
@@ -72,18 +72,20 @@ def grpo_step(
     rewards = np.array(given, dtype=model.lm_head.weight.dtype)
     advantages = group_advantages(rewards, options.group_size, options.scale_rewards)
     with no_grad():
-        old = _log_probabilities(model, rollout, options).data
         kept = None if reference is None else _log_probabilities(reference, rollout, options).data
+        # In a single step the policy is still the one that sampled, and a pass can be saved.
+        single = options.epochs * options.minibatches == 1
+        old = None if single else _log_probabilities(model, rollout, options).data
     mask = rollout.reply_mask[:, rollout.prompt_length :]
-    metrics = _describe(rewards, rollout, old, kept)
 
     generator = np.random.default_rng([seed, len(rewards)])
     logs: list[Metrics] = []
     for _ in range(options.epochs):
         for rows in np.array_split(generator.permutation(len(rewards)), options.minibatches):
+            new = _log_probabilities(model, rollout.rows(rows), options)
             loss, log = grpo_loss(
-                _log_probabilities(model, rollout.rows(rows), options),
-                old[rows],
+                new,
+                None if old is None else old[rows],
                 None if kept is None else kept[rows],
                 advantages[rows],
                 mask[rows],
@@ -98,9 +100,15 @@ def grpo_step(
             norm = clip_gradients(model.parameters(), options.gradient_clip)
             optimizer.step()
             optimizer.zero_grad()
+            log |= _estimates(new.data, None if kept is None else kept[rows], mask[rows])
             logs.append({"loss": loss.item(), "gradient_norm": norm, **log})
-    names = [name for name in logs[0] if name != "kl"]  # the KL is measured on all replies, before the update
-    return metrics | {name: sum(log[name] for log in logs) / len(logs) for name in names}
+    means = {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}
+    return means | {
+        "reward": rewards.mean().item(),
+        "reward_std": rewards.std(ddof=1).item(),
+        "reply_tokens": mask.sum().item() / len(rewards),
+        "finished": rollout.finished.sum().item() / len(rewards),
+    }
 
 
 def train_grpo(
@@ -140,21 +148,11 @@ def _log_probabilities(model: Transformer, rollout: Rollout, options: GrpoOption
     )
 
 
-def _describe(
-    rewards: Float[Array, " N"],
-    rollout: Rollout,
-    old: Float[Array, "N T"],
-    reference: Float[Array, "N T"] | None,
+def _estimates(
+    new: Float[Array, "B T"], reference: Float[Array, "B T"] | None, mask: Int[Array, "B T"]
 ) -> Metrics:
-    """What the rollout was like, before anything is learned from it. Entropy and KL in nats a token, as sampled."""
-    mask = rollout.reply_mask[:, rollout.prompt_length :]
-    metrics = {
-        "reward": rewards.mean().item(),
-        "reward_std": rewards.std(ddof=1).item(),
-        "reply_tokens": rollout.reply_mask.sum().item() / len(rewards),
-        "finished": rollout.finished.sum().item() / len(rewards),
-        "entropy": masked_mean(Tensor(-old), mask).item(),
-    }
+    """Entropy and KL to the reference in nats a token, as the replies sample them. KL as k1, whether it is penalized or not."""
+    metrics = {"entropy": masked_mean(Tensor(-new), mask).item()}
     if reference is not None:
-        metrics["kl"] = masked_mean(Tensor(old - reference), mask).item()
+        metrics["kl"] = masked_mean(Tensor(new - reference), mask).item()
     return metrics
