@@ -70,6 +70,11 @@ def inject_lora(
 
 def set_adapter(model: Transformer, name: str | None) -> None:
     """Make one adapter the active one, and the only thing that trains; None: the base alone."""
+    known = list(getattr(model.library, "peft_config", {}))
+    if name is not None and name not in known:
+        raise UserError(f"the model has no adapter {name!r}; it has {', '.join(known) or 'none'}")
+    if not known:
+        return
     tuner: Any = model.library.base_model
     if name is None:
         tuner.disable_adapter_layers()

@@ -60,8 +60,8 @@ class LoraAdapter(nn.Module):
         self.magnitude = nn.Parameter(torch.ones(out_features)) if config.use_dora else None
 
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
-        """s B A x: two thin products; the matrix B A is never made."""
-        return self.lora_B(self.lora_A(x)) * self.config.scaling
+        """B (s A x): two thin products; the matrix B A is never made, and s multiplies the r numbers, not the O."""
+        return self.lora_B(self.lora_A(x) * self.config.scaling)
 
     @torch.no_grad()
     def delta_weight(self) -> Float[Tensor, "O I"]:

@@ -58,8 +58,8 @@ class LoraAdapter(Module):
         self.magnitude = Parameter(np.ones(out_features, np.float32)) if config.use_dora else None
 
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows o"]:
-        """s B A x: two thin products; the matrix B A is never made."""
-        return self.lora_B(self.lora_A(x)) * self.config.scaling
+        """B (s A x): two thin products; the matrix B A is never made, and s multiplies the r numbers, not the O."""
+        return self.lora_B(self.lora_A(x) * self.config.scaling)
 
     def delta_weight(self) -> Float[Array, "O I"]:
         """s B A as a matrix, for merging and for DoRA's norm; no gradient flows through it."""
