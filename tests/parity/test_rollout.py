@@ -153,3 +153,16 @@ def test_a_model_in_training_samples_without_dropout_and_goes_on_training() -> N
     noisy = rollout2.collect(ours.train(), prompts("gpt2"), **options)
     assert torch.equal(quiet.input_ids, noisy.input_ids)
     assert ours.training
+
+
+def test_gpt2_needs_positions_that_count_from_the_first_real_token() -> None:
+    """What TRL's GRPO leaves out: with the attention mask alone, a padded prompt of GPT-2 gets other logits."""
+    library, *_ = trio("gpt2")
+    (prompt, *_) = prompts("gpt2")
+    padded, mask = torch.tensor([[0, 0, 0, *prompt]]), torch.tensor([[0] * 3 + [1] * len(prompt)])
+    alone = library.library(torch.tensor([prompt])).logits[0]
+    without = library.library(padded, attention_mask=mask).logits[0, 3:]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    counted = library.library(padded, attention_mask=mask, position_ids=positions).logits[0, 3:]
+    assert (without - alone).abs().max() > 0.1
+    torch.testing.assert_close(counted, alone, rtol=0, atol=1e-12)

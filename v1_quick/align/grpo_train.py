@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shared_data.errors import UserError
 from shared_data.reward_functions import RewardFunction, score_replies
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.finetune.chat_data import _library_tokenizer
@@ -51,14 +52,23 @@ def train_grpo(
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:
-    """`steps` updates on the prompts, scored by a function of texts; the model as it comes in is the reference."""
+    """`steps` updates on the prompts, scored by a function of texts; the model as it comes in is the reference.
+
+    The trainer of TRL 1.12 passes no position ids, so a GPT-2 needs prompts of one length; Llama's positions are relative.
+    Raises `UserError` where the replies of an update are not `options.minibatches` equal parts.
+    """
+    replies = prompts_per_step * options.group_size
+    if replies % options.minibatches:
+        raise UserError(
+            f"{replies} replies are not {options.minibatches} equal parts; choose a number of minibatches that divides them"
+        )
     import datasets
     import transformers
     from trl import GRPOConfig, GRPOTrainer
 
     def library_reward(prompts: list, completions: list, **_: Any) -> list[float]:
-        asked, replies = ([turns[-1]["content"] for turns in side] for side in (prompts, completions))
-        return score_replies(reward, asked, replies)
+        asked, answers = ([turns[-1]["content"] for turns in side] for side in (prompts, completions))
+        return score_replies(reward, asked, answers)
 
     conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +78,7 @@ def train_grpo(
             args=GRPOConfig(
                 output_dir=folder,
                 max_steps=steps * options.epochs * options.minibatches,
-                per_device_train_batch_size=prompts_per_step * options.group_size // options.minibatches,
+                per_device_train_batch_size=replies // options.minibatches,
                 steps_per_generation=options.minibatches,
                 num_iterations=options.epochs,
                 num_generations=options.group_size,
