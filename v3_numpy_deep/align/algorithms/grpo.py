@@ -27,6 +27,7 @@ _EPSILON = (
 
 Mask = Int[Array, "B T"] | Bool[Array, "B T"]
 Metrics = dict[str, float]
+# Losses are annotated `Tensor`, not `Float[Tensor, ""]`: inside a tuple, beartype takes that for the type of level 2.
 
 
 def group_advantages(

@@ -25,6 +25,7 @@ from v3_numpy_deep.autograd import operations as ops
 
 Mask = Int[Array, "B T"] | Bool[Array, "B T"]
 Metrics = dict[str, float]
+# Losses are annotated `Tensor`, not `Float[Tensor, ""]`: inside a tuple, beartype takes that for the type of level 2.
 
 
 class Experience(NamedTuple):
