@@ -13,7 +13,13 @@ from tests.parity.model_cases import config_of, gradients
 from tests.parity.recorder import ParityRecorder
 from v1_quick.align.algorithms import log_probabilities as v1
 from v2_handwritten.align.algorithms import log_probabilities as v2
-from v2_handwritten.models.padding import last_positions, padded_inputs, positions_of
+from v2_handwritten.models.padding import (
+    hidden_states_of_rows,
+    last_positions,
+    pack_rows,
+    padded_inputs,
+    positions_of,
+)
 from v3_numpy_deep.align.algorithms import log_probabilities as v3
 from v3_numpy_deep.autograd import Tensor, no_grad
 from v3_numpy_deep.autograd.gradcheck import gradcheck
@@ -253,6 +259,42 @@ def test_the_last_token_is_found_under_padding_on_either_side() -> None:
     for module, given in ((last_positions, torch.zeros(1, 3)), (padding3.last_positions, np.zeros((1, 3)))):
         with pytest.raises(AssertionError, match="nothing but padding"):
             module(given.long() if isinstance(given, torch.Tensor) else given.astype(int))
+
+
+@pytest.mark.parametrize("limit", [10, 17, 1000])
+def test_packing_gives_every_real_token_a_slot_of_its_own(limit: int) -> None:
+    """Slots, positions and documents, for padding on any side and rows that fit the limit alone, by pairs, or all."""
+    mask = np.concatenate([ATTENTION, [[1, 1, 0] + [0] * 9, [0] * 6 + [1] * 6]])
+    mask[1, 10:] = 0  # no row is longer than 10
+    for packing in (pack_rows(mask, limit), padding3.pack_rows(mask, limit)):
+        slots = packing.place[mask == 1]
+        assert len(set(slots.tolist())) == mask.sum()
+        assert packing.position_ids.shape[1] <= limit
+        assert packing.position_ids.ravel()[slots].tolist() == padding3.positions_of(mask)[mask == 1].tolist()
+        documents = np.broadcast_to(np.arange(4)[:, None], mask.shape)[mask == 1]
+        assert packing.document_ids.ravel()[slots].tolist() == documents.tolist()
+        assert (np.delete(packing.document_ids.ravel(), slots) == 4).all()
+    assert len(pack_rows(mask, limit).position_ids) == {10: 3, 17: 2, 1000: 1}[limit]
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
+def test_states_of_packed_rows_are_those_of_padded_ones(parity: ParityRecorder, case: str) -> None:
+    """Level 2 packs on a CPU and pads on a GPU: the same numbers, and the same as at level 3."""
+    _, model, arrays = trio(case)
+    ids, mask = integers(5, config_of(case).vocab_size, *ATTENTION.shape), ATTENTION
+    with torch.no_grad(), no_grad():
+        inputs = torch.from_numpy(ids), torch.from_numpy(mask)
+        packed = hidden_states_of_rows(model, *inputs)[mask == 1]
+        padded = model.hidden_states(inputs[0], **padded_inputs(inputs[1]))[mask == 1]
+        level3 = padding3.hidden_states_of_rows(arrays, ids, mask).data[mask == 1]
+        padded3 = arrays.hidden_states(ids, **padding3.padded_inputs(mask)).data[mask == 1]
+    for quantity, levels, a, b in (
+        ("packed and padded", "v2-v2", packed, padded),
+        ("packed and padded", "v3-v3", level3, padded3),
+        ("packed", "v2-v3", level3, packed),
+    ):
+        component = f"hidden_states_of_rows, {case}"
+        parity(component=component, quantity=quantity, levels=levels, actual=a, expected=b, tolerance=5e-15)
 
 
 def test_training_the_policy_leaves_the_reference_alone() -> None:

@@ -28,7 +28,7 @@ from v2_handwritten.models.blocks.linear import Conv1D, Linear
 from v2_handwritten.models.checkpoint import _TOKENIZER_FILES, _read_shapes, _read_tensor, _tensor_files
 from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.initialization import parameter_shapes
-from v2_handwritten.models.padding import last_positions, padded_inputs
+from v2_handwritten.models.padding import hidden_states_of_rows, last_positions
 from v2_handwritten.models.transformer import Gpt2Body, LlamaBody, Transformer
 
 _ARCHITECTURES = {"gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification"}
@@ -84,24 +84,30 @@ class RewardModel(nn.Module):
     def hidden_states(
         self,
         input_ids: Int[Tensor, "B T"],
+        position_ids: Int[Tensor, "#B T"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """What `score` reads: the residual stream after the last norm. Raises `UserError` for a text that is too long."""
+        """What `score` reads: the residual stream after the last norm; arguments as of `Transformer.hidden_states`.
+
+        Raises `UserError` for a text that is too long.
+        """
         T, limit = input_ids.shape[1], self.config.max_position_embeddings
         if limit < T:
             raise UserError(
                 f"{T} tokens are more than the model's {limit} positions; shorten the "
                 "text or use a model with a larger max_position_embeddings"
             )
-        padding = padded_inputs(attention_mask)
+        if position_ids is None:
+            position_ids = torch.arange(T, device=input_ids.device).unsqueeze(0)
         wide = torch.float64 if self.score.weight.dtype == torch.float64 else torch.float32
         shared = SharedInputs(
-            mask=padding_mask(padding["attention_mask"], T, wide) if padding else None,
+            mask=None if attention_mask is None else padding_mask(attention_mask, T, wide),
+            document_ids=document_ids,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,
         )
-        positions = padding["position_ids"] if padding else torch.arange(T, device=input_ids.device)[None]
-        return self._body(input_ids, positions, shared, lambda block, x, shared: block(x, shared))
+        return self._body(input_ids, position_ids, shared, lambda block, x, shared: block(x, shared))
 
     def scores(
         self,
@@ -109,7 +115,7 @@ class RewardModel(nn.Module):
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T"]:
         """A score for every prefix of every text; those at padding mean nothing."""
-        return self._score(self.hidden_states(input_ids, attention_mask))
+        return self._score(hidden_states_of_rows(self, input_ids, attention_mask))
 
     def forward(
         self,
@@ -117,7 +123,7 @@ class RewardModel(nn.Module):
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B"]:
         """The score of each text, read at its last real token; without a mask, all tokens are real."""
-        hidden = self.hidden_states(input_ids, attention_mask)
+        hidden = hidden_states_of_rows(self, input_ids, attention_mask)
         if attention_mask is None:
             return self._score(hidden[:, -1])
         rows = torch.arange(len(input_ids), device=input_ids.device)

@@ -10,12 +10,13 @@ Level 1: transformers derives the same from `attention_mask` and `pad_token_id`.
     python -c "import numpy as np; from v3_numpy_deep.models.padding import *; print(last_positions(np.array([[0, 1, 1], [1, 1, 0]])))"
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Int64
 
-from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.autograd import Array, Tensor, record
 
 
 def positions_of(attention_mask: Int[Array, "B T"] | Bool[Array, "B T"]) -> Int[Array, "B T"]:
@@ -43,3 +44,66 @@ def padded_inputs(
     if (real[:, 1:] <= real[:, :-1]).all():
         return {}
     return {"attention_mask": attention_mask, "position_ids": positions_of(attention_mask)}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the real tokens of B rows went when padding was taken out: R longer rows of W tokens, each row of the batch a document."""
+
+    place: Int64[np.ndarray, "B T"]  # slot of each real token among the R · W; 0 at padding
+    position_ids: Int64[np.ndarray, "R W"]
+    document_ids: Int64[np.ndarray, "R W"]
+
+
+def pack_rows(attention_mask: Int[np.ndarray, "B T"] | Bool[np.ndarray, "B T"], limit: int) -> Packing:
+    """Put the rows one behind another, as many as fit `limit` tokens; what stays empty at the end is a document of its own."""
+    real = attention_mask.astype(bool)
+    within = real.cumsum(-1) - 1
+    starts, row, used, W = [], 0, 0, 0
+    for length in real.sum(-1).tolist():
+        if used and used + length > limit:
+            row, used = row + 1, 0
+        starts.append((row, used))
+        used += length
+        W = max(W, used)
+    rows, offsets = np.array(starts).T[:, :, None]
+    place = np.where(real, rows * W + offsets + within, 0)
+    position_ids, document_ids = np.zeros((2, row + 1, W), np.int64)
+    position_ids.reshape(-1)[place[real]] = within[real]
+    document_ids.reshape(-1)[:] = len(real)
+    document_ids.reshape(-1)[place[real]] = np.broadcast_to(np.arange(len(real))[:, None], real.shape)[real]
+    return Packing(place, position_ids, document_ids)
+
+
+def hidden_states_of_rows(
+    model: Any,
+    input_ids: Int[Array, "B T"],
+    attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
+) -> Float[Tensor, "B T C"]:
+    """The hidden states of rows with padding; those at padding mean nothing.
+
+    The padding is taken out first: the rows are packed as documents, so that no multiplication is spent on what does not
+    count, and the states are put back to where their tokens were.
+    """
+    if attention_mask is None or attention_mask.all():
+        return model.hidden_states(input_ids)
+    packing = pack_rows(attention_mask, model.config.max_position_embeddings)
+    real, place = attention_mask.astype(bool), packing.place
+    packed_ids = np.zeros(packing.position_ids.shape, input_ids.dtype)
+    packed_ids.reshape(-1)[place[real]] = input_ids[real]
+    hidden = model.hidden_states(
+        packed_ids, position_ids=packing.position_ids, document_ids=packing.document_ids
+    )
+    return _put_back(hidden, place, real)
+
+
+def _put_back(hidden: Tensor, place: Array, real: Array) -> Tensor:
+    """Row `place` of all packed rows for each token. A real token is read once, so its gradient is an assignment, not a sum."""
+    shape = hidden.shape
+
+    def derivative(g: Array) -> tuple[Array]:
+        d_hidden = np.zeros(shape, g.dtype)
+        d_hidden.reshape(-1, shape[-1])[place[real]] = g[real]
+        return (d_hidden,)
+
+    return record(hidden.data.reshape(-1, shape[-1])[place], (hidden,), derivative)

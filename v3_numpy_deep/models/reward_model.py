@@ -22,13 +22,13 @@ from safetensors.numpy import save
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
 from v3_numpy_deep.autograd import Array, Module, Tensor
-from v3_numpy_deep.autograd.fused.attention import plan_tiles
-from v3_numpy_deep.models.blocks.attention import SharedInputs, padding_mask
+from v3_numpy_deep.autograd.fused.attention import document_tiles, plan_tiles
+from v3_numpy_deep.models.blocks.attention import SharedInputs, document_mask, padding_mask
 from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.checkpoint import _TOKENIZER_FILES, _read_shapes, _read_tensor, _tensor_files
 from v3_numpy_deep.models.config import ModelConfig
 from v3_numpy_deep.models.initialization import parameter_shapes
-from v3_numpy_deep.models.padding import last_positions, padded_inputs
+from v3_numpy_deep.models.padding import hidden_states_of_rows, last_positions
 from v3_numpy_deep.models.transformer import Gpt2Body, LlamaBody, Transformer
 
 _ARCHITECTURES = {"gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification"}
@@ -59,24 +59,34 @@ class RewardModel(Module):
     def hidden_states(
         self,
         input_ids: Int[Array, "B T"],
+        position_ids: Int[Array, "#B T"] | None = None,
+        document_ids: Int[Array, "B T"] | None = None,
         attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
     ) -> Float[Tensor, "B T C"]:
-        """What `score` reads: the residual stream after the last norm. Raises `UserError` for a text that is too long."""
+        """What `score` reads: the residual stream after the last norm; arguments as of `Transformer.hidden_states`.
+
+        Raises `UserError` for a text that is too long.
+        """
         T, limit = input_ids.shape[1], self.config.max_position_embeddings
         if limit < T:
             raise UserError(
                 f"{T} tokens are more than the model's {limit} positions; shorten the "
                 "text or use a model with a larger max_position_embeddings"
             )
-        padding = padded_inputs(attention_mask)
-        mask = padding_mask(padding["attention_mask"], T, self.score.weight.dtype.type) if padding else None
+        if position_ids is None:
+            position_ids = np.arange(T)[None]
+        dtype = self.score.weight.dtype.type
+        mask = None if attention_mask is None else padding_mask(attention_mask, T, dtype)
+        if document_ids is not None and self.training and self.config.attention_dropout > 0:
+            mask = document_mask(
+                document_ids, dtype
+            )  # only attention dropout needs it; the kernel has the tiles
         shared = SharedInputs(
             mask=mask,
             generator=self.dropout_generator if self.training else None,
-            tiles=plan_tiles(mask, T, T),
+            tiles=plan_tiles(mask, T, T) if document_ids is None else document_tiles(document_ids),
         )
-        positions = padding["position_ids"] if padding else np.arange(T)[None]
-        return self._body(input_ids, positions, shared)
+        return self._body(input_ids, position_ids, shared)
 
     def scores(
         self,
@@ -84,7 +94,7 @@ class RewardModel(Module):
         attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
     ) -> Float[Tensor, "B T"]:
         """A score for every prefix of every text; those at padding mean nothing."""
-        return self._score(self.hidden_states(input_ids, attention_mask))
+        return self._score(hidden_states_of_rows(self, input_ids, attention_mask))
 
     def forward(
         self,
@@ -92,7 +102,7 @@ class RewardModel(Module):
         attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
     ) -> Float[Tensor, "B"]:
         """The score of each text, read at its last real token; without a mask, all tokens are real."""
-        hidden = self.hidden_states(input_ids, attention_mask)
+        hidden = hidden_states_of_rows(self, input_ids, attention_mask)
         if attention_mask is None:
             return self._score(hidden[:, -1])
         return self._score(hidden[np.arange(len(input_ids)), last_positions(attention_mask)])

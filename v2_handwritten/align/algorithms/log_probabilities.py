@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from v2_handwritten.models.padding import padded_inputs
+from v2_handwritten.models.padding import hidden_states_of_rows
 from v2_handwritten.models.transformer import Transformer
 
 _CHUNK_ELEMENTS = 2**18  # logits in memory at a time; 1 MB of float32 stays in a core's cache
@@ -67,7 +67,7 @@ def reply_log_probabilities(
     `reply_mask` is 1 on the tokens of the reply and stands over `input_ids`; the shift by one place happens here, and
     nowhere else. Logits are made for the counted places only: not for the prompt, not for padding.
     """
-    hidden = model.hidden_states(input_ids, **padded_inputs(attention_mask))[:, :-1]
+    hidden = hidden_states_of_rows(model, input_ids, attention_mask)[:, :-1]
     counted = reply_mask[:, 1:].bool()
     dtype = model.compute_dtype or model.lm_head.weight.dtype
     found = linear_log_probabilities(

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from v3_numpy_deep.autograd import Array, Tensor, record
 from v3_numpy_deep.autograd import operations as ops
-from v3_numpy_deep.models.padding import padded_inputs
+from v3_numpy_deep.models.padding import hidden_states_of_rows
 from v3_numpy_deep.models.transformer import Transformer
 
 _CHUNK_ELEMENTS = 2**18  # logits in memory at a time; 1 MB of float32 stays in a core's cache
@@ -98,7 +98,7 @@ def reply_log_probabilities(
     `reply_mask` is 1 on the tokens of the reply and stands over `input_ids`; the shift by one place happens here, and
     nowhere else. Logits are made for the counted places only: not for the prompt, not for padding.
     """
-    hidden = model.hidden_states(input_ids, **padded_inputs(attention_mask))[:, :-1]
+    hidden = hidden_states_of_rows(model, input_ids, attention_mask)[:, :-1]
     counted = reply_mask[:, 1:].astype(bool)
     found = linear_log_probabilities(
         _take(hidden, counted), model.lm_head.weight, input_ids[:, 1:][counted], temperature
