@@ -31,8 +31,9 @@ def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
     if not run.metrics():
         raise UserError(f"no run in {run.path}; make one with `{run.level} run`")
     others = [other_run(run, level) for level in compare if level != run.level]
-    sections = (_header, _corpus, _tokenizer, _training, instruction_tuning, _evaluation, _generation)
-    sections += (_time, _settings)
+    corpus = (_header, _corpus, _tokenizer)
+    results = (_training, instruction_tuning, _evaluation, _generation, _time, _settings)
+    sections = [*corpus, *results]
     body = [part for section in sections for part in section(run)]
     if others:
         body[1:1] = comparison([run, *others])
