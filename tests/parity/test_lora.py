@@ -276,6 +276,14 @@ def test_level_3_drops_in_training_only_and_switches_adapters() -> None:
     base = Transformer3(model.config).to(np.float64)
     base.load_state_dict(lora3.merged_state_dict(model))
     assert np.allclose(model(ids).data, base(ids).data, rtol=0, atol=1e-14)
+    base.eval()
+    lora3.inject_lora(
+        base, lora3.LoraConfig(dropout=0.5), seed=0
+    )  # new layers in a model that is being evaluated
+    for seed, parameter in enumerate(lora3.lora_parameters(base)):
+        parameter.data[...] = adapter_values(parameter.shape, seed)
+    assert not any(module.training for module in base.modules())
+    assert np.array_equal(base(ids).data, base(ids).data)
     for name in ("default", "two.words", "training", "train"):
         with pytest.raises(UserError, match="choose"):
             lora3.inject_lora(model, lora3.LoraConfig(), seed=0, name=name)
