@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.finetune.peft.lora import merged_state_dict
 from v3_numpy_deep.models.config import ModelConfig
 from v3_numpy_deep.models.transformer import Transformer
 
@@ -48,7 +49,7 @@ class DecoderWeights:
 def fuse_weights(model: Transformer) -> DecoderWeights:
     """Copy a model's weights into the layout of the decode step."""
     config: ModelConfig = model.config
-    return (_fuse_gpt2 if config.model_type == "gpt2" else _fuse_llama)(config, model.state_dict())
+    return (_fuse_gpt2 if config.model_type == "gpt2" else _fuse_llama)(config, merged_state_dict(model))
 
 
 def _fuse_llama(config: ModelConfig, weights: dict[str, Array]) -> DecoderWeights:

@@ -242,7 +242,11 @@ class Transformer(Module):
 
     def _has_dropout(self) -> bool:
         """Whether training draws random masks."""
-        return max(self.config.embd_pdrop, self.config.attention_dropout, self.config.resid_pdrop) > 0
+        adapters = any(getattr(module, "draws_masks", False) for module in self.modules())
+        return (
+            adapters
+            or max(self.config.embd_pdrop, self.config.attention_dropout, self.config.resid_pdrop) > 0
+        )
 
     def _mask(self, document_ids: Array | None, attention_mask: Array | None, T: int) -> Array | None:
         """The additive mask of a pass, built once for all blocks; None is plain causal.

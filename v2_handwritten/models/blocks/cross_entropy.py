@@ -96,16 +96,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         gradients = any(ctx.needs_input_grad)
         d_hidden = torch.empty_like(hidden) if gradients else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if gradients else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None  # none if frozen
         loss = hidden.new_zeros((), dtype=wide)
         rows = max(1, _CHUNK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else 4096
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
             logits = (hidden[chunk] @ weight.T).to(wide)
             loss += _loss_and_gradient(logits, targets[chunk], ignore_index)
-            if d_hidden is not None and d_weight is not None:
+            if d_hidden is not None:
                 d_logits = logits.to(weight.dtype)
                 torch.mm(d_logits, weight, out=d_hidden[chunk])
+                if d_weight is None:
+                    continue
                 if d_weight.dtype == weight.dtype:
                     d_weight.addmm_(d_logits.T, hidden[chunk])
                 else:
@@ -114,7 +116,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss / ctx.count
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         scale = d_loss / ctx.count
-        return d_hidden * scale.to(d_hidden.dtype), (d_weight * scale).to(d_hidden.dtype), None, None
+        d_weight = None if d_weight is None else (d_weight * scale).to(d_hidden.dtype)
+        return d_hidden * scale.to(d_hidden.dtype), d_weight, None, None

@@ -39,7 +39,8 @@ def linear_cross_entropy(
     h, W = hidden.data, weight.data
     scale = _scale(targets, ignore_index, W.dtype)
     needs_gradient = is_recording() and (hidden.requires_grad or weight.requires_grad)
-    grad_hidden, grad_weight = np.empty_like(h) if needs_gradient else None, np.zeros_like(W)
+    grad_hidden = np.empty_like(h) if needs_gradient else None
+    grad_weight = np.zeros_like(W) if needs_gradient and weight.requires_grad else None
     loss = W.dtype.type(0)
     rows = max(1, CHUNK_ELEMENTS // len(W))
     for start in range(0, len(h), rows):
@@ -48,8 +49,11 @@ def linear_cross_entropy(
         loss += _loss_and_gradient(logits, targets[chunk], ignore_index, scale)  # logits are now ∂z
         if grad_hidden is not None:
             np.matmul(logits, W, out=grad_hidden[chunk])
-            grad_weight += logits.T @ h[chunk]
-    return record(loss, (hidden, weight), lambda g: (grad_hidden * g, grad_weight * g))
+            if grad_weight is not None:
+                grad_weight += logits.T @ h[chunk]
+    return record(
+        loss, (hidden, weight), lambda g: (grad_hidden * g, None if grad_weight is None else grad_weight * g)
+    )
 
 
 def _scale(targets: Array, ignore_index: int, dtype: np.dtype) -> Any:

@@ -19,14 +19,15 @@ def linear(
 ) -> Float[Tensor, "*batch o"]:
     """x Wᵀ + b, the weight stored as [out, in]."""
     shape, W = x.shape, weight.data
+    needs_x, needs_weight = x.requires_grad, weight.requires_grad  # a frozen weight costs no product
     X = x.data.reshape(-1, shape[-1])
     Y = X @ W.T
     if bias is not None:
         Y += bias.data
 
-    def derivative(g: Array) -> tuple[Array, ...]:
+    def derivative(g: Array) -> tuple[Array | None, ...]:
         G = g.reshape(-1, W.shape[0])
-        gradients = ((G @ W).reshape(shape), G.T @ X)
+        gradients = ((G @ W).reshape(shape) if needs_x else None, G.T @ X if needs_weight else None)
         return gradients if bias is None else (*gradients, column_sums(G))
 
     parents = (x, weight) if bias is None else (x, weight, bias)
@@ -38,14 +39,15 @@ def conv1d(
 ) -> Float[Tensor, "*batch o"]:
     """x W + b, the weight stored as [in, out], as GPT-2 does (a convolution of width 1, hence the name)."""
     shape, W = x.shape, weight.data
+    needs_x, needs_weight = x.requires_grad, weight.requires_grad  # a frozen weight costs no product
     X = x.data.reshape(-1, shape[-1])
     Y = X @ W
     if bias is not None:
         Y += bias.data
 
-    def derivative(g: Array) -> tuple[Array, ...]:
+    def derivative(g: Array) -> tuple[Array | None, ...]:
         G = g.reshape(-1, W.shape[1])
-        gradients = ((G @ W.T).reshape(shape), X.T @ G)
+        gradients = ((G @ W.T).reshape(shape) if needs_x else None, X.T @ G if needs_weight else None)
         return gradients if bias is None else (*gradients, column_sums(G))
 
     parents = (x, weight) if bias is None else (x, weight, bias)
