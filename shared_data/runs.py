@@ -21,7 +21,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,8 @@ class RunFolder:
                     unfinished.unlink(missing_ok=True)
                 if aside.exists():
                     os.replace(aside, finished)
+                with suppress(OSError):
+                    folder.rmdir()  # the folder too, if it was made just now and is empty
             raise
         finally:
             aside.unlink(missing_ok=True)

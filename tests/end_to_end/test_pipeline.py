@@ -85,7 +85,7 @@ def test_from_only_and_changed_settings_redo_what_they_must(
             if f"== v2 {stage}" in done.stdout and f"v2 {stage}: nothing changed" not in done.stdout
         ]
 
-    assert stages_done() == ["evaluate", "generate"]
+    assert stages_done() == ["sft", "evaluate", "generate"]
     assert stages_done("--only", "evaluate") == []
     assert stages_done("--only", "evaluate", "--force") == ["evaluate"]
     assert stages_done("--set", "evaluate.max_tokens=400") == ["evaluate"]

@@ -85,6 +85,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
                 logging_steps=min(section.log_every, section.steps),
                 save_strategy="no",
                 report_to="none",
+                log_level="error",  # it would speak of token ids that are meant
                 disable_tqdm=True,
             ),
             train_dataset=datasets.Dataset.from_list(records),

@@ -20,7 +20,8 @@ from v1_quick.models.transformer import Transformer
 
 def save_model(model: Transformer, folder: Path, tokenizer_folder: Path | None = None) -> None:
     """Write the model as a Hugging Face folder, with a copy of the tokenizer's files."""
-    model.library.save_pretrained(folder)
+    with _quiet():
+        model.library.save_pretrained(folder)
     if tokenizer_folder is not None:
         for path in sorted(Path(tokenizer_folder).glob("tokenizer*.json")):
             shutil.copy2(path, folder)
@@ -58,10 +59,13 @@ def load_model(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's report on the terminal: what is wrong becomes one line of ours."""
-    before = logging.get_verbosity()
+    """Without the library's report and bars on the terminal: what is wrong becomes one line of ours."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

@@ -71,7 +71,8 @@ def initial_score(config: PreTrainedConfig, seed: int) -> np.ndarray:
 
 def save_reward_model(model: RewardModel, folder: Path, tokenizer_folder: Path | None = None) -> None:
     """Write the model as a Hugging Face folder, with a copy of the tokenizer's files."""
-    model.library.save_pretrained(folder)
+    with _quiet():
+        model.library.save_pretrained(folder)
     if tokenizer_folder is not None:
         for path in sorted(Path(tokenizer_folder).glob("tokenizer*.json")):
             shutil.copy2(path, folder)

@@ -49,15 +49,16 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     """
     section = settings.sft
     tokenizer = Tokenizer.load(run.tokenizer)
-    folder = run.stage("sft")
+    model = load_model(run.checkpoint("pretrain"))
+    loader, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
+    folder = run.stage("sft")  # only now: a wrong record leaves no trace
     clear_unfinished(folder)
     clear_unfinished(folder / "state")
     checkpoint = None
     if section.resume:
         checkpoint = newest_training_state(folder / "state", run.fingerprint("sft"))
-    model = load_model(checkpoint or run.checkpoint("pretrain"))
+    model = load_model(checkpoint) if checkpoint else model
     model.to(resolve_device(settings.device))
-    loader, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
 
     betas = (section.adam_beta1, section.adam_beta2)
     groups = parameter_groups(model, section.weight_decay)
