@@ -6,7 +6,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are as many as the cores; more threads would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers are as many as the cores; more threads would wait for each other.
     for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(_name, "1")
 
