@@ -65,8 +65,9 @@ def encode_conversation(
                     f"{where} contains {token}, which the template writes itself; remove it from the text"
                 )
     text, spans = render_chat(messages), assistant_spans(messages)
-    ids = np.array(tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
-    lengths = np.array([len(tokenizer.decode_bytes([id])) for id in ids.tolist()])
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    sizes = {id: len(tokenizer.decode_bytes([id])) for id in set(tokens)}
+    ids, lengths = np.array(tokens, dtype=np.int64), np.array([sizes[id] for id in tokens])
     ends = lengths.cumsum()
     assert ends[-1] == len(text.encode()), (
         f"{where}: the tokens do not spell the text; is the tokenizer byte-level?"
