@@ -268,7 +268,10 @@ def _local_files(key: str, value: str | None) -> dict[str, Any]:
     if value is None:
         return {}
     path = Path(value).expanduser()
-    if path.is_dir():
+    function_of = Path(value.rpartition(":")[0])  # of a setting such as rewards.py:brevity
+    if function_of.is_file():
+        files = [function_of]
+    elif path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file()]
     elif path.is_file():
         files = [path]

@@ -2,7 +2,7 @@
 
 A configuration has one section a stage (`shared_data/configs/*.toml`, or a file of the user's). Unknown keys, wrong types
 and impossible sizes are a `UserError` of one line. What each setting means stands in `settings_schema.py` and
-`settings_data.py`.
+the files it names.
 
     python -c "from shared_data.settings import load_settings; print(load_settings('tiny', ['pretrain.steps=200']).pretrain)"
 """
@@ -17,6 +17,15 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shared_data.errors import UserError
+from shared_data.settings_align import (
+    DpoSettings,
+    ExamSettings,
+    GrpoSettings,
+    PolicySettings,
+    PpoSettings,
+    PreferenceSettings,
+    RewardSettings,
+)
 from shared_data.settings_data import (
     SPECIAL_TOKENS,
     CleaningSettings,
@@ -25,12 +34,11 @@ from shared_data.settings_data import (
     Section,
     TokenizerSettings,
 )
-from shared_data.settings_schema import (
-    EvaluateSettings,
-    GenerateSettings,
-    ModelSettings,
+from shared_data.settings_schema import EvaluateSettings, GenerateSettings, ModelSettings, Settings
+from shared_data.settings_training import (
+    AdapterSettings,
+    OptimizerSettings,
     PretrainSettings,
-    Settings,
     SftSettings,
     TrainingSettings,
 )
@@ -38,13 +46,22 @@ from shared_data.settings_schema import (
 __all__ = [
     "CONFIG_FOLDER",
     "SPECIAL_TOKENS",
+    "AdapterSettings",
     "CleaningSettings",
     "DataSettings",
     "DeduplicationSettings",
+    "DpoSettings",
     "EvaluateSettings",
+    "ExamSettings",
     "GenerateSettings",
+    "GrpoSettings",
     "ModelSettings",
+    "OptimizerSettings",
+    "PolicySettings",
+    "PpoSettings",
+    "PreferenceSettings",
     "PretrainSettings",
+    "RewardSettings",
     "Section",
     "Settings",
     "SftSettings",

@@ -47,6 +47,34 @@ STAGES = {
         local_paths=("sft.source",),
         resumable=True,
     ),
+    "reward": Stage(
+        "Train a reward model on pairs of replies; continues where it was interrupted (levels 2 and 3).",
+        after="sft",
+        sections=("reward",),
+        local_paths=("reward.source",),
+        resumable=True,
+    ),
+    "dpo": Stage(
+        "Align the tuned model with pairs of replies (DPO); continues where it was interrupted (levels 2 and 3).",
+        after="sft",
+        sections=("dpo",),
+        local_paths=("dpo.source",),
+        resumable=True,
+    ),
+    "ppo": Stage(
+        "Align the tuned model with the reward model (PPO); continues where it was interrupted (levels 2 and 3).",
+        after="reward",
+        sections=("ppo",),
+        local_paths=("ppo.source", "ppo.reward"),
+        resumable=True,
+    ),
+    "grpo": Stage(
+        "Align the tuned model with a reward function (GRPO); continues where it was interrupted (levels 2 and 3).",
+        after="sft",
+        sections=("grpo",),
+        local_paths=("grpo.source", "grpo.reward"),
+        resumable=True,
+    ),
     "evaluate": Stage(
         "Measure perplexity and bits per byte on held-out text, beside the entropy floor.",
         after="pretrain",
@@ -60,14 +88,11 @@ STAGES = {
 }
 
 # Settings that change how a run goes but not what comes out; a result stays current when they change.
-WITHOUT_EFFECT = {
-    "data.hub_cache",
-    "pretrain.resume",
-    "pretrain.keep_checkpoints",
-    "pretrain.checkpoint_every",
-    "sft.resume",
-    "sft.keep_checkpoints",
-    "sft.checkpoint_every",
+WITHOUT_EFFECT = {"data.hub_cache"} | {
+    f"{name}.{setting}"
+    for name, stage in STAGES.items()
+    if stage.resumable
+    for setting in ("resume", "keep_checkpoints", "checkpoint_every")
 }
 
 

@@ -67,8 +67,11 @@ class Run:
 
     def save(self, keep: int = 2, fingerprint: str = "abc") -> Path:
         return self.states.save_training_state(
-            self.folder, self.state, self.model, self.optimizer, fingerprint=fingerprint, keep=keep
+            self.folder, self.state, self._write, self.optimizer, fingerprint=fingerprint, keep=keep
         )
+
+    def _write(self, folder: Path) -> None:
+        self.modules["models.checkpoint"].save_model(self.model, folder)
 
     def newest(self, fingerprint: str = "abc") -> Path | None:
         return self.states.newest_training_state(self.folder, fingerprint)

@@ -9,8 +9,6 @@ All levels have the same stage; level 1 hands the training to `transformers.Trai
     uv run v2 pretrain --config tiny
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,16 +29,14 @@ from v2_handwritten.inference.generate import generate
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.pretrain.components.after_step import AfterStep
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
-from v2_handwritten.pretrain.components.training_loop import Step, evaluate_loss, train
+from v2_handwritten.pretrain.components.training_loop import evaluate_loss, train
 from v2_handwritten.pretrain.components.training_state import (
     StopRequest,
     TrainingState,
-    clear_training_states,
-    clear_unfinished,
+    find_checkpoint,
     load_training_state,
-    newest_training_state,
-    save_training_state,
 )
 from v2_handwritten.pretrain.data_loader import PackedDataLoader, open_tokens, read_token_facts
 
@@ -54,12 +50,7 @@ def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None
     loader = open_loader(settings, run, "train", tokenizer)
     validation = open_loader(settings, run, "validation", tokenizer)
     folder = run.stage("pretrain")
-    clear_unfinished(folder)
-    clear_unfinished(folder / "state")
-
-    checkpoint = None
-    if settings.pretrain.resume:
-        checkpoint = newest_training_state(folder / "state", run.fingerprint("pretrain"))
+    checkpoint = find_checkpoint(folder / "state", run.fingerprint("pretrain"), settings.pretrain.resume)
     model = load_model(checkpoint) if checkpoint else build_model(settings, run, tokenizer)
     model.to(resolve_device(settings.device))
     betas = (settings.pretrain.adam_beta1, settings.pretrain.adam_beta2)
@@ -69,8 +60,6 @@ def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None
     if checkpoint:
         state = load_training_state(checkpoint, optimizer)
         loader.load_state_dict(state.loader)
-    else:
-        clear_training_states(folder / "state")
     log = MetricsLog(folder / "metrics_log.jsonl")
     log.truncate_after(state.step)  # what a killed run logged after its last checkpoint will be logged again
 
@@ -81,13 +70,14 @@ def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None
         after_step = AfterStep(
             settings,
             run,
-            model,
+            "pretrain",
             optimizer,
             state,
-            validation,
             log,
             bar,
             stop,
+            write_weights=partial(save_model, model, tokenizer_folder=run.tokenizer.parent),
+            evaluate=partial(_validate, settings, model, validation),
             sample=partial(_sample, settings, model, tokenizer),
             sample_every=settings.pretrain.sample_every,
         )
@@ -99,7 +89,7 @@ def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None
         "epochs": state.tokens / len(loader.tokens),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
-        "loss": after_step.loss if after_step.loss is not None else log.rows()[-1]["loss"],
+        "loss": log.rows()[-1]["loss"],
         **held_out_numbers(settings, run, model, tokenizer),
     }
 
@@ -162,72 +152,10 @@ def held_out_numbers(
     }
 
 
-class AfterStep:
-    """What happens between two steps of a training stage: the log, the progress bar, evaluation, a sample, a checkpoint, a stop.
-
-    `stage` names the settings section and the folder; `sample(step)` is a text to log, after each `sample_every` steps.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        run: RunFolder,
-        model: Transformer,
-        optimizer: AdamW,
-        state: TrainingState,
-        validation: Any,  # a loader with `one_pass`
-        log: MetricsLog,
-        bar: Any,  # shared_data.progress.Progress
-        stop: StopRequest,
-        stage: str = "pretrain",
-        sample: Callable[[int], str] | None = None,
-        sample_every: int = 0,
-    ) -> None:
-        self.section, self.stage, self.run = getattr(settings, stage), stage, run
-        self.model, self.optimizer, self.state = model, optimizer, state
-        self.validation, self.log, self.bar, self.stop = validation, log, bar, stop
-        self.sample, self.sample_every = sample, sample_every
-        self.loss: float | None = None
-
-    def __call__(self, step: Step) -> None:
-        section, last = self.section, step.number == self.section.steps
-        self.loss = step.loss
-        tokens_per_second = step.tokens / step.seconds
-        row: dict[str, Any] = {}
-        if step.number % section.log_every == 0 or last:
-            row |= {
-                "loss": step.loss,
-                "gradient_norm": step.gradient_norm if math.isfinite(step.gradient_norm) else None,
-            }
-            row |= {"learning_rate": step.learning_rate, "tokens": self.state.tokens}
-            row |= {"tokens_per_second": tokens_per_second, "seconds": self.state.seconds}
-        if _is_due(step.number, section.eval_every) or last:
-            row["validation_loss"] = evaluate_loss(
-                self.model, self.validation, section.eval_batches, section.document_masks
-            )
-            self.bar.print(f"step {step.number}: validation loss {row['validation_loss']:.3f}")
-        if self.sample is not None and _is_due(step.number, self.sample_every):
-            row["sample"] = self.sample(step.number)
-            self.bar.print(f"step {step.number}: {row['sample']!r}")
-        if row:
-            self.log.append(step=step.number, **row)
-        if _is_due(step.number, section.checkpoint_every) or last or self.stop.requested:
-            self._save()
-        self.bar.update(1, loss=step.loss, tokens_per_second=tokens_per_second)
-        if self.stop.requested and not last:
-            raise KeyboardInterrupt
-
-    def _save(self) -> None:
-        """A checkpoint to continue from; the log up to here is on disk already."""
-        save_training_state(
-            self.run.stage(self.stage) / "state",
-            self.state,
-            self.model,
-            self.optimizer,
-            fingerprint=self.run.fingerprint(self.stage),
-            keep=self.section.keep_checkpoints,
-            tokenizer_folder=self.run.tokenizer.parent,
-        )
+def _validate(settings: Settings, model: Transformer, validation: PackedDataLoader) -> dict[str, float]:
+    """The loss on held-out text, which tells learning from learning by heart."""
+    section = settings.pretrain
+    return {"validation_loss": evaluate_loss(model, validation, section.eval_batches, section.document_masks)}
 
 
 def _sample(settings: Settings, model: Transformer, tokenizer: Tokenizer, seed: int) -> str:
@@ -243,11 +171,6 @@ def _sample(settings: Settings, model: Transformer, tokenizer: Tokenizer, seed: 
     )
     model.train()
     return prompt + tokenizer.decode(ids[0], skip_special_tokens=True)
-
-
-def _is_due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens after this one."""
-    return every > 0 and step % every == 0
 
 
 def _check_vocabulary(source: Path, config: ModelConfig, run: RunFolder, tokenizer: Tokenizer) -> None:

@@ -2,7 +2,8 @@
 
 The training is that of pretraining (pretrain/components/training_loop.py) on other batches: packed conversations, in which only
 the assistant's tokens are labels. On the story world the stage ends with an exam: questions about stories that no training
-conversation told of, each reply compared with the right one.
+conversation told of, each reply compared with the right one. With adapters (`sft.adapter.method`) only these train, on a frozen
+base, for QLoRA one of 4 bits; they are kept in `adapter/` as PEFT has them, and merged into the model that the stage leaves.
 
 Level 1: TRL's `SFTTrainer`; level 2: the same as here over torch.
 
@@ -11,7 +12,9 @@ Level 1: TRL's `SFTTrainer`; level 2: the same as here over torch.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from shared_data.files import write_json
@@ -25,19 +28,20 @@ from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.evaluation.metrics.answers import answer_questions
 from v3_numpy_deep.finetune.chat_data import PackedConversations, encode_conversation
+from v3_numpy_deep.finetune.peft.adapters import load_adapter, save_adapter
+from v3_numpy_deep.finetune.peft.lora import LoraConfig, inject_lora, merged_state_dict
+from v3_numpy_deep.finetune.peft.qlora import QuantizationConfig, memory_bytes, quantize_model
 from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.pretrain.components.after_step import AfterStep
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
-from v3_numpy_deep.pretrain.components.training_loop import train
+from v3_numpy_deep.pretrain.components.training_loop import evaluate_loss, train
 from v3_numpy_deep.pretrain.components.training_state import (
     StopRequest,
     TrainingState,
-    clear_training_states,
-    clear_unfinished,
+    find_checkpoint,
     load_training_state,
-    newest_training_state,
 )
-from v3_numpy_deep.pretrain.train import AfterStep
 
 VALIDATION_PART = 20  # one conversation in so many is held out of training, to watch the loss
 
@@ -49,15 +53,11 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     """
     section = settings.sft
     tokenizer = Tokenizer.load(run.tokenizer)
-    model = load_model(run.checkpoint("pretrain"))
-    loader, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
+    positions = load_model(run.checkpoint("pretrain")).config.max_position_embeddings
+    loader, validation = open_conversations(settings, tokenizer, positions)
     folder = run.stage("sft")  # only now: a wrong record leaves no trace
-    clear_unfinished(folder)
-    clear_unfinished(folder / "state")
-    checkpoint = None
-    if section.resume:
-        checkpoint = newest_training_state(folder / "state", run.fingerprint("sft"))
-    model = load_model(checkpoint) if checkpoint else model
+    checkpoint = find_checkpoint(folder / "state", run.fingerprint("sft"), section.resume)
+    model = model_to_tune(settings, run, checkpoint)
     resolve_device(settings.device)
 
     betas = (section.adam_beta1, section.adam_beta2)
@@ -67,16 +67,28 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     if checkpoint:
         state = load_training_state(checkpoint, optimizer)
         loader.load_state_dict(state.loader)
-    else:
-        clear_training_states(folder / "state")
     log = MetricsLog(folder / "metrics_log.jsonl")
     log.truncate_after(state.step)
 
     with progress(section.steps, "sft", done=state.step) as bar, StopRequest() as stop:
         after_step = AfterStep(
-            settings, run, model, optimizer, state, validation, log, bar, stop, stage="sft"
+            settings,
+            run,
+            "sft",
+            optimizer,
+            state,
+            log,
+            bar,
+            stop,
+            write_weights=partial(_write_weights, settings, run, model),
+            evaluate=partial(_validate, settings, model, validation),
         )
         train(model, optimizer, loader, section, state, after_step)
+    memory = memory_bytes(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if section.adapter.method != "none":
+        _write_weights(settings, run, model, folder / "adapter")
+        model = _merged(model)
     ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.end_of_text_id]
     model.config = replace(model.config, eos_token_id=ends)  # a chat model ends its turn, not the document
     save_model(model, folder, run.tokenizer.parent)
@@ -85,9 +97,35 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         "tokens": state.tokens,
         "conversations": len(loader.examples),
         "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
-        "loss": after_step.loss if after_step.loss is not None else log.rows()[-1]["loss"],
+        "loss": log.rows()[-1]["loss"],
+        "trainable_parameters": trainable,
+        "training_bytes": memory["total"],
         **_exam(settings, run, model, tokenizer),
     }
+
+
+def model_to_tune(settings: Settings, run: RunFolder, checkpoint: Path | None) -> Transformer:
+    """The pretrained model or that of a checkpoint; with adapters, these on the frozen pretrained model."""
+    adapter = settings.sft.adapter
+    if adapter.method == "none":
+        return load_model(checkpoint or run.checkpoint("pretrain"))
+    model = load_model(run.checkpoint("pretrain"))
+    if adapter.method == "qlora":
+        quantize_model(model, QuantizationConfig(adapter.block_size, adapter.double_quantization))
+    if checkpoint:
+        load_adapter(model, checkpoint)
+        return model
+    targets = adapter.target_modules
+    config = LoraConfig(
+        adapter.rank,
+        adapter.alpha,
+        adapter.dropout,
+        targets if isinstance(targets, str) else tuple(targets),
+        adapter.use_rslora,
+        adapter.use_dora,
+    )
+    inject_lora(model, config, settings.sft.seed)
+    return model
 
 
 def open_conversations(
@@ -125,6 +163,27 @@ def _conversations(settings: Settings) -> Iterator[tuple[str, list[Message]]]:
     told = conversations(section.seed, "train", section.questions_per_story, section.request_fraction)
     for number, messages in enumerate(told):
         yield f"conversation {number:,} of the story world", messages
+
+
+def _write_weights(settings: Settings, run: RunFolder, model: Transformer, folder: Path) -> None:
+    """The weights that train: all, or the adapters."""
+    if settings.sft.adapter.method == "none":
+        save_model(model, folder, run.tokenizer.parent)
+    else:
+        save_adapter(model, folder, base_name=str(run.checkpoint("pretrain")))
+
+
+def _merged(model: Transformer) -> Transformer:
+    """A plain model that computes what the adapted one does."""
+    plain = Transformer(model.config)
+    plain.load_state_dict(merged_state_dict(model))
+    return plain
+
+
+def _validate(settings: Settings, model: Transformer, validation: PackedConversations) -> dict[str, float]:
+    """The loss on conversations that are not trained on."""
+    section = settings.sft
+    return {"validation_loss": evaluate_loss(model, validation, section.eval_batches, section.document_masks)}
 
 
 def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tokenizer) -> dict[str, float]:

@@ -4,7 +4,7 @@ The `Trainer` would write `optimizer.pt`, `scheduler.pt` and `rng_state.pth`: pi
 into a folder that is visible before it is whole. The same folder as at levels 2 and 3, where training_state.md explains it,
 is written instead from a callback: `save_pretrained`, `safetensors.torch.save_file`, JSON, and a rename at the end.
 
-    checkpoint = newest_training_state(run.stage("pretrain") / "state", run.fingerprint("pretrain"))
+    checkpoint = find_checkpoint(run.stage("pretrain") / "state", run.fingerprint("pretrain"), resume=True)
 """
 
 import os
@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,8 +24,6 @@ from safetensors.torch import load_file, save
 
 from shared_data.errors import UserError, explain_os_error
 from shared_data.files import atomic_write, read_json, write_json
-from v1_quick.models.checkpoint import save_model
-from v1_quick.models.transformer import Transformer
 
 
 @dataclass
@@ -41,15 +40,15 @@ class TrainingState:
 def save_training_state(
     folder: Path,
     state: TrainingState,
-    model: Transformer,
+    write_weights: Callable[[Path], None],
     optimizer: torch.optim.Optimizer,
     *,
     fingerprint: str,
     keep: int,
-    tokenizer_folder: Path | None = None,
 ) -> Path:
     """Write the checkpoint of this step, drop all but the newest `keep`, return its folder.
 
+    `write_weights(folder)` puts the weights there: of one model or more, or of adapters.
     `fingerprint` names the settings and data of the run. Raises `UserError` where the disk is full or not writable.
     """
     final = folder / f"step-{state.step:06d}"
@@ -57,7 +56,7 @@ def save_training_state(
         temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
         try:
             temporary.mkdir(parents=True)
-            save_model(model, temporary, tokenizer_folder)
+            write_weights(temporary)
             with atomic_write(temporary / "optimizer.safetensors") as file:
                 file.write(save(_flat(optimizer.state_dict())))
             write_json(temporary / "training_state.json", {"fingerprint": fingerprint, **asdict(state)})
@@ -73,6 +72,19 @@ def save_training_state(
     return final
 
 
+def find_checkpoint(folder: Path, fingerprint: str, resume: bool) -> Path | None:
+    """The checkpoint that a run with this fingerprint continues from; None, and none is left, where it starts over.
+
+    What killed runs left under temporary names, in `folder` or beside it, is swept away.
+    """
+    clear_unfinished(folder.parent)
+    clear_unfinished(folder)
+    checkpoint = newest_training_state(folder, fingerprint) if resume else None
+    if checkpoint is None:
+        clear_training_states(folder)
+    return checkpoint
+
+
 def newest_training_state(folder: Path, fingerprint: str) -> Path | None:
     """The newest checkpoint of a run with this fingerprint; None where there is none."""
     for checkpoint in reversed(_checkpoints(folder)):
@@ -82,7 +94,7 @@ def newest_training_state(folder: Path, fingerprint: str) -> Path | None:
 
 
 def load_training_state(checkpoint: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Fill the optimizer and return where the run stood; the weights are loaded by `load_model(checkpoint)`."""
+    """Fill the optimizer and return where the run stood; the weights are read from the same folder."""
     values = read_json(checkpoint / "training_state.json")
     values.pop("fingerprint")
     try:

@@ -30,13 +30,16 @@ _PIECE = (
 def parameter_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices, embeddings among them, are decayed; biases and the weights of norms are not.
 
-    These are all the parameters of one dimension, and the rule picks what the Trainer of transformers picks by name.
+    These are all the parameters of one dimension, and the rule picks what the Trainer of transformers picks by name. What is
+    frozen, as under adapters, is in neither: it needs no moments.
     """
     groups: list[dict[str, Any]] = [
         {"names": [], "parameters": [], "weight_decay": weight_decay},
         {"names": [], "parameters": [], "weight_decay": 0.0},
     ]
     for name, parameter in model.named_parameters():  # a tied matrix is listed once
+        if not parameter.requires_grad:
+            continue
         group = groups[0] if parameter.data.ndim >= 2 else groups[1]
         group["names"].append(name)
         group["parameters"].append(parameter)

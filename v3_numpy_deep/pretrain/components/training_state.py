@@ -10,7 +10,7 @@ whole. Nothing in it is pickled: safetensors and JSON cannot run code (training_
 the random numbers of dropout need no entry). Level 1 writes the same folder from a callback of the
 `Trainer`; level 2 writes the same files.
 
-    checkpoint = newest_training_state(run.stage("pretrain") / "state", run.fingerprint("pretrain"))
+    checkpoint = find_checkpoint(run.stage("pretrain") / "state", run.fingerprint("pretrain"), resume=True)
 """
 
 import os
@@ -18,6 +18,7 @@ import secrets
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,8 +29,6 @@ from safetensors.numpy import load_file, save
 
 from shared_data.errors import UserError, explain_os_error
 from shared_data.files import atomic_write, read_json, write_json
-from v3_numpy_deep.models.checkpoint import save_model
-from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.optimizers import AdamW
 
 
@@ -47,15 +46,15 @@ class TrainingState:
 def save_training_state(
     folder: Path,
     state: TrainingState,
-    model: Transformer,
+    write_weights: Callable[[Path], None],
     optimizer: AdamW,
     *,
     fingerprint: str,
     keep: int,
-    tokenizer_folder: Path | None = None,
 ) -> Path:
     """Write the checkpoint of this step, drop all but the newest `keep`, return its folder.
 
+    `write_weights(folder)` puts the weights there: of one model or more, or of adapters.
     `fingerprint` names the settings and data of the run. Raises `UserError` where the disk is full or not writable.
     """
     final = folder / f"step-{state.step:06d}"
@@ -63,7 +62,7 @@ def save_training_state(
         temporary = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
         try:
             temporary.mkdir(parents=True)
-            save_model(model, temporary, tokenizer_folder)
+            write_weights(temporary)
             with atomic_write(temporary / "optimizer.safetensors") as file:
                 file.write(save(optimizer.state_dict()))
             write_json(temporary / "training_state.json", {"fingerprint": fingerprint, **asdict(state)})
@@ -79,6 +78,19 @@ def save_training_state(
     return final
 
 
+def find_checkpoint(folder: Path, fingerprint: str, resume: bool) -> Path | None:
+    """The checkpoint that a run with this fingerprint continues from; None, and none is left, where it starts over.
+
+    What killed runs left under temporary names, in `folder` or beside it, is swept away.
+    """
+    clear_unfinished(folder.parent)
+    clear_unfinished(folder)
+    checkpoint = newest_training_state(folder, fingerprint) if resume else None
+    if checkpoint is None:
+        clear_training_states(folder)
+    return checkpoint
+
+
 def newest_training_state(folder: Path, fingerprint: str) -> Path | None:
     """The newest checkpoint of a run with this fingerprint; None where there is none."""
     for checkpoint in reversed(_checkpoints(folder)):
@@ -88,7 +100,7 @@ def newest_training_state(folder: Path, fingerprint: str) -> Path | None:
 
 
 def load_training_state(checkpoint: Path, optimizer: AdamW) -> TrainingState:
-    """Fill the optimizer and return where the run stood; the weights are loaded by `load_model(checkpoint)`."""
+    """Fill the optimizer and return where the run stood; the weights are read from the same folder."""
     values = read_json(checkpoint / "training_state.json")
     values.pop("fingerprint")
     try:

@@ -1,0 +1,28 @@
+"""Prompts alone, for stages that write the replies themselves: questions about stories, and requests for a story.
+
+What a reply is worth, `rewards.py` knows from the two texts.
+
+    >>> from itertools import islice
+    >>> list(islice(prompts(seed=0, question_fraction=0.0), 1))
+    ['Write a story with the words: ducks, violin, badger, six.']
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from shared_data.story_world.questions import questions
+from shared_data.story_world.requests import requests
+from shared_data.story_world.world import StoryWorld
+
+
+def prompts(
+    seed: int = 0, split: str = "train", question_fraction: float = 0.5, world: StoryWorld | None = None
+) -> Iterator[str]:
+    """Prompts without end, the same for the same arguments; their stories belong to the split."""
+    rng = random.Random(f"prompts/{seed}/{split}")
+    world = world or StoryWorld()
+    asked, wished = questions(seed, split, world), requests(seed, split, world)
+    while True:
+        yield next(asked if rng.random() < question_fraction else wished).prompt
