@@ -17,6 +17,7 @@ from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json
 from shared_data.plots import plot_lines, plot_training
 from shared_data.progress import format_seconds
+from shared_data.report_alignment import alignment
 from shared_data.report_comparison import LEVELS, comparison, other_run, training_log
 from shared_data.report_tuning import instruction_tuning
 from shared_data.runs import RunFolder
@@ -32,7 +33,7 @@ def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
         raise UserError(f"no run in {run.path}; make one with `{run.level} run`")
     others = [other_run(run, level) for level in compare if level != run.level]
     corpus = (_header, _corpus, _tokenizer)
-    results = (_training, instruction_tuning, _evaluation, _generation, _time, _settings)
+    results = (_training, instruction_tuning, alignment, _evaluation, _generation, _time, _settings)
     sections = [*corpus, *results]
     body = [part for section in sections for part in section(run)]
     if others:
@@ -60,6 +61,11 @@ def _header(run: RunFolder) -> Iterator[str]:
     if "parameters" in training:
         facts.append((_short(training["parameters"]), "parameters"))
         facts.append((_short(training["tokens_per_second"]), "tokens a second in training"))
+    if "qa_accuracy" in metrics.get("sft", {}):
+        facts.append((f"{metrics['sft']['qa_accuracy']:.0%}", "of held-out questions answered right"))
+    for stage in ("dpo", "ppo", "grpo"):
+        if "after" in (numbers := metrics.get(stage, {})):
+            facts.append((f"{numbers['before']:.2f} → {numbers['after']:.2f}", f"reward by {stage.upper()}"))
     facts.append((format_seconds(sum(stage["seconds"] for stage in metrics.values())), "in all"))
     title = f"<h1>{html.escape(run.settings.name)}, made by {html.escape(run.level)}</h1>"
     yield (

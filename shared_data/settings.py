@@ -87,8 +87,10 @@ def parse_override(assignment: str) -> tuple[list[str], Any]:
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {assignment!r} is not KEY=VALUE; write for example --set pretrain.steps=200")
-    if text.strip().lower() in ("none", "null", ""):
+    if text.strip().lower() in ("null", ""):
         return key.strip().split("."), None
+    if text.strip().lower() == "none":  # absence, where a setting may be absent (`Section`); of some, a value
+        return key.strip().split("."), "none"
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

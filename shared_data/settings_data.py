@@ -205,6 +205,12 @@ class TokenizerSettings(Section):
     train_megabytes: float = Field(
         default=8.0, gt=0, description="train on at most this much text, in millions of bytes"
     )
+    chat_source: str | None = Field(
+        default=None,
+        description="train on conversations too: story_world, or whatever sft.source may be; without them their words fall into "
+        "letters",
+    )
+    chat_conversations: int = Field(default=6000, ge=1, description="at most so many conversations")
 
     @model_validator(mode="after")
     def _room_for_bytes_and_special_tokens(self) -> Self:

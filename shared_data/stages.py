@@ -31,7 +31,7 @@ STAGES = {
         "Train or load the tokenizer and turn the documents into token files.",
         after="data",
         sections=("tokenizer",),
-        local_paths=("tokenizer.load",),
+        local_paths=("tokenizer.load", "tokenizer.chat_source"),
     ),
     "pretrain": Stage(
         "Train the language model; an interrupted training continues from its last checkpoint.",

@@ -14,6 +14,15 @@ from shared_data.stages import STAGES
 
 _SAMPLE_LENGTH = 300  # characters of a generated text that are printed; the report shows all
 
+# What the exam of a stage that aligns has found.
+_EXAM = [
+    ("reward", "{before:.3f} before, {after:.3f} after, on held-out prompts"),
+    ("of it for questions", "{question_before:.3f} before, {question_after:.3f} after"),
+    ("of it for requests", "{request_before:.3f} before, {request_after:.3f} after"),
+    ("moved", "{kl:.2f} nats a reply away from the tuned model (KL)"),
+    ("stories", "{bits_per_byte_before:.4f} bits per byte before, {bits_per_byte:.4f} after"),
+]
+
 _ROWS: dict[str, list[tuple[str, str]]] = {
     "data": [
         ("documents", "{documents:,} for training, of {documents_read:,} read"),
@@ -55,6 +64,31 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
         ("last training loss", "{loss:.4f} nats per token of a reply"),
         ("held-out questions", "{qa_accuracy:.1%} answered right, {qa_accuracy_before:.1%} before"),
         ("not to be answered", "{unanswerable_accuracy:.1%} of them declined, as is right"),
+        (
+            "trained",
+            "{trainable_parameters:,} parameters; {training_megabytes:.1f} MB with gradients and moments",
+        ),
+    ],
+    "reward": [
+        ("training", "{steps:,} steps on {pairs:,} pairs, {tokens:,} tokens"),
+        ("speed", "{tokens_per_second:,.0f} tokens/s"),
+        ("held-out pairs", "{accuracy:.1%} of {test_pairs:,} in the right order"),
+    ],
+    "dpo": [
+        ("training", "{steps:,} steps on {pairs:,} pairs, {tokens:,} tokens"),
+        ("speed", "{tokens_per_second:,.0f} tokens/s"),
+        ("held-out pairs", "{accuracy:.1%} in the right order"),
+        *_EXAM,
+    ],
+    "ppo": [
+        ("training", "{steps:,} updates, {tokens:,} tokens"),
+        ("speed", "{tokens_per_second:,.0f} tokens/s, sampling included"),
+        *_EXAM,
+    ],
+    "grpo": [
+        ("training", "{steps:,} updates, {tokens:,} tokens"),
+        ("speed", "{tokens_per_second:,.0f} tokens/s, sampling included"),
+        *_EXAM,
     ],
     "evaluate": [
         ("text", "{tokens:,} tokens, {bytes:,} bytes that the model has never seen"),
@@ -81,6 +115,8 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
     values = dict(metrics)
     if values.get("floor_bits_per_byte") and "bits_per_byte" in values:
         values["times_the_floor"] = values["bits_per_byte"] / values["floor_bits_per_byte"]
+    if "training_bytes" in values:
+        values["training_megabytes"] = values["training_bytes"] / 1e6
     rows = []
     for label, sentence in _ROWS[stage]:
         try:

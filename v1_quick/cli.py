@@ -5,13 +5,22 @@ Everything else is the same for every level (`shared_data/command_line.py`).
     uv run v1 run --config smoke
 """
 
+import logging
 import os
+import warnings
 
 from shared_data.command_line import build_app
 
 # The libraries of this level draw bars of their own on stderr; every level shows its progress in the same way instead.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+# They also speak of what is meant: a mask that follows `position_ids`, token ids, an experimental trainer, each other's old names.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+for library in ("trl", "bitsandbytes"):
+    logging.getLogger(library).setLevel(logging.ERROR)
 
 app = build_app(
     "v1",
@@ -21,6 +30,10 @@ app = build_app(
         "tokenizer": "v1_quick.data_pipeline.prepare:prepare_tokens",
         "pretrain": "v1_quick.pretrain.train:pretrain",
         "sft": "v1_quick.finetune.sft_train:sft",
+        "reward": "v1_quick.align.rm_train:reward",
+        "dpo": "v1_quick.align.dpo_train:dpo",
+        "ppo": "v1_quick.align.ppo_train:ppo",
+        "grpo": "v1_quick.align.grpo_train:grpo",
         "evaluate": "v1_quick.evaluation.evaluate:evaluate",
         "generate": "v1_quick.inference.generate:generate_samples",
     },

@@ -59,14 +59,14 @@ def test_batch_losses_metrics_and_gradients_agree_in_any_number_of_threads(
     _, reward, array_reward = reward_trio(library, model, arrays)
     batch = Loader2(polite_pairs(0, 5), 5, PAD, 32, seed=0).next_batch()
     batch3 = Loader3(polite_pairs(0, 5), 5, PAD, 32, seed=0).next_batch()
-    reference = np.linspace(-30, -20, 10).reshape(5, 2)
+    reference, margins = np.linspace(-30, -20, 10).reshape(5, 2), np.linspace(0, 2, 5)
     for name, ours, theirs, (loss, metrics), (expected, wanted) in (
         (
             "reward_batch_loss",
             array_reward,
             reward,
-            rm3.reward_batch_loss(array_reward, batch3, 0.1),
-            rm2.reward_batch_loss(reward, batch, 0.1),
+            rm3.reward_batch_loss(array_reward, batch3, 0.1, margins),
+            rm2.reward_batch_loss(reward, batch, 0.1, margins),
         ),
         (
             "dpo_batch_loss",

@@ -101,6 +101,13 @@ def test_printed_settings_read_back_as_the_same_settings(name: str, documented: 
     assert load_settings(path) == settings
 
 
+def test_none_is_a_value_where_a_setting_has_it_and_absence_where_it_may_be_absent() -> None:
+    overrides = ["grpo.scale_rewards=none", "sft.adapter.method=none", "ppo.missing_end_penalty=None"]
+    settings = load_settings("tiny", overrides)
+    assert settings.grpo.scale_rewards == settings.sft.adapter.method == "none"
+    assert settings.ppo.missing_end_penalty is None
+
+
 def test_a_setting_that_is_on_by_default_stays_switched_off_in_a_file(tmp_path: Path) -> None:
     settings = load_settings("tiny", ["generate.top_p=none"])
     path = tmp_path / "copy.toml"

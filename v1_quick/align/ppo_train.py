@@ -1,23 +1,63 @@
-"""PPO: `trl.experimental.ppo.PPOTrainer` (Ziegler et al. 2019).
+"""The stage `ppo`: `trl.experimental.ppo.PPOTrainer` (Ziegler et al. 2019).
 
-The trainer samples, asks the reward model, and updates policy and value model by itself. Levels 2 and 3 write out one update,
-`ppo_step`. Theory: v2_handwritten/align/algorithms/ppo.md.
+The trainer samples, asks the reward model, and updates policy and value model by itself. It has no place for a reward function
+of texts and clips no gradient; a module in the place of the reward model and a hook do. Levels 2 and 3 write out one update,
+`ppo_step`; they also continue a run that was killed, which this one starts over. Theory: v2_handwritten/align/algorithms/ppo.md.
 
-    train_ppo(model, value_model, reward_model, tokenizer, prompts, PpoOptions(max_new_tokens=64), steps=100)
+    uv run v1 ppo --config tiny
 """
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v1_quick.finetune.chat_data import _library_tokenizer
-from v1_quick.models.reward_model import RewardModel
-from v1_quick.models.transformer import Transformer
+import torch
+from torch import Tensor, nn
 
-Metrics = dict[str, float]
+from shared_data.errors import UserError
+from shared_data.progress import progress
+from shared_data.reward_functions import RewardFunction, score_replies
+from shared_data.runs import RunFolder
+from shared_data.settings import PpoSettings, Settings
+from v1_quick.align.algorithms.rollout import _check
+from v1_quick.align.alignment_loop import (
+    Metrics,
+    _AfterStep,
+    _configure,
+    _kept_configuration,
+    _listen,
+    _without_dropout,
+)
+from v1_quick.align.exam import take_exam
+from v1_quick.align.prompt_data import open_prompts, open_reward
+from v1_quick.align.scoring import decode_replies, encode_prompts, model_reward
+from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v1_quick.device import resolve_device
+from v1_quick.finetune.chat_data import _library_tokenizer
+from v1_quick.models.checkpoint import load_model, save_model
+from v1_quick.models.reward_model import RewardModel, load_reward_model
+from v1_quick.models.transformer import Transformer
+from v1_quick.pretrain.components.gradient_clipping import clip_gradients
+
+# What the trainer logs, and what level 2 calls it.
+_METRICS = {
+    "objective/kl": "objective/kl",
+    "objective/entropy": "objective/entropy",
+    "objective/non_score_reward": "objective/non_score_reward",
+    "objective/rlhf_reward": "objective/rlhf_reward",
+    "objective/scores": "objective/scores",
+    "loss/policy_avg": "loss/policy",
+    "policy/approxkl_avg": "policy/approxkl",
+    "policy/clipfrac_avg": "policy/clipfrac",
+    "val/ratio": "val/ratio",
+    "loss/value_avg": "loss/value",
+    "val/clipfrac_avg": "val/clipfrac",
+    "lr": "learning_rate",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +82,46 @@ class PpoOptions:
     gradient_clip: float = 0.0  # 0 for none, as in TRL's PPO
 
 
+def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
+    """Improve the tuned model of the run by the scores of its own replies; returns the numbers of the stage.
+
+    Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update, and
+    for numbers that the trainer cannot work with.
+    """
+    section = settings.ppo
+    tokenizer = Tokenizer.load(run.tokenizer)
+    device = resolve_device(settings.device)
+    prompts, held_out = open_prompts(settings, "ppo")
+    function = None if section.reward == "reward_model" else open_reward(section.reward)
+    model = load_model(run.checkpoint("sft"), device=device)
+    reward_model = load_reward_model(run.checkpoint("reward"), device=device)
+    # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one.
+    value_model = load_reward_model(run.checkpoint("reward"), device=device)
+    names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
+    options = PpoOptions(
+        **{name: getattr(section, name) for name in names}, gradient_clip=section.max_grad_norm
+    )
+    judge = reward_model.library if function is None else _Judge(function, tokenizer, prompts)
+    _check_options(options, section.prompts_per_step)
+    _check(
+        encode_prompts(tokenizer, prompts),
+        options.max_new_tokens,
+        options.temperature,
+        model.config.max_position_embeddings,
+    )
+    folder = run.stage("ppo")  # only now: what is refused leaves no trace
+    with progress(section.steps, "ppo") as bar:
+        after_step = _AfterStep(settings, run, "ppo", bar, shown=("reward", "objective/kl"))
+        _train(model, value_model, judge, tokenizer, prompts, options, section, after_step.heard)
+    save_model(model, folder, run.tokenizer.parent)
+    last = after_step.last()
+    numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}
+    if function is None:
+        on_stories = section.source == "story_world"
+        function = open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer)
+    return numbers | take_exam(settings, run, "ppo", model, tokenizer, held_out, function)
+
+
 def train_ppo(
     model: Transformer,
     value_model: RewardModel,
@@ -53,29 +133,59 @@ def train_ppo(
     steps: int,
     prompts_per_step: int = 64,
     learning_rate: float = 3e-6,
+    warmup_steps: int = 0,
+    schedule: Literal["cosine", "linear", "constant"] = "constant",
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:
     """`steps` updates on the prompts, scored by a reward model; the model as it comes in is the reference."""
+    section = PpoSettings(
+        steps=steps,
+        prompts_per_step=prompts_per_step,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        seed=seed,
+        adam_beta2=0.999,
+    )
+    hear = after_step or (lambda *_: None)
+    _check_options(options, prompts_per_step)
+    _train(model, value_model, reward_model.library, tokenizer, prompts, options, section, hear)
+
+
+def _train(
+    model: Transformer,
+    value_model: RewardModel,
+    judge: Any,  # a module with `base_model_prefix` and `score`, as reward models of transformers
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    options: PpoOptions,
+    section: PpoSettings,
+    after_step: Callable[[int, Metrics], None],
+) -> None:
+    """The trainer with these options, and the steps and the optimizer of the settings."""
     import datasets
     import transformers
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     library_tokenizer = _library_tokenizer(tokenizer)
-    asked = [
-        library_tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-        for prompt in prompts
-    ]
     library_tokenizer.padding_side = "left"
+    asked = encode_prompts(tokenizer, prompts) * math.ceil(section.prompts_per_step / len(prompts))
     data = datasets.Dataset.from_dict({"input_ids": asked})
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = PPOTrainer(
-            args=PPOConfig(
-                output_dir=folder,
-                total_episodes=steps * prompts_per_step,
-                per_device_train_batch_size=prompts_per_step,
+    heard = _Counts(library_tokenizer.eos_token_id)
+    getattr(judge, judge.base_model_prefix).register_forward_pre_hook(heard.rollout, with_kwargs=True)
+    with tempfile.TemporaryDirectory() as scratch, _kept_configuration(model):
+        transformers.set_seed(
+            section.seed
+        )  # the trainer shuffles its minibatches by NumPy's global generator
+        trainer: Any = PPOTrainer(
+            args=_configure(
+                PPOConfig,
+                section,
+                next(model.parameters()).device,
+                scratch,
+                total_episodes=section.steps * section.prompts_per_step,
+                per_device_train_batch_size=section.prompts_per_step,
                 num_mini_batches=options.minibatches,
                 num_ppo_epochs=options.epochs,
                 response_length=options.max_new_tokens,
@@ -90,37 +200,108 @@ def train_ppo(
                 cliprange=options.clip_range,
                 cliprange_value=options.clip_range_value,
                 vf_coef=options.value_coefficient,
-                learning_rate=learning_rate,
-                lr_scheduler_type="constant",
-                seed=seed,
-                use_cpu=next(model.parameters()).device.type == "cpu",
-                bf16=False,
                 num_sample_generations=0,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
             ),
             processing_class=library_tokenizer,
             model=model.library,
             ref_model=copy.deepcopy(model.library),
-            reward_model=reward_model.library,
+            reward_model=judge,
             value_model=value_model.library,
             train_dataset=data,
             eval_dataset=data,
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        if after_step is not None:
-            trainer.add_callback(_listener(after_step))
+        trainer.accelerator.print = lambda *_, **__: None  # it would announce itself
+        _without_dropout(trainer.model)
+
+        def clip(*_: Any) -> None:
+            heard.norms.append(clip_gradients(trainer.model.parameters(), options.gradient_clip))
+
+        trainer.optimizer.optimizer.register_step_pre_hook(clip)
+
+        def complete(step: int, numbers: Metrics) -> None:
+            numbers |= heard.numbers()
+            penalty = (options.missing_end_penalty or 0.0) * (1 - numbers["finished"])
+            numbers["reward"] = numbers["objective/scores"] + penalty  # as it was before the penalty
+            numbers["loss"] = numbers["loss/policy"] + options.value_coefficient * numbers["loss/value"]
+            after_step(step, numbers)
+
+        _listen(trainer, complete, _METRICS)
         trainer.train()
 
 
-def _listener(after_step: Callable[[int, Metrics], None]) -> Any:
-    """A callback that hands on the trainer's numbers."""
-    from transformers import TrainerCallback
+def _check_options(options: PpoOptions, prompts_per_step: int) -> None:
+    """Raises `UserError` for what the trainer refuses with a bare assertion."""
+    size, rest = divmod(prompts_per_step, options.minibatches)
+    if rest:
+        raise UserError(
+            f"trl cannot deal {prompts_per_step} prompts out to {options.minibatches} minibatches; choose a number that divides "
+            "them, or use level 2 or 3"
+        )
+    if options.whiten_rewards and size < 8:
+        raise UserError(
+            f"trl whitens rewards in minibatches of at least 8 replies, not {size}; raise ppo.prompts_per_step, or use level 2 or 3"
+        )
 
-    class Listener(TrainerCallback):
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **__: Any) -> None:
-            if logs and "objective/scores" in logs:
-                after_step(state.global_step, logs | {"reward": logs["objective/scores"]})
 
-    return Listener()
+class _Counts:
+    """What the trainer does not count, or not well: tokens, replies that ended by themselves, norms of gradients."""
+
+    def __init__(self, end: int) -> None:
+        self.end, self.tokens = end, 0
+        self.finished, self.norms = list[bool](), list[float]()
+
+    def rollout(self, _module: Any, _arguments: Any, keywords: dict[str, Any]) -> None:
+        """A hook of the reward model, which reads every prompt and reply once, the reply up to its end."""
+        mask: Tensor = keywords["attention_mask"].long()
+        last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
+        self.finished += (keywords["input_ids"].gather(-1, last[:, None]) == self.end).flatten().tolist()
+        self.tokens += int(mask.sum())
+
+    def numbers(self) -> Metrics:
+        """Of the update that has just ended; `tokens` of all so far."""
+        numbers = {
+            "finished": sum(self.finished) / len(self.finished),
+            "gradient_norm": sum(self.norms) / len(self.norms),
+            "tokens": self.tokens,
+        }
+        self.finished.clear()
+        self.norms.clear()
+        return numbers
+
+
+class _Judge(nn.Module):
+    """A function of texts in the place of a reward model: what the trainer asks for a hidden state answers with the reward."""
+
+    base_model_prefix = "reader"
+
+    def __init__(self, function: RewardFunction, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
+        super().__init__()
+        self.reader = _Reader(function, tokenizer, prompts)
+        self.score = nn.Identity()
+
+
+class _Reader(nn.Module):
+    """Reads prompts and replies from ids, and repeats the reward of each row at all of its tokens."""
+
+    def __init__(self, function: RewardFunction, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
+        super().__init__()
+        self.function, self.tokenizer = function, tokenizer
+        ids = encode_prompts(tokenizer, prompts)
+        self.prompts = {tuple(row): prompt for row, prompt in zip(ids, prompts, strict=True)}
+        self.lengths = sorted({len(row) for row in ids}, reverse=True)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Any:
+        """[B, T, 1], as the last of `hidden_states`."""
+        asked, replies = [], []
+        for ids, mask in zip(input_ids.tolist(), attention_mask.long().tolist(), strict=True):
+            start = mask.index(1)
+            end = [*mask[start:], 0].index(
+                0
+            ) + start  # the trainer, too, lets a reply end where padding begins
+            row = ids[start:end]
+            length = next(n for n in self.lengths if tuple(row[:n]) in self.prompts)
+            asked.append(self.prompts[tuple(row[:length])])
+            replies.append(row[length:])
+        rewards = score_replies(self.function, asked, decode_replies(self.tokenizer, replies))
+        column = torch.tensor(rewards, device=input_ids.device)[:, None, None]
+        return SimpleNamespace(hidden_states=[column.expand(-1, input_ids.shape[1], -1)])

@@ -9,6 +9,7 @@ v2_handwritten/finetune/chat_data.md.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def encode_conversation(
                 raise UserError(
                     f"{where} contains {token}, which the template writes itself; remove it from the text"
                 )
-    encoded = _library_tokenizer(tokenizer).apply_chat_template(
+    encoded = _template(tokenizer).apply_chat_template(
         list(messages), chat_template=CHAT_TEMPLATE, return_dict=True, return_assistant_tokens_mask=True
     )
     ids = np.array(encoded["input_ids"], dtype=np.int64)
@@ -77,6 +78,13 @@ def _library_tokenizer(tokenizer: Tokenizer) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend,
         eos_token="<|im_end|>" if "<|im_end|>" in special else None,
-        pad_token="<|pad|>" if "<|pad|>" in special else None,
+        # As at levels 2 and 3. Left without one, trl would take <|im_end|>, and read a reply's score at the token before it.
+        pad_token="<|pad|>" if "<|pad|>" in special else tokenizer.id_to_token(tokenizer.end_of_text_id),
         chat_template=CHAT_TEMPLATE,
     )
+
+
+@lru_cache(maxsize=1)
+def _template(tokenizer: Tokenizer) -> Any:
+    """The same, made once for many conversations; the trainers, which change theirs, get one of their own."""
+    return _library_tokenizer(tokenizer)

@@ -1,130 +1,189 @@
 """The stage `sft`: TRL's `SFTTrainer` on conversations, loss on the assistant's tokens only, packed rows.
 
-Levels 2 and 3 write the trainer by hand; they also continue a run that was killed, which this one starts over.
+With adapters (`sft.adapter.method`) the trainer is given a `PeftModel`; they are kept in `adapter/`, and merged into the model
+that the stage leaves. Levels 2 and 3 write the trainer by hand; they also continue a run that was killed, which this one starts
+over.
 
     uv run v1 sft --config tiny
 """
 
-import logging
+import shutil
 import tempfile
-import time
-from collections.abc import Iterator
+import warnings
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import torch
+from bitsandbytes.nn import Linear4bit
+from transformers.pytorch_utils import Conv1D
+
 from shared_data.files import write_json
-from shared_data.metrics_log import MetricsLog
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v1_quick.data_pipeline.download.records import open_records
-from v1_quick.data_pipeline.processing.formatting import Message, format_chat
+from v1_quick.align.alignment_loop import (
+    _LOGGED,
+    Metrics,
+    _AfterStep,
+    _configure,
+    _kept_configuration,
+    _listen,
+)
+from v1_quick.data_pipeline.download.conversations import read_conversations
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.evaluation.metrics.answers import answer_questions
 from v1_quick.finetune.chat_data import _library_tokenizer, encode_conversation
+from v1_quick.finetune.peft.adapters import load_adapter, save_adapter
+from v1_quick.finetune.peft.lora import LoraConfig, inject_lora
+from v1_quick.finetune.peft.qlora import QuantizationConfig, dequantize_nf4, memory_bytes, quantize_model
 from v1_quick.models.checkpoint import load_model, save_model
 from v1_quick.models.transformer import Transformer
-from v1_quick.pretrain.components.schedulers import _scheduler_arguments
+
+VALIDATION_PART = 20  # one conversation in so many is held out of training, to watch the loss
 
 
 def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     """Tune the pretrained model of the run on conversations; returns the numbers of the stage.
 
-    Raises `UserError` for a record that is no conversation or does not fit, a missing checkpoint.
+    Raises `UserError` for a record that is no conversation or does not fit, a missing checkpoint, a diverged loss.
     """
     import datasets
-    import transformers
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
-    for library in (
-        "trl",
-        "bitsandbytes",
-    ):  # packing without FlashAttention is safe: the mask follows `position_ids`
-        logging.getLogger(library).setLevel(logging.ERROR)
     section = settings.sft
     tokenizer = Tokenizer.load(run.tokenizer)
-    model = load_model(run.checkpoint("pretrain"), device=resolve_device(settings.device))
-    length = min(section.sequence_length, model.config.max_position_embeddings)
-    records = []
-    for where, messages in islice(_conversations(settings), section.conversations):
-        encode_conversation(
-            tokenizer, messages, length, where
-        )  # names a record that is wrong; the trainer would not
-        records.append({"messages": messages})
-    log = MetricsLog(run.stage("sft") / "metrics_log.jsonl")
-    log.truncate_after(0)
-    schedule, arguments = _scheduler_arguments(
-        section.schedule, section.learning_rate, section.min_learning_rate_ratio
+    device = resolve_device(settings.device)
+    positions = load_model(run.checkpoint("pretrain")).config.max_position_embeddings
+    length = min(section.sequence_length, positions)
+    told = read_conversations(
+        settings.data, section.source, section.seed, section.questions_per_story, section.request_fraction
     )
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, progress(section.steps, "sft") as bar:
-        trainer = SFTTrainer(
+    records = []
+    for where, messages in islice(told, section.conversations):
+        # Names a record that is wrong; the trainer would not.
+        encode_conversation(tokenizer, messages, length, where)
+        records.append({"messages": messages})
+    held_out = records[::VALIDATION_PART] if len(records) > 1 else records
+    kept = [record for i, record in enumerate(records) if i % VALIDATION_PART] or records
+    model = _model_to_tune(settings, run, device)
+    folder = run.stage("sft")  # only now: what is refused leaves no trace
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        progress(section.steps, "sft") as bar,
+        _kept_configuration(model),
+    ):
+        trainer = _trainer_class()(
             model=model.library,
-            args=SFTConfig(
-                output_dir=folder,
-                max_steps=section.steps,
+            args=_configure(
+                SFTConfig,
+                section,
+                device,
+                scratch,
                 per_device_train_batch_size=section.batch_size,
+                per_device_eval_batch_size=section.batch_size,
                 gradient_accumulation_steps=section.gradient_accumulation_steps,
                 max_length=length,
                 packing=True,
                 assistant_only_loss=True,
-                learning_rate=section.learning_rate,
-                lr_scheduler_type=schedule,
-                lr_scheduler_kwargs=arguments,
-                warmup_steps=section.warmup_steps,
-                weight_decay=section.weight_decay,
-                adam_beta1=section.adam_beta1,
-                adam_beta2=section.adam_beta2,
-                adam_epsilon=section.adam_epsilon,
-                max_grad_norm=section.max_grad_norm,
                 bf16=section.precision == "bfloat16",
                 activation_checkpointing=section.activation_checkpointing,
-                use_cpu=next(model.parameters()).device.type == "cpu",
-                seed=section.seed,
-                logging_steps=min(section.log_every, section.steps),
-                save_strategy="no",
-                report_to="none",
-                log_level="error",  # it would speak of token ids that are meant
-                disable_tqdm=True,
             ),
-            train_dataset=datasets.Dataset.from_list(records),
+            train_dataset=datasets.Dataset.from_list(kept),
+            eval_dataset=datasets.Dataset.from_list(held_out),
             processing_class=_library_tokenizer(tokenizer),
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.add_callback(_logger(log, bar))
+        watched = min(len(trainer.eval_dataset), section.eval_batches * section.batch_size)
+        trainer.eval_dataset = trainer.eval_dataset.select(range(watched))
+
+        def evaluate() -> Metrics:
+            return {"validation_loss": trainer.evaluate()["eval_loss"]}  # a mean of batches, not of tokens
+
+        after_step = _AfterStep(settings, run, "sft", bar, evaluate)
+
+        def heard(step: int, numbers: Metrics) -> None:
+            after_step.heard(step, numbers | {"tokens": trainer.reply_tokens})
+
+        _listen(trainer, heard, _LOGGED)
         trainer.train()
-    seconds = time.perf_counter() - started
-    model.library.config.use_cache = True
+    memory = memory_bytes(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
+    if section.adapter.method != "none":
+        save_adapter(model, folder / "adapter", base_name=str(run.checkpoint("pretrain")))
+        model = _merged(settings, run, model, folder / "adapter")
     ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.end_of_text_id]
-    model.library.config.eos_token_id = ends  # a chat model ends its turn, not the document
-    save_model(model, run.stage("sft"), run.tokenizer.parent)
-    tokens = int(trainer.state.num_input_tokens_seen) or section.steps * section.batch_size * length
+    for configuration in (model.library.config, model.library.generation_config):
+        configuration.eos_token_id = ends  # a chat model ends its turn, not the document
+    save_model(model, folder, run.tokenizer.parent)
+    last = after_step.last()
     return {
-        "steps": section.steps,
-        "tokens": tokens,
-        "conversations": len(records),
-        "tokens_per_second": tokens / seconds,
-        "loss": log.rows()[-1]["loss"],
+        "steps": last["steps"],
+        "tokens": last["tokens"],
+        "conversations": len(kept),
+        "tokens_per_second": last["tokens_per_second"],
+        "loss": last["loss"],
+        "trainable_parameters": trainable,
+        "training_bytes": memory["total"],
         **_exam(settings, run, model, tokenizer),
     }
 
 
-def _conversations(settings: Settings) -> Iterator[tuple[str, list[Message]]]:
-    """Each conversation with the words that name it in an error."""
-    section = settings.sft
-    if section.source != "story_world":
-        data = settings.data.model_copy(
-            update={"source": section.source, "hub_config": None, "hub_split": "train"}
-        )
-        for where, record in open_records(data):
-            yield where, format_chat(record, where)
-        return
-    from shared_data.story_world.conversations import conversations
+def _model_to_tune(settings: Settings, run: RunFolder, device: torch.device) -> Transformer:
+    """The pretrained model; with adapters, these on the frozen pretrained model."""
+    model, adapter = load_model(run.checkpoint("pretrain"), device=device), settings.sft.adapter
+    if adapter.method == "none":
+        return model
+    if adapter.method == "qlora":
+        quantize_model(model, QuantizationConfig(adapter.block_size, adapter.double_quantization))
+    targets = adapter.target_modules
+    config = LoraConfig(
+        adapter.rank,
+        adapter.alpha,
+        adapter.dropout,
+        targets if isinstance(targets, str) else tuple(targets),
+        adapter.use_rslora,
+        adapter.use_dora,
+    )
+    inject_lora(model, config, settings.sft.seed)
+    return model
 
-    told = conversations(section.seed, "train", section.questions_per_story, section.request_fraction)
-    for number, messages in enumerate(told):
-        yield f"conversation {number:,} of the story world", messages
+
+def _trainer_class() -> Any:
+    """trl's trainer, which takes seconds to import."""
+    from trl import SFTTrainer
+
+    class Trainer(SFTTrainer):
+        """Counts what is learned from: the tokens of replies, as levels 2 and 3 do; its own count is of all tokens."""
+
+        reply_tokens = 0
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **keywords: Any) -> Any:
+            if model.training:
+                self.reply_tokens += int((inputs["labels"] != -100).sum())
+            return super().compute_loss(model, inputs, *arguments, **keywords)
+
+    return Trainer
+
+
+def _merged(settings: Settings, run: RunFolder, model: Transformer, adapter: Path) -> Transformer:
+    """A plain model that computes what the adapted one does: PEFT's `merge_and_unload`, on the decoded base where that was quantized."""
+    if settings.sft.adapter.method == "qlora":
+        quantized: Any = model.library.get_base_model()
+        model = load_model(run.checkpoint("pretrain"), device=model.library.device)
+        for path, layer in quantized.named_modules():
+            if isinstance(layer, Linear4bit):
+                plain = model.library.get_submodule(path.removesuffix(".base_layer"))
+                codes: Any = layer.weight
+                weight = dequantize_nf4((codes.data, codes.quant_state))
+                plain.weight.data.copy_(weight.T if isinstance(plain, Conv1D) else weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of GPT-2's layout, which PEFT finds out by itself
+            load_adapter(model, adapter)
+    library: Any = model.library
+    model.library = library.merge_and_unload()
+    return model
 
 
 def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tokenizer) -> dict[str, float]:
@@ -134,7 +193,7 @@ def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tok
     from shared_data.story_world.tasks import questions
 
     tasks = list(islice(questions(settings.sft.seed, "test"), settings.sft.test_questions))
-    before = load_model(run.checkpoint("pretrain"))
+    before = load_model(run.checkpoint("pretrain"), device=model.library.device)
     first = answer_questions(before, tokenizer, tasks)
     last = answer_questions(model, tokenizer, tasks)
     write_json(run.stage("sft") / "answers.json", {"before": first.records, "after": last.records})
@@ -143,23 +202,3 @@ def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tok
         "qa_accuracy": last.accuracy,
         "unanswerable_accuracy": last.by_kind.get("unanswerable", 0.0),
     }
-
-
-def _logger(log: MetricsLog, bar: Any) -> Any:
-    """A callback that writes the trainer's numbers to our log."""
-    from transformers import TrainerCallback
-
-    class Logger(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            bar.update(1)
-
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **__: Any) -> None:
-            if logs and "loss" in logs:
-                log.append(
-                    step=state.global_step,
-                    loss=logs["loss"],
-                    gradient_norm=float(logs.get("grad_norm", 0.0)),
-                    learning_rate=logs["learning_rate"],
-                )
-
-    return Logger()

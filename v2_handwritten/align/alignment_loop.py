@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared_data.errors import UserError
 from shared_data.metrics_log import MetricsLog
@@ -25,6 +25,8 @@ from shared_data.runs import RunFolder
 from shared_data.settings import OptimizerSettings, PreferenceSettings, Settings
 from v2_handwritten.align.algorithms.dpo import PreferenceBatch
 from v2_handwritten.align.preference_data import PreferenceLoader
+from v2_handwritten.models.reward_model import RewardModel
+from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.after_step import AfterStep
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW
@@ -35,7 +37,7 @@ from v2_handwritten.pretrain.components.training_state import (
     load_training_state,
 )
 
-Metrics = dict[str, float]
+Metrics = dict[str, float | int]
 
 
 def make_optimizer(groups: list[dict[str, Any]], section: OptimizerSettings) -> AdamW:
@@ -103,7 +105,7 @@ def train_steps(
 
 
 def preference_step(
-    model: nn.Module,
+    model: Transformer | RewardModel,
     optimizer: AdamW,
     loader: PreferenceLoader,
     batch_loss: Callable[[PreferenceBatch], tuple[Tensor, Metrics]],

@@ -2,7 +2,7 @@
 
 The reference (algorithms/log_probabilities.py, `frozen_copy`) never changes. Live, it is asked again for each batch, which costs a
 forward pass and keeps a second model in memory; or its two numbers for each pair are computed once, before the first step.
-Both give the same bits, as its passes have no dropout.
+Both give the same numbers up to rounding, as its passes have no dropout.
 
 Level 1: trl's `DPOTrainer`. Level 3: the same over its own autograd, the pairs shared out among threads.
 
@@ -38,7 +38,7 @@ from v2_handwritten.pretrain.components.optimizers import parameter_groups
 from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
 
-def dpo(settings: Settings, run: RunFolder) -> dict[str, float]:
+def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     """Align the tuned model of the run with preference pairs; returns the numbers of the stage.
 
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.

@@ -1,7 +1,8 @@
 """The stage `grpo`: sample groups of replies, score them, learn from what was better than the rest (Shao et al. 2024, algorithm 1).
 
-`grpo_step` is one update. The functions stand in algorithms/grpo.py and algorithms/rollout.py; here they are called in order. Scores come from a function of
-the replies: a verifier, the story world's reward, or a user's own (`shared_data.reward_functions`).
+`grpo_step` is one update. The functions stand in algorithms/grpo.py and algorithms/rollout.py; here they are called in
+order. Scores come from a function of the replies: a verifier, the story world's reward, or a user's own
+(`shared_data.reward_functions`).
 
 Level 1: `trl.GRPOTrainer`. Level 3: the same over its own autograd; from the same weights it samples the same replies and ends
 with the same weights. Theory: algorithms/grpo.md.
@@ -61,7 +62,7 @@ class GrpoOptions:
     gradient_clip: float = 1.0  # 0 for none [max_grad_norm]
 
 
-def grpo(settings: Settings, run: RunFolder) -> dict[str, float]:
+def grpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     """Improve the tuned model of the run by comparing its own replies; returns the numbers of the stage.
 
     Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.

@@ -1,7 +1,8 @@
 """The stage `ppo`: sample replies, score them, improve policy and value model (Ziegler et al. 2019; Stiennon et al. 2020).
 
-`ppo_step` is one update. The functions stand in algorithms/ppo.py and algorithms/rollout.py; here they are called in order. Scores come from a function of
-the replies: a reward model, the story world's reward, or a user's own (`shared_data.reward_functions`).
+`ppo_step` is one update. The functions stand in algorithms/ppo.py and algorithms/rollout.py; here they are called in order.
+Scores come from a function of the replies: a reward model, the story world's reward, or a user's own
+(`shared_data.reward_functions`).
 
 Level 1: `trl.experimental.ppo.PPOTrainer`. Level 3: the same over its own autograd; from the same weights it samples the same
 replies and ends with the same weights. Theory: algorithms/ppo.md.
@@ -74,7 +75,7 @@ class PpoOptions:
     gradient_clip: float = 0.0  # 0 for none, as in TRL's PPO
 
 
-def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
+def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     """Improve the tuned model of the run by the scores of its own replies; returns the numbers of the stage.
 
     Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.
@@ -113,7 +114,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
         save_reward_model(value_model, target / "value_model", run.tokenizer.parent)
 
     last = train_steps(
-        settings, run, "ppo", optimizer, checkpoint, step, write_weights, shown=("reward", "kl")
+        settings, run, "ppo", optimizer, checkpoint, step, write_weights, shown=("reward", "objective/kl")
     )
     save_model(model, folder, run.tokenizer.parent)
     numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}

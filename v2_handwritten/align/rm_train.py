@@ -1,7 +1,8 @@
 """The stage `reward`: a reward model from preference pairs, and its exam on pairs that were held out (Stiennon et al. 2020).
 
-The model starts as the tuned language model with a new score in place of the output matrix. Both replies of a pair pass through the model in one batch; the loss compares their scores (algorithms/reward_loss.md). What a
-step does with the loss, and what surrounds the steps, stands in alignment_loop.py.
+The model starts as the tuned language model with a new score in place of the output matrix. Both replies of a pair pass
+through the model in one batch; the loss compares their scores (algorithms/reward_loss.md). What a step does with the loss,
+and what surrounds the steps, stands in alignment_loop.py.
 
 Level 1: trl's `RewardTrainer`. Level 3: the same over its own autograd, the pairs shared out among threads.
 
@@ -31,7 +32,7 @@ from v2_handwritten.pretrain.components.optimizers import parameter_groups
 from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
 
-def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
+def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     """Train a reward model that starts from the tuned model of the run; returns the numbers of the stage.
 
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.

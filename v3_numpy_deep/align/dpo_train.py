@@ -1,26 +1,97 @@
-"""Training by DPO on preference pairs: the reference's log-probabilities, the loss of a batch, the exam on held-out pairs.
+"""The stage `dpo`: a policy from preference pairs, without a reward model and without sampling (Rafailov et al. 2023).
 
 The reference (algorithms/log_probabilities.py, `frozen_copy`) never changes. Live, it is asked again for each batch, which costs a
 forward pass and keeps a second model in memory; or its two numbers for each pair are computed once, before the first step.
-Both give the same bits, as its passes have no dropout.
+Both give the same numbers up to rounding, as its passes have no dropout.
 
 Level 1: trl's `DPOTrainer`. Level 2: the same over torch, whose kernels use all cores by themselves.
 
-    table = reference_log_probabilities(frozen_copy(model), loader)
-    loss, metrics = dpo_batch_loss(model, batch := loader.next_batch(), table[loader.indices])
+    uv run v3 dpo --config tiny
 """
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 
-from v3_numpy_deep.align.algorithms.dpo import LossType, PreferenceBatch, dpo_loss, sequence_log_probabilities
-from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
+from v3_numpy_deep.align.algorithms.dpo import (
+    LossType,
+    PreferenceBatch,
+    dpo_loss,
+    sequence_log_probabilities,
+)
+from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy
+from v3_numpy_deep.align.alignment_loop import make_optimizer, preference_step, train_steps
+from v3_numpy_deep.align.exam import take_exam
+from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards, open_preferences
+from v3_numpy_deep.align.prompt_data import exam_prompts, open_reward
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.autograd.memory import keep_freed_memory
 from v3_numpy_deep.autograd.parallel import data_parallel
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v3_numpy_deep.device import resolve_device
+from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.pretrain.components.optimizers import parameter_groups
+from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
+
+
+def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
+    """Align the tuned model of the run with preference pairs; returns the numbers of the stage.
+
+    Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.
+    """
+    section = settings.dpo
+    tokenizer = Tokenizer.load(run.tokenizer)
+    resolve_device(settings.device)
+    reference = frozen_copy(load_model(run.checkpoint("sft")))
+    given, held_out = open_preferences(settings, "dpo", tokenizer)
+    pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
+    length = min(section.max_length, reference.config.max_position_embeddings)
+    loader = given.loader(section, pad_id, length, shuffle=True)
+    exam = held_out.loader(section, pad_id, length, shuffle=False)
+    folder = run.stage("dpo")  # only now: a wrong record leaves no trace
+    checkpoint = find_checkpoint(folder / "state", run.fingerprint("dpo"), section.resume)
+    model = load_model(checkpoint or run.checkpoint("sft"))
+    optimizer = make_optimizer(parameter_groups(model, section.weight_decay), section)
+    options = (section.beta, section.loss_type)
+    table = reference_log_probabilities(reference, loader) if section.precompute_reference else None
+    exam_table = reference_log_probabilities(reference, exam)
+
+    def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:
+        fixed = batch_log_probabilities(reference, batch) if table is None else table[loader.indices]
+        return dpo_batch_loss(model, batch, fixed, *options, section.label_smoothing)
+
+    def evaluate() -> dict[str, float]:
+        found = evaluate_dpo(model, exam, exam_table, *options)
+        return {"validation_loss": found["loss"], "validation_accuracy": found["rewards/accuracies"]}
+
+    last = train_steps(
+        settings,
+        run,
+        "dpo",
+        optimizer,
+        checkpoint,
+        partial(preference_step, model, optimizer, loader, batch_loss, section),
+        partial(save_model, model, tokenizer_folder=run.tokenizer.parent),
+        loader,
+        evaluate,
+        shown=("loss", "rewards/accuracies"),
+    )
+    model.eval()
+    save_model(model, folder, run.tokenizer.parent)
+    numbers = {
+        **{name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")},
+        "pairs": len(given.pairs),
+        "accuracy": last["validation_accuracy"],
+    }
+    if section.source != "story_world":  # nobody knows what a reply to a user's own prompt is worth
+        return numbers
+    prompts = exam_prompts(settings, "dpo")
+    return numbers | take_exam(settings, run, "dpo", model, tokenizer, prompts, open_reward("story_world"))
 
 
 def batch_log_probabilities(model: Transformer, batch: PreferenceBatch) -> Float[np.ndarray, "B 2"]:

@@ -1,32 +1,46 @@
-"""One update of GRPO (Shao et al. 2024, algorithm 1): sample groups of replies, score them, learn from what was better than the rest.
+"""The stage `grpo`: sample groups of replies, score them, learn from what was better than the rest (Shao et al. 2024, algorithm 1).
 
-The functions stand in algorithms/grpo.py and algorithms/rollout.py; here they are called in order. Scores come from a function of
-the replies: a verifier, the story world's reward, or a user's own (`shared_data.reward_functions`).
+`grpo_step` is one update. The functions stand in algorithms/grpo.py and algorithms/rollout.py; here they are called in
+order. Scores come from a function of the replies: a verifier, the story world's reward, or a user's own
+(`shared_data.reward_functions`).
 
 Level 1: `trl.GRPOTrainer`. Level 2: the same over torch; from the same weights it samples the same replies and ends
-with the same weights. Theory:
-v2_handwritten/align/algorithms/grpo.md.
+with the same weights. Theory: v2_handwritten/align/algorithms/grpo.md.
 
-    metrics = grpo_step(model, optimizer, reference, prompts, score, GrpoOptions(max_new_tokens=64), seed=step)
+    uv run v3 grpo --config tiny
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from shared_data.reward_functions import RewardFunction, check_rewards
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
 from v3_numpy_deep.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
-from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy, masked_mean, reply_log_probabilities
+from v3_numpy_deep.align.algorithms.log_probabilities import (
+    frozen_copy,
+    masked_mean,
+    reply_log_probabilities,
+)
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
+from v3_numpy_deep.align.alignment_loop import make_optimizer, train_steps
+from v3_numpy_deep.align.exam import take_exam
+from v3_numpy_deep.align.prompt_data import open_prompts, open_reward
 from v3_numpy_deep.align.scoring import Score, choose_prompts, encode_prompts, text_score
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v3_numpy_deep.device import resolve_device
+from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
+from v3_numpy_deep.pretrain.components.schedulers import learning_rate as scheduled
+from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,44 @@ class GrpoOptions:
     epochs: int = 1  # over the same replies [num_iterations]
     minibatches: int = 1  # optimizer steps an epoch
     gradient_clip: float = 1.0  # 0 for none [max_grad_norm]
+
+
+def grpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
+    """Improve the tuned model of the run by comparing its own replies; returns the numbers of the stage.
+
+    Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.
+    """
+    section = settings.grpo
+    tokenizer = Tokenizer.load(run.tokenizer)
+    resolve_device(settings.device)
+    prompts, held_out = open_prompts(settings, "grpo")
+    function = open_reward(section.reward)
+    reference = frozen_copy(load_model(run.checkpoint("sft")))
+    folder = run.stage("grpo")  # only now: what is refused leaves no trace
+    checkpoint = find_checkpoint(folder / "state", run.fingerprint("grpo"), section.resume)
+    model = load_model(checkpoint or run.checkpoint("sft"))
+    optimizer = make_optimizer(parameter_groups(model, section.weight_decay), section)
+    names = [field.name for field in fields(GrpoOptions) if field.name != "gradient_clip"]
+    options = GrpoOptions(
+        **{name: getattr(section, name) for name in names}, gradient_clip=section.max_grad_norm
+    )
+
+    def step(number: int) -> Metrics:
+        asked = choose_prompts(prompts, section.prompts_per_step, section.seed, number)
+        ids = encode_prompts(tokenizer, asked)
+        score = text_score(tokenizer, asked, function, options.group_size)
+        seed = section.seed * 1_000_003 + number
+        metrics = grpo_step(model, optimizer, reference, ids, score, options, seed)
+        tokens = (sum(map(len, ids)) + metrics["reply_tokens"] * len(ids)) * options.group_size
+        return metrics | {"tokens": tokens}
+
+    write_weights = partial(save_model, model, tokenizer_folder=run.tokenizer.parent)
+    last = train_steps(
+        settings, run, "grpo", optimizer, checkpoint, step, write_weights, shown=("reward", "kl")
+    )
+    save_model(model, folder, run.tokenizer.parent)
+    numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}
+    return numbers | take_exam(settings, run, "grpo", model, tokenizer, held_out, function)
 
 
 def grpo_step(
@@ -121,6 +173,8 @@ def train_grpo(
     steps: int,
     prompts_per_step: int = 8,
     learning_rate: float = 1e-6,
+    warmup_steps: int = 0,
+    schedule: Literal["cosine", "linear", "constant"] = "constant",
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:
@@ -131,6 +185,14 @@ def train_grpo(
     reference = frozen_copy(model)
     optimizer = AdamW(parameter_groups(model, weight_decay=0.0), learning_rate)
     for step in range(steps):
+        optimizer.learning_rate = scheduled(
+            step,
+            peak=learning_rate,
+            total_steps=steps,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            min_ratio=0.1,
+        )
         asked = choose_prompts(prompts, prompts_per_step, seed, step)
         score = text_score(tokenizer, asked, reward, options.group_size)
         ids = encode_prompts(tokenizer, asked)

@@ -1,23 +1,26 @@
-"""One update of PPO (Ziegler et al. 2019; Stiennon et al. 2020): sample replies, score them, improve policy and value model.
+"""The stage `ppo`: sample replies, score them, improve policy and value model (Ziegler et al. 2019; Stiennon et al. 2020).
 
-The functions stand in algorithms/ppo.py and algorithms/rollout.py; here they are called in order. Scores come from a function of
-the replies: a reward model, the story world's reward, or a user's own (`shared_data.reward_functions`).
+`ppo_step` is one update. The functions stand in algorithms/ppo.py and algorithms/rollout.py; here they are called in order.
+Scores come from a function of the replies: a reward model, the story world's reward, or a user's own
+(`shared_data.reward_functions`).
 
 Level 1: `trl.experimental.ppo.PPOTrainer`. Level 2: the same over torch; from the same weights it samples the same
-replies and ends with the same weights. Theory:
-v2_handwritten/align/algorithms/ppo.md.
+replies and ends with the same weights. Theory: v2_handwritten/align/algorithms/ppo.md.
 
-    metrics = ppo_step(model, value_model, optimizer, reference, prompts, score, PpoOptions(max_new_tokens=64), seed=step)
+    uv run v3 ppo --config tiny
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from shared_data.reward_functions import check_rewards
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
 from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy, reply_log_probabilities
 from v3_numpy_deep.align.algorithms.ppo import (
     Metrics,
@@ -26,13 +29,27 @@ from v3_numpy_deep.align.algorithms.ppo import (
     ppo_minibatch_loss,
 )
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
-from v3_numpy_deep.align.scoring import Score, choose_prompts, encode_prompts, model_score
+from v3_numpy_deep.align.alignment_loop import make_optimizer, train_steps
+from v3_numpy_deep.align.exam import take_exam
+from v3_numpy_deep.align.prompt_data import open_prompts, open_reward
+from v3_numpy_deep.align.scoring import (
+    Score,
+    choose_prompts,
+    encode_prompts,
+    model_reward,
+    model_score,
+    text_score,
+)
 from v3_numpy_deep.autograd import ModuleDict, Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v3_numpy_deep.models.reward_model import RewardModel
+from v3_numpy_deep.device import resolve_device
+from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.reward_model import RewardModel, load_reward_model, save_reward_model
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
+from v3_numpy_deep.pretrain.components.schedulers import learning_rate as scheduled
+from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,53 @@ class PpoOptions:
     epochs: int = 4  # over the same replies [num_ppo_epochs]
     minibatches: int = 1  # optimizer steps an epoch [num_mini_batches]
     gradient_clip: float = 0.0  # 0 for none, as in TRL's PPO
+
+
+def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
+    """Improve the tuned model of the run by the scores of its own replies; returns the numbers of the stage.
+
+    Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.
+    """
+    section = settings.ppo
+    tokenizer = Tokenizer.load(run.tokenizer)
+    resolve_device(settings.device)
+    prompts, held_out = open_prompts(settings, "ppo")
+    function = None if section.reward == "reward_model" else open_reward(section.reward)
+    reference = frozen_copy(load_model(run.checkpoint("sft")))
+    reward_model = load_reward_model(run.checkpoint("reward")).eval()
+    folder = run.stage("ppo")  # only now: what is refused leaves no trace
+    checkpoint = find_checkpoint(folder / "state", run.fingerprint("ppo"), section.resume)
+    model = load_model(checkpoint or run.checkpoint("sft"))
+    # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one.
+    value_model = load_reward_model(checkpoint / "value_model" if checkpoint else run.checkpoint("reward"))
+    optimizer = make_optimizer(actor_critic_groups(model, value_model, section.weight_decay), section)
+    names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
+    options = PpoOptions(
+        **{name: getattr(section, name) for name in names}, gradient_clip=section.max_grad_norm
+    )
+
+    def step(number: int) -> Metrics:
+        asked = choose_prompts(prompts, section.prompts_per_step, section.seed, number)
+        ids = encode_prompts(tokenizer, asked)
+        score = model_score(reward_model, ids) if function is None else text_score(tokenizer, asked, function)
+        seed = section.seed * 1_000_003 + number
+        metrics = ppo_step(model, value_model, optimizer, reference, ids, score, options, seed)
+        tokens = sum(map(len, ids)) + metrics["reply_tokens"] * len(ids)
+        return metrics | {"tokens": tokens}
+
+    def write_weights(target: Path) -> None:
+        save_model(model, target, run.tokenizer.parent)
+        save_reward_model(value_model, target / "value_model", run.tokenizer.parent)
+
+    last = train_steps(
+        settings, run, "ppo", optimizer, checkpoint, step, write_weights, shown=("reward", "objective/kl")
+    )
+    save_model(model, folder, run.tokenizer.parent)
+    numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}
+    if function is None:
+        on_stories = section.source == "story_world"
+        function = open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer)
+    return numbers | take_exam(settings, run, "ppo", model, tokenizer, held_out, function)
 
 
 def actor_critic_groups(model: Transformer, value_model: RewardModel, weight_decay: float) -> list[dict]:
@@ -138,6 +202,8 @@ def train_ppo(
     steps: int,
     prompts_per_step: int = 64,
     learning_rate: float = 3e-6,
+    warmup_steps: int = 0,
+    schedule: Literal["cosine", "linear", "constant"] = "constant",
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:
@@ -149,6 +215,14 @@ def train_ppo(
     reference = frozen_copy(model)
     optimizer = AdamW(actor_critic_groups(model, value_model, weight_decay=0.0), learning_rate)
     for step in range(steps):
+        optimizer.learning_rate = scheduled(
+            step,
+            peak=learning_rate,
+            total_steps=steps,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            min_ratio=0.1,
+        )
         asked = encode_prompts(tokenizer, choose_prompts(prompts, prompts_per_step, seed, step))
         score = model_score(reward_model, asked)
         metrics = ppo_step(

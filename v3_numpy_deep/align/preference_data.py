@@ -9,20 +9,28 @@ Level 1: the chat template of transformers. Level 2: the same as here. Theory: v
     pair = encode_pair(tokenizer, format_preference({"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}), "record 0")
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from shared_data.errors import UserError
 from shared_data.preference_pairs import Pair, check_pairs
+from shared_data.settings import PreferenceSettings, Settings
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch, preference_batch
 from v3_numpy_deep.autograd import Module
 from v3_numpy_deep.autograd.parallel import available_threads, shards
+from v3_numpy_deep.data_pipeline.download.records import open_records
+from v3_numpy_deep.data_pipeline.processing.formatting import format_preference
 from v3_numpy_deep.data_pipeline.tokenizer.chat_template import render_chat
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.finetune.chat_data import check_turns
+
+HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 
 
 def encode_pair(
@@ -48,6 +56,58 @@ def encode_pair(
         reply = render_chat(record[part]).removeprefix("<|im_start|>assistant\n").removesuffix("\n")
         ids.append(tokenizer.encode(reply, add_special_tokens=False))
     return ids[0], ids[1], ids[2]
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Pairs as ids, the words that name each in an error, by how much each chosen reply is better, and what is wrong with the other."""
+
+    pairs: list[Pair]
+    names: list[str]
+    margins: Float[np.ndarray, " P"]  # 0 where the record has no `margin`
+    reasons: list[str]  # empty where the record has no `reason`
+
+    def loader(
+        self, section: PreferenceSettings, pad_id: int, max_length: int, shuffle: bool
+    ) -> "PreferenceLoader":
+        """Batches of these pairs. Raises `UserError` for a pair that cannot be learned from."""
+        return PreferenceLoader(
+            self.pairs, section.batch_size, pad_id, max_length, section.seed, shuffle, self.names
+        )
+
+
+def open_preferences(settings: Settings, stage: str, tokenizer: Tokenizer) -> tuple[Preferences, Preferences]:
+    """Pairs of a stage to learn from, and others that are held out: of the story world's test split, or of a user's records.
+
+    Raises `UserError` naming the record that is wrong.
+    """
+    section: PreferenceSettings = getattr(settings, stage)
+    if section.source == "story_world":
+        parts = {"train": (section.seed, section.pairs), "test": (0, section.test_pairs)}
+        told = [
+            _encode(tokenizer, islice(_told(seed, split), count)) for split, (seed, count) in parts.items()
+        ]
+        return told[0], told[1]
+    data = settings.data.model_copy(
+        update={"source": section.source, "hub_config": None, "hub_split": "train"}
+    )
+    records = [
+        (where, format_preference(record, where) | record_extras(record, where))
+        for where, record in islice(open_records(data), section.pairs)
+    ]
+    held_out = records[::HELD_OUT_PART][: section.test_pairs]
+    kept = [record for i, record in enumerate(records) if i % HELD_OUT_PART] or records
+    return _encode(tokenizer, kept), _encode(tokenizer, held_out)
+
+
+def record_extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The optional fields of a preference record: a number `margin` (as trl reads it) and a text `reason`."""
+    margin = record.get("margin")
+    if margin is not None and not (isinstance(margin, int | float) and math.isfinite(margin)):
+        raise UserError(
+            f"{where}: the margin is {margin!r:.40}, not a finite number; correct or leave it out"
+        )
+    return {"margin": float(margin or 0.0), "reason": str(record.get("reason") or "")}
 
 
 class PreferenceLoader:
@@ -114,7 +174,7 @@ class PreferenceLoader:
             if state[key] != own[key]:
                 raise UserError(
                     f"the checkpoint's data order has {key} {state[key]}, this run has {own[key]}; "
-                    "start the stage over without resuming"
+                    "start over with the stage's setting resume=false"
                 )
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._order_of_epoch()
@@ -129,6 +189,27 @@ class PreferenceLoader:
     def _batch(self, indices: list[int]) -> PreferenceBatch:
         self.indices = np.array(indices, dtype=np.int64)
         return preference_batch([self.pairs[i] for i in indices], self.pad_id, self.max_length)
+
+
+def _told(seed: int, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The story world's pairs, each with the words that name it in an error."""
+    from shared_data.story_world.tasks import preference_pairs
+
+    for number, pair in enumerate(preference_pairs(seed, split)):
+        where = f"pair {number:,} of the story world"
+        record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        yield where, format_preference(record, where) | {"margin": 0.0, "reason": pair.reason}
+
+
+def _encode(tokenizer: Tokenizer, records: Iterable[tuple[str, dict[str, Any]]]) -> Preferences:
+    """All records as ids."""
+    given = list(records)
+    return Preferences(
+        [encode_pair(tokenizer, record, where) for where, record in given],
+        [where for where, _ in given],
+        np.array([record["margin"] for _, record in given]),
+        [record["reason"] for _, record in given],
+    )
 
 
 def _pair_shards(B: int, model: Module) -> list[Int64[np.ndarray, " rows"]]:

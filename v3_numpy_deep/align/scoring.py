@@ -72,6 +72,19 @@ def model_score(
     return score
 
 
+def model_reward(reward_model: RewardModel, tokenizer: Tokenizer) -> RewardFunction:
+    """A reward model as a function of texts, for an exam on prompts whose truth nobody knows."""
+
+    def reward(prompts: list[str], replies: list[str]) -> list[float]:
+        ids = [
+            [*tokenizer.encode(reply, add_special_tokens=False), *stop_ids(tokenizer)[:1]]
+            for reply in replies
+        ]
+        return list(model_score(reward_model, encode_prompts(tokenizer, prompts))(ids))
+
+    return reward
+
+
 def examine_policy(
     model: Transformer,
     reference: Transformer | None,

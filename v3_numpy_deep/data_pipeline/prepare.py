@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,9 +24,10 @@ from shared_data.files import atomic_write, write_json
 from shared_data.plots import plot_bars, plot_histogram, plot_zipf
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
-from shared_data.settings import DataSettings, Settings, TokenizerSettings
+from shared_data.settings import DataSettings, Settings
 from shared_data.truth import TruthScore
 from v3_numpy_deep.data_pipeline.analysis.statistics import analyse
+from v3_numpy_deep.data_pipeline.download.conversations import read_conversations
 from v3_numpy_deep.data_pipeline.download.open_corpus import open_corpus
 from v3_numpy_deep.data_pipeline.processing.cleaning import Cleaner
 from v3_numpy_deep.data_pipeline.processing.deduplication import Deduplicator
@@ -210,7 +211,7 @@ def prepare_tokens(settings: Settings, run: RunFolder) -> dict[str, int | float]
     Raises `UserError` where the tokenizer cannot be loaded or has no token that ends a document, or where a split is
     shorter than a sequence.
     """
-    tokenizer = _tokenizer(settings.tokenizer, run)
+    tokenizer = _tokenizer(settings, run)
     tokenizer.save(run.stage("tokenizer"))
     metrics: dict[str, int | float] = {"vocab_size": tokenizer.vocab_size}
     for split in SPLITS:
@@ -228,20 +229,29 @@ def prepare_tokens(settings: Settings, run: RunFolder) -> dict[str, int | float]
     return metrics
 
 
-def _tokenizer(settings: TokenizerSettings, run: RunFolder) -> Tokenizer:
-    """The tokenizer of the settings: loaded, or trained on the beginning of the training split."""
-    if settings.load is not None:
-        tokenizer = Tokenizer.load(settings.load)
-    else:
-        tokenizer = train_bpe(
-            _first_megabytes(run.documents("train"), settings.train_megabytes),
-            settings.vocab_size,
-            pattern=settings.pattern,
-            special_tokens=settings.special_tokens,
-            min_frequency=settings.min_frequency,
-            show_progress=True,
-        )
-    return tokenizer
+def _tokenizer(settings: Settings, run: RunFolder) -> Tokenizer:
+    """The tokenizer of the settings: loaded, or trained on the beginning of the training split and on conversations."""
+    section = settings.tokenizer
+    if section.load is not None:
+        return Tokenizer.load(section.load)
+    texts = _first_megabytes(run.documents("train"), section.train_megabytes)
+    return train_bpe(
+        chain(texts, _turns(settings)),
+        section.vocab_size,
+        pattern=section.pattern,
+        special_tokens=section.special_tokens,
+        min_frequency=section.min_frequency,
+        show_progress=True,
+    )
+
+
+def _turns(settings: Settings) -> Iterator[str]:
+    """What is said in the conversations of the settings, after the role as the chat template writes it."""
+    section = settings.tokenizer
+    if section.chat_source is not None:
+        told = read_conversations(settings.data, section.chat_source)
+        for _, messages in islice(told, section.chat_conversations):
+            yield from (f"{message['role']}\n{message['content']}" for message in messages)
 
 
 def _first_megabytes(path: Path, megabytes: float) -> Iterator[str]:

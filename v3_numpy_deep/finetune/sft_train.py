@@ -10,7 +10,7 @@ Level 1: TRL's `SFTTrainer`; level 2: the same as here over torch.
     uv run v3 sft --config tiny
 """
 
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -22,8 +22,7 @@ from shared_data.metrics_log import MetricsLog
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v3_numpy_deep.data_pipeline.download.records import open_records
-from v3_numpy_deep.data_pipeline.processing.formatting import Message, format_chat
+from v3_numpy_deep.data_pipeline.download.conversations import read_conversations
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.evaluation.metrics.answers import answer_questions
@@ -85,7 +84,8 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         )
         train(model, optimizer, loader, section, state, after_step)
     memory = memory_bytes(model)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = sum(p.size for p in model.parameters() if p.requires_grad)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     if section.adapter.method != "none":
         _write_weights(settings, run, model, folder / "adapter")
         model = _merged(model)
@@ -134,9 +134,12 @@ def open_conversations(
     """Packed conversations to train on, and some to watch the loss with. Raises `UserError` naming the record that is wrong."""
     section = settings.sft
     length = min(section.sequence_length, positions)
+    told = read_conversations(
+        settings.data, section.source, section.seed, section.questions_per_story, section.request_fraction
+    )
     examples = [
         encode_conversation(tokenizer, messages, length, where)
-        for where, messages in islice(_conversations(settings), section.conversations)
+        for where, messages in islice(told, section.conversations)
     ]
     held_out = examples[::VALIDATION_PART] if len(examples) > 1 else examples
     kept = [example for i, example in enumerate(examples) if i % VALIDATION_PART] or examples
@@ -146,23 +149,6 @@ def open_conversations(
         PackedConversations(kept, section.batch_size, **options),
         PackedConversations(held_out, section.batch_size, shuffle=False, **options),
     )
-
-
-def _conversations(settings: Settings) -> Iterator[tuple[str, list[Message]]]:
-    """Each conversation with the words that name it in an error."""
-    section = settings.sft
-    if section.source != "story_world":
-        data = settings.data.model_copy(
-            update={"source": section.source, "hub_config": None, "hub_split": "train"}
-        )
-        for where, record in open_records(data):
-            yield where, format_chat(record, where)
-        return
-    from shared_data.story_world.conversations import conversations
-
-    told = conversations(section.seed, "train", section.questions_per_story, section.request_fraction)
-    for number, messages in enumerate(told):
-        yield f"conversation {number:,} of the story world", messages
 
 
 def _write_weights(settings: Settings, run: RunFolder, model: Transformer, folder: Path) -> None:
@@ -176,6 +162,7 @@ def _write_weights(settings: Settings, run: RunFolder, model: Transformer, folde
 def _merged(model: Transformer) -> Transformer:
     """A plain model that computes what the adapted one does."""
     plain = Transformer(model.config)
+    plain.to(model.lm_head.weight.dtype)
     plain.load_state_dict(merged_state_dict(model))
     return plain
 

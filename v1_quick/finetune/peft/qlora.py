@@ -97,5 +97,7 @@ def _quantized(layer: nn.Linear | Conv1D, config: QuantizationConfig) -> Linear4
         quant_type="nf4",
         module=quantized,
     )
+    # In evaluation it would compute in bfloat16 on processors that have it, and leave the codes in another order.
+    quantized.support_avx512bf16_for_cpu = False
     quantized.train(layer.training)
     return quantized.to(weight.device)  # the move quantizes

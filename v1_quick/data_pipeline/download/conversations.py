@@ -1,0 +1,39 @@
+"""Open a source of conversations: those of the story world, or a user's own in any form that `format_chat` knows.
+
+Instruction tuning learns from them, and the tokenizer may: a tokenizer that has only seen stories spells out every question
+letter by letter, and a small model then spends itself on reading.
+
+The same at all levels.
+
+    python -c "from v1_quick.data_pipeline.download.conversations import *; \
+print(next(read_conversations(DataSettings(), 'story_world')))"
+"""
+
+from collections.abc import Iterator
+
+from shared_data.settings import DataSettings
+from v1_quick.data_pipeline.download.records import open_records
+from v1_quick.data_pipeline.processing.formatting import Message, format_chat
+
+
+def read_conversations(
+    data: DataSettings,
+    source: str,
+    seed: int = 0,
+    questions_per_story: int = 8,
+    request_fraction: float = 0.05,
+) -> Iterator[tuple[str, list[Message]]]:
+    """Each conversation of a source with the words that name it in an error; the numbers are for the story world.
+
+    Raises `UserError` for a record that is no conversation, or a source that cannot be read.
+    """
+    if source != "story_world":
+        records = data.model_copy(update={"source": source, "hub_config": None, "hub_split": "train"})
+        for where, record in open_records(records):
+            yield where, format_chat(record, where)
+        return
+    from shared_data.story_world.conversations import conversations
+
+    told = conversations(seed, "train", questions_per_story, request_fraction)
+    for number, messages in enumerate(told):
+        yield f"conversation {number:,} of the story world", messages
