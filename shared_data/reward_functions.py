@@ -61,6 +61,8 @@ def score_replies(
     assert len(prompts) == len(replies), f"{len(prompts)} prompts and {len(replies)} replies"
     try:
         rewards = list(function(prompts, replies))
+    except UserError:  # of a function that is checked already: it names the reply
+        raise
     except Exception as error:
         record = _first_that_raises(function, prompts, replies)
         raise UserError(f"{name} raised {_describe(error)}{record}; mend the function") from error

@@ -38,8 +38,9 @@ from shared_data.story_world.world import Story, StoryWorld
 class Kind(NamedTuple):
     """How a kind of question is put, with `{…}` taken from the facts, and how it is answered.
 
-    A reply is a whole sentence that takes up what was asked: that is how people answer, and a small model finds the rest of
-    a sentence more easily in the story than a bare word.
+    A reply is a whole sentence that takes up what was asked, and its beginning alone tells what must follow ("The colour of
+    the kite is …"): that is how people answer, and a small model finds the rest of such a sentence in the story more easily
+    than a bare word.
     """
 
     phrasings: tuple[str, ...]
@@ -82,7 +83,7 @@ KINDS: dict[str, Kind] = {
     "trait": Kind(
         ("What is {name} like?", "Which word describes {name}?"),
         lambda f, name: f.trait_of(name),
-        "{name} is {answer}.",
+        "By nature, {name} is {answer}.",
     ),
     "hobby": Kind(
         ("What does {hero} love to do?", "What is the hobby of {hero}?"),
@@ -97,12 +98,12 @@ KINDS: dict[str, Kind] = {
     "colour": Kind(
         ("What colour is the {thing}?", "Which colour does the {thing} have?"),
         lambda f, _: f.colour,
-        "The {thing} is {answer}.",
+        "The colour of the {thing} is {answer}.",
     ),
     "size": Kind(
         ("How big is the {thing}?", "What size is the {thing}?"),
         lambda f, _: f.size,
-        "The {thing} is {answer}.",
+        "The size of the {thing} is {answer}.",
     ),
     "holder": Kind(
         ("Who has the {thing} at the end?", "Who has the {thing} now?"),
@@ -174,19 +175,19 @@ STATEMENTS = (
         "Is the {thing} {value}?",
         lambda f: f.colour,
         lambda f: list(COLOURS),
-        "The {thing} is {truth}, so {verdict}.",
+        "The colour of the {thing} is {truth}, so {verdict}.",
     ),
     Statement(
         "Is {hero} {value}?",
         lambda f: f.hero_trait,
         lambda f: list(TRAITS),
-        "{hero} is {truth}, so {verdict}.",
+        "By nature, {hero} is {truth}, so {verdict}.",
     ),
     Statement(
         "Is {friend} {value}?",
         lambda f: f.friend_trait,
         lambda f: list(TRAITS),
-        "{friend} is {truth}, so {verdict}.",
+        "By nature, {friend} is {truth}, so {verdict}.",
     ),
     Statement(
         "Are {hero} and {friend} {value}?",

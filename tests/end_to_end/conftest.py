@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,32 @@ sequence_length = 1024
 steps = 2
 learning_rate = 1e-3
 eval_batches = 1
+[reward]
+pairs = 12
+test_pairs = 4
+batch_size = 2
+steps = 2
+[dpo]
+pairs = 12
+test_pairs = 4
+batch_size = 2
+steps = 2
+test_prompts = 2
+max_new_tokens = 4
+[ppo]
+prompts = 8
+prompts_per_step = 2
+steps = 2
+epochs = 1
+test_prompts = 2
+max_new_tokens = 4
+[grpo]
+prompts = 8
+prompts_per_step = 1
+group_size = 2
+steps = 2
+test_prompts = 2
+max_new_tokens = 4
 [evaluate]
 max_tokens = 500
 [generate]
@@ -152,6 +179,27 @@ def finished_runs(
         return folder / level
 
     return finished
+
+
+@pytest.fixture(scope="session")
+def aligned_runs(
+    commands: Commands,
+    config: Path,
+    finished_runs: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
+    """A run of a level up to and with the tuned model and the reward model, from which alignment starts."""
+    folder = tmp_path_factory.mktemp("aligned")
+
+    @functools.cache
+    def aligned(level: str) -> Path:
+        run = Path(shutil.copytree(finished_runs(level), folder / level))
+        for stage in ("sft", "reward"):
+            done = commands(level, stage, "--config", config, "--out", run, cwd=folder)
+            assert done.returncode == 0, done.stderr
+        return run
+
+    return aligned
 
 
 Snapshot = dict[str, bytes | None]

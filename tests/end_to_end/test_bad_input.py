@@ -21,6 +21,7 @@ import pytest
 
 from tests.end_to_end.conftest import Commands, command, console_script, environment, snapshot
 from tests.end_to_end.faults import FAULTS, Arguments
+from tests.end_to_end.faults_alignment import ALIGNMENT_FAULTS
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
@@ -53,6 +54,25 @@ def test_one_line_exit_code_2_and_nothing_overwritten(
 ) -> None:
     fault, says = FAULTS[name]
     run, scratch = Path(shutil.copytree(finished_runs(level), tmp_path / "run")), tmp_path / "scratch"
+    scratch.mkdir()
+    words = with_run(fault(scratch, run), config, run)
+    before = snapshot(run)
+    assert_one_line(commands(level, *words, cwd=scratch), says)
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("level", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("name", ALIGNMENT_FAULTS)
+def test_a_mistake_in_aligning_is_one_line_and_nothing_is_overwritten(
+    name: str,
+    level: str,
+    config: Path,
+    commands: Commands,
+    aligned_runs: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    fault, says = ALIGNMENT_FAULTS[name]
+    run, scratch = Path(shutil.copytree(aligned_runs(level), tmp_path / "run")), tmp_path / "scratch"
     scratch.mkdir()
     words = with_run(fault(scratch, run), config, run)
     before = snapshot(run)

@@ -44,14 +44,44 @@ TUNING = {
     "sft.eval_batches": 1,
     "sft.checkpoint_every": 7,
 }
-OVERRIDES = {"pretrain": SETTINGS, "sft": SETTINGS | TUNING}
+ADAPTERS = {"sft.adapter.method": "qlora", "sft.adapter.block_size": 32, "sft.adapter.dropout": 0.1}
+# Alignment starts from a model that was hardly tuned. A step of PPO or GRPO samples replies, so there are fewer of them.
+ALIGNMENT = TUNING | {"sft.steps": 2}
+PAIRS = {
+    "steps": STEPS, "pairs": 20, "test_pairs": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 400,
+    "log_every": 1, "eval_every": 10, "checkpoint_every": 7,
+}  # fmt: skip
+REPLIES = {
+    "steps": STEPS, "prompts": 10, "question_fraction": 0.0, "max_new_tokens": 4, "log_every": 1, "checkpoint_every": 7,
+    "test_prompts": 2, "epochs": 2, "minibatches": 2,
+}  # fmt: skip
+EXAM = {"dpo.test_prompts": 2, "dpo.max_new_tokens": 4}
+REWARD = {"reward.steps": 2, "reward.pairs": 20, "reward.test_pairs": 2}
+
+
+def of(stage: str, values: dict[str, object]) -> dict[str, object]:
+    """Settings of one section."""
+    return {f"{stage}.{name}": value for name, value in values.items()}
+
+
+# What is killed: the settings it runs with. What stands before the colon is the stage.
+OVERRIDES = {
+    "pretrain": SETTINGS,
+    "sft": SETTINGS | TUNING,
+    "sft: adapters": SETTINGS | TUNING | ADAPTERS,
+    "reward": SETTINGS | ALIGNMENT | of("reward", PAIRS),
+    "dpo": SETTINGS | ALIGNMENT | of("dpo", PAIRS) | EXAM,
+    "ppo": SETTINGS | ALIGNMENT | REWARD | of("ppo", REPLIES | {"prompts_per_step": 2}),
+    "grpo": SETTINGS | ALIGNMENT | of("grpo", REPLIES | {"prompts_per_step": 1, "group_size": 2}),
+}
 
 # The import of torch takes longer than these trainings. So one process imports the level and each run is a fork of it,
 # which calls what the console script calls, with the same arguments.
 FORKS = """
 import importlib, json, os, sys
 app = importlib.import_module(sys.argv[1] + ".cli").app
-importlib.import_module(sys.argv[1] + ".finetune.sft_train")
+for module in ("finetune.sft_train", "align.rm_train", "align.dpo_train", "align.ppo_train", "align.grpo_train"):
+    importlib.import_module(f"{sys.argv[1]}.{module}")
 for line in sys.stdin:
     arguments, errors = json.loads(line)
     child = os.fork()
@@ -77,11 +107,16 @@ def arguments(stage: str, out: Path, trained: str) -> list[str]:
     return [stage, "--config", "smoke", "--out", str(out), *options]
 
 
+def stage_of(trained: str) -> str:
+    """The stage that a name of `OVERRIDES` stands for."""
+    return trained.partition(":")[0]
+
+
 class Training:
     """Starts `vN pretrain` (or another stage that trains) again and again, and ends it at chosen steps."""
 
-    def __init__(self, level: str, stage: str, folder: Path) -> None:
-        self.stage = stage
+    def __init__(self, level: str, trained: str, folder: Path) -> None:
+        self.trained, self.stage = trained, stage_of(trained)
         command = [sys.executable, "-c", FORKS, PACKAGES[level]]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.forks = subprocess.Popen(command, env=ENVIRONMENT, **pipes)  # type: ignore[call-overload]
@@ -91,7 +126,9 @@ class Training:
         """Run to the end, or send a signal as soon as this run has logged a step; the exit code (-9: killed)."""
         log = out / self.stage / "metrics_log.jsonl"
         before = last_step(log)
-        self.forks.stdin.write(json.dumps([arguments(self.stage, out, self.stage), str(self.stderr)]) + "\n")
+        self.forks.stdin.write(
+            json.dumps([arguments(self.stage, out, self.trained), str(self.stderr)]) + "\n"
+        )
         self.forks.stdin.flush()
         process = int(self.forks.stdout.readline())
         if until is not None:
@@ -120,32 +157,35 @@ def last_step(log: Path) -> int:
 def results(folder: Path) -> dict[str, bytes]:
     """Everything of a finished stage that must not depend on how often it was killed."""
     last = folder / "state" / f"step-{STEPS:06d}"
-    files = [folder / "model.safetensors", folder / "metrics_log.jsonl", last / "optimizer.safetensors"]
-    return {path.name: path.read_bytes() for path in files}
+    weights = [path for path in (folder, folder / "adapter", last / "value_model") if path.is_dir()]
+    files = [path for each in weights for path in sorted(each.glob("*.safetensors"))]
+    files += [folder / "metrics_log.jsonl", last / "optimizer.safetensors"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @contextmanager
-def training(level: str, stage: str, folder: Path) -> Iterator[tuple[Training, Path]]:
+def training(level: str, trained: str, folder: Path) -> Iterator[tuple[Training, Path]]:
     """A run folder with all that the stage reads, made by the console script, and what trains on it."""
     prepared = folder / "prepared"
-    for earlier in upstream(stage):
-        command = [str(Path(sys.executable).parent / level), *arguments(earlier, prepared, stage)]
+    for earlier in upstream(stage_of(trained)):
+        command = [str(Path(sys.executable).parent / level), *arguments(earlier, prepared, trained)]
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-    each = Training(level, stage, folder)
+    each = Training(level, trained, folder)
     try:
         yield each, prepared
     finally:
         each.close()
 
 
-@pytest.mark.parametrize("stage", OVERRIDES)
+@pytest.mark.parametrize("trained", OVERRIDES)
 @pytest.mark.parametrize("level", ["v2", "v3"])
 def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
-    level: str, stage: str, tmp_path: Path
+    level: str, trained: str, tmp_path: Path
 ) -> None:
+    stage = stage_of(trained)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with training(level, stage, tmp_path) as (each, prepared):
+    with training(level, trained, tmp_path) as (each, prepared):
         shutil.copytree(prepared, whole)
         shutil.copytree(prepared, killed)
         assert each.run(whole) == 0, each.stderr.read_text()

@@ -10,7 +10,8 @@ import pytest
 
 from tests.end_to_end.conftest import Commands
 
-STAGES = ["data", "tokenizer", "pretrain", "sft", "evaluate", "generate"]
+STAGES = ["data", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "generate"]
+EXAM = {"seconds", "before", "after", "kl", "bits_per_byte_before", "bits_per_byte", "tokens_per_second"}
 NUMBERS = {
     "data": {"seconds"},
     "tokenizer": {"seconds"},
@@ -22,6 +23,11 @@ NUMBERS = {
         "tokens_per_second",
         "parameters",
     },
+    "sft": {"seconds", "qa_accuracy_before", "qa_accuracy", "tokens_per_second"},
+    "reward": {"seconds", "accuracy", "tokens_per_second"},
+    "dpo": {"accuracy", *EXAM},
+    "ppo": EXAM,
+    "grpo": EXAM,
     "evaluate": {"seconds", "bits_per_byte", "floor_bits_per_byte", "perplexity"},
     "generate": {"seconds"},
 }
@@ -85,11 +91,13 @@ def test_from_only_and_changed_settings_redo_what_they_must(
             if f"== v2 {stage}" in done.stdout and f"v2 {stage}: nothing changed" not in done.stdout
         ]
 
-    assert stages_done() == ["sft", "evaluate", "generate"]
+    assert stages_done() == STAGES[3:]
     assert stages_done("--only", "evaluate") == []
     assert stages_done("--only", "evaluate", "--force") == ["evaluate"]
     assert stages_done("--set", "evaluate.max_tokens=400") == ["evaluate"]
     assert stages_done("--set", "evaluate.max_tokens=400", "--from", "pretrain") == STAGES[2:]
+    changed = ("--set", "reward.steps=3", "--set", "evaluate.max_tokens=400")
+    assert stages_done(*changed) == ["reward", "ppo"], "PPO rests on the reward model; DPO and GRPO do not"
 
 
 def test_the_settings_of_a_run_make_it_again(commands: Commands, a_run: Path, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ PAIRS = [
 REPLIES = ["prompts=6", "minibatches=2", "epochs=2", "steps=3"]
 EXAM = ["test_prompts=3", "max_new_tokens=8"]
 EVERY = ["log_every=1", "warmup_steps=0", "learning_rate=1e-2", "checkpoint_every=1", "weight_decay=0.1"]
+EVERY += ["adam_epsilon=1e-5"]  # with 1e-8, Adam makes steps of gradients that are nothing but rounding
 CASES: dict[str, tuple[str, list[str]]] = {
     "reward": ("reward", [*PAIRS, "center_coefficient=0.1", "warmup_steps=2"]),
     "dpo": ("dpo", [*PAIRS, *EXAM, "label_smoothing=0.1"]),
@@ -66,7 +67,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "grpo": ("grpo", [*REPLIES, *EXAM, "prompts_per_step=2", "group_size=3", "beta=0.1"]),
     "grpo, one step a rollout": ("grpo", [*EXAM, "prompts_per_step=2", "group_size=3", "steps=2"]),
 }
-TOLERANCES = {"reward": 3e-14, "dpo": 5e-14, "ppo": 5e-14, "grpo": 2e-14}
+# Of numbers and of weights.
+TOLERANCES = {"reward": (5e-14, 1e-13), "dpo": (8e-13, 5e-13), "ppo": (3e-14, 1e-13), "grpo": (2e-13, 2e-13)}
 
 
 @pytest.fixture(scope="module")
@@ -100,21 +102,19 @@ def compare(
     stage: str,
     runs: list[RunFolder],
     numbers: list[dict[str, Any]],
-    tolerance: float,
+    tolerances: tuple[float, float],
     others: dict[str, float] | None = None,
 ) -> None:
     """Logs, returned numbers, final weights, and what the replies say."""
     folders = [run.stage(stage) for run in runs]
     two, three = (logged(run, stage) for run in runs)
-    if (
-        stage == "dpo"
-    ):  # before the first update the policy is the reference: which of two zeros is larger is rounding
+    if stage == "dpo":  # before the first update, both rewards are 0: which is larger is rounding
         for first in (two[0], three[0]):
             assert abs(first.pop("rewards/margins")) < 1e-12
             del first["rewards/accuracies"]
-    compare_logs(parity, component, three, two, tolerance, others)
+    compare_logs(parity, component, three, two, tolerances[0], others)
     untimed = [{f"returned {k}": v for k, v in found.items() if k not in MEASURED_TIME} for found in numbers]
-    compare_logs(parity, component, untimed[1:], untimed[:1], tolerance, others)
+    compare_logs(parity, component, untimed[1:], untimed[:1], tolerances[0], others)
     two, three = (weights(folder) for folder in folders)
     parity(
         component=component,
@@ -122,7 +122,7 @@ def compare(
         levels="v2-v3",
         actual=three,
         expected=two,
-        tolerance=tolerance,
+        tolerance=tolerances[1],
     )
     if (folders[0] / "replies.json").exists():
         two, three = (json.loads((folder / "replies.json").read_text()) for folder in folders)
@@ -152,7 +152,7 @@ def test_a_stage_logs_and_learns_the_same_at_levels_2_and_3(
             levels="v2-v3",
             actual=three,
             expected=two,
-            tolerance=TOLERANCES[stage],
+            tolerance=TOLERANCES[stage][1],
         )
 
 
@@ -177,9 +177,9 @@ ADAPTERS = [
 ]
 # The loss is logged by level 2 in float32; with double quantization, the last bit of the scales' mean (float32) is in every weight.
 METHODS = {
-    "lora": (["adapter.method=lora"], 4e-15),
-    "qlora": (["adapter.method=qlora", "adapter.use_dora=true", "adapter.double_quantization=false"], 5e-15),
-    "qlora, double quantization": (["adapter.method=qlora"], 7e-7),
+    "lora": (["adapter.method=lora"], 2e-14),
+    "qlora": (["adapter.method=qlora", "adapter.use_dora=true", "adapter.double_quantization=false"], 6e-15),
+    "qlora, double quantization": (["adapter.method=qlora"], 2e-5),
 }
 
 
@@ -190,7 +190,9 @@ def test_adapters_learn_the_same_at_levels_2_and_3(
     overrides, tolerance = METHODS[method]
     runs, numbers = both("sft", prepared, tmp_path, [*ADAPTERS, *overrides])
     component = f"stage sft, {method}"
-    compare(parity, component, "sft", runs, numbers, tolerance, {"loss": 2e-7, "returned loss": 2e-7})
+    compare(
+        parity, component, "sft", runs, numbers, (tolerance, tolerance), {"loss": 2e-7, "returned loss": 2e-7}
+    )
     two, three = (weights(run.stage("sft") / "adapter", "adapter_model.safetensors") for run in runs)
     parity(
         component=component,

@@ -92,3 +92,14 @@ def test_a_long_reply_is_shortened_in_the_message() -> None:
     with pytest.raises(UserError) as caught:
         score_replies(lambda p, r: [math.nan], ["q" * 1000], ["r" * 1000])
     assert len(str(caught.value)) < 300
+
+
+def test_what_is_wrong_is_named_once_where_a_checked_function_is_checked_again(file: Path) -> None:
+    for name in ("nan_on_empty", "raises_on_digits"):
+        messages = []
+        function = load_reward_function(f"{file}:{name}")
+        for call in (function, lambda p, r, function=function: score_replies(function, p, r)):
+            with pytest.raises(UserError) as caught:
+                call(PROMPTS, REPLIES)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]

@@ -24,12 +24,15 @@ from v1_quick.finetune.chat_data import _library_tokenizer
 from v1_quick.models.checkpoint import load_model, save_model
 
 _METRICS = {
-    f"{kind}/{of}": f"{kind}/{of}"
-    for kind, ofs in (
-        ("rewards", ("chosen", "rejected", "accuracies", "margins")),
-        ("logps", ("chosen", "rejected")),
+    name: name
+    for name in (
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
     )
-    for of in ofs
 }
 
 

@@ -8,6 +8,7 @@ of texts and clips no gradient; a module in the place of the reward model and a 
 """
 
 import copy
+import gc
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -173,7 +174,8 @@ def _train(
     asked = encode_prompts(tokenizer, prompts) * math.ceil(section.prompts_per_step / len(prompts))
     data = datasets.Dataset.from_dict({"input_ids": asked})
     heard = _Counts(library_tokenizer.eos_token_id)
-    getattr(judge, judge.base_model_prefix).register_forward_pre_hook(heard.rollout, with_kwargs=True)
+    reader = getattr(judge, judge.base_model_prefix)
+    listening = reader.register_forward_pre_hook(heard.rollout, with_kwargs=True)
     with tempfile.TemporaryDirectory() as scratch, _kept_configuration(model):
         transformers.set_seed(
             section.seed
@@ -226,7 +228,10 @@ def _train(
             after_step(step, numbers)
 
         _listen(trainer, complete, _METRICS)
+        gc.freeze()  # the trainer collects garbage twice an update, half a second each; what is loaded by now is none
         trainer.train()
+        gc.unfreeze()
+    listening.remove()
 
 
 def _check_options(options: PpoOptions, prompts_per_step: int) -> None:

@@ -18,6 +18,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers.pytorch_utils import Conv1D
 
+from shared_data.errors import UserError
 from shared_data.files import write_json
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
@@ -55,8 +56,10 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     section = settings.sft
     tokenizer = Tokenizer.load(run.tokenizer)
     device = resolve_device(settings.device)
-    positions = load_model(run.checkpoint("pretrain")).config.max_position_embeddings
-    length = min(section.sequence_length, positions)
+    if section.precision == "float16" and device.type == "cpu":
+        raise UserError("the Trainer has float16 on GPUs only; use --set sft.precision=bfloat16, or level 2")
+    model = _model_to_tune(settings, run, device)
+    length = min(section.sequence_length, model.config.max_position_embeddings)
     told = read_conversations(
         settings.data, section.source, section.seed, section.questions_per_story, section.request_fraction
     )
@@ -67,7 +70,6 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         records.append({"messages": messages})
     held_out = records[::VALIDATION_PART] if len(records) > 1 else records
     kept = [record for i, record in enumerate(records) if i % VALIDATION_PART] or records
-    model = _model_to_tune(settings, run, device)
     folder = run.stage("sft")  # only now: what is refused leaves no trace
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -88,6 +90,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
                 packing=True,
                 assistant_only_loss=True,
                 bf16=section.precision == "bfloat16",
+                fp16=section.precision == "float16",
                 activation_checkpointing=section.activation_checkpointing,
             ),
             train_dataset=datasets.Dataset.from_list(kept),

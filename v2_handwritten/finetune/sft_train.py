@@ -52,11 +52,12 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     """
     section = settings.sft
     tokenizer = Tokenizer.load(run.tokenizer)
-    positions = load_model(run.checkpoint("pretrain")).config.max_position_embeddings
-    loader, validation = open_conversations(settings, tokenizer, positions)
-    folder = run.stage("sft")  # only now: a wrong record leaves no trace
+    model = model_to_tune(settings, run, None)
+    loader, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
+    folder = run.stage("sft")  # only now: a wrong record or setting leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("sft"), section.resume)
-    model = model_to_tune(settings, run, checkpoint)
+    if checkpoint:
+        model = model_to_tune(settings, run, checkpoint)
     model.to(resolve_device(settings.device))
 
     betas = (section.adam_beta1, section.adam_beta2)

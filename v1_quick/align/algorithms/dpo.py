@@ -1,7 +1,7 @@
 """Direct preference optimization: trl's `DataCollatorForPreference`; the loss is inside `DPOTrainer.compute_loss`.
 
-Of the trainer's many loss types, levels 2 and 3 have sigmoid, hinge and ipo by hand, and the label smoothing that the trainer
-offers with aot.
+Of the trainer's many loss types, levels 2 and 3 have sigmoid, hinge and ipo by hand, and label smoothing, which the trainer
+offers with aot only; ../dpo_train.py has it for sigmoid too.
 
     python -c "from v1_quick.align.algorithms.dpo import *; print(preference_batch([([1, 2], [3, 4], [5])], pad_id=0, max_length=8))"
 """

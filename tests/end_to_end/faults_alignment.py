@@ -1,0 +1,85 @@
+"""What users do wrong in aligning a model: preference pairs, prompts, reward functions, adapters. The rest stands in `faults.py`.
+
+These meet a run that has a tuned model and a reward model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.end_to_end.faults import STORY, Arguments, Fault, arguments
+
+RIGHT = {"prompt": "What is it?", "chosen": "A ball.", "rejected": "A hat."}
+
+
+def pairs(stage: str, **changes: Any) -> Fault:
+    """Preference pairs of a user's, of which the second one is wrong."""
+
+    def fault(scratch: Path, run: Path) -> Arguments:
+        wrong = {key: value for key, value in {**RIGHT, **changes}.items() if value is not None}
+        (scratch / "pairs.jsonl").write_text("\n".join(map(json.dumps, (RIGHT, wrong, RIGHT))))
+        return [stage, "--force", "--set", f"{stage}.source={scratch / 'pairs.jsonl'}"]
+
+    return fault
+
+
+def prompts(stage: str, record: dict[str, Any]) -> Fault:
+    """Prompts of a user's, of which the second one is wrong."""
+
+    def fault(scratch: Path, run: Path) -> Arguments:
+        (scratch / "prompts.jsonl").write_text(
+            "\n".join(map(json.dumps, ({"prompt": "What is it?"}, record)))
+        )
+        return [stage, "--force", "--set", f"{stage}.source={scratch / 'prompts.jsonl'}"]
+
+    return fault
+
+
+def reward_function(body: str, name: str = "worth", stage: str = "grpo") -> Fault:
+    """A reward function of a user's, `worth(prompts, replies)`."""
+
+    def fault(scratch: Path, run: Path) -> Arguments:
+        (scratch / "rewards.py").write_text(f"def worth(prompts, replies):\n    {body}\n")
+        return [stage, "--force", "--set", f"{stage}.reward={scratch / 'rewards.py'}:{name}"]
+
+    return fault
+
+
+def adapter(*assignments: str) -> Fault:
+    """Adapters that cannot be."""
+    words = [word for assignment in assignments for word in ("--set", f"sft.adapter.{assignment}")]
+    return arguments("sft", "--force", *words)
+
+
+ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
+    "pair without a rejected reply": (pairs("dpo", rejected=None), r"pairs\.jsonl, \w+ 2 has no 'rejected'; "),
+    "empty chosen reply": (pairs("dpo", chosen=" "), r"pairs\.jsonl, \w+ 2: 'chosen' is empty; complete or remove"),
+    "identical replies": (pairs("reward", rejected="A ball."), r"pairs\.jsonl, \w+ 2: .*identical; remove"),
+    "pair out of turn": (
+        pairs("reward", chosen=[{"role": "assistant", "content": "A ball."}] * 2),
+        r"pairs\.jsonl, \w+ 2: turn 3 is by 'assistant'.*; put",
+    ),
+    "prompt beyond the context": (pairs("dpo", prompt=STORY * 40), r"pairs\.jsonl, \w+ 2: the prompt has .* tokens.*; shorten"),
+    "margin that is no number": (pairs("reward", margin="much"), r"pairs\.jsonl, \w+ 2: the margin is 'much'.*; correct"),
+    "missing pairs": (arguments("dpo", "--force", "--set", "dpo.source=nowhere.jsonl"), r"nowhere\.jsonl.*; "),
+    "smoothing of a hinge": (
+        arguments("dpo", "--set", 'dpo.loss_type="hinge"', "--set", "dpo.label_smoothing=0.1"),
+        r"label_smoothing belongs to the sigmoid loss.*; leave",
+    ),
+    "prompt record without a prompt": (prompts("grpo", {"text": "What?"}), r"prompts\.jsonl, \w+ 2 has no text 'prompt'; write"),
+    "prompt that is no text": (prompts("ppo", {"prompt": 7}), r"prompts\.jsonl, \w+ 2 has no text 'prompt'; write"),
+    "reward of no file": (arguments("grpo", "--force", "--set", "grpo.reward=no.py:worth"), r"no file no\.py; write"),
+    "reward that is no name": (arguments("grpo", "--force", "--set", "grpo.reward=beauty"), r"'beauty' does not name.*; write"),
+    "reward without the function": (reward_function("return [0.0]", name="wurth"), r"has no function wurth; it has worth"),
+    "reward function that raises": (
+        reward_function("return [1 / (len(reply) - len(reply)) for reply in replies]"),
+        r"worth raised ZeroDivisionError.* for reply 1, .*; mend",
+    ),
+    "reward that is NaN": (reward_function("return [float('nan') for _ in replies]"), r"worth gave nan for reply 1, .*; return"),
+    "too few rewards": (reward_function("return [1.0]"), r"worth gave 1 rewards for \d+ replies; return"),
+    "reward file that cannot be run": (reward_function("return ("), r"rewards\.py could not be run: SyntaxError.*; mend"),
+    "adapter on no layer": (adapter("method=lora", 'target_modules=["nothing"]'), r"nothing.*; "),
+    "adapter of rank zero": (adapter("method=lora", "rank=0"), r"sft\.adapter\.rank.*; correct"),
+    "4-bit blocks of no size": (adapter("method=qlora", "block_size=48"), r"sft\.adapter\.block_size.*; correct"),
+    "chat with a stage that is none": (arguments("chat", "--stage", "rlhf"), r"no model in .*rlhf; run"),
+}  # fmt: skip
