@@ -159,6 +159,7 @@ KINDS: dict[str, Kind] = {
 }
 
 NEVER_TOLD = ("age", "family", "breakfast")
+ALWAYS_TOLD = ("hero", "friend", "species", "trait", "hobby", "place", "colour", "size", "holder")  # or nearly
 
 
 class Statement(NamedTuple):
@@ -303,9 +304,34 @@ def _any_question(story: Story, rng: random.Random) -> Task:
 
 
 def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
-    """At most `count` questions about one story, all different."""
-    tasks = {task.prompt: task for task in (_any_question(story, rng) for _ in range(2 * count))}
-    return list(tasks.values())[:count]
+    """At most `count` questions about one story, all different: a good lesson, and not a sample of `questions`.
+
+    A sixth has no answer in the story, a sixth is yes/no. The others go through what the story tells, each kind once; what few
+    stories tell tends to come first, since a model would otherwise hardly ever be asked for it.
+    """
+    unanswerable, yes_no = (sum(rng.random() < 1 / 6 for _ in range(count)) for _ in range(2))
+    yes_no = min(yes_no, count - unanswerable)
+    tasks = {task.prompt: task for task in _told_questions(story, rng)[: count - unanswerable - yes_no]}
+    drawn = [_open_question(story, rng, answerable=False) for _ in range(unanswerable)]
+    drawn += [_yes_no_question(story, rng) for _ in range(yes_no)]
+    tasks |= {task.prompt: task for task in drawn}
+    lesson = list(tasks.values())
+    rng.shuffle(lesson)
+    return lesson
+
+
+def _told_questions(story: Story, rng: random.Random) -> list[Task]:
+    """A question of each kind that the story answers, in an order where what not every story tells tends to come first."""
+    facts = story.facts
+    tasks = []
+    for kind, entry in KINDS.items():
+        name = rng.choice((facts.hero, facts.friend))
+        known = entry.answer(facts, name)
+        if known is not None:
+            question = _fill(rng.choice(entry.phrasings), facts, name=name)
+            task = Task(kind, question_prompt(story.text, question), reply_with(kind, facts, name, known), story)
+            tasks.append((rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.5), task))
+    return [task for _, task in sorted(tasks, key=lambda entry: entry[0])]
 
 
 def questions(seed: int = 0, split: str = "train", world: StoryWorld | None = None) -> Iterator[Task]:

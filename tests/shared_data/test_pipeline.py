@@ -37,6 +37,17 @@ def do_sft(settings: Settings, run: RunFolder) -> dict[str, float]:
     return {"qa_accuracy": 0.5}
 
 
+def do_reward(settings: Settings, run: RunFolder) -> dict[str, float]:
+    return {"accuracy": 0.75}
+
+
+def do_dpo(settings: Settings, run: RunFolder) -> dict[str, float]:
+    return {"before": 0.4, "after": 0.6, "kl": 1.0}
+
+
+do_ppo = do_grpo = do_dpo
+
+
 def do_evaluate(settings: Settings, run: RunFolder) -> dict[str, float]:
     return {"perplexity": 2.0}
 
@@ -74,12 +85,7 @@ def test_metrics_are_finite_numbers_by_stage_with_seconds_in_each(run: RunFolder
 
 def test_from_only_and_force(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run.settings, run)
-    assert run_pipeline(FUNCTIONS, run.settings, run, first="pretrain") == [
-        "pretrain",
-        "sft",
-        "evaluate",
-        "generate",
-    ]
+    assert run_pipeline(FUNCTIONS, run.settings, run, first="pretrain") == list(STAGES)[2:]
     assert run_pipeline(FUNCTIONS, run.settings, run, first="evaluate") == ["evaluate", "generate"]
     assert run_pipeline(FUNCTIONS, run.settings, run, only="evaluate") == []
     assert run_pipeline(FUNCTIONS, run.settings, run, only="evaluate", force=True) == ["evaluate"]
@@ -89,7 +95,9 @@ def test_from_only_and_force(run: RunFolder) -> None:
 def test_changed_settings_redo_their_stage_and_all_that_rest_on_it(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run.settings, run)
     changed = RunFolder("v2", load_settings("smoke", ["pretrain.steps=21"]), run.path)
-    assert run_pipeline(FUNCTIONS, changed.settings, changed) == ["pretrain", "sft", "evaluate", "generate"]
+    assert run_pipeline(FUNCTIONS, changed.settings, changed) == list(STAGES)[2:]
+    rewarded = RunFolder("v2", load_settings("smoke", ["pretrain.steps=21", "reward.steps=7"]), run.path)
+    assert run_pipeline(FUNCTIONS, rewarded.settings, rewarded) == ["reward", "ppo"]
 
 
 def test_forced_training_starts_from_its_beginning(run: RunFolder) -> None:

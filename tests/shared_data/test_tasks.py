@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from shared_data.story_world import StoryWorld
 from shared_data.story_world.conversations import conversations
-from shared_data.story_world.questions import KINDS, read_question, split_prompt
+from shared_data.story_world.prompts import prompts
+from shared_data.story_world.questions import KINDS, ask_about, read_question, split_prompt
 from shared_data.story_world.splits import SPLITS, split_of
 from shared_data.story_world.tasks import (
     DOES_NOT_SAY,
@@ -156,11 +158,11 @@ def test_the_reward_agrees_with_every_preference_pair(world: StoryWorld) -> None
 def test_the_reward_of_an_answer_grades_its_wording(world: StoryWorld) -> None:
     story = next(world.stories(seed=1, split="test"))
     prompt = question_prompt(story.text, f"What colour is the {story.facts.thing}?")
-    right = f"The {story.facts.thing} is {story.facts.colour}"
+    right = f"The colour of the {story.facts.thing} is {story.facts.colour}"
     assert reward(prompt, f"{right}.") == 1.0
     assert reward(prompt, right.lower()) == 0.8
     assert reward(prompt, f"Well, I think: {right}!") == 0.5
-    assert reward(prompt, f"The {story.facts.thing} is bright.") == 0.0
+    assert reward(prompt, f"The colour of the {story.facts.thing} is bright.") == 0.0
     assert reward(prompt, DOES_NOT_SAY) == 0.0
     unanswerable = question_prompt(story.text, f"How old is {story.facts.hero}?")
     assert reward(unanswerable, DOES_NOT_SAY) == 1.0
@@ -190,6 +192,35 @@ def test_the_same_seed_gives_the_same_records(world: StoryWorld) -> None:
     for generator in (questions, requests, multiple_choice, preference_pairs):
         first, again = (list(islice(generator(seed=9, world=world), 10)) for _ in range(2))
         assert first == again
+
+
+def test_a_lesson_asks_of_everything_that_stories_tell(world: StoryWorld) -> None:
+    """Of what few stories tell more often than the exam does, and a sixth each of what is not told and of yes or no."""
+    rng = random.Random(0)
+    stories = list(islice(world.stories(seed=3), 600))
+    lessons = [ask_about(story, rng, 8) for story in stories]
+    kinds = Counter(task.kind for lesson in lessons for task in lesson)
+    exam = Counter(task.kind for task in islice(questions(seed=3, world=world), 4800))
+    total = kinds.total()
+    assert total > 7.8 * len(stories)
+    assert all(len({task.prompt for task in lesson}) == len(lesson) for lesson in lessons)
+    for kind in ("food", "count", "trade", "helped", "material", "building"):
+        assert kinds[kind] / total > 1.2 * exam[kind] / 4800, kind
+    for kind in ("unanswerable", "yes/no"):
+        assert kinds[kind] / total == pytest.approx(1 / 6, abs=0.02)
+    assert all(
+        task.kind in ("unanswerable", "yes/no") or task.answerable for lesson in lessons for task in lesson
+    )
+
+
+def test_prompts_mix_questions_and_requests_of_their_split(world: StoryWorld) -> None:
+    drawn = list(islice(prompts(seed=2, split="test", question_fraction=0.3, world=world), 300))
+    asked = [text for prompt in drawn if (text := split_prompt(prompt))]
+    assert 60 < len(asked) < 120
+    for text, _ in asked:
+        assert world.read(text, "test")
+    assert all(split_prompt(prompt) or parse_request(prompt) for prompt in drawn)
+    assert drawn == list(islice(prompts(seed=2, split="test", question_fraction=0.3, world=world), 300))
 
 
 def test_conversations_ask_several_questions_about_one_story_and_answer_them_right(world: StoryWorld) -> None:

@@ -267,6 +267,7 @@ def test_a_function_of_texts_hears_what_it_is_asked_to_score(
     *updates, before, _ = heard
     for (given, replies, rewards), row in zip(updates, rows(run, stage), strict=True):
         assert len(given) == rows_of_update
+        assert len(set(given)) > 1
         assert set(given) <= set(asked)
         assert not any("<|im_end|>" in reply or "<|im_start|>assistant\n" in reply for reply in replies)
         assert row["reward"] == pytest.approx(np.mean(rewards), rel=1e-5), "without the penalty"

@@ -166,12 +166,23 @@ def load_for_generation(
 ) -> tuple[Transformer, Tokenizer]:
     """The model of a checkpoint (default: that of the run) and the tokenizer beside it (default: that of the run).
 
+    The checkpoint may be an adapter, whose base is then loaded with it.
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     device = resolve_device(settings.device)
-    folder = checkpoint or run.checkpoint("pretrain")
+    given = checkpoint or run.checkpoint("pretrain")
+    base = None  # of an adapter, the model it belongs to
+    if (given / "adapter_config.json").is_file():  # peft takes seconds to import
+        from v1_quick.finetune.peft.adapters import base_of_adapter, load_adapter
+        from v1_quick.finetune.peft.lora import merge_lora
+
+        base = base_of_adapter(given)
+    folder = base or given
     # A CPU computes bfloat16 many times slower than float32.
     model = load_model(folder, dtype=torch.float32 if device.type == "cpu" else None, device=device)
+    if base:
+        load_adapter(model, given)
+        merge_lora(model)
     own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     tokenizer = Tokenizer.load(folder if own else run.tokenizer)
     check_vocabulary(folder, model.config.vocab_size, folder if own else run.tokenizer, tokenizer.vocab_size)

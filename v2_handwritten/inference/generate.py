@@ -27,6 +27,8 @@ from shared_data.runs import RunFolder
 from shared_data.settings import GenerateSettings, Settings
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
+from v2_handwritten.finetune.peft.adapters import base_of_adapter, load_adapter
+from v2_handwritten.finetune.peft.lora import merge_lora
 from v2_handwritten.inference.decoder import Decoder
 from v2_handwritten.inference.kv_cache import KVCache
 from v2_handwritten.inference.sampling import check_sampling, filter_logits, sample
@@ -176,12 +178,18 @@ def load_for_generation(
 ) -> tuple[Transformer, Tokenizer]:
     """The model of a checkpoint (default: that of the run) and the tokenizer beside it (default: that of the run).
 
+    The checkpoint may be an adapter, whose base is then loaded with it.
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     device = resolve_device(settings.device)
-    folder = checkpoint or run.checkpoint("pretrain")
+    given = checkpoint or run.checkpoint("pretrain")
+    base = base_of_adapter(given)  # of an adapter, the model it belongs to
+    folder = base or given
     # A CPU computes bfloat16 many times slower than float32.
     model = load_model(folder, dtype=torch.float32 if device.type == "cpu" else None, device=device)
+    if base:
+        load_adapter(model, given)
+        merge_lora(model)
     own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     tokenizer = Tokenizer.load(folder if own else run.tokenizer)
     check_vocabulary(folder, model.config.vocab_size, folder if own else run.tokenizer, tokenizer.vocab_size)

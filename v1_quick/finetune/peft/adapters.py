@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from shared_data.errors import UserError
-from shared_data.files import atomic_write
+from shared_data.files import atomic_write, read_json
 from v1_quick.finetune.peft.lora import lora_parameters, set_adapter
 from v1_quick.models.transformer import Transformer
 
@@ -62,3 +62,20 @@ def load_adapter(model: Transformer, folder: Path | str, name: str = "default") 
     model.train(model.training)  # PEFT's new modules are in training mode, whatever the model's
     set_adapter(model, name)
     return lora_parameters(model)
+
+
+def base_of_adapter(folder: Path | str) -> Path | None:
+    """The folder of the model that an adapter belongs to; None where the folder holds no adapter, or a whole model beside it.
+
+    Raises `UserError` where the adapter names a base that is not on this disk.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+        return None
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base or not Path(base).is_dir():
+        raise UserError(
+            f"{folder} is an adapter of {base}, and there is no such folder; correct base_model_name_or_path in its "
+            "adapter_config.json"
+        )
+    return Path(base)

@@ -79,6 +79,23 @@ def load_adapter(model: Module, folder: Path | str, name: str = "default") -> li
     return lora_parameters(model)
 
 
+def base_of_adapter(folder: Path | str) -> Path | None:
+    """The folder of the model that an adapter belongs to; None where the folder holds no adapter, or a whole model beside it.
+
+    Raises `UserError` where the adapter names a base that is not on this disk.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+        return None
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base or not Path(base).is_dir():
+        raise UserError(
+            f"{folder} is an adapter of {base}, and there is no such folder; correct base_model_name_or_path in its "
+            "adapter_config.json"
+        )
+    return Path(base)
+
+
 def _adapters(layer: Any) -> dict[str, LoraAdapter]:
     """The adapters that hang on a layer, by name."""
     children: Any = layer.adapters.named_children() if isinstance(layer, LoraLinear) else ()
