@@ -56,6 +56,7 @@ SUBJECTS: dict[str, Callable[..., Iterator[Row]]] = {
     "command_line": command_line,
     "training_step": rows_of("training_step"),
     "pretraining": rows_of("pretraining"),
+    "tuning": rows_of("tuning"),
     "numpy_step": rows_of("numpy_step"),
     "generation": rows_of("generation"),
     "bpe": tokenizer,
