@@ -24,7 +24,7 @@ class ExamSettings(Section):
         default=0.5,
         ge=0,
         le=1,
-        description="story world: share of prompts that are questions, not requests for a story",
+        description="story world: share of prompts (of DPO, and of pairs) that are questions, not requests",
     )
     max_new_tokens: int = Field(default=256, ge=1, description="tokens of a reply at most")
     temperature: float = Field(default=1.0, gt=0, description="of the sampled replies")
@@ -43,6 +43,12 @@ class PreferenceSettings(OptimizerSettings):
     )
     test_pairs: int = Field(
         default=400, ge=1, description="held-out pairs that measure the accuracy; of records, a tenth at most"
+    )
+    question_fraction: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="story world: share of pairs and prompts that are questions, not requests for a story",
     )
     batch_size: int = Field(default=16, ge=1, description="pairs in one forward and backward pass")
     gradient_accumulation_steps: int = Field(

@@ -11,6 +11,7 @@ The programmatic reward (`rewards.py`) agrees with every pair, which a test chec
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -96,15 +97,27 @@ def _sentences(text: str) -> list[str]:
 
 
 def preference_pairs(
-    seed: int = 0, split: str = "train", world: StoryWorld | None = None
+    seed: int = 0, split: str = "train", world: StoryWorld | None = None, question_fraction: float = 0.5
 ) -> Iterator[PreferencePair]:
-    """Pairs without end, about questions and requests in turn."""
+    """Pairs without end, about questions and requests: in turn, or so that questions are this share of them."""
     rng = random.Random(f"preferences/{seed}/{split}")
+    choice = random.Random(f"preferences/kind/{seed}/{split}")
     world = world or StoryWorld()
-    for question, request in zip(questions(seed, split, world), requests(seed, split, world), strict=False):
-        rejected, reason = _wrong_answer(question, rng)
-        yield PreferencePair(question.kind, question.prompt, question.reply, rejected, reason, question.story)
+    asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
+    for number in itertools.count():
+        about_question = number % 2 == 0 if question_fraction == 0.5 else choice.random() < question_fraction
+        yield next(asked if about_question else wished)
+
+
+def _question_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -> Iterator[PreferencePair]:
+    for task in questions(seed, split, world):
+        rejected, reason = _wrong_answer(task, rng)
+        yield PreferencePair(task.kind, task.prompt, task.reply, rejected, reason, task.story)
+
+
+def _request_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -> Iterator[PreferencePair]:
+    for task in requests(seed, split, world):
         flaws = list(FLAWS)
         rng.shuffle(flaws)
-        reason, spoilt = next((flaw, text) for flaw in flaws if (text := FLAWS[flaw](request, rng)))
-        yield PreferencePair(request.kind, request.prompt, request.reply, spoilt, reason, request.story)
+        reason, spoilt = next((flaw, text) for flaw in flaws if (text := FLAWS[flaw](task, rng)))
+        yield PreferencePair(task.kind, task.prompt, task.reply, spoilt, reason, task.story)

@@ -159,7 +159,17 @@ KINDS: dict[str, Kind] = {
 }
 
 NEVER_TOLD = ("age", "family", "breakfast")
-ALWAYS_TOLD = ("hero", "friend", "species", "trait", "hobby", "place", "colour", "size", "holder")  # or nearly
+ALWAYS_TOLD = (
+    "hero",
+    "friend",
+    "species",
+    "trait",
+    "hobby",
+    "place",
+    "colour",
+    "size",
+    "holder",
+)  # or nearly
 
 
 class Statement(NamedTuple):
@@ -329,7 +339,9 @@ def _told_questions(story: Story, rng: random.Random) -> list[Task]:
         known = entry.answer(facts, name)
         if known is not None:
             question = _fill(rng.choice(entry.phrasings), facts, name=name)
-            task = Task(kind, question_prompt(story.text, question), reply_with(kind, facts, name, known), story)
+            task = Task(
+                kind, question_prompt(story.text, question), reply_with(kind, facts, name, known), story
+            )
             tasks.append((rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.5), task))
     return [task for _, task in sorted(tasks, key=lambda entry: entry[0])]
 

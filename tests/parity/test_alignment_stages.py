@@ -177,9 +177,9 @@ ADAPTERS = [
 ]
 # The loss is logged by level 2 in float32; with double quantization, the last bit of the scales' mean (float32) is in every weight.
 METHODS = {
-    "lora": (["adapter.method=lora"], 2e-14),
-    "qlora": (["adapter.method=qlora", "adapter.use_dora=true", "adapter.double_quantization=false"], 6e-15),
-    "qlora, double quantization": (["adapter.method=qlora"], 2e-5),
+    "lora": (["adapter.method=lora"], 8e-15),
+    "qlora": (["adapter.method=qlora", "adapter.use_dora=true", "adapter.double_quantization=false"], 1e-13),
+    "qlora, double quantization": (["adapter.method=qlora"], 2e-6),
 }
 
 

@@ -83,7 +83,8 @@ def open_preferences(settings: Settings, stage: str, tokenizer: Tokenizer) -> tu
     if section.source == "story_world":
         parts = {"train": (section.seed, section.pairs), "test": (0, section.test_pairs)}
         told = [
-            _encode(tokenizer, islice(_told(seed, split), count)) for split, (seed, count) in parts.items()
+            _encode(tokenizer, islice(_told(seed, split, section.question_fraction), count))
+            for split, (seed, count) in parts.items()
         ]
         return told[0], told[1]
     data = settings.data.model_copy(
@@ -189,11 +190,11 @@ class PreferenceLoader:
         return preference_batch([self.pairs[i] for i in indices], self.pad_id, self.max_length)
 
 
-def _told(seed: int, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _told(seed: int, split: str, question_fraction: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """The story world's pairs, each with the words that name it in an error."""
     from shared_data.story_world.tasks import preference_pairs
 
-    for number, pair in enumerate(preference_pairs(seed, split)):
+    for number, pair in enumerate(preference_pairs(seed, split, question_fraction=question_fraction)):
         where = f"pair {number:,} of the story world"
         record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
         yield where, format_preference(record, where) | {"margin": 0.0, "reason": pair.reason}
