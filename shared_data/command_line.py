@@ -260,7 +260,7 @@ def _add_chat(app: typer.Typer, level: str, package: str) -> None:
         out: Out = None,
         device: Device = None,
         stage: Annotated[
-            str, typer.Option("--stage", metavar="STAGE", help="Whose model: sft, pretrain, …")
+            str, typer.Option("--stage", metavar="STAGE", help="Whose model: sft, dpo, ppo, grpo, pretrain.")
         ] = "sft",
         checkpoint: Annotated[
             Path | None,
@@ -280,6 +280,8 @@ def _add_chat(app: typer.Typer, level: str, package: str) -> None:
         options = {"temperature": temperature, "seed": seed}
         chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
         settings, run = _open(level, config, [*(overrides or []), *chosen], out, None, device)
+        if checkpoint is None and stage == "reward":
+            raise UserError("a reward model scores and does not write; choose --stage sft, dpo, ppo or grpo")
         if checkpoint is None and not (run.path / stage / "config.json").is_file():
             raise UserError(
                 f"no model in {run.path / stage}; run `{level} run` first, or name one with --checkpoint FOLDER"
@@ -316,15 +318,20 @@ def _add_report(app: typer.Typer, level: str) -> None:
             list[str] | None,
             typer.Option(
                 "--compare",
-                metavar="LEVEL",
-                help="Lay this level's run of the same config beside. May be repeated.",
+                metavar="LEVEL…",
+                help="Lay the runs of these levels with the same config beside: --compare v1 v3.",
             ),
+        ] = None,
+        others: Annotated[
+            list[str] | None, typer.Argument(hidden=True, help="More levels to compare with.")
         ] = None,
     ) -> None:
         from shared_data.report import write_report
 
+        if others and not compare:
+            raise UserError(f"report takes no argument {others[0]!r}; write --compare {others[0]}")
         _, run = _open(level, config, overrides, out, None, None)
-        print(f"report: {write_report(run, compare or [])}")
+        print(f"report: {write_report(run, [*(compare or []), *(others or [])])}")
 
 
 def _add_settings(app: typer.Typer) -> None:

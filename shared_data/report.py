@@ -4,7 +4,7 @@ Everything shown is read from the run folder: `metrics.json`, the report of the 
 texts. A stage that has not run is left out with a note, so the page can be written at any time.
 
     v2 report --config tiny
-    v2 report --config tiny --compare v1 --compare v3
+    v2 report --config tiny --compare v1 v3
 """
 
 import math

@@ -1,6 +1,6 @@
 """The part of the report that lays several levels' runs of one configuration side by side.
 
-v2 report --config tiny --compare v1 --compare v3
+v2 report --config tiny --compare v1 v3
 """
 
 from shared_data import report_html as html

@@ -237,6 +237,8 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "corrupted safetensors": (damaged("pretrain/model.safetensors", half, "evaluate"), r"model\.safetensors.*; "),
     "corrupted config.json": (damaged("pretrain/config.json", half, "evaluate"), r"config\.json.*; "),
     "report of no run": (arguments("report", "--out", "{scratch}/new"), r"no run.*; make one with `v. run`"),
+    "report beside no run": (arguments("report", "--compare", "v1", "v3"), r"no run in runs/v[13]/tiniest to compare with; make"),
+    "report with a stray word": (arguments("report", "v3"), r"takes no argument 'v3'; write --compare v3"),
     # models and tokenizers from elsewhere
     "missing tokenizer": (arguments("tokenizer", "--set", "tokenizer.load=nowhere"), r"nowhere.*; "),
     "start from no model": (arguments("pretrain", "--set", "pretrain.init_from=nowhere"), r"nowhere.*; "),
