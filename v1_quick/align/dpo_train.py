@@ -102,6 +102,7 @@ def dpo(settings: Settings, run: RunFolder) -> dict[str, float]:
         "pairs": len(given.pairs),
         "accuracy": last["validation_accuracy"],
     }
+    (folder / "replies.json").unlink(missing_ok=True)  # of an earlier run, on other pairs
     if section.source != "story_world":  # nobody knows what a reply to a user's own prompt is worth
         return numbers
     prompts = exam_prompts(settings, "dpo")

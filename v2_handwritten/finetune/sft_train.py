@@ -175,6 +175,8 @@ def _validate(settings: Settings, model: Transformer, validation: PackedConversa
 
 def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tokenizer) -> dict[str, float]:
     """Share of held-out questions that get exactly the right reply, before and after; the replies are kept in answers.json."""
+    answers = run.stage("sft") / "answers.json"
+    answers.unlink(missing_ok=True)  # of an earlier run, on other data
     if settings.data.source != "story_world":
         return {}
     from shared_data.story_world.tasks import questions
@@ -183,7 +185,7 @@ def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tok
     before = load_model(run.checkpoint("pretrain")).to(next(model.parameters()).device)
     first = answer_questions(before, tokenizer, tasks)
     last = answer_questions(model, tokenizer, tasks)
-    write_json(run.stage("sft") / "answers.json", {"before": first.records, "after": last.records})
+    write_json(answers, {"before": first.records, "after": last.records})
     return {
         "qa_accuracy_before": first.accuracy,
         "qa_accuracy": last.accuracy,
