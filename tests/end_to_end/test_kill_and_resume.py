@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,23 +46,33 @@ TUNING = {
     "sft.checkpoint_every": 7,
 }
 ADAPTERS = {"sft.adapter.method": "qlora", "sft.adapter.block_size": 32, "sft.adapter.dropout": 0.1}
+
+
+def of(stage: str, values: dict[str, object]) -> dict[str, object]:
+    """Settings of one section."""
+    return {f"{stage}.{name}": value for name, value in values.items()}
+
+
+# Short pairs of a user's: those of the story world would take the test minutes.
+PAIRS_FILE = Path(tempfile.mkdtemp()) / "pairs.jsonl"
+PAIRS_FILE.write_text(
+    "".join(
+        json.dumps({"prompt": f"What is {n}?", "chosen": "It" + " is" * (n % 5 + 1), "rejected": f"No {n}."})
+        + "\n"
+        for n in range(20)
+    )
+)
 # Alignment starts from a model that was hardly tuned. A step of PPO or GRPO samples replies, so there are fewer of them.
 ALIGNMENT = TUNING | {"sft.steps": 2}
 PAIRS = {
-    "steps": STEPS, "pairs": 20, "test_pairs": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 400,
+    "steps": STEPS, "source": PAIRS_FILE, "test_pairs": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 800,
     "log_every": 1, "eval_every": 10, "checkpoint_every": 7,
 }  # fmt: skip
 REPLIES = {
     "steps": STEPS, "prompts": 10, "question_fraction": 0.0, "max_new_tokens": 4, "log_every": 1, "checkpoint_every": 7,
     "test_prompts": 2, "epochs": 2, "minibatches": 2,
 }  # fmt: skip
-EXAM = {"dpo.test_prompts": 2, "dpo.max_new_tokens": 4}
-REWARD = {"reward.steps": 2, "reward.pairs": 20, "reward.test_pairs": 2}
-
-
-def of(stage: str, values: dict[str, object]) -> dict[str, object]:
-    """Settings of one section."""
-    return {f"{stage}.{name}": value for name, value in values.items()}
+REWARD = of("reward", {"steps": 2, "source": PAIRS_FILE, "test_pairs": 2})
 
 
 # What is killed: the settings it runs with. What stands before the colon is the stage.
@@ -70,7 +81,7 @@ OVERRIDES = {
     "sft": SETTINGS | TUNING,
     "sft: adapters": SETTINGS | TUNING | ADAPTERS,
     "reward": SETTINGS | ALIGNMENT | of("reward", PAIRS),
-    "dpo": SETTINGS | ALIGNMENT | of("dpo", PAIRS) | EXAM,
+    "dpo": SETTINGS | ALIGNMENT | of("dpo", PAIRS),
     "ppo": SETTINGS | ALIGNMENT | REWARD | of("ppo", REPLIES | {"prompts_per_step": 2}),
     "grpo": SETTINGS | ALIGNMENT | of("grpo", REPLIES | {"prompts_per_step": 1, "group_size": 2}),
 }
@@ -178,11 +189,8 @@ def training(level: str, trained: str, folder: Path) -> Iterator[tuple[Training,
         each.close()
 
 
-@pytest.mark.parametrize("trained", OVERRIDES)
-@pytest.mark.parametrize("level", ["v2", "v3"])
-def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
-    level: str, trained: str, tmp_path: Path
-) -> None:
+def check_killed_and_resumed(level: str, trained: str, tmp_path: Path) -> None:
+    """Train once without a break, and once killed, stopped and started again and again; everything that is left is equal."""
     stage = stage_of(trained)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with training(level, trained, tmp_path) as (each, prepared):
@@ -209,3 +217,11 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
     assert last_step(whole / stage / "metrics_log.jsonl") == STEPS
     assert not list((killed / stage).rglob(".*.tmp")), "something unfinished is left"
     assert len(list((killed / stage / "state").iterdir())) == 2, "the last K checkpoints are kept"
+
+
+@pytest.mark.parametrize("trained", [name for name in OVERRIDES if stage_of(name) in ("pretrain", "sft")])
+@pytest.mark.parametrize("level", ["v2", "v3"])
+def test_killed_at_random_moments_a_run_ends_as_if_it_never_was(
+    level: str, trained: str, tmp_path: Path
+) -> None:
+    check_killed_and_resumed(level, trained, tmp_path)

@@ -177,9 +177,8 @@ def _train(
     reader = getattr(judge, judge.base_model_prefix)
     listening = reader.register_forward_pre_hook(heard.rollout, with_kwargs=True)
     with tempfile.TemporaryDirectory() as scratch, _kept_configuration(model):
-        transformers.set_seed(
-            section.seed
-        )  # the trainer shuffles its minibatches by NumPy's global generator
+        # The trainer seeds torch; its minibatches it shuffles by NumPy's global generator.
+        transformers.set_seed(section.seed)
         trainer: Any = PPOTrainer(
             args=_configure(
                 PPOConfig,

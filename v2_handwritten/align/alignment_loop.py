@@ -34,6 +34,7 @@ from v2_handwritten.pretrain.components.schedulers import learning_rate
 from v2_handwritten.pretrain.components.training_state import (
     StopRequest,
     TrainingState,
+    clear_training_states,
     load_training_state,
 )
 
@@ -70,6 +71,8 @@ def train_steps(
         state = load_training_state(checkpoint, optimizer)
         if loader is not None:
             loader.load_state_dict(state.loader)
+    else:
+        clear_training_states(run.stage(stage) / "state")
     log = MetricsLog(run.stage(stage) / "metrics_log.jsonl")
     log.truncate_after(state.step)
     with progress(section.steps, stage, done=state.step) as bar, StopRequest() as stop:

@@ -38,6 +38,7 @@ from v2_handwritten.pretrain.components.training_loop import evaluate_loss, trai
 from v2_handwritten.pretrain.components.training_state import (
     StopRequest,
     TrainingState,
+    clear_training_states,
     find_checkpoint,
     load_training_state,
 )
@@ -67,6 +68,8 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     if checkpoint:
         state = load_training_state(checkpoint, optimizer)
         loader.load_state_dict(state.loader)
+    else:
+        clear_training_states(folder / "state")
     log = MetricsLog(folder / "metrics_log.jsonl")
     log.truncate_after(state.step)
 

@@ -35,6 +35,7 @@ from v3_numpy_deep.pretrain.components.schedulers import learning_rate
 from v3_numpy_deep.pretrain.components.training_state import (
     StopRequest,
     TrainingState,
+    clear_training_states,
     load_training_state,
 )
 
@@ -71,6 +72,8 @@ def train_steps(
         state = load_training_state(checkpoint, optimizer)
         if loader is not None:
             loader.load_state_dict(state.loader)
+    else:
+        clear_training_states(run.stage(stage) / "state")
     log = MetricsLog(run.stage(stage) / "metrics_log.jsonl")
     log.truncate_after(state.step)
     with progress(section.steps, stage, done=state.step) as bar, StopRequest() as stop:

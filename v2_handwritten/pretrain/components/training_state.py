@@ -79,16 +79,14 @@ def save_training_state(
 
 
 def find_checkpoint(folder: Path, fingerprint: str, resume: bool) -> Path | None:
-    """The checkpoint that a run with this fingerprint continues from; None, and none is left, where it starts over.
+    """The checkpoint that a run with this fingerprint continues from; None where it starts over.
 
-    What killed runs left under temporary names, in `folder` or beside it, is swept away.
+    What killed runs left under temporary names, in `folder` or beside it, is swept away. Checkpoints stay: a run that starts over
+    deletes them (`clear_training_states`) when nothing can keep it from starting any more.
     """
     clear_unfinished(folder.parent)
     clear_unfinished(folder)
-    checkpoint = newest_training_state(folder, fingerprint) if resume else None
-    if checkpoint is None:
-        clear_training_states(folder)
-    return checkpoint
+    return newest_training_state(folder, fingerprint) if resume else None
 
 
 def newest_training_state(folder: Path, fingerprint: str) -> Path | None:

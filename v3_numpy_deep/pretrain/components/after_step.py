@@ -75,11 +75,14 @@ class AfterStep:
             self.bar.print(f"step {number}: {row['sample']!r}")
         if row:
             self.log.append(step=number, **row)
-        if _is_due(number, section.checkpoint_every) or last or self.stop.requested:
+        stopping = (
+            self.stop.requested
+        )  # asked once: a stop that comes after the checkpoint waits for the next one
+        if _is_due(number, section.checkpoint_every) or last or stopping:
             self._save()
         shown = {name: numbers[name] for name in self.shown if numbers.get(name) is not None}
         self.bar.update(1, **shown, tokens_per_second=tokens_per_second)
-        if self.stop.requested and not last:
+        if stopping and not last:
             raise KeyboardInterrupt
 
     def _save(self) -> None:
