@@ -44,7 +44,7 @@ def run_stage(
     elif STAGES[stage].resumable:  # from the beginning, not from its last checkpoint
         section = getattr(settings, stage).model_copy(update={"resume": False})
         settings = settings.model_copy(update={stage: section})
-    print_heading(stage, run)
+    print_heading(stage, run, force)
     started = time.perf_counter()
     function: StageFunction = load_function(
         functions[stage]

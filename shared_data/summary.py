@@ -126,9 +126,10 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
     return rows
 
 
-def print_heading(stage: str, run: RunFolder) -> None:
-    """Announce a stage."""
-    continued = " (continuing where it was interrupted)" if run.is_interrupted(stage) else ""
+def print_heading(stage: str, run: RunFolder, force: bool = False) -> None:
+    """Announce a stage; `force` starts it over. Level 1 continues pretraining only."""
+    continues = run.is_interrupted(stage) and not force and (run.level != "v1" or stage == "pretrain")
+    continued = " (continuing where it was interrupted)" if continues else ""
     _print_title(f"{run.level} {stage}", STAGES[stage].summary.partition(";")[0].rstrip(".") + continued)
 
 

@@ -10,6 +10,7 @@ from shared_data.pipeline import run_pipeline, run_stage
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings, load_settings
 from shared_data.stages import STAGES
+from shared_data.summary import print_heading
 
 FUNCTIONS = {name: f"{__name__}:do_{name}" for name in STAGES}
 resumed: list[bool] = []
@@ -106,6 +107,24 @@ def test_forced_training_starts_from_its_beginning(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run.settings, run, first="pretrain")
     assert resumed == [True, False]
     assert run_pipeline(FUNCTIONS, run.settings, run) == []
+
+
+@pytest.mark.parametrize(
+    ("level", "stage", "force", "continues"),
+    [
+        ("v2", "dpo", False, True),
+        ("v2", "dpo", True, False),
+        ("v1", "dpo", False, False),
+        ("v1", "pretrain", False, True),
+    ],
+)
+def test_the_heading_says_whether_a_stage_continues(
+    level: str, stage: str, force: bool, continues: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(level, load_settings("smoke"), tmp_path)
+    write_json(run.stage(stage) / "unfinished.json", {})
+    print_heading(stage, run, force)
+    assert ("(continuing" in capsys.readouterr().out) == continues
 
 
 def test_a_stage_without_its_inputs_names_the_command_to_run_first(run: RunFolder) -> None:
