@@ -19,6 +19,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")  # of PPO with a single minibatch
 for library in ("trl", "bitsandbytes"):
     logging.getLogger(library).setLevel(logging.ERROR)
 

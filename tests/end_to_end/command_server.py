@@ -20,6 +20,7 @@ def import_everything(package: str) -> None:
     import importlib
 
     for name in (
+        f"{package}.cli",  # first, as in the console script: it keeps the libraries of level 1 quiet
         "shared_data.pipeline",
         "shared_data.report",
         "matplotlib.figure",
