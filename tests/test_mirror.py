@@ -188,6 +188,7 @@ THEORY_PAGES = [
     "align/algorithms/rollout.md",
     "align/algorithms/ppo.md",
     "align/algorithms/grpo.md",
+    "align/exam.md",
     "inference/sampling.md",
     "inference/kv_cache.md",
 ]
