@@ -8,6 +8,7 @@ in steps, so that neither imports nor exams count.
 """
 
 import contextlib
+import importlib
 import io
 import shutil
 import tempfile
@@ -42,6 +43,7 @@ PREPARED = [
 
 def run(rounds: int = 2) -> list[dict[str, Any]]:
     """Rows for the table of `python -m tests.benchmarks`."""
+    importlib.import_module("v1_quick.cli")  # keeps the libraries of level 1 quiet
     settings = load_settings("tiny", PREPARED)
     speeds: dict[tuple[str, str], float] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
