@@ -16,6 +16,7 @@ from shared_data.files import write_json
 from shared_data.reward_functions import RewardFunction
 from shared_data.runs import RunFolder
 from shared_data.settings import ExamSettings, Settings
+from shared_data.story_world.questions import split_prompt
 from v2_handwritten.align.scoring import examine_policy
 from v2_handwritten.data_pipeline.prepare import read_documents
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
@@ -67,8 +68,8 @@ def take_exam(
         "finished_before": before["finished"],
         "finished": after["finished"],
     }
-    questions = [record for record in replies if "\nQuestion: " in record["prompt"]]
-    requests = [record for record in replies if "\nQuestion: " not in record["prompt"]]
+    questions = [record for record in replies if split_prompt(record["prompt"])]
+    requests = [record for record in replies if not split_prompt(record["prompt"])]
     if questions and requests:
         for name, records in (("question", questions), ("request", requests)):
             for moment in ("before", "after"):
