@@ -25,7 +25,8 @@ POLICIES = {
 _CURVES = (
     ("loss", "Loss"),
     ("reward", "Reward of the sampled replies"),
-    ("kl", "KL to the tuned model"),
+    ("kl", "KL to the tuned model, nats a token"),
+    ("objective/kl", "KL to the tuned model, nats a reply"),
     ("validation_accuracy", "Held-out pairs in the right order"),
 )
 
@@ -66,7 +67,7 @@ def _curves(run: RunFolder, stage: str) -> Iterator[str]:
     for key, title in _CURVES:
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if len(points) > 1:
-            path = run.path / "report" / f"{stage}_{key}.svg"
+            path = run.path / "report" / f"{stage}_{key.replace('/', '_')}.svg"
             plot_lines({title: tuple(zip(*points, strict=True))}, path, title=title)  # type: ignore[dict-item]
             yield html.figure(path)
 
