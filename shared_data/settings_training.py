@@ -142,6 +142,18 @@ class SftSettings(TrainingSettings):
         le=1,
         description="story world: share of conversations that ask for a story instead",
     )
+    passage_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="story world: share of the other conversations that are about a few sentences, not a whole story",
+    )
+    curriculum: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="order of the conversations in the first epoch: 0 is shuffled, 1 the shortest first, between blends both",
+    )
     sequence_length: int = Field(
         default=2048, ge=8, description="T, tokens in a packed sequence; at most the model's positions"
     )

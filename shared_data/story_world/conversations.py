@@ -1,4 +1,4 @@
-"""Conversations for instruction tuning: a story and several questions about it, or the request for a story.
+"""Conversations for instruction tuning: a story, or a passage of one, and several questions about it; or the request for a story.
 
 Asking several questions about one story teaches more per token than one question a story: the story is read once. Only the
 first turn carries the story; the questions after it refer back to it. Some conversations begin with a system message, so
@@ -10,9 +10,11 @@ that a tuned model has seen one.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 
+from shared_data.story_world.passages import ask_about_passage
 from shared_data.story_world.questions import ask_about, split_prompt
 from shared_data.story_world.requests import requests
 from shared_data.story_world.world import StoryWorld
@@ -27,9 +29,14 @@ def conversations(
     split: str = "train",
     questions_per_story: int = 8,
     request_fraction: float = 0.05,
+    passage_fraction: float = 0.0,
     world: StoryWorld | None = None,
 ) -> Iterator[list[Message]]:
-    """Conversations without end, the same for the same arguments; stories belong to the split."""
+    """Conversations without end, the same for the same arguments; stories belong to the split.
+
+    Of those that ask questions, a share of `passage_fraction` is about a passage: half of these about one sentence, a quarter about
+    two, an eighth about three, and so on.
+    """
     rng = random.Random(f"conversations/{seed}/{split}")
     world = world or StoryWorld()
     asked_for = requests(seed, split, world)
@@ -41,7 +48,11 @@ def conversations(
             task = next(asked_for)
             yield [*messages, *_turn(task.prompt, task.reply)]
             continue
-        tasks = ask_about(story, rng, questions_per_story)
+        if passage_fraction and rng.random() < passage_fraction:
+            length = 1 + int(-math.log2(1 - rng.random()))
+            tasks = ask_about_passage(story, rng, length, questions_per_story)
+        else:
+            tasks = ask_about(story, rng, questions_per_story)
         messages += _turn(tasks[0].prompt, tasks[0].reply)
         for task in tasks[1:]:
             asked = split_prompt(task.prompt)

@@ -17,17 +17,16 @@ import re
 from collections.abc import Callable, Iterator
 
 from shared_data.story_world.lexicon import NAMES, THINGS
-from shared_data.story_world.questions import POOLS, questions, reply_with, wrong_answers
+from shared_data.story_world.questions import POOLS, questions, reply_with, wrong_answers, wrong_verdict
 from shared_data.story_world.records import DOES_NOT_SAY, PreferencePair, Task
-from shared_data.story_world.requests import parse_request, requests
+from shared_data.story_world.requests import parse_request, requests, sentences_of
 from shared_data.story_world.world import StoryWorld
 
 
 def _wrong_answer(task: Task, rng: random.Random) -> tuple[str, str]:
     """(rejected reply, reason) for a question."""
     if task.kind == "yes/no":
-        flipped = {"yes": "no", "no": "yes"}
-        return re.sub(r"(yes|no)\.$", lambda verdict: f"{flipped[verdict[1]]}.", task.reply), "wrong answer"
+        return wrong_verdict(task, rng), "wrong answer"
     if task.kind == "unanswerable":
         kind = rng.choice(("colour", "hero", "place", "trait", "food"))
         facts = task.story.facts
@@ -45,7 +44,7 @@ def _without_a_word(task: Task, rng: random.Random) -> str | None:
     request = parse_request(task.prompt)
     assert request is not None, f"not a request: {task.prompt!r}"
     word = rng.choice(request.words)
-    kept = [part for part in _sentences(task.reply) if not re.search(rf"\b{word}\b", part, re.IGNORECASE)]
+    kept = [part for part in sentences_of(task.reply) if not re.search(rf"\b{word}\b", part, re.IGNORECASE)]
     return " ".join(kept) if len(kept) >= 4 else None
 
 
@@ -64,7 +63,7 @@ def _with_a_stranger(task: Task, rng: random.Random) -> str | None:
     """Somebody else takes the friend's place halfway."""
     friend = task.story.facts.friend
     stranger = rng.choice([name for name in NAMES if name not in (friend, task.story.facts.hero)])
-    parts = _sentences(task.reply)
+    parts = sentences_of(task.reply)
     half = len(parts) // 2
     spoilt = [re.sub(rf"\b{friend}\b", stranger, part) for part in parts[half:]]
     return " ".join(parts[:half] + spoilt) if spoilt != parts[half:] else None
@@ -79,7 +78,7 @@ def _unfinished(task: Task, rng: random.Random) -> str | None:
 
 def _repetitive(task: Task, rng: random.Random) -> str | None:
     """The beginning, and then one sentence again and again."""
-    parts = _sentences(task.reply)
+    parts = sentences_of(task.reply)
     return " ".join(parts[:2] + [rng.choice(parts[2:4])] * (len(parts) - 2))
 
 
@@ -90,10 +89,6 @@ FLAWS: dict[str, Callable[[Task, random.Random], str | None]] = {
     "unfinished": _unfinished,
     "repetition": _repetitive,
 }
-
-
-def _sentences(text: str) -> list[str]:
-    return re.split(r'(?<=[.!?])\s+(?=["A-Z])', text)
 
 
 def preference_pairs(

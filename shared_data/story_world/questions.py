@@ -158,6 +158,7 @@ KINDS: dict[str, Kind] = {
     "breakfast": Kind(("What did {name} have for breakfast?",), lambda f, _: None, "{name} had {answer}."),
 }
 
+ABOUT_A_PERSON = tuple(kind for kind, entry in KINDS.items() if "{name}" in entry.phrasings[0])
 NEVER_TOLD = ("age", "family", "breakfast")
 ALWAYS_TOLD = (
     "hero",
@@ -173,44 +174,60 @@ ALWAYS_TOLD = (
 
 
 class Statement(NamedTuple):
-    """A yes/no question about `{value}`: true if the value is the one the facts give, drawn from `values` if not."""
+    """A yes/no question about `{value}`: true if the value is the one the facts give, drawn from `values` if not.
 
+    The replies say what is so instead of "yes" or "no". A model can then read the story's word and the question's side by side: where
+    they agree both vote for it, where they do not, for "not".
+    """
+
+    kind: str  # of the open question behind it
     phrasing: str
     truth: Callable[[Facts], str]
     values: Callable[[Facts], list[str]]
-    reply: str  # with {truth} and {verdict}: first what is so, then what follows from it
+    yes: str  # with {value}
+    no: str  # with {value} and {truth}
 
 
 STATEMENTS = (
     Statement(
+        "colour",
         "Is the {thing} {value}?",
         lambda f: f.colour,
         lambda f: list(COLOURS),
-        "The colour of the {thing} is {truth}, so {verdict}.",
+        "The colour of the {thing} is {value}.",
+        "The colour of the {thing} is not {value}, but {truth}.",
     ),
     Statement(
+        "trait",
         "Is {hero} {value}?",
         lambda f: f.hero_trait,
         lambda f: list(TRAITS),
-        "By nature, {hero} is {truth}, so {verdict}.",
+        "By nature, {hero} is {value}.",
+        "By nature, {hero} is not {value}, but {truth}.",
     ),
     Statement(
+        "trait",
         "Is {friend} {value}?",
         lambda f: f.friend_trait,
         lambda f: list(TRAITS),
-        "By nature, {friend} is {truth}, so {verdict}.",
+        "By nature, {friend} is {value}.",
+        "By nature, {friend} is not {value}, but {truth}.",
     ),
     Statement(
+        "place",
         "Are {hero} and {friend} {value}?",
         lambda f: f.at_place,
         lambda f: [place.at for place in PLACES],
-        "{hero} and {friend} are {truth}, so {verdict}.",
+        "{hero} and {friend} are {value}.",
+        "{hero} and {friend} are not {value}, but {truth}.",
     ),
     Statement(
+        "holder",
         "Does {value} have the {thing} at the end?",
         lambda f: f.holder or "nobody",
         lambda f: [f.hero, f.friend],
-        "The {thing} is with {truth}, so {verdict}.",
+        "The {thing} is with {value}.",
+        "The {thing} is not with {value}, but with {truth}.",
     ),
 )
 
@@ -240,14 +257,29 @@ def _fill(phrasing: str, facts: Facts, **words: str) -> str:
     return phrasing.format(hero=facts.hero, friend=facts.friend, thing=facts.thing, **words)
 
 
+def question_about(kind: str, facts: Facts, name: str, rng: random.Random) -> str:
+    """A question of this kind, in one of its phrasings; `name` is who is asked about, where the kind asks about one of the two."""
+    return _fill(rng.choice(KINDS[kind].phrasings), facts, name=name)
+
+
+def kinds_and_names(facts: Facts) -> list[tuple[str, str]]:
+    """Every kind, with whom to ask about: with either of the two, where the kind is about one of them."""
+    return [
+        (kind, name)
+        for kind in KINDS
+        for name in ((facts.hero, facts.friend) if kind in ABOUT_A_PERSON else (facts.hero,))
+    ]
+
+
 def reply_with(kind: str, facts: Facts, name: str, answer: str | None) -> str:
     """The sentence that answers a question of this kind about `name`, whether it is right or wrong."""
     return DOES_NOT_SAY if answer is None else _fill(KINDS[kind].reply, facts, name=name, answer=answer)
 
 
-def _verdict(statement: Statement, facts: Facts, value: str) -> str:
-    truth = statement.truth(facts)
-    return _fill(statement.reply, facts, truth=truth, verdict="yes" if value == truth else "no")
+def _verdict(statement: Statement, facts: Facts, value: str, truth: str | None = None) -> str:
+    """The reply to whether it is `value`, where it is `truth` (by default what the facts say)."""
+    truth = statement.truth(facts) if truth is None else truth
+    return _fill(statement.yes if value == truth else statement.no, facts, value=value, truth=truth)
 
 
 def read_question(question: str, facts: Facts) -> tuple[str, str] | None:
@@ -265,11 +297,31 @@ def answer(question: str, facts: Facts) -> str | None:
     if asked := read_question(question, facts):
         kind, name = asked
         return reply_with(kind, facts, name, KINDS[kind].answer(facts, name))
+    if read := _read_statement(question, facts):
+        return _verdict(read[0], facts, read[1])
+    return None
+
+
+def _read_statement(question: str, facts: Facts) -> tuple[Statement, str] | None:
+    """The statement behind a yes/no question about this story, and the value it asks for."""
     for statement in STATEMENTS:
         for value in statement.values(facts):
             if _fill(statement.phrasing, facts, value=value) == question:
-                return _verdict(statement, facts, value)
+                return statement, value
     return None
+
+
+def wrong_verdict(task: Task, rng: random.Random) -> str:
+    """The wrong reply to a yes/no question: what is so denied, or what is not so affirmed."""
+    facts, asked = task.story.facts, split_prompt(task.prompt)
+    read = _read_statement(asked[1], facts) if asked else None
+    assert read is not None, f"not a yes/no question: {task.prompt!r}"
+    statement, value = read
+    others = [other for other in [*statement.values(facts), "nobody"] if other != value]
+    if statement.kind != "holder":
+        others.remove("nobody")
+    is_so = value == statement.truth(facts)
+    return _verdict(statement, facts, value, rng.choice(others) if is_so else value)
 
 
 def question_prompt(text: str, question: str) -> str:
@@ -291,39 +343,46 @@ def _open_question(story: Story, rng: random.Random, answerable: bool) -> Task:
     untold = [kind for kind in KINDS if kind not in told and kind not in NEVER_TOLD]
     kinds = list(told) if answerable else (untold if untold and rng.random() < 0.5 else NEVER_TOLD)
     kind = rng.choice(kinds)
-    question = _fill(rng.choice(KINDS[kind].phrasings), facts, name=name)
+    question = question_about(kind, facts, name, rng)
     label = kind if answerable else "unanswerable"
     return Task(
         label, question_prompt(story.text, question), reply_with(kind, facts, name, told.get(kind)), story
     )
 
 
-def _yes_no_question(story: Story, rng: random.Random) -> Task:
-    facts, statement = story.facts, rng.choice(STATEMENTS)
+def yes_no_question(story: Story, statement: Statement, rng: random.Random, text: str | None = None) -> Task:
+    """A yes/no question about the story, or about a part of its text; half of the time the answer is yes."""
+    facts = story.facts
     truth, values = statement.truth(facts), statement.values(facts)
     true = rng.random() < 0.5 and truth in values
     value = truth if true else rng.choice([value for value in values if value != truth])
     question = _fill(statement.phrasing, facts, value=value)
-    return Task("yes/no", question_prompt(story.text, question), _verdict(statement, facts, value), story)
+    prompt = question_prompt(text or story.text, question)
+    return Task("yes/no", prompt, _verdict(statement, facts, value), story)
 
 
 def _any_question(story: Story, rng: random.Random) -> Task:
     """60 % with an answer in the story, 20 % yes/no, 20 % unanswerable."""
     draw = rng.random()
-    return _yes_no_question(story, rng) if draw < 0.2 else _open_question(story, rng, answerable=draw < 0.8)
+    return (
+        yes_no_question(story, rng.choice(STATEMENTS), rng)
+        if draw < 0.2
+        else _open_question(story, rng, answerable=draw < 0.8)
+    )
 
 
 def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
     """At most `count` questions about one story, all different: a good lesson, and not a sample of `questions`.
 
-    A sixth has no answer in the story, a sixth is yes/no. The others go through what the story tells, each kind once; what few
-    stories tell tends to come first, since a model would otherwise hardly ever be asked for it.
+    A sixth has no answer in the story, a quarter is yes/no, which takes most practice. The others go through what the story tells,
+    each kind once, or once for each of the two whom it may ask about; what few stories tell tends to come first, since a model would
+    otherwise hardly ever be asked for it.
     """
-    unanswerable, yes_no = (sum(rng.random() < 1 / 6 for _ in range(count)) for _ in range(2))
+    unanswerable, yes_no = (sum(rng.random() < share for _ in range(count)) for share in (1 / 6, 1 / 4))
     yes_no = min(yes_no, count - unanswerable)
     tasks = {task.prompt: task for task in _told_questions(story, rng)[: count - unanswerable - yes_no]}
     drawn = [_open_question(story, rng, answerable=False) for _ in range(unanswerable)]
-    drawn += [_yes_no_question(story, rng) for _ in range(yes_no)]
+    drawn += [yes_no_question(story, rng.choice(STATEMENTS), rng) for _ in range(yes_no)]
     tasks |= {task.prompt: task for task in drawn}
     lesson = list(tasks.values())
     rng.shuffle(lesson)
@@ -334,15 +393,14 @@ def _told_questions(story: Story, rng: random.Random) -> list[Task]:
     """A question of each kind that the story answers, in an order where what not every story tells tends to come first."""
     facts = story.facts
     tasks = []
-    for kind, entry in KINDS.items():
-        name = rng.choice((facts.hero, facts.friend))
-        known = entry.answer(facts, name)
+    for kind, name in kinds_and_names(facts):
+        known = KINDS[kind].answer(facts, name)
         if known is not None:
-            question = _fill(rng.choice(entry.phrasings), facts, name=name)
+            question = question_about(kind, facts, name, rng)
             task = Task(
                 kind, question_prompt(story.text, question), reply_with(kind, facts, name, known), story
             )
-            tasks.append((rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.5), task))
+            tasks.append((rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.4), task))
     return [task for _, task in sorted(tasks, key=lambda entry: entry[0])]
 
 

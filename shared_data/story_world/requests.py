@@ -22,6 +22,7 @@ SHORT, LONG = 9, 12  # sentences: "short" is at most, "long" is at least so many
 _PROMPT = re.compile(
     r"(?:Write|Tell me) a (?:(?P<length>short|long) )?story(?: about (?P<hero>\w+))? with the words: (?P<words>[\w, ]+)\."
 )
+_BETWEEN_SENTENCES = re.compile(r'(?:(?<=[.!?])|(?<=[.!?]"))\s+(?=["A-Z])')
 _SENTENCE_END = re.compile(r'[.!?]"?(?=\s+["A-Z]|\s*$)')
 
 
@@ -61,6 +62,11 @@ def parse_request(prompt: str) -> Request | None:
 def count_sentences(text: str) -> int:
     """Sentences as a reader counts them: '"Look!" said Tim.' is one."""
     return len(_SENTENCE_END.findall(text))
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text, which a blank each would join again."""
+    return _BETWEEN_SENTENCES.split(text)
 
 
 def verify(request: Request, text: str) -> Verdict:

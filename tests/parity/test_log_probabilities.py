@@ -297,6 +297,47 @@ def test_states_of_packed_rows_are_those_of_padded_ones(parity: ParityRecorder, 
         parity(component=component, quantity=quantity, levels=levels, actual=a, expected=b, tolerance=5e-15)
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["whole rows", "padding"])
+@pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
+def test_states_at_the_positions_that_are_read_are_those_of_all(
+    parity: ParityRecorder, case: str, padded: bool
+) -> None:
+    """The last block skips the others after its attention; states and gradients must not notice."""
+    _, model, arrays = trio(case)
+    ids, read = integers(5, config_of(case).vocab_size, *ATTENTION.shape), REPLY.astype(bool)
+    mask = ATTENTION if padded else None
+    states, found = {}, {}
+    for way in ("all", "read"):
+        chosen = read if way == "read" else None
+        for parameter in model.parameters():
+            parameter.grad = None
+        arrays.zero_grad()
+        given = None if mask is None else torch.from_numpy(mask)
+        ours = hidden_states_of_rows(
+            model, torch.from_numpy(ids), given, None if chosen is None else torch.from_numpy(chosen)
+        )
+        theirs = padding3.hidden_states_of_rows(arrays, ids, mask, chosen)
+        ours, theirs = (ours, theirs) if way == "read" else (ours[torch.from_numpy(read)], theirs[read])
+        assert ours.shape == theirs.shape == (read.sum(), config_of(case).hidden_size)
+        ours.pow(3).sum().backward()
+        (theirs * theirs * theirs).sum().backward()
+        states[way] = ours.detach().numpy(), theirs.data
+        found[way] = gradients(model), {name: p.grad for name, p in arrays.named_parameters()}
+    component = f"hidden_states_of_rows, some positions, {case}, {'padding' if padded else 'whole rows'}"
+    for level, levels in enumerate(("v2-v2", "v3-v3")):
+        pairs = {"states": (states["read"][level], states["all"][level])}
+        pairs |= {
+            f"grad {name}": (found["read"][level][name], expected)
+            for name, expected in found["all"][level].items()
+            if expected is not None
+        }
+        for quantity, (actual, expected) in pairs.items():
+            parity(
+                component=component, quantity=quantity, levels=levels,
+                actual=actual, expected=expected, tolerance=2e-13,
+            )  # fmt: skip
+
+
 def test_training_the_policy_leaves_the_reference_alone() -> None:
     _, model, arrays = trio("gpt2")
     ids, reply = integers(5, 96, 1, 8), np.array([[0, 0, 0, 1, 1, 1, 1, 1]])

@@ -79,23 +79,31 @@ def hidden_states_of_rows(
     model: Any,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
-) -> Float[Tensor, "B T C"]:
-    """The hidden states of rows with padding; those at padding mean nothing.
+    read: Bool[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "*rows C"]:
+    """The hidden states of rows with padding; those at padding mean nothing. With `read`, those at these positions, as rows [N, C].
 
     On a CPU the padding is taken out first: the rows are packed as documents, so that no multiplication is spent on what does
     not count, and the states are put back to where their tokens were. A GPU is better off with one regular batch.
     """
     if attention_mask is None or bool(attention_mask.all()):
-        return model.hidden_states(input_ids)
+        return model.hidden_states(input_ids, read=read)
     if input_ids.device.type != "cpu":
-        return model.hidden_states(input_ids, **padded_inputs(attention_mask))
+        return model.hidden_states(input_ids, read=read, **padded_inputs(attention_mask))
     packing = pack_rows(attention_mask.numpy(), model.config.max_position_embeddings)
     real, place = attention_mask.bool(), torch.from_numpy(packing.place)
     packed_ids = torch.zeros(packing.position_ids.shape, dtype=input_ids.dtype)
     packed_ids.view(-1)[place[real]] = input_ids[real]
+    packed_read = None
+    if read is not None:  # the rows keep their order, and so do their positions
+        packed_read = torch.zeros(packing.position_ids.shape, dtype=torch.bool)
+        packed_read.view(-1)[place[real & read]] = True
     hidden = model.hidden_states(
         packed_ids,
         position_ids=torch.from_numpy(packing.position_ids),
         document_ids=torch.from_numpy(packing.document_ids),
+        read=packed_read,
     )
+    if read is not None:
+        return hidden
     return hidden.flatten(0, 1).index_select(0, place.flatten()).view(*place.shape, -1)

@@ -87,7 +87,8 @@ class RewardModel(nn.Module):
         position_ids: Int[Tensor, "#B T"] | None = None,
         document_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T C"]:
+        read: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "*rows C"]:
         """What `score` reads: the residual stream after the last norm; arguments as of `Transformer.hidden_states`.
 
         Raises `UserError` for a text that is too long.
@@ -106,6 +107,7 @@ class RewardModel(nn.Module):
             document_ids=document_ids,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,
+            read=None if read is None else read.flatten().nonzero().squeeze(-1),
         )
         return self._body(input_ids, position_ids, shared, lambda block, x, shared: block(x, shared))
 
@@ -123,11 +125,14 @@ class RewardModel(nn.Module):
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B"]:
         """The score of each text, read at its last real token; without a mask, all tokens are real."""
-        hidden = hidden_states_of_rows(self, input_ids, attention_mask)
-        if attention_mask is None:
-            return self._score(hidden[:, -1])
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        return self._score(hidden[rows, last_positions(attention_mask)])
+        T = input_ids.shape[1]
+        last = (
+            torch.full(input_ids.shape[:1], T - 1)
+            if attention_mask is None
+            else last_positions(attention_mask)
+        )
+        read = torch.arange(T, device=input_ids.device) == last.to(input_ids.device).unsqueeze(-1)
+        return self._score(hidden_states_of_rows(self, input_ids, attention_mask, read))
 
     @property
     def _body(self) -> nn.Module:

@@ -26,7 +26,7 @@ from v2_handwritten.models.blocks.attention import (
     SharedInputs,
     padding_mask,
 )
-from v2_handwritten.models.blocks.cross_entropy import linear_cross_entropy
+from v2_handwritten.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v2_handwritten.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
@@ -46,10 +46,13 @@ class Gpt2Block(nn.Module):
         self.attn = Gpt2Attention(config, layer_index)
         self.ln_2 = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = Gpt2FeedForward(config)
+        self.is_last = layer_index == config.num_hidden_layers - 1
 
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add what the two layers have to say to the residual stream."""
         x = x + self.attn(self.ln_1(x), shared)
+        if self.is_last and shared.read is not None:
+            x = x.flatten(0, 1).index_select(0, shared.read)
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
@@ -62,10 +65,13 @@ class LlamaBlock(nn.Module):
         self.self_attn = LlamaAttention(config, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaFeedForward(config)
+        self.is_last = layer_index == config.num_hidden_layers - 1
 
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add what the two layers have to say to the residual stream."""
         x = x + self.self_attn(self.input_layernorm(x), shared)
+        if self.is_last and shared.read is not None:
+            x = x.flatten(0, 1).index_select(0, shared.read)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -86,7 +92,7 @@ class Gpt2Body(nn.Module):
         position_ids: Int[Tensor, "#B T"],
         shared: SharedInputs,
         run_block: Callable,
-    ) -> Float[Tensor, "B T C"]:
+    ) -> Float[Tensor, "*rows C"]:
         """Final hidden states; `run_block(block, x, shared)` calls a block."""
         x = self.wte(input_ids) + self.wpe(position_ids)
         x = dropout(x, self.dropout, self.training, shared.generator)
@@ -111,7 +117,7 @@ class LlamaBody(nn.Module):
         position_ids: Int[Tensor, "#B T"],
         shared: SharedInputs,
         run_block: Callable,
-    ) -> Float[Tensor, "B T C"]:
+    ) -> Float[Tensor, "*rows C"]:
         """Final hidden states; `run_block(block, x, shared)` calls a block."""
         x = self.embed_tokens(input_ids)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -191,8 +197,12 @@ class Transformer(nn.Module):
         document_ids: Int[Tensor, "B T"] | None = None,
         cache: Cache | None = None,
         attention_mask: Int[Tensor, "B S"] | Bool[Tensor, "B S"] | None = None,
-    ) -> Float[Tensor, "B T C"]:
-        """What the output matrix reads: the residual stream after the last norm. Arguments as of `forward`."""
+        read: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "*rows C"]:
+        """What the output matrix reads: the residual stream after the last norm. Arguments as of `forward`.
+
+        With `read`, only the states at these positions, as rows [N, C]: what follows the last attention is computed for no other.
+        """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
         if past + T > self.config.max_position_embeddings:
@@ -208,6 +218,7 @@ class Transformer(nn.Module):
             cache=cache,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,
+            read=None if read is None else read.flatten().nonzero().squeeze(-1),
         )
         checkpoint = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         body = self.transformer if self.config.model_type == "gpt2" else self.model
@@ -237,10 +248,14 @@ class Transformer(nn.Module):
         document_ids: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count."""
-        hidden = self.hidden_states(input_ids, position_ids, document_ids)
+        counted: Tensor | None = labels != IGNORE_INDEX
+        if labels.is_cuda or bool(counted.all()):  # a GPU is not made to wait for their number
+            counted = None
+        hidden = self.hidden_states(input_ids, position_ids, document_ids, read=counted)
         dtype = self.compute_dtype or self.lm_head.weight.dtype
         rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-        return linear_cross_entropy(rows, self.lm_head.weight.to(dtype), labels.reshape(-1))
+        targets = labels.reshape(-1) if counted is None else labels[counted]
+        return linear_cross_entropy(rows, self.lm_head.weight.to(dtype), targets)
 
     def _mask(self, document_ids: Tensor | None, attention_mask: Tensor | None, T: int) -> Tensor | None:
         """The additive mask of a pass, built once for all blocks; None is plain causal, within documents where there are any."""

@@ -240,7 +240,10 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
     def derivative(g: Array) -> tuple[Array]:
         gradient = np.zeros(shape, g.dtype)
-        np.add.at(gradient, index, g)
+        if isinstance(index, np.ndarray) and index.dtype == bool:
+            gradient[index] = g  # a mask reads no entry twice
+        else:
+            np.add.at(gradient, index, g)
         return (gradient,)
 
     return record(x.data[index], (x,), derivative)

@@ -79,21 +79,31 @@ def hidden_states_of_rows(
     model: Any,
     input_ids: Int[Array, "B T"],
     attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
-) -> Float[Tensor, "B T C"]:
-    """The hidden states of rows with padding; those at padding mean nothing.
+    read: Bool[Array, "B T"] | None = None,
+) -> Float[Tensor, "*rows C"]:
+    """The hidden states of rows with padding; those at padding mean nothing. With `read`, those at these positions, as rows [N, C].
 
     The padding is taken out first: the rows are packed as documents, so that no multiplication is spent on what does not
     count, and the states are put back to where their tokens were.
     """
     if attention_mask is None or attention_mask.all():
-        return model.hidden_states(input_ids)
+        return model.hidden_states(input_ids, read=read)
     packing = pack_rows(attention_mask, model.config.max_position_embeddings)
     real, place = attention_mask.astype(bool), packing.place
     packed_ids = np.zeros(packing.position_ids.shape, input_ids.dtype)
     packed_ids.reshape(-1)[place[real]] = input_ids[real]
+    packed_read = None
+    if read is not None:  # the rows keep their order, and so do their positions
+        packed_read = np.zeros(packing.position_ids.shape, bool)
+        packed_read.reshape(-1)[place[real & read]] = True
     hidden = model.hidden_states(
-        packed_ids, position_ids=packing.position_ids, document_ids=packing.document_ids
+        packed_ids,
+        position_ids=packing.position_ids,
+        document_ids=packing.document_ids,
+        read=packed_read,
     )
+    if read is not None:
+        return hidden
     return _put_back(hidden, place, real)
 
 

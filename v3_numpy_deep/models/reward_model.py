@@ -62,7 +62,8 @@ class RewardModel(Module):
         position_ids: Int[Array, "#B T"] | None = None,
         document_ids: Int[Array, "B T"] | None = None,
         attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
-    ) -> Float[Tensor, "B T C"]:
+        read: Bool[Array, "B T"] | None = None,
+    ) -> Float[Tensor, "*rows C"]:
         """What `score` reads: the residual stream after the last norm; arguments as of `Transformer.hidden_states`.
 
         Raises `UserError` for a text that is too long.
@@ -85,6 +86,7 @@ class RewardModel(Module):
             mask=mask,
             generator=self.dropout_generator if self.training else None,
             tiles=plan_tiles(mask, T, T) if document_ids is None else document_tiles(document_ids),
+            read=read,
         )
         return self._body(input_ids, position_ids, shared)
 
@@ -102,10 +104,10 @@ class RewardModel(Module):
         attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
     ) -> Float[Tensor, "B"]:
         """The score of each text, read at its last real token; without a mask, all tokens are real."""
-        hidden = hidden_states_of_rows(self, input_ids, attention_mask)
-        if attention_mask is None:
-            return self._score(hidden[:, -1])
-        return self._score(hidden[np.arange(len(input_ids)), last_positions(attention_mask)])
+        B, T = input_ids.shape
+        last = np.full(B, T - 1) if attention_mask is None else last_positions(attention_mask)
+        read = np.arange(T) == last[:, None]
+        return self._score(hidden_states_of_rows(self, input_ids, attention_mask, read))
 
     @property
     def _body(self) -> Module:

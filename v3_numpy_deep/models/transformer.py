@@ -48,10 +48,13 @@ class Gpt2Block(Module):
         self.attn = Gpt2Attention(config, layer_index)
         self.ln_2 = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mlp = Gpt2FeedForward(config)
+        self.is_last = layer_index == config.num_hidden_layers - 1
 
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add what the two layers have to say to the residual stream."""
         x = x + self.attn(self.ln_1(x), shared)
+        if self.is_last and shared.read is not None:
+            x = x[shared.read]
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
@@ -64,10 +67,13 @@ class LlamaBlock(Module):
         self.self_attn = LlamaAttention(config, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaFeedForward(config)
+        self.is_last = layer_index == config.num_hidden_layers - 1
 
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add what the two layers have to say to the residual stream."""
         x = x + self.self_attn(self.input_layernorm(x), shared)
+        if self.is_last and shared.read is not None:
+            x = x[shared.read]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -87,7 +93,7 @@ class Gpt2Body(Module):
         input_ids: Int[Array, "B T"],
         position_ids: Int[Array, "#B T"],
         shared: SharedInputs,
-    ) -> Float[Tensor, "B T C"]:
+    ) -> Float[Tensor, "*rows C"]:
         """Final hidden states."""
         x = self.wte(input_ids) + self.wpe(position_ids)
         x = dropout(x, self.dropout, self.training, shared.generator)
@@ -111,7 +117,7 @@ class LlamaBody(Module):
         input_ids: Int[Array, "B T"],
         position_ids: Int[Array, "#B T"],
         shared: SharedInputs,
-    ) -> Float[Tensor, "B T C"]:
+    ) -> Float[Tensor, "*rows C"]:
         """Final hidden states."""
         x = self.embed_tokens(input_ids)
         shared.rotary = rotary_tables(self.frequencies, position_ids, x.dtype.type)
@@ -162,8 +168,12 @@ class Transformer(Module):
         document_ids: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
         attention_mask: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
-    ) -> Float[Tensor, "B T C"]:
-        """What the output matrix reads: the residual stream after the last norm. Arguments as of `forward`."""
+        read: Bool[Array, "B T"] | None = None,
+    ) -> Float[Tensor, "*rows C"]:
+        """What the output matrix reads: the residual stream after the last norm. Arguments as of `forward`.
+
+        With `read`, only the states at these positions, as rows [N, C]: what follows the last attention is computed for no other.
+        """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
         if past + T > self.config.max_position_embeddings:
@@ -179,6 +189,7 @@ class Transformer(Module):
             cache=cache,
             generator=self.dropout_generator if self.training else None,
             tiles=plan_tiles(mask, T, past + T) if document_ids is None else document_tiles(document_ids),
+            read=read,
         )
         body = self.transformer if self.config.model_type == "gpt2" else self.model
         return body(input_ids, position_ids, shared)
@@ -236,9 +247,12 @@ class Transformer(Module):
         self, input_ids: Array, labels: Array, position_ids: Array | None, document_ids: Array | None
     ) -> Tensor:
         """`loss` in one thread."""
-        hidden = self.hidden_states(input_ids, position_ids, document_ids)
+        counted = labels != IGNORE_INDEX
+        read = None if counted.all() else counted
+        hidden = self.hidden_states(input_ids, position_ids, document_ids, read=read)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        return linear_cross_entropy(rows, self.lm_head.weight, labels.reshape(-1))
+        targets = labels.reshape(-1) if read is None else labels[counted]
+        return linear_cross_entropy(rows, self.lm_head.weight, targets)
 
     def _has_dropout(self) -> bool:
         """Whether training draws random masks."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from v2_handwritten.models.padding import hidden_states_of_rows
 from v2_handwritten.models.transformer import Transformer
@@ -67,11 +68,11 @@ def reply_log_probabilities(
     `reply_mask` is 1 on the tokens of the reply and stands over `input_ids`; the shift by one place happens here, and
     nowhere else. Logits are made for the counted places only: not for the prompt, not for padding.
     """
-    hidden = hidden_states_of_rows(model, input_ids, attention_mask)[:, :-1]
     counted = reply_mask[:, 1:].bool()
+    hidden = hidden_states_of_rows(model, input_ids, attention_mask, read=pad(counted, (0, 1)))
     dtype = model.compute_dtype or model.lm_head.weight.dtype
     found = linear_log_probabilities(
-        hidden[counted].to(dtype), model.lm_head.weight.to(dtype), input_ids[:, 1:][counted], temperature
+        hidden.to(dtype), model.lm_head.weight.to(dtype), input_ids[:, 1:][counted], temperature
     )
     return torch.zeros_like(counted, dtype=found.dtype).masked_scatter(counted, found)
 

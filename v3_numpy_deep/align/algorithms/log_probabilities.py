@@ -98,11 +98,10 @@ def reply_log_probabilities(
     `reply_mask` is 1 on the tokens of the reply and stands over `input_ids`; the shift by one place happens here, and
     nowhere else. Logits are made for the counted places only: not for the prompt, not for padding.
     """
-    hidden = hidden_states_of_rows(model, input_ids, attention_mask)[:, :-1]
     counted = reply_mask[:, 1:].astype(bool)
-    found = linear_log_probabilities(
-        _take(hidden, counted), model.lm_head.weight, input_ids[:, 1:][counted], temperature
-    )
+    read = np.pad(counted, ((0, 0), (0, 1)))
+    hidden = hidden_states_of_rows(model, input_ids, attention_mask, read)
+    found = linear_log_probabilities(hidden, model.lm_head.weight, input_ids[:, 1:][counted], temperature)
     return _put(found, counted)
 
 
@@ -126,20 +125,8 @@ def frozen_copy(model: Transformer) -> Transformer:
     return frozen
 
 
-def _take(x: Tensor, counted: Array) -> Tensor:
-    """x[counted], a row for each place where it holds. No place is read twice, so ∂x is an assignment, not a sum."""
-    shape = x.shape
-
-    def derivative(g: Array) -> tuple[Array]:
-        d_x = np.zeros(shape, g.dtype)
-        d_x[counted] = g
-        return (d_x,)
-
-    return record(x.data[counted], (x,), derivative)
-
-
 def _put(values: Tensor, counted: Array) -> Tensor:
-    """The other way: the values at the places where `counted` holds, 0 elsewhere."""
+    """The values at the places where `counted` holds, 0 elsewhere."""
     y = np.zeros(counted.shape, values.dtype)
     y[counted] = values.data
     return record(y, (values,), lambda g: (g[counted],))

@@ -49,6 +49,7 @@ class SharedInputs:
     tiles: list[list[Tile]] | None = (
         None  # which keys the fused kernel visits; follows from the mask, found once
     )
+    read: Bool[Array, "B T"] | None = None  # the last block's output at these positions only, as rows [N, C]
 
 
 def causal_mask(T: int, S: int, dtype: type = np.float32) -> Float[Array, "1 T S"]:

@@ -68,8 +68,8 @@ class Gpt2FeedForward(Module):
         self.dropout = config.resid_pdrop
 
     def forward(
-        self, x: Float[Tensor, "B T C"], generator: np.random.Generator | None = None
-    ) -> Float[Tensor, "B T C"]:
+        self, x: Float[Tensor, "*rows C"], generator: np.random.Generator | None = None
+    ) -> Float[Tensor, "*rows C"]:
         """`generator` draws the dropout masks."""
         return dropout(self.c_proj(self.activation(self.c_fc(x))), self.dropout, self.training, generator)
 
@@ -84,6 +84,6 @@ class LlamaFeedForward(Module):
         self.up_proj = Linear(C, F, bias=config.mlp_bias)
         self.down_proj = Linear(F, C, bias=config.mlp_bias)
 
-    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
         """(silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ"""
         return self.down_proj(swiglu(fused_linear(x, [self.gate_proj, self.up_proj])))

@@ -1,0 +1,90 @@
+"""Lessons about a passage: what they say is told stands in the passage, and what they say is not told does not."""
+
+import random
+import re
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from shared_data.story_world.conversations import conversations
+from shared_data.story_world.passages import _TELLS, ask_about_passage, telling_sentences
+from shared_data.story_world.questions import KINDS, answer, split_prompt
+from shared_data.story_world.records import DOES_NOT_SAY
+from shared_data.story_world.requests import count_sentences, sentences_of
+from shared_data.story_world.world import Story, StoryWorld
+
+
+@pytest.fixture(scope="module")
+def stories() -> list[Story]:
+    return list(islice(StoryWorld().stories(seed=11), 1500))
+
+
+def test_sentences_join_to_the_text(stories: list[Story]) -> None:
+    for story in stories[:300]:
+        sentences = sentences_of(story.text)
+        assert " ".join(sentences) == story.text
+        assert all(count_sentences(sentence) == 1 for sentence in sentences)
+
+
+def test_every_phrasing_of_what_a_story_tells_is_recognized(stories: list[Story]) -> None:
+    """And few sentences tell it: what is said once must not be found twice."""
+    found: Counter[str] = Counter()
+    several: Counter[str] = Counter()
+    for story in stories:
+        facts, sentences = story.facts, sentences_of(story.text)
+        for kind in _TELLS:
+            for name in (facts.hero, facts.friend):
+                known = KINDS[kind].answer(facts, name)
+                if known is not None:
+                    telling = telling_sentences(kind, facts, name, known, sentences)
+                    assert telling, (kind, name, known, story.text)
+                    found[kind] += 1
+                    several[kind] += len(telling) > 1
+    assert set(_TELLS) == {kind for kind in KINDS if found[kind]}
+    assert min(found.values()) > 300
+    for kind in set(_TELLS) - {"friend", "trade", "place"}:
+        assert several[kind] <= 0.002 * found[kind], kind
+
+
+def test_a_lesson_is_answered_by_its_passage_alone(stories: list[Story]) -> None:
+    rng = random.Random(0)
+    kinds: Counter[str] = Counter()
+    for number, story in enumerate(stories):
+        length = 1 + number % 4
+        tasks = ask_about_passage(story, rng, length, 6)
+        assert 1 <= len(tasks) <= 6
+        assert len({task.prompt for task in tasks}) == len(tasks)
+        for task in tasks:
+            asked = split_prompt(task.prompt)
+            assert asked is not None
+            text, question = asked
+            assert text in story.text
+            assert len(sentences_of(text)) == 1 if length == 1 else len(sentences_of(text)) >= length
+            kinds[task.kind] += 1
+            if task.kind == "unanswerable":
+                assert task.reply == DOES_NOT_SAY
+                right = answer(question, story.facts)
+                if right != DOES_NOT_SAY:  # told elsewhere in the story, and not here
+                    assert re.findall(r"\w+", str(right))[-1] not in re.findall(r"\w+", text)
+            else:  # as about the whole story, and every word of the answer that the question lacks is in the passage
+                assert task.reply == answer(question, story.facts)
+                known = re.search(r"(\w+)\.$", task.reply)
+                assert known
+                assert known[1].lower() in re.findall(r"\w+", text.lower()), task
+    total = kinds.total()
+    assert 0.12 < kinds["unanswerable"] / total < 0.22
+    assert kinds["yes/no"] / total == pytest.approx(0.2, abs=0.03)
+    assert set(_TELLS) <= set(kinds)
+
+
+def test_conversations_about_passages_are_mostly_short() -> None:
+    lengths: Counter[int] = Counter()
+    for messages in islice(conversations(seed=2, request_fraction=0.0, passage_fraction=0.5), 2000):
+        first = messages[messages[0]["role"] == "system"]["content"]
+        asked = split_prompt(first)
+        assert asked is not None
+        lengths[count_sentences(asked[0])] += 1
+    assert lengths[1] / 2000 == pytest.approx(0.25, abs=0.03)
+    assert 0.15 < (lengths[2] + lengths[3]) / 2000 < 0.25
+    assert sum(count for length, count in lengths.items() if length > 6) > 800  # whole stories
