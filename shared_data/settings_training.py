@@ -142,17 +142,14 @@ class SftSettings(TrainingSettings):
         le=1,
         description="story world: share of conversations that ask for a story instead",
     )
-    passage_fraction: float = Field(
-        default=0.0,
+    passages: int = Field(
+        default=0,
         ge=0,
-        le=1,
-        description="story world: share of the other conversations that are about a few sentences, not a whole story",
+        description="story world: so many conversations are about a few sentences of a story, and come before those about whole ones",
     )
-    curriculum: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="order of the conversations in the first epoch: 0 is shuffled, 1 the shortest first, between blends both",
+    shuffle: bool = Field(
+        default=True,
+        description="draw the order of the conversations anew for each epoch; if false, the first keeps that of the source: a curriculum",
     )
     sequence_length: int = Field(
         default=2048, ge=8, description="T, tokens in a packed sequence; at most the model's positions"

@@ -10,7 +10,6 @@ that a tuned model has seen one.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator
 
@@ -22,6 +21,11 @@ from shared_data.story_world.world import StoryWorld
 Message = dict[str, str]
 SYSTEM = "You answer questions about stories, and tell stories."
 SYSTEM_FRACTION = 0.1
+_PHASES = (
+    (0.55, 1, 1),
+    (0.8, 1, 3),
+    (1.0, 2, 6),
+)  # up to this part of the passages: the fewest and the most sentences
 
 
 def conversations(
@@ -29,18 +33,18 @@ def conversations(
     split: str = "train",
     questions_per_story: int = 8,
     request_fraction: float = 0.05,
-    passage_fraction: float = 0.0,
+    passages: int = 0,
     world: StoryWorld | None = None,
 ) -> Iterator[list[Message]]:
     """Conversations without end, the same for the same arguments; stories belong to the split.
 
-    Of those that ask questions, a share of `passage_fraction` is about a passage: half of these about one sentence, a quarter about
-    two, an eighth about three, and so on.
+    The first `passages` of them ask about a passage each: about one sentence at first, then about a few (`_PHASES`). The world's easy
+    lessons come first, and so whoever wants them as a curriculum must not shuffle.
     """
     rng = random.Random(f"conversations/{seed}/{split}")
     world = world or StoryWorld()
     asked_for = requests(seed, split, world)
-    for story in world.stories(seed, split):
+    for number, story in enumerate(world.stories(seed, split)):
         messages: list[Message] = []
         if rng.random() < SYSTEM_FRACTION:
             messages.append({"role": "system", "content": SYSTEM})
@@ -48,9 +52,9 @@ def conversations(
             task = next(asked_for)
             yield [*messages, *_turn(task.prompt, task.reply)]
             continue
-        if passage_fraction and rng.random() < passage_fraction:
-            length = 1 + int(-math.log2(1 - rng.random()))
-            tasks = ask_about_passage(story, rng, length, questions_per_story)
+        if number < passages:
+            fewest, most = next((a, b) for until, a, b in _PHASES if number < until * passages)
+            tasks = ask_about_passage(story, rng, rng.randint(fewest, most), questions_per_story)
         else:
             tasks = ask_about(story, rng, questions_per_story)
         messages += _turn(tasks[0].prompt, tasks[0].reply)

@@ -15,22 +15,19 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from shared_data.story_world.facts import Facts
 from shared_data.story_world.lexicon import NAMES
 from shared_data.story_world.questions import (
-    ABOUT_A_PERSON,
     KINDS,
-    STATEMENTS,
     kinds_and_names,
     question_about,
     question_prompt,
     reply_with,
-    yes_no_question,
 )
-from shared_data.story_world.records import DOES_NOT_SAY, Task
+from shared_data.story_world.records import Task
 from shared_data.story_world.requests import sentences_of
 from shared_data.story_world.world import Story
 
@@ -63,63 +60,38 @@ _UNCLEAR = ("hero", "friend", "feeling", "found", "holder")  # a passage may hin
 
 
 def ask_about_passage(story: Story, rng: random.Random, length: int, count: int) -> list[Task]:
-    """At most `count` questions about `length` sentences of the story, or some more or fewer where these do not suit it; all different.
+    """At most `count` questions about `length` sentences of the story (fewer, if it has no more), all different.
 
-    The passage answers at least one; everything that it answers is asked, and what can be put as yes/no once more as that. About a
-    seventh of the questions cannot be answered.
+    Everything that the passage answers is asked, and now and then something that it does not answer; of a passage that answers nothing,
+    only that.
     """
     facts, sentences = story.facts, sentences_of(story.text)
-    answers = {(kind, name): KINDS[kind].answer(facts, name) for kind, name in kinds_and_names(facts)}
-    telling = {
-        (kind, name): places
-        for (kind, name), answer in answers.items()
-        if answer is not None and (places := telling_sentences(kind, facts, name, answer, sentences))
-    }
-    start, length = _window(telling, length, len(sentences), rng)
+    length = min(length, len(sentences))
+    start = rng.randrange(len(sentences) - length + 1)
+    passage = range(start, start + length)
     text = " ".join(sentences[start : start + length])
-
-    def told(places: list[int]) -> bool:
-        return any(start <= place < start + length for place in places)
-
-    tasks, untold = [], []
-    for (kind, name), answer in answers.items():
-        if told(telling.get((kind, name), [])):
-            question = question_about(kind, facts, name, rng)
-            reply = reply_with(kind, facts, name, answer)
-            tasks.append(Task(kind, question_prompt(text, question), reply, story))
+    told, untold = [], []
+    for kind, name in kinds_and_names(facts):
+        answer = KINDS[kind].answer(facts, name)
+        if answer is not None and any(
+            place in passage for place in telling_sentences(kind, facts, name, answer, sentences)
+        ):
+            told.append((kind, name, answer))
         elif answer is None or (kind not in _UNCLEAR and answer.split()[-1] not in text):
-            untold.append((kind, name))
-    for statement in STATEMENTS:
-        name = facts.friend if "{friend}" in statement.phrasing else facts.hero
-        truth = statement.truth(facts)
-        if told(telling_sentences(statement.kind, facts, name, truth, sentences)):
-            tasks.append(yes_no_question(story, statement, rng, text))
-    rng.shuffle(tasks)
-    unanswered = min(len(untold), sum(rng.random() < 0.16 for _ in tasks))
-    tasks = tasks[: count - unanswered]
-    for kind, name in rng.sample(untold, unanswered):
-        question = question_about(kind, facts, name, rng)
-        tasks.append(Task("unanswerable", question_prompt(text, question), DOES_NOT_SAY, story))
-    rng.shuffle(tasks)
-    return tasks
-
-
-def _window(
-    telling: Mapping[tuple[str, str], list[int]], length: int, total: int, rng: random.Random
-) -> tuple[int, int]:
-    """The first sentence of a passage that tells something, and how many follow.
-
-    A passage of several sentences that tells something of one of the two friends tells it of the other as well, where the story does:
-    who is meant must be learned, and a model is slow to learn it.
-    """
-    kinds = list(dict.fromkeys(kind for kind, _ in telling))
-    kind = rng.choices(kinds, [2.0 if kind in ABOUT_A_PERSON else 1.0 for kind in kinds])[0]
-    places = [rng.choice(places) for (other, _), places in telling.items() if other == kind]
-    if length == 1:
-        places = [rng.choice(places)]
-    first, last = min(places), max(places)
-    length = min(max(length, last - first + 1), total)
-    return rng.randint(max(0, last - length + 1), min(first, total - length)), length
+            untold.append((kind, name, None))
+    rng.shuffle(told)
+    unanswered = rng.randint(0, max(1, round(len(told) / 5))) if told else 1
+    asked = told[: count - unanswered] + rng.sample(untold, min(unanswered, len(untold)))
+    rng.shuffle(asked)
+    return [
+        Task(
+            "unanswerable" if answer is None else kind,
+            question_prompt(text, question_about(kind, facts, name, rng)),
+            reply_with(kind, facts, name, answer),
+            story,
+        )
+        for kind, name, answer in asked
+    ]
 
 
 def telling_sentences(kind: str, facts: Facts, name: str, answer: str, sentences: Sequence[str]) -> list[int]:

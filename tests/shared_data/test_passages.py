@@ -72,19 +72,18 @@ def test_a_lesson_is_answered_by_its_passage_alone(stories: list[Story]) -> None
                 known = re.search(r"(\w+)\.$", task.reply)
                 assert known
                 assert known[1].lower() in re.findall(r"\w+", text.lower()), task
-    total = kinds.total()
-    assert 0.12 < kinds["unanswerable"] / total < 0.22
-    assert kinds["yes/no"] / total == pytest.approx(0.2, abs=0.03)
+    assert 0.12 < kinds["unanswerable"] / kinds.total() < 0.25
     assert set(_TELLS) <= set(kinds)
 
 
-def test_conversations_about_passages_are_mostly_short() -> None:
-    lengths: Counter[int] = Counter()
-    for messages in islice(conversations(seed=2, request_fraction=0.0, passage_fraction=0.5), 2000):
+def test_conversations_begin_with_passages_that_grow() -> None:
+    lengths = []
+    for messages in islice(conversations(seed=2, request_fraction=0.1, passages=1000), 1200):
         first = messages[messages[0]["role"] == "system"]["content"]
         asked = split_prompt(first)
-        assert asked is not None
-        lengths[count_sentences(asked[0])] += 1
-    assert lengths[1] / 2000 == pytest.approx(0.25, abs=0.03)
-    assert 0.15 < (lengths[2] + lengths[3]) / 2000 < 0.25
-    assert sum(count for length, count in lengths.items() if length > 6) > 800  # whole stories
+        lengths.append(0 if asked is None else count_sentences(asked[0]))
+    assert max(lengths[:550]) == 1
+    assert set(lengths[550:800]) == {0, 1, 2, 3}
+    assert set(lengths[800:1000]) == {0, 2, 3, 4, 5, 6}
+    assert {length for length in lengths[1000:] if length} <= set(range(7, 20))
+    assert 60 < lengths.count(0) < 180

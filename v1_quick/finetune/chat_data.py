@@ -70,17 +70,6 @@ def encode_conversation(
     return Example(ids[:max_length], trained[:max_length])
 
 
-def curriculum_order(
-    shuffled: Int64[np.ndarray, " S"], lengths: Int64[np.ndarray, " S"], curriculum: float
-) -> Int64[np.ndarray, " S"]:
-    """The order of S conversations, of which `shuffled` is a random one, with the short ones first (Bengio et al. 2009).
-
-    A conversation's place is (1 - curriculum) · its place in `shuffled` + curriculum · its rank by length.
-    """
-    shuffled_place, rank = np.argsort(shuffled), np.argsort(np.argsort(lengths, kind="stable"))
-    return np.argsort((1 - curriculum) * shuffled_place + curriculum * rank, kind="stable")
-
-
 def _library_tokenizer(tokenizer: Tokenizer) -> Any:
     """Our tokenizer as transformers knows it."""
     from transformers import PreTrainedTokenizerFast

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from transformers.pytorch_utils import Conv1D
@@ -36,7 +35,7 @@ from v1_quick.data_pipeline.download.conversations import read_conversations
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.evaluation.metrics.answers import answer_questions
-from v1_quick.finetune.chat_data import _library_tokenizer, curriculum_order, encode_conversation
+from v1_quick.finetune.chat_data import _library_tokenizer, encode_conversation
 from v1_quick.finetune.peft.adapters import load_adapter, save_adapter
 from v1_quick.finetune.peft.lora import LoraConfig, inject_lora
 from v1_quick.finetune.peft.qlora import QuantizationConfig, dequantize_nf4, memory_bytes, quantize_model
@@ -67,20 +66,15 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         section.seed,
         section.questions_per_story,
         section.request_fraction,
-        section.passage_fraction,
+        section.passages,
     )
-    records, lengths = [], []
+    records = []
     for where, messages in islice(told, section.conversations):
         # Names a record that is wrong; the trainer would not.
-        lengths.append(len(encode_conversation(tokenizer, messages, length, where).ids))
+        encode_conversation(tokenizer, messages, length, where)
         records.append({"messages": messages})
     held_out = records[::VALIDATION_PART] if len(records) > 1 else records
-    numbers = [i for i in range(len(records)) if i % VALIDATION_PART] or list(range(len(records)))
-    if section.curriculum > 0:
-        shuffled = np.random.default_rng([section.seed, 0]).permutation(len(numbers))
-        order = curriculum_order(shuffled, np.array(lengths)[numbers], section.curriculum)
-        numbers = [numbers[i] for i in order]
-    kept = [records[i] for i in numbers]
+    kept = [record for i, record in enumerate(records) if i % VALIDATION_PART] or records
     folder = run.stage("sft")  # only now: what is refused leaves no trace
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -98,8 +92,8 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
                 per_device_eval_batch_size=section.batch_size,
                 gradient_accumulation_steps=section.gradient_accumulation_steps,
                 max_length=length,
-                # With a curriculum the order is ours, the same in every epoch; the trainer packs a thousand at a time.
-                train_sampling_strategy="sequential" if section.curriculum > 0 else "random",
+                # Unshuffled in every epoch, not in the first alone; and the trainer packs a thousand conversations at a time.
+                train_sampling_strategy="random" if section.shuffle else "sequential",
                 packing=True,
                 assistant_only_loss=True,
                 bf16=section.precision == "bfloat16",

@@ -95,21 +95,10 @@ def assistant_spans(messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, in
     return spans
 
 
-def curriculum_order(
-    shuffled: Int64[np.ndarray, " S"], lengths: Int64[np.ndarray, " S"], curriculum: float
-) -> Int64[np.ndarray, " S"]:
-    """The order of S conversations, of which `shuffled` is a random one, with the short ones first (Bengio et al. 2009).
-
-    A conversation's place is (1 - curriculum) · its place in `shuffled` + curriculum · its rank by length.
-    """
-    shuffled_place, rank = np.argsort(shuffled), np.argsort(np.argsort(lengths, kind="stable"))
-    return np.argsort((1 - curriculum) * shuffled_place + curriculum * rank, kind="stable")
-
-
 class PackedConversations:
     """Endless batches of packed conversations; in an epoch each comes once, in an order drawn from (seed, epoch).
 
-    In the first epoch the short ones tend to come first, as far as `curriculum` says.
+    Without `shuffle` the first epoch keeps the order of the examples: a curriculum (Bengio et al. 2009).
     A row is filled with the next conversations until one does not fit; the rest of it is padding that no loss counts.
     """
 
@@ -121,7 +110,6 @@ class PackedConversations:
         pad_id: int,
         seed: int,
         shuffle: bool = True,
-        curriculum: float = 0.0,
     ) -> None:
         self.examples = list(examples)
         if not self.examples:
@@ -131,7 +119,6 @@ class PackedConversations:
         self.pad_id = pad_id
         self.seed = seed
         self.shuffle = shuffle
-        self.curriculum = curriculum
         self.epoch = 0
         self.position = 0  # conversations of this epoch that were given out
         self._order = self._order_of_epoch()
@@ -166,14 +153,13 @@ class PackedConversations:
             "position": self.position,
             "seed": self.seed,
             "shuffle": self.shuffle,
-            "curriculum": self.curriculum,
             "conversations": len(self.examples),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken. Raises `UserError` for the state of other conversations or another seed."""
         own = self.state_dict()
-        for key in ("seed", "shuffle", "curriculum", "conversations"):
+        for key in ("seed", "shuffle", "conversations"):
             if state[key] != own[key]:
                 raise UserError(
                     f"the checkpoint's data order has {key} {state[key]}, this run has {own[key]}; "
@@ -185,11 +171,8 @@ class PackedConversations:
     def _order_of_epoch(self) -> Int64[np.ndarray, " S"]:
         """Which conversation comes when; a function of (seed, epoch) alone."""
         order = np.arange(len(self.examples))
-        if self.shuffle:
+        if self.shuffle or self.epoch > 0:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        if self.curriculum > 0 and self.epoch == 0:
-            lengths = np.array([len(example.ids) for example in self.examples])
-            order = curriculum_order(order, lengths, self.curriculum)
         return order
 
     def _take_row(self) -> list[Example]:

@@ -144,7 +144,7 @@ def open_conversations(
         section.seed,
         section.questions_per_story,
         section.request_fraction,
-        section.passage_fraction,
+        section.passages,
     )
     examples = [
         encode_conversation(tokenizer, messages, length, where)
@@ -155,7 +155,7 @@ def open_conversations(
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     options: dict[str, Any] = {"sequence_length": length, "pad_id": pad_id, "seed": section.seed}
     return (
-        PackedConversations(kept, section.batch_size, curriculum=section.curriculum, **options),
+        PackedConversations(kept, section.batch_size, shuffle=section.shuffle, **options),
         PackedConversations(held_out, section.batch_size, shuffle=False, **options),
     )
 

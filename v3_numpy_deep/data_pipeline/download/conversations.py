@@ -22,7 +22,7 @@ def read_conversations(
     seed: int = 0,
     questions_per_story: int = 8,
     request_fraction: float = 0.05,
-    passage_fraction: float = 0.0,
+    passages: int = 0,
 ) -> Iterator[tuple[str, list[Message]]]:
     """Each conversation of a source with the words that name it in an error; the numbers are for the story world.
 
@@ -35,6 +35,6 @@ def read_conversations(
         return
     from shared_data.story_world.conversations import conversations
 
-    told = conversations(seed, "train", questions_per_story, request_fraction, passage_fraction)
+    told = conversations(seed, "train", questions_per_story, request_fraction, passages)
     for number, messages in enumerate(told):
         yield f"conversation {number:,} of the story world", messages
