@@ -21,11 +21,8 @@ from shared_data.story_world.world import StoryWorld
 Message = dict[str, str]
 SYSTEM = "You answer questions about stories, and tell stories."
 SYSTEM_FRACTION = 0.1
-_PHASES = (
-    (0.55, 1, 1),
-    (0.8, 1, 3),
-    (1.0, 2, 6),
-)  # up to this part of the passages: the fewest and the most sentences
+# Up to this part of the passages: the fewest sentences of one, and the most.
+_PHASES = ((0.55, 1, 1), (0.8, 1, 3), (1.0, 2, 6))
 
 
 def conversations(
