@@ -15,6 +15,7 @@ from shared_data.settings import Settings, load_settings
 from shared_data.story_world.conversations import conversations
 from tests.parity.inference_cases import small_run
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v1_quick.finetune import sft_train
 from v1_quick.finetune.chat_data import encode_conversation
 from v1_quick.finetune.sft_train import VALIDATION_PART, sft
 from v2_handwritten.finetune.peft.adapters import load_adapter
@@ -86,7 +87,8 @@ def test_a_tuned_model_ends_its_turn_and_counts_what_it_learned_from(
     assert numbers["trainable_parameters"] == parameters
     assert numbers["training_bytes"] == memory_bytes(tuned)["total"] == 16 * parameters
 
-    told = list(islice(conversations(0, "train", 1, settings.sft.request_fraction), 8))
+    section = settings.sft
+    told = list(islice(conversations(0, "train", 1, section.request_fraction, section.passages), 8))
     learned = [messages for number, messages in enumerate(told) if number % VALIDATION_PART]
     assert numbers["conversations"] == len(learned) == 7
     replies = sum(int(encode_conversation(tokenizer, messages, 1000).trained.sum()) for messages in learned)
@@ -94,6 +96,22 @@ def test_a_tuned_model_ends_its_turn_and_counts_what_it_learned_from(
     (row,) = map(json.loads, (folder / "metrics_log.jsonl").read_text().splitlines())
     assert row.keys() == {"step", "loss", "gradient_norm", "learning_rate", "tokens", "validation_loss"}
     assert row["loss"] == numbers["loss"]
+
+
+def test_a_curriculum_is_not_shuffled(
+    pretrained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    configure = sft_train._configure
+
+    def spy(*arguments: Any, **keywords: Any) -> Any:
+        asked.append(keywords)
+        return configure(*arguments, **keywords)
+
+    monkeypatch.setattr(sft_train, "_configure", spy)
+    for shuffle in ("true", "false"):
+        sft(*prepare(pretrained, tmp_path / shuffle, "sft.steps=1", f"sft.shuffle={shuffle}"))
+    assert [keywords["train_sampling_strategy"] for keywords in asked] == ["random", "sequential"]
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
