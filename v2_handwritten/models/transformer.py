@@ -248,13 +248,12 @@ class Transformer(nn.Module):
         document_ids: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count."""
-        counted: Tensor | None = labels != IGNORE_INDEX
-        if labels.is_cuda or bool(counted.all()):  # a GPU is not made to wait for their number
-            counted = None
-        hidden = self.hidden_states(input_ids, position_ids, document_ids, read=counted)
+        counted = labels != IGNORE_INDEX
+        read = None if labels.is_cuda or bool(counted.all()) else counted  # a GPU is not made to wait
+        hidden = self.hidden_states(input_ids, position_ids, document_ids, read=read)
         dtype = self.compute_dtype or self.lm_head.weight.dtype
         rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-        targets = labels.reshape(-1) if counted is None else labels[counted]
+        targets = labels.reshape(-1) if read is None else labels[counted]
         return linear_cross_entropy(rows, self.lm_head.weight.to(dtype), targets)
 
     def _mask(self, document_ids: Tensor | None, attention_mask: Tensor | None, T: int) -> Tensor | None:
