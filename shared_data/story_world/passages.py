@@ -5,7 +5,7 @@ A model that has not yet learned where to look spreads its attention evenly over
 conversation that is next to nothing, in one sentence it is much. So the easy lessons come first (curriculum learning, Bengio
 et al. 2009); measurements in v2_handwritten/finetune/chat_data.md.
 
-What a passage tells is decided by how the world tells it (`_TELLS`): `telling_sentences` is exact for its phrasings, which tests check
+What a passage tells is decided by how the world tells it (`_TELLS`): `telling_sentences` fits its phrasings, which tests check
 against the facts of whole stories.
 
     >>> for task in ask_about_passage(story, random.Random(0), length=1, count=8): print(task.prompt, task.reply)
