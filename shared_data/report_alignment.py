@@ -12,6 +12,7 @@ from shared_data.metrics_log import MetricsLog
 from shared_data.plots import plot_lines
 from shared_data.progress import format_number
 from shared_data.runs import RunFolder
+from shared_data.story_world.questions import split_prompt
 from shared_data.summary import summary_rows
 
 EXAMPLES = 6  # prompts whose replies are laid side by side
@@ -97,8 +98,8 @@ def _same_prompts(run: RunFolder, stages: list[str]) -> Iterator[str]:
         return
     first = next(iter(by_prompt.values()))
     shared = [prompt for prompt in first if all(prompt in records for records in by_prompt.values())]
-    questions = [prompt for prompt in shared if "\nQuestion: " in prompt]
-    others = [prompt for prompt in shared if "\nQuestion: " not in prompt]
+    questions = [prompt for prompt in shared if split_prompt(prompt)]
+    others = [prompt for prompt in shared if not split_prompt(prompt)]
     shown = [*questions[: EXAMPLES // 2], *others[: EXAMPLES - len(questions[: EXAMPLES // 2])]]
     if not shown:
         return

@@ -317,9 +317,8 @@ def wrong_verdict(task: Task, rng: random.Random) -> str:
     read = _read_statement(asked[1], facts) if asked else None
     assert read is not None, f"not a yes/no question: {task.prompt!r}"
     statement, value = read
-    others = [other for other in [*statement.values(facts), "nobody"] if other != value]
-    if statement.kind != "holder":
-        others.remove("nobody")
+    candidates = [*statement.values(facts), *(["nobody"] if statement.kind == "holder" else [])]
+    others = [other for other in candidates if other != value]
     is_so = value == statement.truth(facts)
     return _verdict(statement, facts, value, rng.choice(others) if is_so else value)
 

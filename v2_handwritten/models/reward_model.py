@@ -107,7 +107,7 @@ class RewardModel(nn.Module):
             document_ids=document_ids,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,
-            read=None if read is None else read.flatten().nonzero().squeeze(-1),
+            read=read,
         )
         return self._body(input_ids, position_ids, shared, lambda block, x, shared: block(x, shared))
 
@@ -125,13 +125,8 @@ class RewardModel(nn.Module):
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B"]:
         """The score of each text, read at its last real token; without a mask, all tokens are real."""
-        T = input_ids.shape[1]
-        last = (
-            torch.full(input_ids.shape[:1], T - 1)
-            if attention_mask is None
-            else last_positions(attention_mask)
-        )
-        read = torch.arange(T, device=input_ids.device) == last.to(input_ids.device).unsqueeze(-1)
+        last = last_positions(torch.ones_like(input_ids) if attention_mask is None else attention_mask)
+        read = torch.arange(input_ids.shape[1], device=input_ids.device) == last[:, None]
         return self._score(hidden_states_of_rows(self, input_ids, attention_mask, read))
 
     @property

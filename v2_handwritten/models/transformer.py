@@ -52,7 +52,7 @@ class Gpt2Block(nn.Module):
         """Add what the two layers have to say to the residual stream."""
         x = x + self.attn(self.ln_1(x), shared)
         if self.is_last and shared.read is not None:
-            x = x.flatten(0, 1).index_select(0, shared.read)
+            x = x[shared.read]
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
@@ -71,7 +71,7 @@ class LlamaBlock(nn.Module):
         """Add what the two layers have to say to the residual stream."""
         x = x + self.self_attn(self.input_layernorm(x), shared)
         if self.is_last and shared.read is not None:
-            x = x.flatten(0, 1).index_select(0, shared.read)
+            x = x[shared.read]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -218,7 +218,7 @@ class Transformer(nn.Module):
             cache=cache,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,
-            read=None if read is None else read.flatten().nonzero().squeeze(-1),
+            read=read,
         )
         checkpoint = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         body = self.transformer if self.config.model_type == "gpt2" else self.model

@@ -104,9 +104,8 @@ class RewardModel(Module):
         attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
     ) -> Float[Tensor, "B"]:
         """The score of each text, read at its last real token; without a mask, all tokens are real."""
-        B, T = input_ids.shape
-        last = np.full(B, T - 1) if attention_mask is None else last_positions(attention_mask)
-        read = np.arange(T) == last[:, None]
+        last = last_positions(np.ones_like(input_ids) if attention_mask is None else attention_mask)
+        read = np.arange(input_ids.shape[1]) == last[:, None]
         return self._score(hidden_states_of_rows(self, input_ids, attention_mask, read))
 
     @property

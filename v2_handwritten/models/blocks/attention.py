@@ -70,7 +70,7 @@ class SharedInputs:
         None  # packed documents; the mask is then made from them if needed
     )
     tiles: list[_Tile] | None = None  # what the fused kernel visits
-    read: Int[Tensor, "N"] | None = None  # places among the B · T: the last block's output there only, [N, C]
+    read: Bool[Tensor, "B T"] | None = None  # the last block's output at these positions only, as rows [N, C]
 
 
 def causal_mask(

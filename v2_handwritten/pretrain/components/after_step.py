@@ -75,9 +75,8 @@ class AfterStep:
             self.bar.print(f"step {number}: {row['sample']!r}")
         if row:
             self.log.append(step=number, **row)
-        stopping = (
-            self.stop.requested
-        )  # asked once: a stop that comes after the checkpoint waits for the next one
+        # Asked once: a stop that comes after the checkpoint waits for the next one.
+        stopping = self.stop.requested
         if _is_due(number, section.checkpoint_every) or last or stopping:
             self._save()
         shown = {name: numbers[name] for name in self.shown if numbers.get(name) is not None}
