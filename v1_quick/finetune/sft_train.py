@@ -7,6 +7,7 @@ over.
     uv run v1 sft --config tiny
 """
 
+import random
 import shutil
 import tempfile
 import warnings
@@ -74,6 +75,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         encode_conversation(tokenizer, messages, length, where)
         records.append({"messages": messages})
     held_out = records[::VALIDATION_PART] if len(records) > 1 else records
+    random.Random(section.seed).shuffle(held_out)  # the first of a curriculum are not like the rest
     kept = [record for i, record in enumerate(records) if i % VALIDATION_PART] or records
     folder = run.stage("sft")  # only now: what is refused leaves no trace
     with (
