@@ -1,5 +1,6 @@
 """All levels: greedy ids are those of transformers' generate, however they are computed; levels 2 and 3 draw the same tokens."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -68,6 +69,26 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(case: str) -> None:
     for generate, model in zip(GENERATORS, trio(case), strict=True):
         together = generate(model, prompts(case), max_new_tokens=20)
         assert together == [generate(model, [prompt], max_new_tokens=20)[0] for prompt in prompts(case)]
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
+@pytest.mark.parametrize("level", [2, 3])
+def test_a_prompt_that_is_asked_again_is_read_once(
+    monkeypatch: pytest.MonkeyPatch, case: str, level: int
+) -> None:
+    """A group of replies costs one prefill, and each is drawn as if its prompt had been read for it alone."""
+    generate, model = GENERATORS[level - 1], trio(case)[level - 1]
+    first, second, _ = prompts(case)
+    asked, options = [first, second, first, first], {"max_new_tokens": 20, "temperature": 0.8, "seed": 3}
+    module, prefilled = sys.modules[generate.__module__], []
+    cache = module.KVCache
+    monkeypatch.setattr(
+        module, "KVCache", lambda config, rows, *more: prefilled.append(rows) or cache(config, rows, *more)
+    )
+    apart = generate(model, asked, use_cache=False, **options)
+    assert generate(model, asked, **options) == apart
+    assert len({tuple(reply) for reply in apart}) == 4, "each row draws its own"
+    assert prefilled == [2]
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])

@@ -1,5 +1,6 @@
 """Log-probabilities of replies at all levels: values, gradients, the shift by one, temperature, padding, and the frozen reference."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.parity.model_cases import config_of, gradients
 from tests.parity.recorder import ParityRecorder
 from v1_quick.align.algorithms import log_probabilities as v1
 from v2_handwritten.align.algorithms import log_probabilities as v2
+from v2_handwritten.models import padding as padding2
 from v2_handwritten.models.padding import (
     hidden_states_of_rows,
     last_positions,
@@ -266,7 +268,8 @@ def test_packing_gives_every_real_token_a_slot_of_its_own(limit: int) -> None:
     """Slots, positions and documents, for padding on any side and rows that fit the limit alone, by pairs, or all."""
     mask = np.concatenate([ATTENTION, [[1, 1, 0] + [0] * 9, [0] * 6 + [1] * 6]])
     mask[1, 10:] = 0  # no row is longer than 10
-    for packing in (pack_rows(mask, limit), padding3.pack_rows(mask, limit)):
+    ids = integers(5, 97, *mask.shape)
+    for packing in (pack_rows(ids, mask, limit), padding3.pack_rows(ids, mask, limit)):
         slots = packing.place[mask == 1]
         assert len(set(slots.tolist())) == mask.sum()
         assert packing.position_ids.shape[1] <= limit
@@ -274,7 +277,7 @@ def test_packing_gives_every_real_token_a_slot_of_its_own(limit: int) -> None:
         documents = np.broadcast_to(np.arange(4)[:, None], mask.shape)[mask == 1]
         assert packing.document_ids.ravel()[slots].tolist() == documents.tolist()
         assert (np.delete(packing.document_ids.ravel(), slots) == 4).all()
-    assert len(pack_rows(mask, limit).position_ids) == {10: 3, 17: 2, 1000: 1}[limit]
+    assert len(pack_rows(ids, mask, limit).position_ids) == {10: 3, 17: 2, 1000: 1}[limit]
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
@@ -295,6 +298,108 @@ def test_states_of_packed_rows_are_those_of_padded_ones(parity: ParityRecorder, 
     ):
         component = f"hidden_states_of_rows, {case}"
         parity(component=component, quantity=quantity, levels=levels, actual=a, expected=b, tolerance=5e-15)
+
+
+def rows_that_begin_alike(vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, attention mask, reply mask) of two prompts with three and two replies, in turn, and of one text alone.
+
+    Two replies begin alike, one ends another's beginning; rows are padded on either side.
+    """
+    first, second, alone = (integers(seed, vocab_size, n) for seed, n in ((1, 9), (2, 7), (3, 12)))
+    long, short = integers(4, vocab_size, 5), integers(5, vocab_size, 3)
+    texts = [(first, long), (second, short), (first, np.r_[long[:2], short]), (alone, short), (second, short[:1]), (first, short)]  # fmt: skip
+    ids, mask, reply = np.zeros((3, len(texts), 18), np.int64)
+    for row, (prompt, text) in enumerate(texts):
+        begin = 0 if row % 2 else 17 - len(prompt) - len(text)
+        middle, end = begin + len(prompt), begin + len(prompt) + len(text)
+        ids[row, begin:end], mask[row, begin:end], reply[row, middle:end] = np.r_[prompt, text], 1, 1
+    return ids, mask, reply
+
+
+def test_what_texts_have_in_common_at_the_beginning_is_packed_once() -> None:
+    """Trunks and branches; a limit keeps texts apart, and so does a beginning of less than half of a text."""
+    ids, mask, _ = rows_that_begin_alike(97)
+    branches = [0] * 9 + [1] * 5 + [2] * 5 + [3] * 3 + [0] * 8 + [1] * 2 + [0] * 15
+    for pack in (pack_rows, padding3.pack_rows):
+        packing = pack(ids, mask, 1000)
+        assert packing.branch_ids is not None
+        assert packing.branch_ids.ravel().tolist() == branches
+        assert packing.document_ids.ravel().tolist() == [0] * 22 + [1] * 10 + [2] * 15
+        positions = packing.position_ids.ravel()[packing.place]
+        assert (positions == padding3.positions_of(mask))[mask == 1].all()
+        packed = np.zeros(47, np.int64)
+        packed[packing.place[mask == 1]] = ids[mask == 1]
+        assert (packed[packing.place] == ids)[mask == 1].all()
+        assert pack(ids, mask, 1000, share=False).branch_ids is None
+        # Of three texts of 14, 14 and 12 tokens, two that have 11 in common need 17, and all, which have 9, 22.
+        assert set(pack(ids, mask, 19).document_ids.ravel().tolist()) == {0, 1, 2, 3, 4}
+        half = np.array([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 9, 8, 7], [1, 2, 3, 0, 0, 0, 0]])
+        assert pack(half[:2], np.ones((2, 7), int), 1000).branch_ids is not None
+        assert pack(half[1:], np.ones((2, 7), int), 1000).branch_ids is None
+
+
+@pytest.mark.parametrize("only_read", [False, True], ids=["all states", "states that are read"])
+@pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
+def test_sharing_beginnings_changes_neither_states_nor_gradients(
+    parity: ParityRecorder, monkeypatch: pytest.MonkeyPatch, case: str, only_read: bool
+) -> None:
+    """Each text as if it stood alone, and a gradient that is the sum over the texts that share."""
+    _, model, arrays = trio(case)
+    ids, mask, reply = rows_that_begin_alike(config_of(case).vocab_size)
+    before = np.pad(
+        reply[:, 1:].astype(bool), ((0, 0), (0, 1))
+    )  # where replies are predicted from, ends of prompts among them
+    read = before if only_read else None
+    states, found = {}, {}
+    for way in ("shared", "apart"):
+        for module in (padding2, padding3):
+            monkeypatch.setattr(module, "_drops", lambda model, apart=way == "apart": apart)
+        for parameter in model.parameters():
+            parameter.grad = None
+        arrays.zero_grad()
+        inputs = (
+            torch.from_numpy(ids),
+            torch.from_numpy(mask),
+            None if read is None else torch.from_numpy(read),
+        )
+        ours, theirs = (
+            hidden_states_of_rows(model, *inputs),
+            padding3.hidden_states_of_rows(arrays, ids, mask, read),
+        )
+        if read is None:
+            ours, theirs = ours[inputs[1].bool()], theirs[mask.astype(bool)]
+        weights = array(3, *theirs.shape)
+        (ours * torch.from_numpy(weights)).pow(2).sum().backward()
+        ((theirs * weights) * (theirs * weights)).sum().backward()
+        states[way] = ours.detach().numpy(), theirs.data
+        ours_grad = {name: grad.numpy() for name, grad in gradients(model).items()}
+        found[way] = ours_grad, {name: p.grad for name, p in arrays.named_parameters()}
+    component = f"shared beginnings, {case}, {'some' if only_read else 'all'} states"
+    for level, levels in enumerate(("v2-v2", "v3-v3")):
+        some, every = found["shared"][level], found["apart"][level]
+        rows = [
+            np.concatenate([np.ravel(grads[name]) / np.abs(every[name]).max() for name in every])
+            for grads in (some, every)
+        ]
+        for quantity, actual, expected in (
+            ("states", states["shared"][level], states["apart"][level]),
+            ("every gradient", *rows),
+        ):
+            parity(
+                component=component, quantity=quantity, levels=levels,
+                actual=actual, expected=expected, tolerance=1e-14,
+            )  # fmt: skip
+
+
+def test_dropout_keeps_texts_apart() -> None:
+    """Shared, they would all lose the same inputs; evaluation shares again."""
+    for level, module in ((2, padding2), (3, padding3)):
+        model = trio("gpt2")[level - 1]
+        model.config = dataclasses.replace(model.config, attention_dropout=0.1)
+        assert module._drops(model.train())
+        assert not module._drops(model.eval())
+        model.config = dataclasses.replace(model.config, attention_dropout=0.0)
+        assert not module._drops(model.train())
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole rows", "padding"])

@@ -43,6 +43,27 @@ def relative(found: dict[str, Any], expected: dict[str, Any]) -> tuple[np.ndarra
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_scores_that_are_read_are_those_of_all(parity: ParityRecorder, case: str) -> None:
+    """What PPO asks of its value model: the states before the tokens of a reply, and 0 elsewhere."""
+    library, model, arrays = reward_trio(*trio(case))
+    read = np.zeros((B, T), bool)
+    read[[0, 0, 1, 2, 2], [2, 4, 8, 0, 8]] = True
+    inputs = (*torch_inputs(), torch.from_numpy(read))
+    some = [library.scores(*inputs), model.scores(*inputs), arrays.scores(IDS, MASK, read).data]
+    for levels, found, whole in (
+        ("v1-v1", some[0], library.scores(*torch_inputs())),
+        ("v2-v2", some[1], model.scores(*torch_inputs())),
+        ("v3-v3", some[2], arrays.scores(IDS, MASK).data),
+    ):
+        expected = np.where(read, whole.detach() if isinstance(whole, torch.Tensor) else whole, 0)
+        actual = found.detach() if isinstance(found, torch.Tensor) else found
+        parity(
+            component=f"reward model, {case}", quantity="scores that are read", levels=levels,
+            actual=actual, expected=expected, tolerance=1e-15,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_scores_and_every_gradient_agree_at_all_levels(parity: ParityRecorder, case: str) -> None:
     library, model, arrays = reward_trio(*trio(case))
     direction = array(8, B)

@@ -39,13 +39,16 @@ class RewardModel(nn.Module):
             reward_model.library.score.weight.copy_(torch.from_numpy(initial_score(model.config, seed)))
         return reward_model
 
-    def scores(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """[B, T]: a score for every prefix of every text; those at padding mean nothing."""
+    def scores(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, read: Tensor | None = None
+    ) -> Tensor:
+        """[B, T]: a score for every prefix of every text; those at padding mean nothing. With `read`, 0 at all other positions."""
         position_ids = None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
         output = self.library.base_model(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
-        return self.library.score(output.last_hidden_state).squeeze(-1)
+        scores = self.library.score(output.last_hidden_state).squeeze(-1)
+        return scores if read is None else scores.masked_fill(~read, 0)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """[B]: the score of each text, read at its last real token.

@@ -137,15 +137,25 @@ def _padded_inputs(
 
 
 def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: int) -> Steps:
-    """Prefill the cache with the prompts, then decode one token at a time."""
+    """Prefill the cache with the prompts, each once however often it is asked, then decode one token at a time."""
     weight = model.lm_head.weight
-    input_ids, starts = pad_left(prompts, weight.device)
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    input_ids, starts = pad_left(distinct, weight.device)
     B, T = input_ids.shape
-    cache = KVCache(model.config, B, T + max_new_tokens, weight.dtype, weight.device)
+    repeated = len(prompts) > B
+    cache = KVCache(model.config, B, T if repeated else T + max_new_tokens, weight.dtype, weight.device)
     for begin in range(0, T, PREFILL_CHUNK):
         end = min(begin + PREFILL_CHUNK, T)
-        logits = model(input_ids[:, begin:end], cache=cache, **_padded_inputs(starts, begin, end))
-    chosen = yield logits[:, -1]
+        ids = input_ids[:, begin:end]
+        read = torch.zeros_like(ids, dtype=torch.bool)
+        read[:, -1] = True
+        last = model.hidden_states(ids, cache=cache, read=read, **_padded_inputs(starts, begin, end))
+    logits = model.lm_head(last)
+    if repeated:
+        number = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=weight.device)
+        cache, starts, logits = cache.spread(rows, T + max_new_tokens), starts[rows], logits[rows]
+    chosen = yield logits
     decoder = Decoder(model, cache, starts)
     while True:
         chosen = yield decoder.step(chosen)

@@ -8,8 +8,10 @@ Level 1 leaves this to transformers (`DynamicCache` inside `generate`); level 3 
     python -c "from v2_handwritten.inference.kv_cache import *; from v2_handwritten.models.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
 """
 
+import copy
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from v2_handwritten.models.config import ModelConfig
@@ -50,6 +52,15 @@ class KVCache:
         if layer == len(self.states) - 1:
             self.length = end
         return keys[:, :, :end], values[:, :, :end]
+
+    def spread(self, rows: Int[Tensor, " N"], max_length: int) -> "KVCache":
+        """A cache for N sequences, of which sequence n goes on from `rows[n]` of this one: replies to the same prompt."""
+        L, _, _, K, _, D = self.states.shape
+        cache = copy.copy(self)
+        cache.states = self.states.new_zeros(L, 2, len(rows), K, max_length, D)
+        cache.states[..., : self.length, :] = self.states[:, :, rows, :, : self.length]
+        cache.max_length = max_length
+        return cache
 
 
 def bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:

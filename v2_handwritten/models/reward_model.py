@@ -88,6 +88,7 @@ class RewardModel(nn.Module):
         document_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
         read: Bool[Tensor, "B T"] | None = None,
+        branch_ids: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "*rows C"]:
         """What `score` reads: the residual stream after the last norm; arguments as of `Transformer.hidden_states`.
 
@@ -105,6 +106,7 @@ class RewardModel(nn.Module):
         shared = SharedInputs(
             mask=None if attention_mask is None else padding_mask(attention_mask, T, wide),
             document_ids=document_ids,
+            branch_ids=branch_ids,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,
             read=read,
@@ -115,9 +117,15 @@ class RewardModel(nn.Module):
         self,
         input_ids: Int[Tensor, "B T"],
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        read: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T"]:
-        """A score for every prefix of every text; those at padding mean nothing."""
-        return self._score(hidden_states_of_rows(self, input_ids, attention_mask))
+        """A score for every prefix of every text; those at padding mean nothing. With `read`, 0 at all other positions."""
+        scores = self._score(hidden_states_of_rows(self, input_ids, attention_mask, read))
+        return (
+            scores
+            if read is None
+            else torch.zeros_like(read, dtype=scores.dtype).masked_scatter(read, scores)
+        )
 
     def forward(
         self,

@@ -198,10 +198,12 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         attention_mask: Int[Tensor, "B S"] | Bool[Tensor, "B S"] | None = None,
         read: Bool[Tensor, "B T"] | None = None,
+        branch_ids: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "*rows C"]:
         """What the output matrix reads: the residual stream after the last norm. Arguments as of `forward`.
 
         With `read`, only the states at these positions, as rows [N, C]: what follows the last attention is computed for no other.
+        `branch_ids`: in a document, those above 0 are continuations of what has 0, and do not see each other (padding.py).
         """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
@@ -215,6 +217,7 @@ class Transformer(nn.Module):
         shared = SharedInputs(
             mask=self._mask(document_ids, attention_mask, T),
             document_ids=document_ids,
+            branch_ids=branch_ids,
             cache=cache,
             generator=self.dropout_generator if self.training else None,
             kernel=self.attention_kernel,

@@ -27,6 +27,7 @@ from v3_numpy_deep.align.algorithms.ppo import (
     make_experience,
     penalize_missing_end,
     ppo_minibatch_loss,
+    value_mask,
 )
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
 from v3_numpy_deep.align.alignment_loop import make_optimizer, train_steps
@@ -242,5 +243,8 @@ def _log_probabilities(model: Transformer, rollout: Rollout, options: PpoOptions
 
 
 def _values(value_model: RewardModel, rollout: Rollout) -> Float[Tensor, "B T"]:
-    """Of the state before each of the replies' tokens."""
-    return rollout.of_replies(value_model.scores(rollout.input_ids, rollout.attention_mask)[:, :-1])
+    """Of the states that count: before each of the replies' tokens, and after the last one."""
+    first = rollout.prompt_length
+    read = np.zeros_like(rollout.reply_mask, bool)
+    read[:, first - 1 : -1] = value_mask(rollout.reply_mask[:, first:])
+    return rollout.of_replies(value_model.scores(rollout.input_ids, rollout.attention_mask, read)[:, :-1])

@@ -136,16 +136,26 @@ def _padded_inputs(
 
 
 def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: int) -> Steps:
-    """Prefill the cache with the prompts, then decode one token at a time."""
-    dtype = model.lm_head.weight.dtype
-    input_ids, starts = pad_left(prompts)
+    """Prefill the cache with the prompts, each once however often it is asked, then decode one token at a time."""
+    weight = model.lm_head.weight
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    input_ids, starts = pad_left(distinct)
     B, T = input_ids.shape
-    cache = KVCache(model.config, B, T + max_new_tokens, dtype)
-    for begin in range(0, T, PREFILL_CHUNK):
-        end = min(begin + PREFILL_CHUNK, T)
-        with no_grad():
-            logits = model(input_ids[:, begin:end], cache=cache, **_padded_inputs(starts, begin, end)).data
-    chosen = yield logits[:, -1]
+    repeated = len(prompts) > B
+    cache = KVCache(model.config, B, T if repeated else T + max_new_tokens, weight.dtype)
+    with no_grad():
+        for begin in range(0, T, PREFILL_CHUNK):
+            end = min(begin + PREFILL_CHUNK, T)
+            ids = input_ids[:, begin:end]
+            read = np.zeros_like(ids, bool)
+            read[:, -1] = True
+            last = model.hidden_states(ids, cache=cache, read=read, **_padded_inputs(starts, begin, end))
+        logits = model.lm_head(last).data
+    if repeated:
+        number = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = np.array([number[tuple(prompt)] for prompt in prompts])
+        cache, starts, logits = cache.spread(rows, T + max_new_tokens), starts[rows], logits[rows]
+    chosen = yield logits
     decoder = Decoder(model, cache, starts)
     while True:
         chosen = yield decoder.step(chosen)

@@ -6,14 +6,14 @@ section 3). Memory is allocated once for `max_length` tokens: appending is a cop
 Level 1 leaves this to transformers (`DynamicCache` inside `generate`); level 2 is the same in torch.
 Theory: v2_handwritten/inference/kv_cache.md.
 
-    python -c "from v3_numpy_deep.inference.kv_cache import *; from v3_numpy_deep.autograd import Array
-from v3_numpy_deep.models.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
+    python -c "from v3_numpy_deep.inference.kv_cache import *; from v3_numpy_deep.models.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
 """
 
+import copy
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from v3_numpy_deep.autograd import Array
 from v3_numpy_deep.models.config import ModelConfig
@@ -52,6 +52,15 @@ class KVCache:
         if layer == len(self.states) - 1:
             self.length = end
         return keys[:, :, :end], values[:, :, :end]
+
+    def spread(self, rows: Int[Array, " N"], max_length: int) -> "KVCache":
+        """A cache for N sequences, of which sequence n goes on from `rows[n]` of this one: replies to the same prompt."""
+        L, _, _, K, _, D = self.states.shape
+        cache = copy.copy(self)
+        cache.states = np.zeros((L, 2, len(rows), K, max_length, D), self.states.dtype)
+        cache.states[..., : self.length, :] = self.states[:, :, rows, :, : self.length]
+        cache.max_length = max_length
+        return cache
 
 
 def bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:

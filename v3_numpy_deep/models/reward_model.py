@@ -28,7 +28,7 @@ from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.checkpoint import _TOKENIZER_FILES, _read_shapes, _read_tensor, _tensor_files
 from v3_numpy_deep.models.config import ModelConfig
 from v3_numpy_deep.models.initialization import parameter_shapes
-from v3_numpy_deep.models.padding import hidden_states_of_rows, last_positions
+from v3_numpy_deep.models.padding import _put, hidden_states_of_rows, last_positions
 from v3_numpy_deep.models.transformer import Gpt2Body, LlamaBody, Transformer
 
 _ARCHITECTURES = {"gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification"}
@@ -63,6 +63,7 @@ class RewardModel(Module):
         document_ids: Int[Array, "B T"] | None = None,
         attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
         read: Bool[Array, "B T"] | None = None,
+        branch_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Tensor, "*rows C"]:
         """What `score` reads: the residual stream after the last norm; arguments as of `Transformer.hidden_states`.
 
@@ -79,13 +80,14 @@ class RewardModel(Module):
         dtype = self.score.weight.dtype.type
         mask = None if attention_mask is None else padding_mask(attention_mask, T, dtype)
         if document_ids is not None and self.training and self.config.attention_dropout > 0:
-            mask = document_mask(
-                document_ids, dtype
-            )  # only attention dropout needs it; the kernel has the tiles
+            # Only attention dropout needs it; the kernel has the tiles.
+            mask = document_mask(document_ids, dtype, branch_ids)
         shared = SharedInputs(
             mask=mask,
             generator=self.dropout_generator if self.training else None,
-            tiles=plan_tiles(mask, T, T) if document_ids is None else document_tiles(document_ids),
+            tiles=plan_tiles(mask, T, T)
+            if document_ids is None
+            else document_tiles(document_ids, branch_ids),
             read=read,
         )
         return self._body(input_ids, position_ids, shared)
@@ -94,9 +96,11 @@ class RewardModel(Module):
         self,
         input_ids: Int[Array, "B T"],
         attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
+        read: Bool[Array, "B T"] | None = None,
     ) -> Float[Tensor, "B T"]:
-        """A score for every prefix of every text; those at padding mean nothing."""
-        return self._score(hidden_states_of_rows(self, input_ids, attention_mask))
+        """A score for every prefix of every text; those at padding mean nothing. With `read`, 0 at all other positions."""
+        scores = self._score(hidden_states_of_rows(self, input_ids, attention_mask, read))
+        return scores if read is None else _put(scores, read)
 
     def forward(
         self,

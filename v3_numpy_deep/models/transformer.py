@@ -169,10 +169,12 @@ class Transformer(Module):
         cache: Cache | None = None,
         attention_mask: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
         read: Bool[Array, "B T"] | None = None,
+        branch_ids: Int[Array, "B T"] | None = None,
     ) -> Float[Tensor, "*rows C"]:
         """What the output matrix reads: the residual stream after the last norm. Arguments as of `forward`.
 
         With `read`, only the states at these positions, as rows [N, C]: what follows the last attention is computed for no other.
+        `branch_ids`: in a document, those above 0 are continuations of what has 0, and do not see each other (padding.py).
         """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
@@ -183,12 +185,14 @@ class Transformer(Module):
             )
         if position_ids is None:
             position_ids = np.arange(past, past + T)[None]
-        mask = self._mask(document_ids, attention_mask, T)
+        mask = self._mask(document_ids, branch_ids, attention_mask, T)
         shared = SharedInputs(
             mask=mask,
             cache=cache,
             generator=self.dropout_generator if self.training else None,
-            tiles=plan_tiles(mask, T, past + T) if document_ids is None else document_tiles(document_ids),
+            tiles=plan_tiles(mask, T, past + T)
+            if document_ids is None
+            else document_tiles(document_ids, branch_ids),
             read=read,
         )
         body = self.transformer if self.config.model_type == "gpt2" else self.model
@@ -262,7 +266,9 @@ class Transformer(Module):
             or max(self.config.embd_pdrop, self.config.attention_dropout, self.config.resid_pdrop) > 0
         )
 
-    def _mask(self, document_ids: Array | None, attention_mask: Array | None, T: int) -> Array | None:
+    def _mask(
+        self, document_ids: Array | None, branch_ids: Array | None, attention_mask: Array | None, T: int
+    ) -> Array | None:
         """The additive mask of a pass, built once for all blocks; None is plain causal.
 
         The fused kernel sees documents by their tiles; only attention dropout needs their mask.
@@ -273,5 +279,5 @@ class Transformer(Module):
         )
         if document_ids is not None:
             dropped = self.training and self.config.attention_dropout > 0
-            return document_mask(document_ids, dtype) if dropped else None
+            return document_mask(document_ids, dtype, branch_ids) if dropped else None
         return None if attention_mask is None else padding_mask(attention_mask, T, dtype)

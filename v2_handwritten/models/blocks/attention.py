@@ -69,6 +69,7 @@ class SharedInputs:
     document_ids: Int[Tensor, "B T"] | None = (
         None  # packed documents; the mask is then made from them if needed
     )
+    branch_ids: Int[Tensor, "B T"] | None = None  # continuations of one beginning, within a document
     tiles: list[_Tile] | None = None  # what the fused kernel visits
     read: Bool[Tensor, "B T"] | None = None  # the last block's output at these positions only, as rows [N, C]
 
@@ -82,11 +83,23 @@ def causal_mask(
 
 
 def document_mask(
-    document_ids: Int[Tensor, "B T"], dtype: torch.dtype = torch.float32
+    document_ids: Int[Tensor, "B T"],
+    dtype: torch.dtype = torch.float32,
+    branch_ids: Int[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T T"]:
-    """Causal attention within each document of a packed sequence: block-diagonal."""
+    """Causal attention within each document of a packed sequence: block-diagonal.
+
+    With branches, a token sees of its document the trunk (branch 0) and its own branch, as if the others were not there.
+    """
     same = document_ids.unsqueeze(-1) == document_ids.unsqueeze(-2)
+    if branch_ids is not None:
+        same &= _same_branch(branch_ids, branch_ids)
     return _additive(same.tril_(), dtype)
+
+
+def _same_branch(queries: Int[Tensor, "*rows t"], keys: Int[Tensor, "*rows n"]) -> Bool[Tensor, "*rows t n"]:
+    """Whether the key stands in the trunk or in the query's branch."""
+    return (keys == 0).unsqueeze(-2) | (queries.unsqueeze(-1) == keys.unsqueeze(-2))
 
 
 def padding_mask(
@@ -258,19 +271,28 @@ def _plan_tiles(mask: Tensor | None, T: int, S: int, like: Tensor) -> list[_Tile
     return tiles
 
 
-def _document_tiles(document_ids: Int[Tensor, "B T"], like: Tensor) -> list[_Tile]:
-    """Tiles that end where a document ends: the time grows with the documents' lengths, not with the row's."""
+def _document_tiles(
+    document_ids: Int[Tensor, "B T"], like: Tensor, branch_ids: Int[Tensor, "B T"] | None = None
+) -> list[_Tile]:
+    """Tiles that end where a document ends: the time grows with the documents' lengths, not with the row's.
+
+    The branches of a document come after its trunk. Only among their keys, the last of a window, is anything to hide.
+    """
     triangle = causal_mask(_QUERY_TILE, _QUERY_TILE, _mask_dtype(like))
     B, T = document_ids.shape
     tiles = []
     for row in range(B):
         ends = ((document_ids[row].diff() != 0).nonzero().flatten() + 1).tolist()
         for begin, end in itertools.pairwise([0, *ends, T]):
-            for start in range(begin, end, _QUERY_TILE):
-                queries = slice(start, min(start + _QUERY_TILE, end))
-                length = queries.stop - queries.start
-                window = slice(begin, queries.stop)
-                tiles.append(_Tile(slice(row, row + 1), queries, window, triangle[:, :length, :length]))
+            fork = end if branch_ids is None else begin + int((branch_ids[row, begin:end] == 0).sum())
+            starts = [*range(begin, fork, _QUERY_TILE), *range(fork, end, _QUERY_TILE)]
+            for start, stop in itertools.pairwise([*starts, end]):
+                hidden = triangle[:, : stop - start, : stop - start]
+                if branch_ids is not None and start >= fork:
+                    branches = branch_ids[row, fork:stop]
+                    seen = _same_branch(branches[start - fork :], branches).tril_(start - fork)
+                    hidden = _additive(seen, hidden.dtype).unsqueeze(0)
+                tiles.append(_Tile(slice(row, row + 1), slice(start, stop), slice(begin, stop), hidden))
     return tiles
 
 
@@ -336,10 +358,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_probability: float, shared:
     fused = shared.kernel == "handwritten" and dropout_probability == 0
     documents = shared.document_ids
     if documents is not None and shared.mask is None and (q.is_cuda or not fused):
-        shared.mask = document_mask(documents, _mask_dtype(q))  # a GPU is not made to wait for their ends
+        shared.mask = document_mask(
+            documents, _mask_dtype(q), shared.branch_ids
+        )  # a GPU is not made to wait for their ends
     if fused and shared.tiles is None:
         if documents is not None and shared.mask is None:
-            shared.tiles = _document_tiles(documents, q)
+            shared.tiles = _document_tiles(documents, q, shared.branch_ids)
         else:
             shared.tiles = _plan_tiles(shared.mask, q.shape[2], k.shape[2], q)
     return causal_attention(

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from v3_numpy_deep.autograd import Array, Tensor, record
 from v3_numpy_deep.autograd import operations as ops
-from v3_numpy_deep.models.padding import hidden_states_of_rows
+from v3_numpy_deep.models.padding import _put, hidden_states_of_rows
 from v3_numpy_deep.models.transformer import Transformer
 
 _CHUNK_ELEMENTS = 2**18  # logits in memory at a time; 1 MB of float32 stays in a core's cache
@@ -123,13 +123,6 @@ def frozen_copy(model: Transformer) -> Transformer:
     for parameter in frozen.parameters():
         parameter.requires_grad = False
     return frozen
-
-
-def _put(values: Tensor, counted: Array) -> Tensor:
-    """The values at the places where `counted` holds, 0 elsewhere."""
-    y = np.zeros(counted.shape, values.dtype)
-    y[counted] = values.data
-    return record(y, (values,), lambda g: (g[counted],))
 
 
 def _chunks(N: int, V: int) -> Iterator[slice]:

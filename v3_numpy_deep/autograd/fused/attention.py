@@ -152,23 +152,33 @@ def plan_tiles(mask: Float[Array, "#B T S"] | None, T: int, S: int) -> list[list
     return [_plan_sequence(sequence) for sequence in allowed]
 
 
-def document_tiles(document_ids: Int[Array, "B T"]) -> list[list[Tile]]:
-    """The tiles of causal attention within documents, from where these end: no T × T mask is ever made."""
-    keys, queries = np.indices((TILE_QUERIES, TILE_QUERIES))
-    triangle = np.where(keys <= queries, np.float32(0), np.float32(-np.inf))[:, None]  # [keys, 1, queries]
-    return [_document_sequence(row, triangle) for row in document_ids]
+def document_tiles(
+    document_ids: Int[Array, "B T"], branch_ids: Int[Array, "B T"] | None = None
+) -> list[list[Tile]]:
+    """The tiles of causal attention within documents, from where these end: no T × T mask is ever made.
+
+    With branches, which follow the trunk (branch 0) of their document, a query sees the trunk and its own branch.
+    """
+    branches = np.zeros_like(document_ids) if branch_ids is None else branch_ids
+    return [_document_sequence(*row) for row in zip(document_ids, branches, strict=True)]
 
 
-def _document_sequence(document_ids: Int[Array, "T"], triangle: Array) -> list[Tile]:
-    """The tiles of one sequence of documents; only among its own keys does a tile have something to hide."""
-    starts = [0, *(np.flatnonzero(np.diff(document_ids)) + 1).tolist(), len(document_ids)]
+def _document_sequence(document_ids: Int[Array, "T"], branch_ids: Int[Array, "T"]) -> list[Tile]:
+    """The tiles of one sequence of documents. In a trunk, only a tile's own keys have something to hide; then, all from the fork on."""
+    ends = [0, *(np.flatnonzero(np.diff(document_ids)) + 1).tolist(), len(document_ids)]
     tiles = []
-    for document_start, document_end in itertools.pairwise(starts):
-        for start in range(document_start, document_end, TILE_QUERIES):
-            end = min(start + TILE_QUERIES, document_end)
-            masked = slice(start - document_start, end - document_start)
-            bias = triangle[: end - start, :, : end - start]
-            tiles.append(Tile(slice(start, end), slice(document_start, end), masked, bias))
+    for begin, end in itertools.pairwise(ends):
+        fork = begin + int((branch_ids[begin:end] == 0).sum())
+        starts = [*range(begin, fork, TILE_QUERIES), *range(fork, end, TILE_QUERIES)]
+        for start, stop in itertools.pairwise([*starts, end]):
+            first = fork if start >= fork else start  # of the keys that may be hidden
+            seen = np.tri(stop - start, stop - first, start - first, dtype=bool)
+            if start >= fork:
+                seen &= branch_ids[start:stop, None] == branch_ids[first:stop]
+            bias = np.where(seen.T, np.float32(0), np.float32(-np.inf))[:, None]  # [keys, 1, queries]
+            tiles.append(
+                Tile(slice(start, stop), slice(begin, stop), slice(first - begin, stop - begin), bias)
+            )
     return tiles
 
 

@@ -58,9 +58,17 @@ def causal_mask(T: int, S: int, dtype: type = np.float32) -> Float[Array, "1 T S
     return _additive(np.arange(S) <= query, dtype)[None]
 
 
-def document_mask(document_ids: Int[Array, "B T"], dtype: type = np.float32) -> Float[Array, "B T T"]:
-    """Causal attention within each document of a packed sequence: block-diagonal."""
+def document_mask(
+    document_ids: Int[Array, "B T"], dtype: type = np.float32, branch_ids: Int[Array, "B T"] | None = None
+) -> Float[Array, "B T T"]:
+    """Causal attention within each document of a packed sequence: block-diagonal.
+
+    With branches, a token sees of its document the trunk (branch 0) and its own branch, as if the others were not there.
+    """
     same = document_ids[:, :, None] == document_ids[:, None, :]
+    if branch_ids is not None:
+        keys = branch_ids[:, None, :]
+        same &= (keys == 0) | (branch_ids[:, :, None] == keys)
     return _additive(np.tril(same), dtype)
 
 
