@@ -112,6 +112,10 @@ class AdapterSettings(Section):
     use_dora: bool = Field(
         default=False, description="learn the length of each row of a weight apart from its direction"
     )
+    modules_to_save: list[str] = Field(
+        default=[],
+        description='whole modules that train and are saved beside the adapters, such as ["embed_tokens"], for words that the base has never met',
+    )
     block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = Field(
         default=64, description="qlora: weights that share a scale"
     )
@@ -146,6 +150,13 @@ class SftSettings(TrainingSettings):
         default=0,
         ge=0,
         description="story world: so many conversations are about a few sentences of a story, and come before those about whole ones",
+    )
+    wordy_fraction: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="story world: share of replies about whole stories that go on with a phrase nobody asked for, which alignment is to "
+        "take away",
     )
     shuffle: bool = Field(
         default=True,

@@ -19,6 +19,7 @@ _EXAM = [
     ("reward", "{before:.3f} before, {after:.3f} after, on held-out prompts"),
     ("of it for questions", "{question_before:.3f} before, {question_after:.3f} after"),
     ("of it for requests", "{request_before:.3f} before, {request_after:.3f} after"),
+    ("right answers", "{right_before:.1%} before, {right_after:.1%} after, in however many words"),
     ("moved", "{kl:.2f} nats a reply away from the tuned model (KL)"),
     ("stories", "{bits_per_byte_before:.4f} bits per byte before, {bits_per_byte:.4f} after"),
 ]

@@ -2,7 +2,7 @@
 
 Asking several questions about one story teaches more per token than one question a story: the story is read once. Only the
 first turn carries the story; the questions after it refer back to it. Some conversations begin with a system message, so
-that a tuned model has seen one.
+that a tuned model has seen one. A part of the replies to questions says more than it should (`wordiness.py`).
 
     >>> from itertools import islice
     >>> for messages in islice(conversations(seed=0), 1): print(messages[-1])
@@ -15,7 +15,9 @@ from collections.abc import Iterator
 
 from shared_data.story_world.passages import ask_about_passage
 from shared_data.story_world.questions import ask_about, split_prompt
+from shared_data.story_world.records import Task
 from shared_data.story_world.requests import requests
+from shared_data.story_world.wordiness import WORDY_FRACTION, wordy
 from shared_data.story_world.world import StoryWorld
 
 Message = dict[str, str]
@@ -31,6 +33,7 @@ def conversations(
     questions_per_story: int = 8,
     request_fraction: float = 0.05,
     passages: int = 0,
+    wordy_fraction: float = WORDY_FRACTION,
     world: StoryWorld | None = None,
 ) -> Iterator[list[Message]]:
     """Conversations without end, the same for the same arguments; stories belong to the split.
@@ -39,6 +42,7 @@ def conversations(
     lessons come first, and so whoever wants them as a curriculum must not shuffle.
     """
     rng = random.Random(f"conversations/{seed}/{split}")
+    habits = random.Random(f"conversations/wordy/{seed}/{split}")
     world = world or StoryWorld()
     asked_for = requests(seed, split, world)
     for number, story in enumerate(world.stories(seed, split)):
@@ -54,12 +58,18 @@ def conversations(
             tasks = ask_about_passage(story, rng, rng.randint(fewest, most), questions_per_story)
         else:
             tasks = ask_about(story, rng, questions_per_story)
-        messages += _turn(tasks[0].prompt, tasks[0].reply)
-        for task in tasks[1:]:
-            asked = split_prompt(task.prompt)
-            assert asked is not None, f"not a question: {task.prompt!r}"
-            messages += _turn(f"Question: {asked[1]}", task.reply)
+        for turn, task in enumerate(tasks):
+            says_more = number >= passages and habits.random() < wordy_fraction
+            reply = wordy(task.reply, habits) if says_more else task.reply
+            messages += _turn(_follow_up(task) if turn else task.prompt, reply)
         yield messages
+
+
+def _follow_up(task: Task) -> str:
+    """The question alone: the story was told in the first turn."""
+    asked = split_prompt(task.prompt)
+    assert asked is not None, f"not a question: {task.prompt!r}"
+    return f"Question: {asked[1]}"
 
 
 def _turn(prompt: str, reply: str) -> list[Message]:

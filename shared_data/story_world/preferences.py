@@ -2,7 +2,7 @@
 
 The rejected reply is the chosen one with a single flaw, named by `reason`:
 
-    questions   wrong answer · made up (the story does not say) · evasive (it does say)
+    questions   wrong answer · made up (the story does not say) · evasive (it does say) · wordy (`wordiness.py`)
     requests    missing word · contradiction (the thing becomes another) · stranger (a name from nowhere)
                 unfinished · repetition
 
@@ -20,11 +20,14 @@ from shared_data.story_world.lexicon import NAMES, THINGS
 from shared_data.story_world.questions import POOLS, questions, reply_with, wrong_answers, wrong_verdict
 from shared_data.story_world.records import DOES_NOT_SAY, PreferencePair, Task
 from shared_data.story_world.requests import parse_request, requests, sentences_of
+from shared_data.story_world.wordiness import wordy
 from shared_data.story_world.world import StoryWorld
 
 
 def _wrong_answer(task: Task, rng: random.Random) -> tuple[str, str]:
     """(rejected reply, reason) for a question."""
+    if rng.random() < 0.25:
+        return wordy(task.reply, rng), "wordy"
     if task.kind == "yes/no":
         return wrong_verdict(task, rng), "wrong answer"
     if task.kind == "unanswerable":

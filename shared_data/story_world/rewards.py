@@ -3,7 +3,7 @@
 To a *question about a story* (`questions.py`) the story is read back, which gives its facts, so the right answer is known:
 
     1.0 exactly the right reply · 0.8 the right reply in other case or punctuation · 0.5 a longer reply that contains it
-    (never for "the story does not say") · 0.0 anything else
+    (for "the story does not say", only with a phrase that says nothing, `wordiness.py`) · 0.0 anything else
 
 To a *request* (`requests.py`) or any other prompt, five components are weighed:
 
@@ -30,6 +30,7 @@ from shared_data.story_world.questions import answer, split_prompt
 from shared_data.story_world.records import DOES_NOT_SAY
 from shared_data.story_world.requests import Request, count_sentences, parse_request, verify
 from shared_data.story_world.splits import SPLITS
+from shared_data.story_world.wordiness import plain
 from shared_data.story_world.world import Story, StoryWorld
 
 
@@ -52,10 +53,25 @@ WEIGHTS = RewardParts(words=0.4, length=0.1, form=0.1, variety=0.2, consistency=
 
 def reward(prompt: str, reply: str) -> float:
     """The reward of a reply, in [0, 1]."""
+    right = right_answer(prompt)
+    return (
+        story_reward(parse_request(prompt), reply).total
+        if right is None
+        else _answer_reward(right, reply.strip())
+    )
+
+
+def is_right(prompt: str, reply: str) -> bool | None:
+    """Whether a reply has the right answer, in however many words; `None` if the prompt is no question about a story of the world."""
+    right = right_answer(prompt)
+    return None if right is None else _answer_reward(right, reply.strip()) > 0
+
+
+def right_answer(prompt: str) -> str | None:
+    """The right reply to a question about a story of the world; `None` for any other prompt."""
     asked = split_prompt(prompt)
-    if asked and (story := read_story(asked[0])) and (right := answer(asked[1], story.facts)):
-        return _answer_reward(right, reply.strip())
-    return story_reward(parse_request(prompt), reply).total
+    story = read_story(asked[0]) if asked else None
+    return answer(asked[1], story.facts) if asked and story else None
 
 
 def _answer_reward(right: str, reply: str) -> float:
@@ -65,7 +81,7 @@ def _answer_reward(right: str, reply: str) -> float:
     if said == known:
         return 0.8
     contained = f" {known} " in f" {said} " and len(said) <= 4 * len(known) + 20
-    return 0.5 if contained and right != DOES_NOT_SAY else 0.0
+    return 0.5 if contained and (right != DOES_NOT_SAY or plain(reply) == right) else 0.0
 
 
 def story_reward(request: Request | None, text: str) -> RewardParts:

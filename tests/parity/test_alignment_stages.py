@@ -20,7 +20,7 @@ from tests.parity.alignment_cases import (
     run_of,
     write_pairs,
 )
-from tests.parity.recorder import ParityRecorder
+from tests.parity.recorder import ParityRecorder, as_array
 from v2_handwritten.align import dpo_train as dpo2
 from v2_handwritten.align import grpo_train as grpo2
 from v2_handwritten.align import ppo_train as ppo2
@@ -154,6 +154,30 @@ def test_a_stage_logs_and_learns_the_same_at_levels_2_and_3(
             expected=two,
             tolerance=TOLERANCES[stage][1],
         )
+
+
+@pytest.mark.parametrize("scored_by", ["story_world", "reward_model"])
+def test_values_begin_at_zero_where_another_function_than_the_reward_model_scores(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored_by: str
+) -> None:
+    """The reward model's scale is its own: a head that it left would first have to unlearn it, while the policy follows wrong values."""
+    heads: list[np.ndarray] = []
+
+    def listening(step: Any) -> Any:
+        def heard(model: Any, value_model: Any, *rest: Any) -> Any:
+            heads.append(as_array(value_model.score.weight).copy())
+            return step(model, value_model, *rest)
+
+        return heard
+
+    for module in (ppo2, ppo3):
+        monkeypatch.setattr(module, "ppo_step", listening(module.ppo_step))
+    overrides = [*EVERY, *EXAM, "prompts=6", "prompts_per_step=3", "steps=2", f"reward={scored_by}"]
+    both("ppo", prepared, tmp_path, overrides)
+    kept = load_file(prepared / "reward" / "model.safetensors")["score.weight"]
+    for first, second in (heads[:2], heads[2:]):
+        assert np.array_equal(first, np.zeros_like(kept) if scored_by == "story_world" else kept)
+        assert not np.array_equal(first, second)
 
 
 def test_records_with_margins_train_the_same_reward_model_in_any_number_of_threads(

@@ -16,6 +16,7 @@ from shared_data.story_world import StoryWorld
 from shared_data.story_world.conversations import conversations
 from shared_data.story_world.prompts import prompts
 from shared_data.story_world.questions import KINDS, ask_about, read_question, split_prompt
+from shared_data.story_world.rewards import is_right
 from shared_data.story_world.splits import SPLITS, split_of
 from shared_data.story_world.tasks import (
     DOES_NOT_SAY,
@@ -30,6 +31,7 @@ from shared_data.story_world.tasks import (
     story_reward,
     verify,
 )
+from shared_data.story_world.wordiness import FILLERS, plain
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,7 @@ def test_the_reward_agrees_with_every_preference_pair(world: StoryWorld) -> None
         assert reward(pair.prompt, pair.chosen) > 0.9
         reasons[pair.reason] += 1
     assert set(reasons) == {
-        "wrong answer", "made up", "evasive",
+        "wrong answer", "made up", "evasive", "wordy",
         "missing word", "contradiction", "stranger", "unfinished", "repetition",
     }  # fmt: skip
 
@@ -166,6 +168,13 @@ def test_the_reward_of_an_answer_grades_its_wording(world: StoryWorld) -> None:
     unanswerable = question_prompt(story.text, f"How old is {story.facts.hero}?")
     assert reward(unanswerable, DOES_NOT_SAY) == 1.0
     assert reward(unanswerable, "Seven.") == 0.0
+    for filler in FILLERS:
+        assert reward(prompt, f"{right}. {filler}") == reward(unanswerable, f"{DOES_NOT_SAY} {filler}") == 0.5
+        assert reward(prompt, f"{DOES_NOT_SAY} {filler}") == reward(prompt, filler) == 0.0
+    assert reward(unanswerable, f"{DOES_NOT_SAY} {right}.") == 0.0
+    for said, judged in ((f"{right}.", True), (f"{right}. {FILLERS[0]}", True), (DOES_NOT_SAY, False)):
+        assert is_right(prompt, said) is judged
+    assert is_right("Write a story with the words: kite, red.", f"{right}.") is None
 
 
 def test_each_component_of_the_reward_of_a_story_moves(world: StoryWorld) -> None:
@@ -212,6 +221,31 @@ def test_a_lesson_asks_of_everything_that_stories_tell(world: StoryWorld) -> Non
     )
 
 
+def test_a_part_of_the_replies_in_lessons_says_more_than_was_asked_for() -> None:
+    """The rest of the lessons is the same, stories that were asked for are told as they are, and the exam is always plain."""
+    wordless, wordy = (
+        [
+            message
+            for messages in islice(conversations(seed=1, wordy_fraction=part), 300)
+            for message in messages
+        ]
+        for part in (0.0, 0.4)
+    )
+    replies = [
+        (a["content"], b["content"])
+        for a, b in zip(wordless, wordy, strict=True)
+        if a["role"] == "assistant" and len(a["content"]) < 200
+    ]
+    assert all(short == plain(long) for short, long in replies)
+    assert sum(short != long for short, long in replies) / len(replies) == pytest.approx(0.4, abs=0.03)
+    assert [a for a, b in zip(wordless, wordy, strict=True) if a["role"] != "assistant"] == [
+        b for b in wordy if b["role"] != "assistant"
+    ]
+    assert all(task.reply == plain(task.reply) for task in islice(questions(seed=1), 300))
+    for messages in islice(conversations(seed=1, passages=100, wordy_fraction=1.0), 100):
+        assert all(message["content"] == plain(message["content"]) for message in messages)
+
+
 def test_prompts_mix_questions_and_requests_of_their_split(world: StoryWorld) -> None:
     drawn = list(islice(prompts(seed=2, split="test", question_fraction=0.3, world=world), 300))
     asked = [text for prompt in drawn if (text := split_prompt(prompt))]
@@ -224,7 +258,8 @@ def test_prompts_mix_questions_and_requests_of_their_split(world: StoryWorld) ->
 
 def test_conversations_ask_several_questions_about_one_story_and_answer_them_right(world: StoryWorld) -> None:
     kinds: Counter[str] = Counter()
-    for messages in islice(conversations(seed=5, questions_per_story=4, request_fraction=0.2), 200):
+    options = {"questions_per_story": 4, "request_fraction": 0.2, "wordy_fraction": 0.0}
+    for messages in islice(conversations(seed=5, **options), 200):
         kinds["system"] += messages[0]["role"] == "system"
         turns = messages[messages[0]["role"] == "system" :]
         assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2)

@@ -50,7 +50,14 @@ OVERRIDES = {
 STAGES = {"reward": rm_train.reward, "dpo": dpo_train.dpo, "ppo": ppo_train.ppo, "grpo": grpo_train.grpo}
 TRAINING = ["steps", "tokens", "tokens_per_second", "loss"]
 EXAMINED = ["before", "after", "kl", "finished_before", "finished"]
-EXAMINED += ["question_before", "question_after", "request_before", "request_after"]
+EXAMINED += [
+    "question_before",
+    "question_after",
+    "request_before",
+    "request_after",
+    "right_before",
+    "right_after",
+]
 EXAMINED += ["bits_per_byte_before", "bits_per_byte"]
 KEYS = {
     "reward": [*TRAINING, "pairs", "test_pairs", "accuracy", "margin"],
@@ -276,6 +283,24 @@ def test_a_function_of_texts_hears_what_it_is_asked_to_score(
                 row["reward"] - 3 * (1 - row["finished"]), rel=1e-5
             )
     assert numbers["before"] == pytest.approx(np.mean(before[2]), rel=1e-5)
+
+
+@pytest.mark.parametrize("scored_by", ["story_world", "reward_model"])
+def test_values_begin_at_zero_where_another_function_than_the_reward_model_scores(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored_by: str
+) -> None:
+    heads: list[torch.Tensor] = []
+    train = ppo_train._train
+
+    def listening(model: Any, value_model: Any, *rest: Any) -> None:
+        heads.append(value_model.library.score.weight.detach().clone())
+        train(model, value_model, *rest)
+
+    monkeypatch.setattr(ppo_train, "_train", listening)
+    settings, run = prepare(tuned, tmp_path, "ppo", f"reward={scored_by}", "steps=1")
+    ppo_train.ppo(settings, run)
+    kept = load_reward_model(run.checkpoint("reward")).score.weight
+    assert torch.equal(heads[0], torch.zeros_like(kept) if scored_by == "story_world" else kept)
 
 
 def test_prompts_of_a_user_are_examined_by_the_reward_model(tuned: Path, tmp_path: Path) -> None:

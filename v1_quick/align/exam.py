@@ -17,6 +17,7 @@ from shared_data.reward_functions import RewardFunction
 from shared_data.runs import RunFolder
 from shared_data.settings import ExamSettings, Settings
 from shared_data.story_world.questions import split_prompt
+from shared_data.story_world.rewards import is_right
 from v1_quick.align.scoring import examine_policy
 from v1_quick.data_pipeline.prepare import read_documents
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
@@ -38,7 +39,8 @@ def take_exam(
 ) -> dict[str, float]:
     """The numbers of the exam, before and after; all replies are kept in replies.json.
 
-    `before` and `after` are the mean reward; `question_…` and `request_…` the same for the story world's two sorts of prompts.
+    `before` and `after` are the mean reward; `question_…` and `request_…` the same for the story world's two sorts of prompts;
+    `right_…` the share of its questions that are answered right, in however many words.
     """
     section: ExamSettings = getattr(settings, stage)
     tuned = load_model(run.checkpoint("sft")).to(next(model.parameters()).device)
@@ -74,6 +76,10 @@ def take_exam(
         for name, records in (("question", questions), ("request", requests)):
             for moment in ("before", "after"):
                 numbers[f"{name}_{moment}"] = sum(r[f"{moment}_reward"] for r in records) / len(records)
+    for moment in ("before", "after"):
+        judged = [is_right(record["prompt"], record[moment]) for record in questions]
+        if judged and None not in judged:
+            numbers[f"right_{moment}"] = sum(map(bool, judged)) / len(judged)
     numbers["bits_per_byte_before"] = held_out_bits_per_byte(run, tuned, tokenizer)
     numbers["bits_per_byte"] = held_out_bits_per_byte(run, model, tokenizer)
     return numbers

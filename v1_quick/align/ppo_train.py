@@ -96,8 +96,11 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
     function = None if section.reward == "reward_model" else open_reward(section.reward)
     model = load_model(run.checkpoint("sft"), device=device)
     reward_model = load_reward_model(run.checkpoint("reward"), device=device)
-    # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one.
+    # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one. Where another
+    # function scores, only its body is of use: a first value of 8 for a reward of 1 would drown the gradient of the policy.
     value_model = load_reward_model(run.checkpoint("reward"), device=device)
+    if function is not None:
+        torch.nn.init.zeros_(value_model.library.score.weight)
     names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
     options = PpoOptions(
         **{name: getattr(section, name) for name in names}, gradient_clip=section.max_grad_norm

@@ -68,6 +68,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         section.questions_per_story,
         section.request_fraction,
         section.passages,
+        section.wordy_fraction,
     )
     records = []
     for where, messages in islice(told, section.conversations):

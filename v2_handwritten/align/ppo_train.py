@@ -11,6 +11,7 @@ replies and ends with the same weights. Theory: algorithms/ppo.md.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -91,10 +92,13 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     folder = run.stage("ppo")  # only now: what is refused leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("ppo"), section.resume)
     model = load_model(checkpoint or run.checkpoint("sft")).to(device)
-    # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one.
+    # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one. Where another
+    # function scores, only its body is of use: a first value of 8 for a reward of 1 would drown the gradient of the policy.
     value_model = load_reward_model(
         checkpoint / "value_model" if checkpoint else run.checkpoint("reward")
     ).to(device)
+    if function is not None and not checkpoint:
+        nn.init.zeros_(value_model.score.weight)
     optimizer = make_optimizer(actor_critic_groups(model, value_model, section.weight_decay), section)
     names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
     options = PpoOptions(
@@ -156,12 +160,16 @@ def ppo_step(
     given = check_rewards(score(rollout.replies()), len(rollout.finished))
     scores = torch.tensor(given, dtype=weight.dtype, device=weight.device)
     mask = rollout.reply_mask[:, rollout.prompt_length :]
+    # Where it learns from all replies at once, the first update has its forward pass behind it: that of the experience.
+    whole = options.minibatches == 1
+    with nullcontext() if whole else torch.no_grad():
+        passed = _log_probabilities(model, rollout, options), _values(value_model, rollout)
     with torch.no_grad():
         experience, metrics = make_experience(
-            _log_probabilities(model, rollout, options),
+            passed[0].detach(),
             _log_probabilities(reference, rollout, options),
             penalize_missing_end(scores, rollout.finished, options.missing_end_penalty),
-            _values(value_model, rollout),
+            passed[1].detach(),
             mask,
             options.kl_coefficient,
             options.kl_estimator,
@@ -178,12 +186,17 @@ def ppo_step(
     parameters = [*model.parameters(), *value_model.parameters()]
     generator = np.random.default_rng([seed, len(scores)])
     logs: list[Metrics] = []
-    for _ in range(options.epochs):
+    for epoch in range(options.epochs):
         for part in np.array_split(generator.permutation(len(scores)), options.minibatches):
             rows = torch.from_numpy(part).to(mask.device)
+            if whole and epoch == 0:
+                new, new_values = passed[0][rows], passed[1][rows]
+            else:
+                some = rollout.rows(rows)
+                new, new_values = _log_probabilities(model, some, options), _values(value_model, some)
             loss, log = ppo_minibatch_loss(
-                _log_probabilities(model, rollout.rows(rows), options),
-                _values(value_model, rollout.rows(rows)),
+                new,
+                new_values,
                 experience.rows(rows),
                 options.clip_range,
                 options.clip_range_value,

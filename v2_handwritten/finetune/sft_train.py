@@ -146,6 +146,7 @@ def open_conversations(
         section.questions_per_story,
         section.request_fraction,
         section.passages,
+        section.wordy_fraction,
     )
     examples = [
         encode_conversation(tokenizer, messages, length, where)

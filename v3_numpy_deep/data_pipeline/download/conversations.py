@@ -23,6 +23,7 @@ def read_conversations(
     questions_per_story: int = 8,
     request_fraction: float = 0.05,
     passages: int = 0,
+    wordy_fraction: float = 0.25,
 ) -> Iterator[tuple[str, list[Message]]]:
     """Each conversation of a source with the words that name it in an error; the numbers are for the story world.
 
@@ -35,6 +36,6 @@ def read_conversations(
         return
     from shared_data.story_world.conversations import conversations
 
-    told = conversations(seed, "train", questions_per_story, request_fraction, passages)
+    told = conversations(seed, "train", questions_per_story, request_fraction, passages, wordy_fraction)
     for number, messages in enumerate(told):
         yield f"conversation {number:,} of the story world", messages
