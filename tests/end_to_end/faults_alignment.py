@@ -79,6 +79,10 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     "too few rewards": (reward_function("return [1.0]"), r"worth gave 1 rewards for \d+ replies; return"),
     "reward file that cannot be run": (reward_function("return ("), r"rewards\.py could not be run: SyntaxError.*; mend"),
     "adapter on no layer": (adapter("method=lora", 'target_modules=["nothing"]'), r"nothing.*; "),
+    "adapter that brings no such module": (
+        adapter("method=lora", 'modules_to_save=["nothing"]'),
+        r"cannot bring 'nothing'; choose among embed_tokens, lm_head",
+    ),
     "adapter of rank zero": (adapter("method=lora", "rank=0"), r"sft\.adapter\.rank.*; correct"),
     "4-bit blocks of no size": (adapter("method=qlora", "block_size=48"), r"sft\.adapter\.block_size.*; correct"),
     "chat with a model that scores": (arguments("chat", "--stage", "reward"), r"does not write; choose --stage"),

@@ -45,7 +45,12 @@ TUNING = {
     "sft.eval_batches": 1,
     "sft.checkpoint_every": 7,
 }
-ADAPTERS = {"sft.adapter.method": "qlora", "sft.adapter.block_size": 32, "sft.adapter.dropout": 0.1}
+ADAPTERS = {
+    "sft.adapter.method": "qlora",
+    "sft.adapter.block_size": 32,
+    "sft.adapter.dropout": 0.1,
+    "sft.adapter.modules_to_save": ["embed_tokens"],
+}
 
 
 def of(stage: str, values: dict[str, object]) -> dict[str, object]:

@@ -1,6 +1,7 @@
-"""LoRA, rsLoRA and DoRA at all levels: outputs, gradients, merged weights; what must not train, and what must not drop."""
+"""LoRA, rsLoRA, DoRA and whole modules at all levels: outputs, gradients, merged weights; what must not train or drop."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from shared_data.errors import UserError
 from tests.parity.arrays import array
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, pair
-from tests.parity.recorder import ParityRecorder
+from tests.parity.recorder import ParityRecorder, as_array
 from v1_quick.finetune.peft import lora as library
 from v1_quick.models.transformer import Transformer as LibraryTransformer
+from v2_handwritten.finetune.peft import lora
 from v2_handwritten.finetune.peft.lora import (
     LoraConfig,
     inject_lora,
@@ -25,6 +27,7 @@ from v2_handwritten.models.blocks.linear import Linear
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 from v3_numpy_deep.finetune.peft import lora as lora3
+from v3_numpy_deep.models import transformer as transformer3
 from v3_numpy_deep.models.config import ModelConfig as ModelConfig3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
@@ -37,6 +40,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all-linear": {"rank": 3, "target_modules": "all-linear"},
     "DoRA, all-linear": {"rank": 3, "target_modules": "all-linear", "use_dora": True},
 }
+WHOLE: dict[str, dict[str, Any]] = {
+    "LoRA, whole embedding": {"rank": 4, "modules_to_save": ("embed_tokens",)},
+    "DoRA, whole embedding and output matrix": {
+        "rank": 3,
+        "use_dora": True,
+        "modules_to_save": ("embed_tokens", "lm_head"),
+    },
+}
 # At most ten times the measured errors. transformers' Llama rotates and normalizes in float32, whatever the model's type.
 FLOAT64 = {"logits": 2e-13, "every gradient": 2e-13, "merged weights": 1e-15, "logits when merged": 1e-13}
 FLOAT32_ISLANDS = {
@@ -45,14 +56,31 @@ FLOAT32_ISLANDS = {
     "merged weights": 1e-15,
     "logits when merged": 2e-5,
 }
+WHOLE_FLOAT64 = {
+    "logits": 1e-13,
+    "every gradient": 2e-13,
+    "merged weights": 1e-15,
+    "logits when merged": 5e-14,
+}
+WHOLE_FLOAT32_ISLANDS = {
+    "logits": 8e-6,
+    "every gradient": 9e-6,
+    "merged weights": 1e-15,
+    "logits when merged": 8e-6,
+}
 CASES = ("gpt2", "llama GQA", "llama MQA, biases, D > C/H")
+TIED_OR_NOT = ("gpt2", "gpt2 untied, exact gelu", "llama GQA", "llama MHA, untied")
+RUNS = [(case, variant) for variant in VARIANTS for case in CASES]
+RUNS += [(case, variant) for variant in WHOLE for case in TIED_OR_NOT]
 
 
 def settings(case: str, variant: str, **more: Any) -> dict[str, Any]:
     """The settings of a variant; GPT-2 calls its layers by other names."""
-    values = VARIANTS[variant] | more
-    if case.startswith("gpt2") and "target_modules" not in values:
-        values["target_modules"] = ("c_attn", "mlp.c_proj")
+    values = (VARIANTS | WHOLE)[variant] | more
+    if case.startswith("gpt2"):
+        values.setdefault("target_modules", ("c_attn", "mlp.c_proj"))
+        whole = values.get("modules_to_save", ())
+        values["modules_to_save"] = tuple(name.replace("embed_tokens", "wte") for name in whole)
     return values
 
 
@@ -74,6 +102,8 @@ def library_names(model: LibraryTransformer, name: str) -> dict[str, torch.nn.Pa
                 path = key.split(f".{theirs}.")[0]
                 tail = ours if ours == "magnitude" else f"{ours}.weight"
                 found[f"{path}.adapters.{name}.{tail}"] = parameter
+        if f".modules_to_save.{name}." in key:
+            found[key.replace(f".modules_to_save.{name}.", ".")] = parameter
     return found
 
 
@@ -96,8 +126,7 @@ def adapted_pair(
     return ours, theirs, names
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "variant"), RUNS)
 def test_output_gradients_and_merged_weights_equal_peft(
     parity: ParityRecorder, case: str, variant: str
 ) -> None:
@@ -117,16 +146,19 @@ def test_output_gradients_and_merged_weights_equal_peft(
     library.merge_lora(theirs)
     merged = merged_state_dict(ours)
     base = {
-        key.replace(".base_layer.", "."): value
+        key.replace(".base_layer.", ".").replace(".modules_to_save.default.", "."): value
         for key, value in theirs.library.get_base_model().state_dict().items()
-        if "lora_" not in key
+        if "lora_" not in key and ".original_module." not in key
     }
     assert merged.keys() == base.keys()
     rows["merged weights"] = tuple(
         torch.cat([state[key].flatten() for key in sorted(base)]) for state in (merged, base)
     )
     rows["logits when merged"] = (ours(inputs["input_ids"]), rows["logits"][1])
-    tolerances = FLOAT64 if case == "gpt2" else FLOAT32_ISLANDS
+    doubles, islands = (
+        (WHOLE_FLOAT64, WHOLE_FLOAT32_ISLANDS) if variant in WHOLE else (FLOAT64, FLOAT32_ISLANDS)
+    )
+    tolerances = doubles if case.startswith("gpt2") else islands
     for quantity, (actual, expected) in rows.items():
         parity(
             component=f"{variant}, {case}",
@@ -141,7 +173,8 @@ def test_output_gradients_and_merged_weights_equal_peft(
 def level_3_like(ours: Transformer, case: str, values: dict[str, Any]) -> Transformer3:
     """Level 3's model with the same base and, after an injection of its own, the same trained adapter."""
     model = Transformer3(ModelConfig3(**MODEL_CASES[case])).to(np.float64)
-    plain = {n.replace(".base.", "."): p for n, p in ours.state_dict().items() if ".adapters." not in n}
+    state = ours.state_dict().items()
+    plain = {n.replace(".base.", "."): p for n, p in state if ".adapters." not in n and ".copies." not in n}
     model.load_state_dict({name: weight.numpy() for name, weight in plain.items()})
     fresh = Transformer(ours.config).double()
     fresh.load_state_dict(plain)
@@ -157,8 +190,7 @@ def level_3_like(ours: Transformer, case: str, values: dict[str, Any]) -> Transf
     return model
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "variant"), RUNS)
 def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, variant: str) -> None:
     values = settings(case, variant)
     ours, _, names = adapted_pair(case, variant)
@@ -192,7 +224,7 @@ def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, va
             levels="v2-v3",
             actual=actual,
             expected=expected,
-            tolerance=FLOAT64[quantity],
+            tolerance=(WHOLE_FLOAT64 if variant in WHOLE else FLOAT64)[quantity],
         )
     before = model(arrays["input_ids"]).data
     lora3.unmerge_lora(model)
@@ -200,10 +232,9 @@ def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, va
     assert np.array_equal(model(arrays["input_ids"]).data, rows["logits"][0].data)
 
 
-@pytest.mark.parametrize("use_dora", [False, True], ids=["LoRA", "DoRA"])
-def test_ten_steps_of_adamw_in_lockstep(parity: ParityRecorder, use_dora: bool) -> None:
+@pytest.mark.parametrize("variant", ["all-linear", "DoRA, all-linear", "LoRA, whole embedding"])
+def test_ten_steps_of_adamw_in_lockstep(parity: ParityRecorder, variant: str) -> None:
     """Losses, and adapters at the end, of all three levels; the frozen base must have kept its bits at each."""
-    variant = "DoRA, all-linear" if use_dora else "all-linear"
     ours, theirs, names = adapted_pair(
         "gpt2", variant, alpha=1.0
     )  # a gentle start: chaos would amplify rounding
@@ -287,6 +318,99 @@ def test_level_3_drops_in_training_only_and_switches_adapters() -> None:
     for name in ("default", "two.words", "training", "train"):
         with pytest.raises(UserError, match="choose"):
             lora3.inject_lora(model, lora3.LoraConfig(), seed=0, name=name)
+
+
+@pytest.mark.parametrize("case", TIED_OR_NOT)
+def test_whole_modules_take_turns_on_a_base_that_keeps_its_bits(case: str) -> None:
+    """At each level: two adapters with an embedding each, one with none, and the base alone."""
+    ours, theirs = pair(case)
+    model = Transformer3(ModelConfig3(**MODEL_CASES[case])).to(np.float64)
+    model.load_state_dict({name: weight.numpy() for name, weight in ours.state_dict().items()})
+    inputs = batch(case, T=9)
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    # Not q_proj: beside an adapter it is no longer multiplied together with k_proj and v_proj, and rounds otherwise.
+    targets = {"target_modules": ("mlp.c_proj",) if case.startswith("gpt2") else ("down_proj",)}
+    whole, none = settings(case, "LoRA, whole embedding", **targets), settings(case, "LoRA", **targets)
+    levels: tuple[Any, ...] = (
+        (theirs, library, AdamW, parameter_groups, inputs),
+        (ours, lora, AdamW, parameter_groups, inputs),
+        (model, lora3, AdamW3, parameter_groups3, arrays),
+    )
+    for level, module, optimizer_class, groups, its_inputs in levels:
+
+        def logits(level: Any = level, ids: Any = its_inputs["input_ids"]) -> np.ndarray:
+            return as_array(level(ids)).copy()
+
+        base = dict(level.named_parameters())
+        bits = {name: as_array(parameter).copy() for name, parameter in base.items()}
+        outputs: dict[str | None, np.ndarray] = {None: logits()}
+        for name, values, steps in (("first", whole, 3), ("second", whole, 1), ("bare", none, 0)):
+            module.inject_lora(level, module.LoraConfig(**values), seed=0, name=name)
+            assert np.array_equal(logits(), outputs[None]), "a new adapter changes nothing yet"
+            optimizer = optimizer_class(groups(level, weight_decay=0.1), learning_rate=0.01)
+            for _ in range(steps):
+                optimizer.zero_grad()
+                level.loss(**its_inputs).backward()
+                optimizer.step()
+            outputs[name] = logits()
+        assert not np.allclose(outputs["first"], outputs["second"])
+        for name in ("second", None, "first", "bare", None):
+            module.set_adapter(level, name)
+            assert np.array_equal(logits(), outputs[name])
+        for name, parameter in base.items():
+            assert np.array_equal(as_array(parameter), bits[name]), f"{name} was written to"
+            assert parameter.grad is None
+        if level is not theirs:
+            assert (
+                dict(level.named_parameters())[f"{embedding_of(case)}.weight"] is level.token_embedding.weight
+            )
+            assert level.token_embedding.weight is base[f"{embedding_of(case)}.weight"]
+            assert (level.lm_head.weight is level.token_embedding.weight) == level.config.tie_word_embeddings
+
+
+def embedding_of(case: str) -> str:
+    """The path of the token embedding."""
+    return "transformer.wte" if case.startswith("gpt2") else "model.embed_tokens"
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
+def test_the_gradient_of_tied_modules_is_the_sum_of_both_uses(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An untied model with the same numbers tells the two apart. Level 3 computes the rows of the batch in two threads."""
+    monkeypatch.setattr(transformer3, "available_threads", lambda: 2)
+    values = settings(case, "DoRA, whole embedding and output matrix")
+    ours, _, _ = adapted_pair(case, "DoRA, whole embedding and output matrix")
+    untied = Transformer(replace(ours.config, tie_word_embeddings=False)).double()
+    untied.load_state_dict(pair(case)[0].state_dict())
+    inject_lora(untied, LoraConfig(**values), seed=5)
+    copied = {n: p for n, p in ours.state_dict().items() if ".copies." not in n}
+    assert not untied.load_state_dict(copied, strict=False).unexpected_keys
+    model = level_3_like(ours, case, values)
+    inputs = batch(case, T=20)
+    ours.loss(**inputs).backward()
+    untied.loss(**inputs).backward()
+    model.loss(**{name: value.numpy() for name, value in inputs.items()}).backward()
+    uses = [untied.token_embedding.weight.grad, untied.lm_head.weight.grad]
+    assert all(gradient is not None and gradient.abs().max() > 1e-3 for gradient in uses)
+    torch.testing.assert_close(ours.token_embedding.weight.grad, uses[0] + uses[1], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(model.lm_head.weight.grad, uses[0] + uses[1], rtol=0, atol=9e-15)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama MHA, untied"])
+def test_modules_that_no_adapter_can_bring_are_refused(case: str) -> None:
+    embedding = embedding_of(case).rpartition(".")[2]
+    ours, theirs = pair(case)
+    model = Transformer3(ModelConfig3(**MODEL_CASES[case]))
+    for level, module in ((theirs, library), (ours, lora), (model, lora3)):
+        before = [(name, parameter.requires_grad) for name, parameter in level.named_parameters()]
+        for name in ("nothing", "c_attn", "q_proj", "head", "norm", "wpe", ""):
+            config = module.LoraConfig(target_modules="all-linear", modules_to_save=(name,))
+            with pytest.raises(UserError, match=f"cannot bring '{name}'; choose among {embedding}, lm_head"):
+                module.inject_lora(level, config, seed=0)
+        with pytest.raises(UserError, match="lm_head stands in target_modules and in modules_to_save"):
+            module.LoraConfig(target_modules=("lm_head",), modules_to_save=("lm_head",))
+        assert before == [(name, parameter.requires_grad) for name, parameter in level.named_parameters()]
 
 
 class OneLayer(torch.nn.Module):

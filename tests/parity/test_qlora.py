@@ -345,5 +345,9 @@ def test_memory_of_full_tuning_lora_and_qlora() -> None:
     assert qlora.memory_bytes(model)["weights"] == 4 * (total - sum(matrices)) + codes
     with pytest.raises(UserError, match="already"):
         qlora.quantize_model(model, qlora.QuantizationConfig())
+    frozen = qlora.memory_bytes(model)["weights"]
+    inject_lora(model, LoraConfig(rank=2, modules_to_save=("embed_tokens",)), seed=0)
+    whole = model.config.vocab_size * model.config.hidden_size
+    assert qlora.memory_bytes(model)["total"] == frozen + 16 * (adapter + whole)
     with pytest.raises(UserError, match="63"):
         qlora.QuantizationConfig(block_size=63)

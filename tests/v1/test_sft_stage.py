@@ -114,16 +114,25 @@ def test_a_curriculum_is_not_shuffled(
     assert [keywords["train_sampling_strategy"] for keywords in asked] == ["random", "sequential"]
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["frozen embedding", "whole embedding"])
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_the_merged_model_is_the_one_that_level_2_merges(
-    pretrained: tuple[Path, list[str]], tmp_path: Path, method: str
+    pretrained: tuple[Path, list[str]], tmp_path: Path, method: str, whole: bool
 ) -> None:
-    settings, run = prepare(pretrained, tmp_path, f"sft.adapter.method={method}", "sft.adapter.use_dora=true")
+    embedding = "wte" if pretrained[1] is GPT2 else "embed_tokens"
+    settings, run = prepare(
+        pretrained,
+        tmp_path,
+        f"sft.adapter.method={method}",
+        "sft.adapter.use_dora=true",
+        f"sft.adapter.modules_to_save={[embedding] if whole else []}",
+    )
     numbers = sft(settings, run)
     assert list(numbers) == KEYS
     folder = run.stage("sft")
     kept = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (kept["r"], kept["use_dora"]) == (2, True)
+    assert bool(kept["modules_to_save"]) == whole
     assert kept["base_model_name_or_path"] == str(run.checkpoint("pretrain"))
     theirs: Any = load_model(run.checkpoint("pretrain"))
     before = {name: weight.clone() for name, weight in theirs.state_dict().items()}

@@ -158,6 +158,7 @@ def _model_to_tune(settings: Settings, run: RunFolder, device: torch.device) -> 
         targets if isinstance(targets, str) else tuple(targets),
         adapter.use_rslora,
         adapter.use_dora,
+        tuple(adapter.modules_to_save),
     )
     inject_lora(model, config, settings.sft.seed)
     return model

@@ -128,6 +128,7 @@ def model_to_tune(settings: Settings, run: RunFolder, checkpoint: Path | None) -
         targets if isinstance(targets, str) else tuple(targets),
         adapter.use_rslora,
         adapter.use_dora,
+        tuple(adapter.modules_to_save),
     )
     inject_lora(model, config, settings.sft.seed)
     return model

@@ -17,7 +17,7 @@ from torch import nn
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json
-from v1_quick.finetune.peft.lora import lora_parameters, set_adapter
+from v1_quick.finetune.peft.lora import _name_tied_modules, lora_parameters, set_adapter
 from v1_quick.models.transformer import Transformer
 
 
@@ -28,8 +28,9 @@ def save_adapter(model: Transformer, folder: Path | str, base_name: str, name: s
         raise UserError(f"the model has no adapter {name!r} to save; name one that it has")
     tensors = peft.get_peft_model_state_dict(library, adapter_name=name)
     with atomic_write(Path(folder) / "adapter_model.safetensors") as file:
-        file.write(save({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}))
+        file.write(save({key: tensor.clone().contiguous().cpu() for key, tensor in tensors.items()}))
     settings = copy.deepcopy(library.peft_config[name])
+    _name_tied_modules(settings)
     settings.base_model_name_or_path, settings.inference_mode = base_name, True
     settings.save_pretrained(str(folder))
 
@@ -43,6 +44,7 @@ def load_adapter(model: Transformer, folder: Path | str, name: str = "default") 
         settings: Any = peft.PeftConfig.from_pretrained(str(folder))
         tensors = peft.load_peft_weights(str(folder), device="cpu")
         settings.inference_mode = False
+        _name_tied_modules(settings)
         if isinstance(model.library, peft.PeftModel):
             model.library.add_adapter(name, settings)
         else:

@@ -29,12 +29,18 @@ class LoraConfig:
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
     use_rslora: bool = False  # divide alpha by √rank, not by the rank
     use_dora: bool = False  # learn the length of each row of the weight apart from its direction
+    modules_to_save: tuple[str, ...] = ()  # whole modules that train and are saved beside the adapters
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"LoRA of rank {self.rank} has no weights; choose a rank of at least 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"LoRA dropout {self.dropout} is no probability below 1; choose one in [0, 1)")
+        both = sorted(set(self.modules_to_save) & set(self.target_modules))
+        if both:
+            raise UserError(
+                f"{both[0]} stands in target_modules and in modules_to_save; a module that trains whole needs no update beside it: choose one"
+            )
 
 
 def initial_down_projection(path: str, rank: int, in_features: int, seed: int) -> np.ndarray:
@@ -49,6 +55,7 @@ def inject_lora(
 ) -> list[nn.Parameter]:
     """Hang a new adapter on the model, make it the active one, and return its parameters: the only ones that train."""
     library: Any = model.library
+    _check_modules_to_save(model, config)
     settings = _library_config(model, config)
     try:
         if isinstance(library, peft.PeftModel):
@@ -98,16 +105,39 @@ def unmerge_lora(model: Transformer) -> None:
     model.library.unmerge_adapter()
 
 
+def _check_modules_to_save(model: Transformer, config: LoraConfig) -> None:
+    """PEFT would pass over a name that no module has, and would bring any module that has it."""
+    paths = ("transformer.wte" if model.config.model_type == "gpt2" else "model.embed_tokens", "lm_head")
+    for name in config.modules_to_save:
+        if not any(f".{path}".endswith(f".{name}") for path in paths):
+            choices = ", ".join(path.rpartition(".")[2] for path in paths)
+            raise UserError(f"modules_to_save: an adapter cannot bring {name!r}; choose among {choices}")
+
+
 def _library_config(model: Transformer, config: LoraConfig) -> peft.LoraConfig:
     """Our settings under PEFT's names. GPT-2's `Conv1D` keeps its weight as [in, out], which PEFT wants to be told."""
-    targets = config.target_modules
-    return peft.LoraConfig(
+    targets, whole = config.target_modules, list(config.modules_to_save)
+    settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT computes with any number
         lora_dropout=config.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
+        modules_to_save=whole or None,
+        ensure_weight_tying=bool(whole) and model.config.tie_word_embeddings,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.library.modules()),
         task_type="CAUSAL_LM",
     )
+    _name_tied_modules(settings)
+    return settings
+
+
+def _name_tied_modules(settings: Any) -> None:
+    """Name the output matrix beside the embedding that it is tied to; PEFT then copies one for both, and takes the name out again.
+
+    Without it, PEFT 0.21.2 would not tie GPT-2's "wte", a name it does not know; loading, it would write "lm_head" to the base.
+    """
+    whole = settings.modules_to_save
+    if whole and settings.ensure_weight_tying and "lm_head" not in whole:
+        whole.append("lm_head")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
@@ -27,6 +27,7 @@ from v2_handwritten.finetune.peft.lora import (
     inject_lora,
     lora_parameters,
 )
+from v2_handwritten.finetune.peft.modules_to_save import module_copies, select_modules
 from v2_handwritten.finetune.peft.target_modules import LayerPlace, linear_layers, select_layers
 from v2_handwritten.models.blocks.linear import Conv1D
 from v2_handwritten.models.checkpoint import _read_shapes, _read_tensor
@@ -38,7 +39,7 @@ _NOT_USED = {"bias": "none", "lora_bias": False, "use_qalora": False, "use_bdlor
 _UNKNOWN_TO_US = (
     *_NOT_USED,
     *("alpha_pattern", "arrow_config", "alora_invocation_tokens", "exclude_modules", "kasa_config"),
-    *("layer_replication", "layers_to_transform", "modules_to_save", "monteclora_config", "rank_pattern"),
+    *("layer_replication", "layers_to_transform", "monteclora_config", "rank_pattern"),
     *("target_parameters", "trainable_token_indices", "velora_config"),
 )
 
@@ -51,10 +52,7 @@ def save_adapter(model: nn.Module, folder: Path | str, base_name: str, name: str
     places = [place for place in linear_layers(model) if name in _adapters(place.layer)]
     if not places:
         raise UserError(f"the model has no adapter {name!r} to save; name one that it has")
-    tensors: dict[str, Tensor] = {}
-    for place in places:
-        for tensor_name, weight in _weights(_adapters(place.layer)[name]).items():
-            tensors[f"{_PREFIX}{place.path}.{tensor_name}"] = weight.detach().contiguous().cpu()
+    tensors = {key: weight.detach().clone().cpu() for key, weight in _tensors(model, name).items()}
     folder = Path(folder)
     with atomic_write(folder / "adapter_model.safetensors") as file:
         file.write(save(tensors, metadata={"format": "pt"}))
@@ -77,12 +75,17 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
     shapes = _read_shapes(file)
     layers = {place.path: place for place in linear_layers(model)}
     adapted = [path for path in layers if _is_target(path, settings.get("target_modules"))]
-    _check_tensors(shapes, {path: layers[path].layer for path in adapted}, config, file)
+    whole = select_modules(model, config.modules_to_save)
+    if any(len(users) > 1 for users in whole) and not settings.get("ensure_weight_tying"):
+        raise UserError(
+            f"{folder} unties the output matrix from the embedding, which this model cannot; train it with ensure_weight_tying"
+        )
+    modules = {path: module for users in whole for path, module in users.items()}
+    _check_tensors(shapes, {path: layers[path].layer for path in adapted}, modules, config, file)
     inject_lora(model, replace(config, target_modules=tuple(adapted)), seed=0, name=name)
     with torch.no_grad():
-        for path in adapted:
-            for tensor_name, weight in _weights(_adapters(layers[path].layer)[name]).items():
-                weight.copy_(_read_tensor(file, f"{_PREFIX}{path}.{tensor_name}"))
+        for key, weight in _tensors(model, name).items():
+            weight.copy_(_read_tensor(file, key))
     return lora_parameters(model)
 
 
@@ -115,10 +118,24 @@ def _weights(adapter: LoraAdapter) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in zip(_TENSORS, weights, strict=True) if weight is not None}
 
 
+def _tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """All parameters of an adapter by PEFT's names; one that two tied modules share has the names of both."""
+    tensors: dict[str, nn.Parameter] = {}
+    for place in linear_layers(model):
+        adapter = _adapters(place.layer).get(name)
+        for tensor_name, weight in (_weights(adapter) if adapter else {}).items():
+            tensors[f"{_PREFIX}{place.path}.{tensor_name}"] = weight
+    for copies in module_copies(model):
+        if name in copies.weights:
+            tensors |= {f"{_PREFIX}{path}.weight": copies.weights[name] for path in copies.users}
+    return tensors
+
+
 def _settings(model: nn.Module, places: list[LayerPlace], base_name: str, name: str) -> dict[str, Any]:
     """What stands in `adapter_config.json`; settings of PEFT that are left out take its defaults."""
     config = _adapters(places[0].layer)[name].config
     bases: list[Any] = [place.layer.base for place in places]
+    whole = [list(copies.users) for copies in module_copies(model) if name in copies.weights]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -127,6 +144,9 @@ def _settings(model: nn.Module, places: list[LayerPlace], base_name: str, name: 
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": _target_names(model, places),
+        # Tied modules by both names: PEFT 0.21.2 sees that GPT-2's "wte" is tied only where "lm_head" is named too.
+        "modules_to_save": [path.rpartition(".")[2] for paths in whole for path in paths] or None,
+        "ensure_weight_tying": any(len(paths) > 1 for paths in whole),
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
         "fan_in_fan_out": any(isinstance(b, Conv1D) or getattr(b, "from_conv1d", False) for b in bases),
@@ -151,15 +171,20 @@ def _read_config(settings: Any, folder: Path) -> LoraConfig:
             dropout=float(settings.get("lora_dropout") or 0.0),
             use_rslora=bool(settings.get("use_rslora")),
             use_dora=bool(settings.get("use_dora")),
+            modules_to_save=tuple(map(str, settings.get("modules_to_save") or ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} lacks or garbles a setting ({error}); copy it again") from error
 
 
 def _check_tensors(
-    shapes: dict[str, tuple[int, ...]], layers: dict[str, nn.Module], config: LoraConfig, file: Path
+    shapes: dict[str, tuple[int, ...]],
+    layers: dict[str, nn.Module],
+    modules: dict[str, Any],
+    config: LoraConfig,
+    file: Path,
 ) -> None:
-    """Every adapted layer must have its tensors, in its shape, and there must be no others."""
+    """Every adapted layer and every whole module must have its tensors, in its shape, and there must be no others."""
     expected: dict[str, tuple[int, ...]] = {}
     for path, layer in layers.items():
         O, I = _features(layer)  # noqa: E741 - out and in
@@ -169,6 +194,7 @@ def _check_tensors(
     advice = "load the adapter on the model that it was trained on"
     if not expected:
         raise UserError(f"{file}: none of its target modules is in this model; {advice}")
+    expected |= {f"{_PREFIX}{path}.weight": tuple(module.weight.shape) for path, module in modules.items()}
     for name, shape in shapes.items():
         if name not in expected:
             raise UserError(f"{file}: tensor {name} belongs to no layer of this model; {advice}")

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shared_data.errors import UserError
+from v2_handwritten.finetune.peft.modules_to_save import add_copies, module_copies, select_modules
 from v2_handwritten.finetune.peft.target_modules import linear_layers, select_layers
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.linear import Conv1D, Linear
@@ -36,12 +37,18 @@ class LoraConfig:
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
     use_rslora: bool = False  # divide alpha by √rank, not by the rank
     use_dora: bool = False  # learn the length of each row of the weight apart from its direction
+    modules_to_save: tuple[str, ...] = ()  # whole modules that train and are saved beside the adapters
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"LoRA of rank {self.rank} has no weights; choose a rank of at least 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"LoRA dropout {self.dropout} is no probability below 1; choose one in [0, 1)")
+        both = sorted(set(self.modules_to_save) & set(self.target_modules))
+        if both:
+            raise UserError(
+                f"{both[0]} stands in target_modules and in modules_to_save; a module that trains whole needs no update beside it: choose one"
+            )
 
     @property
     def scaling(self) -> float:
@@ -190,10 +197,11 @@ def initial_down_projection(
 def inject_lora(model: nn.Module, config: LoraConfig, seed: int, name: str = "default") -> list[nn.Parameter]:
     """Hang a new adapter on the model, make it the active one, and return its parameters: the only ones that train.
 
-    Everything else is frozen. Raises `UserError` for a target module the model has
-    not, for a name that is taken, and while adapters are merged.
+    Everything else is frozen. Raises `UserError` for a target module the model has not, for a module that cannot be
+    saved with an adapter, for a name that is taken, and while adapters are merged.
     """
     places = select_layers(model, config.target_modules)
+    whole = select_modules(model, config.modules_to_save)
     _check_name(model, name)
     if not any(_lora_layers(model)):
         _let_gradients_pass_checkpoints(model)
@@ -204,6 +212,7 @@ def inject_lora(model: nn.Module, config: LoraConfig, seed: int, name: str = "de
             place.replace(layer)
         in_features = layer.base_weight().shape[1]
         layer.add_adapter(name, config, initial_down_projection(place.path, config.rank, in_features, seed))
+    add_copies(whole, name)
     set_adapter(model, name)
     return lora_parameters(model)
 
@@ -218,6 +227,8 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
     known = sorted({known for layer in layers for known in layer.adapter_names})
     if name is not None and name not in known:
         raise UserError(f"the model has no adapter {name!r}; it has {', '.join(known) or 'none'}")
+    for copies in module_copies(model):
+        copies.activate(name)
     for parameter in model.parameters():
         parameter.requires_grad = False
     for layer in layers:
@@ -227,13 +238,17 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the active adapter, layer by layer."""
+    """The parameters of the active adapter: its updates, layer by layer, then its whole modules."""
     active = (layer.active_adapter for layer in _lora_layers(model))
-    return [parameter for adapter in active if adapter is not None for parameter in adapter.parameters()]
+    updates = [parameter for adapter in active if adapter is not None for parameter in adapter.parameters()]
+    return updates + [copies.weights[copies.active] for copies in module_copies(model) if copies.active]
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold the active adapter into plain weights, which cost no more than the base's. Merging again changes nothing."""
+    """Fold the active adapter into plain weights, which cost no more than the base's. Merging again changes nothing.
+
+    Whole modules of the adapter are plain weights already.
+    """
     for layer in _lora_layers(model):
         layer.merge()
 
@@ -246,7 +261,7 @@ def unmerge_lora(model: nn.Module) -> None:
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a plain model that computes the same, by a checkpoint's names: adapters folded in, codes decoded."""
-    state = model.state_dict()
+    state = {key: value for key, value in model.state_dict().items() if ".copies." not in key}
     for place in linear_layers(model):
         layer: Any = place.layer
         if getattr(layer, "replaces_linear", False):

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from shared_data.errors import UserError
 from v3_numpy_deep.autograd import Array, Module, ModuleDict, Parameter, Tensor
+from v3_numpy_deep.finetune.peft.modules_to_save import add_copies, module_copies, select_modules
 from v3_numpy_deep.finetune.peft.target_modules import linear_layers, select_layers
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.linear import Conv1D, Linear
@@ -34,12 +35,18 @@ class LoraConfig:
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
     use_rslora: bool = False  # divide alpha by √rank, not by the rank
     use_dora: bool = False  # learn the length of each row of the weight apart from its direction
+    modules_to_save: tuple[str, ...] = ()  # whole modules that train and are saved beside the adapters
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"LoRA of rank {self.rank} has no weights; choose a rank of at least 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"LoRA dropout {self.dropout} is no probability below 1; choose one in [0, 1)")
+        both = sorted(set(self.modules_to_save) & set(self.target_modules))
+        if both:
+            raise UserError(
+                f"{both[0]} stands in target_modules and in modules_to_save; a module that trains whole needs no update beside it: choose one"
+            )
 
     @property
     def scaling(self) -> float:
@@ -183,10 +190,11 @@ def initial_down_projection(
 def inject_lora(model: Module, config: LoraConfig, seed: int, name: str = "default") -> list[Parameter]:
     """Hang a new adapter on the model, make it the active one, and return its parameters: the only ones that train.
 
-    Everything else is frozen. Raises `UserError` for a target module the model has
-    not, for a name that is taken, and while adapters are merged.
+    Everything else is frozen. Raises `UserError` for a target module the model has not, for a module that cannot be
+    saved with an adapter, for a name that is taken, and while adapters are merged.
     """
     places = select_layers(model, config.target_modules)
+    whole = select_modules(model, config.modules_to_save)
     _check_name(model, name)
     for place in places:
         layer = place.layer
@@ -195,6 +203,7 @@ def inject_lora(model: Module, config: LoraConfig, seed: int, name: str = "defau
             place.replace(layer)
         in_features = layer.base_weight().shape[1]
         layer.add_adapter(name, config, initial_down_projection(place.path, config.rank, in_features, seed))
+    add_copies(whole, name)
     set_adapter(model, name)
     return lora_parameters(model)
 
@@ -209,6 +218,8 @@ def set_adapter(model: Module, name: str | None) -> None:
     known = sorted({known for layer in layers for known in layer.adapter_names})
     if name is not None and name not in known:
         raise UserError(f"the model has no adapter {name!r}; it has {', '.join(known) or 'none'}")
+    for copies in module_copies(model):
+        copies.activate(name)
     for parameter in model.parameters():
         parameter.requires_grad = False
     for layer in layers:
@@ -218,13 +229,17 @@ def set_adapter(model: Module, name: str | None) -> None:
 
 
 def lora_parameters(model: Module) -> list[Parameter]:
-    """The parameters of the active adapter, layer by layer."""
+    """The parameters of the active adapter: its updates, layer by layer, then its whole modules."""
     active = (layer.active_adapter for layer in _lora_layers(model))
-    return [parameter for adapter in active if adapter is not None for parameter in adapter.parameters()]
+    updates = [parameter for adapter in active if adapter is not None for parameter in adapter.parameters()]
+    return updates + [copies.weights[copies.active] for copies in module_copies(model) if copies.active]
 
 
 def merge_lora(model: Module) -> None:
-    """Fold the active adapter into plain weights, which cost no more than the base's. Merging again changes nothing."""
+    """Fold the active adapter into plain weights, which cost no more than the base's. Merging again changes nothing.
+
+    Whole modules of the adapter are plain weights already.
+    """
     for layer in _lora_layers(model):
         layer.merge()
 
@@ -237,7 +252,7 @@ def unmerge_lora(model: Module) -> None:
 
 def merged_state_dict(model: Module) -> dict[str, Array]:
     """The weights of a plain model that computes the same, by a checkpoint's names: adapters folded in, codes decoded."""
-    state = model.state_dict()
+    state = {key: value for key, value in model.state_dict().items() if ".copies." not in key}
     for place in linear_layers(model):
         layer: Any = place.layer
         if getattr(layer, "replaces_linear", False):
