@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 
+from shared_data.story_world import passages
 from shared_data.story_world.conversations import conversations
 from shared_data.story_world.passages import _TELLS, ask_about_passage, telling_sentences
 from shared_data.story_world.questions import KINDS, answer, split_prompt
@@ -90,6 +91,24 @@ def test_a_lesson_is_answered_by_its_passage_alone(stories: list[Story]) -> None
                 assert known[1].lower() in re.findall(r"\w+", text.lower()), task
     assert 0.12 < kinds["unanswerable"] / kinds.total() < 0.25
     assert set(_TELLS) <= set(kinds)
+
+
+def test_passages_are_aimed_at_what_few_stories_tell(
+    stories: list[Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kinds that would hardly be asked become two to five times as frequent, and few sentences tell nothing."""
+    shares = []
+    for aimed in (0.0, passages._AIMED):
+        monkeypatch.setattr(passages, "_AIMED", aimed)
+        rng = random.Random(0)
+        lessons = [ask_about_passage(story, rng, 1, 10) for story in stories]
+        kinds = Counter(task.kind for tasks in lessons for task in tasks)
+        empty = sum(all(task.kind == "unanswerable" for task in tasks) for tasks in lessons)
+        shares.append(({kind: count / kinds.total() for kind, count in kinds.items()}, empty / len(lessons)))
+    (chance, empty_by_chance), (share, empty) = shares
+    assert empty < 0.05 < 0.2 < empty_by_chance
+    for kind in passages._RARELY_TOLD:
+        assert share[kind] > 2 * chance[kind], kind
 
 
 def test_conversations_begin_with_passages_that_grow() -> None:
