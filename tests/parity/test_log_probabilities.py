@@ -338,6 +338,60 @@ def test_what_texts_have_in_common_at_the_beginning_is_packed_once() -> None:
         assert pack(half[1:], np.ones((2, 7), int), 1000).branch_ids is None
 
 
+Found = tuple[np.ndarray, dict[str, np.ndarray]]  # states, and every gradient by its parameter's name
+
+
+def learn_from_rows(
+    model: Any,
+    arrays: Any,
+    ids: np.ndarray,
+    mask: np.ndarray | None,
+    read: np.ndarray | None,
+    kept: np.ndarray,
+) -> tuple[Found, Found]:
+    """What levels 2 and 3 find for the states at `kept`, be it that only these are read or that all are made."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    arrays.zero_grad()
+    inputs = (None if x is None else torch.from_numpy(x) for x in (ids, mask, read))
+    ours = hidden_states_of_rows(model, *inputs)
+    theirs = padding3.hidden_states_of_rows(arrays, ids, mask, read)
+    if read is None:
+        ours, theirs = ours[torch.from_numpy(kept)], theirs[kept]
+    assert ours.shape == theirs.shape == (kept.sum(), model.config.hidden_size)
+    weights = array(3, *theirs.shape)
+    (ours * torch.from_numpy(weights)).pow(2).sum().backward()
+    ((theirs * weights) * (theirs * weights)).sum().backward()
+    return (
+        (ours.detach().numpy(), {name: grad.numpy() for name, grad in gradients(model).items()}),
+        (theirs.data, {name: p.grad for name, p in arrays.named_parameters()}),
+    )
+
+
+def compare_ways(
+    parity: ParityRecorder,
+    component: str,
+    actual: tuple[Found, Found],
+    expected: tuple[Found, Found],
+    tolerance: float,
+) -> None:
+    """States and gradients of one way and of another, at each level by itself."""
+    for levels, (states, some), (all_states, every) in zip(("v2-v2", "v3-v3"), actual, expected, strict=True):
+        rows = [
+            np.concatenate([np.ravel(grads[name]) / np.abs(every[name]).max() for name in every])
+            for grads in (some, every)
+        ]
+        for quantity, a, b in (("states", states, all_states), ("every gradient", *rows)):
+            parity(
+                component=component,
+                quantity=quantity,
+                levels=levels,
+                actual=a,
+                expected=b,
+                tolerance=tolerance,
+            )
+
+
 @pytest.mark.parametrize("only_read", [False, True], ids=["all states", "states that are read"])
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 def test_sharing_beginnings_changes_neither_states_nor_gradients(
@@ -346,49 +400,16 @@ def test_sharing_beginnings_changes_neither_states_nor_gradients(
     """Each text as if it stood alone, and a gradient that is the sum over the texts that share."""
     _, model, arrays = trio(case)
     ids, mask, reply = rows_that_begin_alike(config_of(case).vocab_size)
-    before = np.pad(
-        reply[:, 1:].astype(bool), ((0, 0), (0, 1))
-    )  # where replies are predicted from, ends of prompts among them
-    read = before if only_read else None
-    states, found = {}, {}
-    for way in ("shared", "apart"):
+    # Where replies are predicted from, the ends of prompts among them.
+    before = np.pad(reply[:, 1:].astype(bool), ((0, 0), (0, 1)))
+    read, kept = (before, before) if only_read else (None, mask.astype(bool))
+    found = []
+    for apart in (False, True):
         for module in (padding2, padding3):
-            monkeypatch.setattr(module, "_drops", lambda model, apart=way == "apart": apart)
-        for parameter in model.parameters():
-            parameter.grad = None
-        arrays.zero_grad()
-        inputs = (
-            torch.from_numpy(ids),
-            torch.from_numpy(mask),
-            None if read is None else torch.from_numpy(read),
-        )
-        ours, theirs = (
-            hidden_states_of_rows(model, *inputs),
-            padding3.hidden_states_of_rows(arrays, ids, mask, read),
-        )
-        if read is None:
-            ours, theirs = ours[inputs[1].bool()], theirs[mask.astype(bool)]
-        weights = array(3, *theirs.shape)
-        (ours * torch.from_numpy(weights)).pow(2).sum().backward()
-        ((theirs * weights) * (theirs * weights)).sum().backward()
-        states[way] = ours.detach().numpy(), theirs.data
-        ours_grad = {name: grad.numpy() for name, grad in gradients(model).items()}
-        found[way] = ours_grad, {name: p.grad for name, p in arrays.named_parameters()}
+            monkeypatch.setattr(module, "_drops", lambda model, apart=apart: apart)
+        found.append(learn_from_rows(model, arrays, ids, mask, read, kept))
     component = f"shared beginnings, {case}, {'some' if only_read else 'all'} states"
-    for level, levels in enumerate(("v2-v2", "v3-v3")):
-        some, every = found["shared"][level], found["apart"][level]
-        rows = [
-            np.concatenate([np.ravel(grads[name]) / np.abs(every[name]).max() for name in every])
-            for grads in (some, every)
-        ]
-        for quantity, actual, expected in (
-            ("states", states["shared"][level], states["apart"][level]),
-            ("every gradient", *rows),
-        ):
-            parity(
-                component=component, quantity=quantity, levels=levels,
-                actual=actual, expected=expected, tolerance=1e-14,
-            )  # fmt: skip
+    compare_ways(parity, component, *found, tolerance=1e-14)
 
 
 def test_dropout_keeps_texts_apart() -> None:
@@ -409,41 +430,11 @@ def test_states_at_the_positions_that_are_read_are_those_of_all(
 ) -> None:
     """The last block skips the others after its attention; states and gradients must not notice."""
     _, model, arrays = trio(case)
-    ids, read = integers(5, config_of(case).vocab_size, *ATTENTION.shape), REPLY.astype(bool)
+    ids, kept = integers(5, config_of(case).vocab_size, *ATTENTION.shape), REPLY.astype(bool)
     mask = ATTENTION if padded else None
-    states, found = {}, {}
-    for way in ("all", "read"):
-        chosen = read if way == "read" else None
-        for parameter in model.parameters():
-            parameter.grad = None
-        arrays.zero_grad()
-        given = None if mask is None else torch.from_numpy(mask)
-        ours = hidden_states_of_rows(
-            model, torch.from_numpy(ids), given, None if chosen is None else torch.from_numpy(chosen)
-        )
-        theirs = padding3.hidden_states_of_rows(arrays, ids, mask, chosen)
-        ours, theirs = (ours, theirs) if way == "read" else (ours[torch.from_numpy(read)], theirs[read])
-        assert ours.shape == theirs.shape == (read.sum(), config_of(case).hidden_size)
-        ours.pow(3).sum().backward()
-        (theirs * theirs * theirs).sum().backward()
-        states[way] = ours.detach().numpy(), theirs.data
-        ours_grad = {name: grad.numpy() for name, grad in gradients(model).items()}
-        found[way] = ours_grad, {name: p.grad for name, p in arrays.named_parameters()}
+    some, every = (learn_from_rows(model, arrays, ids, mask, read, kept) for read in (kept, None))
     component = f"hidden_states_of_rows, some positions, {case}, {'padding' if padded else 'whole rows'}"
-    for level, (levels, tolerance) in enumerate((("v2-v2", 3e-15), ("v3-v3", 5e-15))):
-        some, every = found["read"][level], found["all"][level]
-        rows = [
-            np.concatenate([np.ravel(grads[name]) / np.abs(every[name]).max() for name in every])
-            for grads in (some, every)
-        ]
-        for quantity, actual, expected in (
-            ("states", states["read"][level], states["all"][level]),
-            ("every gradient", *rows),
-        ):
-            parity(
-                component=component, quantity=quantity, levels=levels,
-                actual=actual, expected=expected, tolerance=tolerance,
-            )  # fmt: skip
+    compare_ways(parity, component, some, every, tolerance=5e-15)
 
 
 def test_training_the_policy_leaves_the_reference_alone() -> None:
