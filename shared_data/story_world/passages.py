@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from shared_data.story_world.facts import Facts
@@ -69,13 +69,18 @@ def ask_about_passage(story: Story, rng: random.Random, length: int, count: int)
     only that.
     """
     facts, sentences = story.facts, sentences_of(story.text)
+    answers = {(kind, name): KINDS[kind].answer(facts, name) for kind, name in kinds_and_names(facts)}
+    telling = {
+        (kind, name): [] if answer is None else telling_sentences(kind, facts, name, answer, sentences)
+        for (kind, name), answer in answers.items()
+    }
     length = min(length, len(sentences))
-    start = _start_of_passage(story.facts, sentences, length, rng)
+    start = _start_of_passage(telling, len(sentences), length, rng)
+    passage = range(start, start + length)
     text = " ".join(sentences[start : start + length])
     told, untold = [], []
-    for kind, name in kinds_and_names(facts):
-        answer = KINDS[kind].answer(facts, name)
-        if answer is not None and _is_told(kind, facts, name, answer, sentences, start, start + length):
+    for (kind, name), answer in answers.items():
+        if any(place in passage for place in telling[kind, name]):
             told.append((kind, name, answer))
         elif answer is None or (kind not in _UNCLEAR and answer.split()[-1] not in text):
             untold.append((kind, name, None))
@@ -94,29 +99,20 @@ def ask_about_passage(story: Story, rng: random.Random, length: int, count: int)
     ]
 
 
-def _start_of_passage(facts: Facts, sentences: Sequence[str], length: int, rng: random.Random) -> int:
-    """Where a passage begins: mostly so that it tells a drawn kind of thing, of what few stories tell more often than chance would."""
-    first, last = 0, len(sentences) - length
+def _start_of_passage(
+    telling: Mapping[tuple[str, str], list[int]], sentences: int, length: int, rng: random.Random
+) -> int:
+    """Where a passage begins: mostly so that it tells a drawn kind of thing, of what few stories tell more often than chance would.
+
+    telling: the sentences, of so many, that tell the answer to a question of a kind about a name.
+    """
+    first, last = 0, sentences - length
     if rng.random() < _AIMED:
-        told = {
-            kind: telling
-            for kind, name in kinds_and_names(facts)
-            if (answer := KINDS[kind].answer(facts, name)) is not None
-            and (telling := telling_sentences(kind, facts, name, answer, sentences))
-        }
+        told = {kind: places for (kind, _), places in telling.items() if places}
         weights = [_RARE if kind in _RARELY_TOLD else 1 for kind in told]
         place = rng.choice(rng.choices(list(told.values()), weights)[0])
         first, last = max(first, place - length + 1), min(last, place)
     return rng.randint(first, last)
-
-
-def _is_told(
-    kind: str, facts: Facts, name: str, answer: str, sentences: Sequence[str], start: int, end: int
-) -> bool:
-    """Whether the sentences from `start` to before `end` tell the answer, and none after them another."""
-    if not telling_sentences(kind, facts, name, answer, sentences[start:end]):
-        return False
-    return kind not in _LAST_COUNTS or telling_sentences(kind, facts, name, answer, sentences)[0] < end
 
 
 def telling_sentences(kind: str, facts: Facts, name: str, answer: str, sentences: Sequence[str]) -> list[int]:

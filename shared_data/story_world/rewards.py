@@ -54,11 +54,9 @@ WEIGHTS = RewardParts(words=0.4, length=0.1, form=0.1, variety=0.2, consistency=
 def reward(prompt: str, reply: str) -> float:
     """The reward of a reply, in [0, 1]."""
     right = right_answer(prompt)
-    return (
-        story_reward(parse_request(prompt), reply).total
-        if right is None
-        else _answer_reward(right, reply.strip())
-    )
+    if right is None:
+        return story_reward(parse_request(prompt), reply).total
+    return _answer_reward(right, reply.strip())
 
 
 def is_right(prompt: str, reply: str) -> bool | None:

@@ -12,6 +12,7 @@ from tests.parity.block_checks import compare_functions
 from tests.parity.inference_cases import trio
 from tests.parity.model_cases import config_of, gradients
 from tests.parity.recorder import ParityRecorder
+from tests.parity.test_reward_model import relative
 from v1_quick.align.algorithms import log_probabilities as v1
 from v2_handwritten.align.algorithms import log_probabilities as v2
 from v2_handwritten.models import padding as padding2
@@ -177,15 +178,9 @@ def test_reply_log_probabilities_and_every_gradient_agree_at_all_levels(
     results.append((found, {name: p.grad for name, p in array_model.named_parameters()}))
     float32_islands = 3e-6 if case.startswith("llama") else 1e-14
     for levels, ours, theirs, tolerance in (("v2-v1", 1, 0, float32_islands), ("v2-v3", 2, 1, 3e-14)):
-        rows = [
-            np.concatenate(
-                [np.ravel(results[i][1][n] / abs(results[theirs][1][n]).max()) for n in results[1][1]]
-            )
-            for i in (ours, theirs)
-        ]
         for quantity, a, b in (
             ("log-probabilities", results[ours][0], results[theirs][0]),
-            ("every gradient", *rows),
+            ("every gradient", *relative(results[ours][1], results[theirs][1])),
         ):
             parity(
                 component=f"reply_log_probabilities, {case}",
@@ -377,11 +372,7 @@ def compare_ways(
 ) -> None:
     """States and gradients of one way and of another, at each level by itself."""
     for levels, (states, some), (all_states, every) in zip(("v2-v2", "v3-v3"), actual, expected, strict=True):
-        rows = [
-            np.concatenate([np.ravel(grads[name]) / np.abs(every[name]).max() for name in every])
-            for grads in (some, every)
-        ]
-        for quantity, a, b in (("states", states, all_states), ("every gradient", *rows)):
+        for quantity, a, b in (("states", states, all_states), ("every gradient", *relative(some, every))):
             parity(
                 component=component,
                 quantity=quantity,

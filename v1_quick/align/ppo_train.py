@@ -97,7 +97,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
     model = load_model(run.checkpoint("sft"), device=device)
     reward_model = load_reward_model(run.checkpoint("reward"), device=device)
     # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one. Where another
-    # function scores, only its body is of use: a first value of 8 for a reward of 1 would drown the gradient of the policy.
+    # function scores, only its body is of use: values off by 5, for rewards of at most 1, would drown the gradient of the policy.
     value_model = load_reward_model(run.checkpoint("reward"), device=device)
     if function is not None:
         torch.nn.init.zeros_(value_model.library.score.weight)

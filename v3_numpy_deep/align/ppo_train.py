@@ -92,7 +92,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("ppo"), section.resume)
     model = load_model(checkpoint or run.checkpoint("sft"))
     # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one. Where another
-    # function scores, only its body is of use: a first value of 8 for a reward of 1 would drown the gradient of the policy.
+    # function scores, only its body is of use: values off by 5, for rewards of at most 1, would drown the gradient of the policy.
     value_model = load_reward_model(checkpoint / "value_model" if checkpoint else run.checkpoint("reward"))
     if function is not None and not checkpoint:
         value_model.score.weight.data[...] = 0
@@ -159,13 +159,13 @@ def ppo_step(
     # Where it learns from all replies at once, the first update has its forward pass behind it: that of the experience.
     whole = options.minibatches == 1
     with nullcontext() if whole else no_grad():
-        passed = _log_probabilities(model, rollout, options), _values(value_model, rollout)
+        old, old_values = _log_probabilities(model, rollout, options), _values(value_model, rollout)
     with no_grad():
         experience, metrics = make_experience(
-            passed[0].data,
+            old.data,
             _log_probabilities(reference, rollout, options).data,
             penalize_missing_end(scores, rollout.finished, options.missing_end_penalty),
-            passed[1].data,
+            old_values.data,
             mask,
             options.kl_coefficient,
             options.kl_estimator,
@@ -185,7 +185,7 @@ def ppo_step(
     for epoch in range(options.epochs):
         for rows in np.array_split(generator.permutation(len(scores)), options.minibatches):
             if whole and epoch == 0:
-                new, new_values = passed[0][rows], passed[1][rows]
+                new, new_values = old[rows], old_values[rows]
             else:
                 some = rollout.rows(rows)
                 new, new_values = _log_probabilities(model, some, options), _values(value_model, some)

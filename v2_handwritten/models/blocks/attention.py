@@ -358,9 +358,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_probability: float, shared:
     fused = shared.kernel == "handwritten" and dropout_probability == 0
     documents = shared.document_ids
     if documents is not None and shared.mask is None and (q.is_cuda or not fused):
-        shared.mask = document_mask(
-            documents, _mask_dtype(q), shared.branch_ids
-        )  # a GPU is not made to wait for their ends
+        # A GPU is not made to wait for their ends.
+        shared.mask = document_mask(documents, _mask_dtype(q), shared.branch_ids)
     if fused and shared.tiles is None:
         if documents is not None and shared.mask is None:
             shared.tiles = _document_tiles(documents, q, shared.branch_ids)

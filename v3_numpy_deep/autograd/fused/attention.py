@@ -159,11 +159,15 @@ def document_tiles(
 
     With branches, which follow the trunk (branch 0) of their document, a query sees the trunk and its own branch.
     """
+    keys, queries = np.indices((TILE_QUERIES, TILE_QUERIES))
+    triangle = np.where(keys <= queries, np.float32(0), np.float32(-np.inf))[:, None]  # [keys, 1, queries]
     branches = np.zeros_like(document_ids) if branch_ids is None else branch_ids
-    return [_document_sequence(*row) for row in zip(document_ids, branches, strict=True)]
+    return [_document_sequence(*row, triangle) for row in zip(document_ids, branches, strict=True)]
 
 
-def _document_sequence(document_ids: Int[Array, "T"], branch_ids: Int[Array, "T"]) -> list[Tile]:
+def _document_sequence(
+    document_ids: Int[Array, "T"], branch_ids: Int[Array, "T"], triangle: Array
+) -> list[Tile]:
     """The tiles of one sequence of documents. In a trunk, only a tile's own keys have something to hide; then, all from the fork on."""
     ends = [0, *(np.flatnonzero(np.diff(document_ids)) + 1).tolist(), len(document_ids)]
     tiles = []
@@ -171,11 +175,12 @@ def _document_sequence(document_ids: Int[Array, "T"], branch_ids: Int[Array, "T"
         fork = begin + int((branch_ids[begin:end] == 0).sum())
         starts = [*range(begin, fork, TILE_QUERIES), *range(fork, end, TILE_QUERIES)]
         for start, stop in itertools.pairwise([*starts, end]):
-            first = fork if start >= fork else start  # of the keys that may be hidden
-            seen = np.tri(stop - start, stop - first, start - first, dtype=bool)
+            first, bias = start, triangle[: stop - start, :, : stop - start]
             if start >= fork:
-                seen &= branch_ids[start:stop, None] == branch_ids[first:stop]
-            bias = np.where(seen.T, np.float32(0), np.float32(-np.inf))[:, None]  # [keys, 1, queries]
+                first = fork
+                seen = np.tri(stop - start, stop - fork, start - fork, dtype=bool)
+                seen &= branch_ids[start:stop, None] == branch_ids[fork:stop]
+                bias = np.where(seen.T, np.float32(0), np.float32(-np.inf))[:, None]
             tiles.append(
                 Tile(slice(start, stop), slice(begin, stop), slice(first - begin, stop - begin), bias)
             )
