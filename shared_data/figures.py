@@ -27,5 +27,19 @@ def draw_s_curves(path: Path) -> None:
     _recolor(path)
 
 
+def draw_newton_schulz(path: Path) -> None:
+    """What Newton-Schulz makes of a singular value after 1, 3 and 5 iterations (`pretrain/components/muon.md`)."""
+    before = [i / 200 for i in range(201)]
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    after = before
+    for iteration in range(1, 6):
+        after = [3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5 for s in after]
+        if iteration % 2:
+            curves[f"after {iteration}"] = (before, after)
+    plot_lines(curves, path, x_label="singular value", y_label="becomes")
+    _recolor(path)
+
+
 if __name__ == "__main__":
     draw_s_curves(_ROOT / "v2_handwritten/data_pipeline/processing/s_curves.svg")
+    draw_newton_schulz(_ROOT / "v2_handwritten/pretrain/components/newton_schulz.svg")

@@ -3,7 +3,7 @@
 python -c "from shared_data.settings_training import SftSettings; print(SftSettings(steps=10))"
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,11 @@ class OptimizerSettings(Section):
 class TrainingSettings(OptimizerSettings):
     """What the stages have that train on packed sequences."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw for all parameters; or muon for the matrices between hidden states, and adamw for the rest",
+    )
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
     batch_size: int = Field(default=16, ge=1, description="B, sequences in one forward and backward pass")
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="passes whose gradients add up to one optimizer step"
@@ -149,7 +154,13 @@ class SftSettings(TrainingSettings):
     passages: int = Field(
         default=0,
         ge=0,
-        description="story world: so many conversations are about a few sentences of a story, and come before those about whole ones",
+        description="story world: so many conversations are about one sentence of a story, and come before all others",
+    )
+    passage_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="story world: share of the conversations after these that are about one to six sentences, not about a whole story",
     )
     wordy_fraction: float = Field(
         default=0.25,
@@ -176,3 +187,9 @@ class SftSettings(TrainingSettings):
         default=0.0, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
     )
     adapter: AdapterSettings = AdapterSettings()
+
+    @property
+    def lessons(self) -> dict[str, Any]:
+        """What the story world is asked for (`story_world.conversations`)."""
+        names = ("questions_per_story", "request_fraction", "passages", "passage_fraction", "wordy_fraction")
+        return {name: getattr(self, name) for name in names}

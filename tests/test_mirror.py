@@ -172,6 +172,7 @@ THEORY_PAGES = [
     "models/blocks/feed_forward.md",
     "models/transformer.md",
     "pretrain/components/optimizers.md",
+    "pretrain/components/muon.md",
     "pretrain/components/schedulers.md",
     "pretrain/components/gradient_clipping.md",
     "pretrain/components/precision.md",

@@ -23,8 +23,7 @@ from shared_data.story_world.world import StoryWorld
 Message = dict[str, str]
 SYSTEM = "You answer questions about stories, and tell stories."
 SYSTEM_FRACTION = 0.1
-# Up to this part of the passages: the fewest sentences of one, and the most.
-_PHASES = ((0.55, 1, 1), (0.8, 1, 3), (1.0, 2, 6))
+PASSAGE_YES_NO = 0.3  # of what a passage tells and can be asked so, once passages are mixed with stories
 
 
 def conversations(
@@ -33,13 +32,15 @@ def conversations(
     questions_per_story: int = 8,
     request_fraction: float = 0.05,
     passages: int = 0,
+    passage_fraction: float = 0.0,
     wordy_fraction: float = WORDY_FRACTION,
     world: StoryWorld | None = None,
 ) -> Iterator[list[Message]]:
     """Conversations without end, the same for the same arguments; stories belong to the split.
 
-    The first `passages` of them ask about a passage each: about one sentence at first, then about a few (`_PHASES`). The world's easy
-    lessons come first, and so whoever wants them as a curriculum must not shuffle.
+    The first `passages` of them ask about one sentence each: the world's easy lessons come first, and so whoever wants them as a
+    curriculum must not shuffle. Of the others this fraction is about passages, too: what is not yet found in a sentence can still be
+    learned there. A third of these are one sentence long, a third tell how a story begins, a third have two to six sentences.
     """
     rng = random.Random(f"conversations/{seed}/{split}")
     habits = random.Random(f"conversations/wordy/{seed}/{split}")
@@ -53,13 +54,16 @@ def conversations(
             task = next(asked_for)
             yield [*messages, *_turn(task.prompt, task.reply)]
             continue
-        if number < passages:
-            fewest, most = next((a, b) for until, a, b in _PHASES if number < until * passages)
-            tasks = ask_about_passage(story, rng, rng.randint(fewest, most), questions_per_story)
-        else:
+        whole = number >= passages and rng.random() >= passage_fraction
+        if whole:
             tasks = ask_about(story, rng, questions_per_story)
+        elif number < passages:
+            tasks = ask_about_passage(story, rng, 1, questions_per_story)
+        else:
+            length = rng.choice((1, None, rng.randint(2, 6)))
+            tasks = ask_about_passage(story, rng, length, questions_per_story, PASSAGE_YES_NO)
         for turn, task in enumerate(tasks):
-            says_more = number >= passages and habits.random() < wordy_fraction
+            says_more = whole and habits.random() < wordy_fraction
             reply = wordy(task.reply, habits) if says_more else task.reply
             messages += _turn(_follow_up(task) if turn else task.prompt, reply)
         yield messages

@@ -22,10 +22,12 @@ from shared_data.story_world.facts import Facts
 from shared_data.story_world.lexicon import NAMES
 from shared_data.story_world.questions import (
     KINDS,
+    STATEMENTS,
     kinds_and_names,
     question_about,
     question_prompt,
     reply_with,
+    yes_no_question,
 )
 from shared_data.story_world.records import Task
 from shared_data.story_world.requests import sentences_of
@@ -62,11 +64,14 @@ _HE = {str(name): name.he for name in NAMES}
 _UNCLEAR = ("hero", "friend", "feeling", "found", "holder")  # a passage may hint at these without telling
 
 
-def ask_about_passage(story: Story, rng: random.Random, length: int, count: int) -> list[Task]:
+def ask_about_passage(
+    story: Story, rng: random.Random, length: int | None, count: int, yes_no_fraction: float = 0.0
+) -> list[Task]:
     """At most `count` questions about `length` sentences of the story (fewer, if it has no more), all different.
 
-    Everything that the passage answers is asked, and now and then something that it does not answer; of a passage that answers nothing,
-    only that.
+    Everything that the passage answers is asked, this share as a yes/no question where it can be, and now and then something that it
+    does not answer; of a passage that answers nothing, only that. Without a length, the passage is how the story begins, until both
+    friends are known.
     """
     facts, sentences = story.facts, sentences_of(story.text)
     answers = {(kind, name): KINDS[kind].answer(facts, name) for kind, name in kinds_and_names(facts)}
@@ -74,8 +79,11 @@ def ask_about_passage(story: Story, rng: random.Random, length: int, count: int)
         (kind, name): [] if answer is None else telling_sentences(kind, facts, name, answer, sentences)
         for (kind, name), answer in answers.items()
     }
-    length = min(length, len(sentences))
-    start = _start_of_passage(telling, len(sentences), length, rng)
+    if length is None:
+        start, length = 0, telling["species", facts.friend][0] + 1
+    else:
+        length = min(length, len(sentences))
+        start = _start_of_passage(telling, len(sentences), length, rng)
     passage = range(start, start + length)
     text = " ".join(sentences[start : start + length])
     told, untold = [], []
@@ -88,15 +96,17 @@ def ask_about_passage(story: Story, rng: random.Random, length: int, count: int)
     unanswered = rng.randint(0, max(1, round(len(told) / 5))) if told else 1
     asked = told[: count - unanswered] + rng.sample(untold, min(unanswered, len(untold)))
     rng.shuffle(asked)
-    return [
-        Task(
-            "unanswerable" if answer is None else kind,
-            question_prompt(text, question_about(kind, facts, name, rng)),
-            reply_with(kind, facts, name, answer),
-            story,
-        )
-        for kind, name, answer in asked
-    ]
+    statements = {(statement.kind, getattr(facts, statement.about)): statement for statement in STATEMENTS}
+    tasks = []
+    for kind, name, answer in asked:
+        statement = statements.get((kind, name))
+        if statement and answer is not None and rng.random() < yes_no_fraction:
+            tasks.append(yes_no_question(story, statement, rng, text))
+        else:
+            label = "unanswerable" if answer is None else kind
+            prompt = question_prompt(text, question_about(kind, facts, name, rng))
+            tasks.append(Task(label, prompt, reply_with(kind, facts, name, answer), story))
+    return tasks
 
 
 def _start_of_passage(
@@ -117,8 +127,10 @@ def _start_of_passage(
 
 def telling_sentences(kind: str, facts: Facts, name: str, answer: str, sentences: Sequence[str]) -> list[int]:
     """The sentences of a story, by number, each of which alone tells this answer to a question of this kind about `name`."""
+    if kind == "holder":
+        return [len(sentences) - 2]  # what became of the thing is told before the farewell
     if kind not in _TELLS:
-        return []  # who has the thing at the end is known from the whole story only
+        return []
     words = vars(facts) | {
         "name": name,
         "he": _HE[name],

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from shared_data.story_world.questions import questions
 from shared_data.story_world.requests import requests
+from shared_data.story_world.rewards import remember_story
 from shared_data.story_world.world import StoryWorld
 
 
@@ -25,4 +26,6 @@ def prompts(
     world = world or StoryWorld()
     asked, wished = questions(seed, split, world), requests(seed, split, world)
     while True:
-        yield next(asked if rng.random() < question_fraction else wished).prompt
+        task = next(asked if rng.random() < question_fraction else wished)
+        remember_story(task.story.text, task.story)  # its reward will be asked for
+        yield task.prompt

@@ -181,6 +181,7 @@ class Statement(NamedTuple):
     """
 
     kind: str  # of the open question behind it
+    about: str  # whom that one asks about: "hero" or "friend"
     phrasing: str
     truth: Callable[[Facts], str]
     values: Callable[[Facts], list[str]]
@@ -191,6 +192,7 @@ class Statement(NamedTuple):
 STATEMENTS = (
     Statement(
         "colour",
+        "hero",
         "Is the {thing} {value}?",
         lambda f: f.colour,
         lambda f: list(COLOURS),
@@ -199,6 +201,7 @@ STATEMENTS = (
     ),
     Statement(
         "trait",
+        "hero",
         "Is {hero} {value}?",
         lambda f: f.hero_trait,
         lambda f: list(TRAITS),
@@ -207,6 +210,7 @@ STATEMENTS = (
     ),
     Statement(
         "trait",
+        "friend",
         "Is {friend} {value}?",
         lambda f: f.friend_trait,
         lambda f: list(TRAITS),
@@ -215,6 +219,7 @@ STATEMENTS = (
     ),
     Statement(
         "place",
+        "hero",
         "Are {hero} and {friend} {value}?",
         lambda f: f.at_place,
         lambda f: [place.at for place in PLACES],
@@ -223,6 +228,7 @@ STATEMENTS = (
     ),
     Statement(
         "holder",
+        "hero",
         "Does {value} have the {thing} at the end?",
         lambda f: f.holder or "nobody",
         lambda f: [f.hero, f.friend],
@@ -375,21 +381,22 @@ def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
 
     A sixth has no answer in the story, a quarter is yes/no, which takes most practice. The others go through what the story tells,
     each kind once, or once for each of the two whom it may ask about; what few stories tell tends to come first, since a model would
-    otherwise hardly ever be asked for it.
+    otherwise hardly ever be asked for it. No fact is asked for twice: its answer would stand in an earlier reply.
     """
     unanswerable, yes_no = (sum(rng.random() < share for _ in range(count)) for share in (1 / 6, 1 / 4))
-    yes_no = min(yes_no, count - unanswerable)
-    tasks = {task.prompt: task for task in _told_questions(story, rng)[: count - unanswerable - yes_no]}
-    drawn = [_open_question(story, rng, answerable=False) for _ in range(unanswerable)]
-    drawn += [yes_no_question(story, rng.choice(STATEMENTS), rng) for _ in range(yes_no)]
-    tasks |= {task.prompt: task for task in drawn}
-    lesson = list(tasks.values())
+    statements = rng.sample(STATEMENTS, min(yes_no, count - unanswerable, len(STATEMENTS)))
+    tasks = [yes_no_question(story, statement, rng) for statement in statements]
+    known = {(statement.kind, getattr(story.facts, statement.about)) for statement in statements}
+    told = [task for fact, task in _told_questions(story, rng) if fact not in known]
+    tasks += told[: count - unanswerable - len(tasks)]
+    tasks += [_open_question(story, rng, answerable=False) for _ in range(unanswerable)]
+    lesson = list({task.prompt: task for task in tasks}.values())
     rng.shuffle(lesson)
     return lesson
 
 
-def _told_questions(story: Story, rng: random.Random) -> list[Task]:
-    """A question of each kind that the story answers, in an order where what not every story tells tends to come first."""
+def _told_questions(story: Story, rng: random.Random) -> list[tuple[tuple[str, str], Task]]:
+    """A question of each kind that the story answers, by kind and name; what not every story tells tends to come first."""
     facts = story.facts
     tasks = []
     for kind, name in kinds_and_names(facts):
@@ -399,8 +406,8 @@ def _told_questions(story: Story, rng: random.Random) -> list[Task]:
             task = Task(
                 kind, question_prompt(story.text, question), reply_with(kind, facts, name, known), story
             )
-            tasks.append((rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.4), task))
-    return [task for _, task in sorted(tasks, key=lambda entry: entry[0])]
+            tasks.append((rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.4), (kind, name), task))
+    return [(fact, task) for _, fact, task in sorted(tasks, key=lambda entry: entry[0])]
 
 
 def questions(seed: int = 0, split: str = "train", world: StoryWorld | None = None) -> Iterator[Task]:

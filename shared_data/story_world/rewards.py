@@ -143,9 +143,26 @@ def _vocabulary() -> frozenset[str]:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=4096)
+_REMEMBERED = 4096  # texts whose stories are known without reading them back, which takes milliseconds each
+_stories: dict[str, Story | None] = {}  # the oldest first
+
+
+def remember_story(text: str, story: Story | None) -> None:
+    """Whoever tells a story, or has read one, spares the next reader the work."""
+    if len(_stories) >= _REMEMBERED:
+        del _stories[next(iter(_stories))]
+    _stories[text] = story
+
+
 def read_story(text: str) -> Story | None:
     """The story behind a text, in whichever split it is told; `None` if the world never tells it."""
+    if text not in _stories:
+        remember_story(text, _read_back(text))
+    return _stories[text]
+
+
+def _read_back(text: str) -> Story | None:
+    """The story of a text from its letters alone."""
     for split in SPLITS:
         try:
             return _world().read(text, split)

@@ -44,8 +44,10 @@ TUNING = {
     "sft.eval_every": 10,
     "sft.eval_batches": 1,
     "sft.checkpoint_every": 7,
+    "sft.optimizer": "muon",
 }
 ADAPTERS = {
+    "sft.optimizer": "adamw",
     "sft.adapter.method": "qlora",
     "sft.adapter.block_size": 32,
     "sft.adapter.dropout": 0.1,

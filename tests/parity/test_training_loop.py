@@ -62,12 +62,8 @@ class Level:
             "learning_rate": 1e-2,
         }
         section = PretrainSettings(**(values | settings))
-        optimizers, loop = (
-            self.module("pretrain.components.optimizers"),
-            self.module("pretrain.components.training_loop"),
-        )
-        groups = optimizers.parameter_groups(self.inner, section.weight_decay)
-        optimizer = optimizers.AdamW(groups, section.learning_rate, (section.adam_beta1, section.adam_beta2))
+        loop = self.module("pretrain.components.training_loop")
+        optimizer = self.module("pretrain.components.muon").choose_optimizer(self.inner, section)
         loader = self.module("pretrain.data_loader").PackedDataLoader(
             path, section.batch_size, section.sequence_length, END, section.seed
         )

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from shared_data.story_world import StoryWorld
 from shared_data.story_world.conversations import conversations
 from shared_data.story_world.prompts import prompts
-from shared_data.story_world.questions import KINDS, ask_about, read_question, split_prompt
+from shared_data.story_world.questions import (
+    KINDS,
+    _read_statement,
+    ask_about,
+    read_question,
+    split_prompt,
+)
 from shared_data.story_world.rewards import is_right
 from shared_data.story_world.splits import SPLITS, split_of
 from shared_data.story_world.tasks import (
@@ -219,6 +225,24 @@ def test_a_lesson_asks_of_everything_that_stories_tell(world: StoryWorld) -> Non
     assert all(
         task.kind in ("unanswerable", "yes/no") or task.answerable for lesson in lessons for task in lesson
     )
+
+
+def test_a_lesson_asks_for_no_fact_twice(world: StoryWorld) -> None:
+    """Its answer would stand in an earlier reply. A yes/no question asks for the fact behind it."""
+    rng = random.Random(0)
+    yes_no = 0
+    for story in islice(world.stories(seed=4), 300):
+        facts, asked = story.facts, []
+        for task in ask_about(story, rng, 10):
+            _, question = split_prompt(task.prompt)  # type: ignore[misc]
+            if task.kind == "yes/no":
+                statement, _ = _read_statement(question, facts)  # type: ignore[misc]
+                asked.append((statement.kind, getattr(facts, statement.about)))
+                yes_no += 1
+            elif task.answerable:
+                asked.append(read_question(question, facts))
+        assert len(set(asked)) == len(asked) >= 4
+    assert 1.8 < yes_no / 300 < 2.8
 
 
 def test_a_part_of_the_replies_in_lessons_says_more_than_was_asked_for() -> None:

@@ -98,6 +98,23 @@ def test_a_tuned_model_ends_its_turn_and_counts_what_it_learned_from(
     assert row["loss"] == numbers["loss"]
 
 
+def test_muon_tunes_the_hidden_matrices(pretrained: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Each of them moves by about the same length at every step, 0.2 η √(AB); and needs one moment, not two."""
+    settings, run = prepare(
+        pretrained, tmp_path, "sft.optimizer=muon", "sft.schedule=constant", "sft.steps=1"
+    )
+    numbers = sft(settings, run)
+    before, after = (load_model(run.stage(stage)).state_dict() for stage in ("pretrain", "sft"))
+    hidden = {name for name in after if after[name].ndim == 2 and ("attn" in name or "mlp" in name)}
+    assert len(hidden) == settings.model.num_hidden_layers * (7 if "model.norm.weight" in after else 4)
+    for name in hidden:
+        moved = (after[name] - before[name]).norm()
+        length = 0.2 * settings.sft.learning_rate * after[name].numel() ** 0.5
+        assert 0.6 * length < moved < 1.2 * length, name
+    saved = 4 * sum(after[name].numel() for name in hidden)
+    assert numbers["training_bytes"] == memory_bytes(load_model(run.stage("sft")))["total"] - saved
+
+
 def test_a_curriculum_is_not_shuffled(
     pretrained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ from v1_quick.finetune.peft.lora import LoraConfig, inject_lora
 from v1_quick.finetune.peft.qlora import QuantizationConfig, dequantize_nf4, memory_bytes, quantize_model
 from v1_quick.models.checkpoint import load_model, save_model
 from v1_quick.models.transformer import Transformer
+from v1_quick.pretrain.components.muon import choose_optimizer
 
 VALIDATION_PART = 20  # one conversation in so many is held out of training, to watch the loss
 
@@ -61,15 +62,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         raise UserError("the Trainer has float16 on GPUs only; use --set sft.precision=bfloat16, or level 2")
     model = _model_to_tune(settings, run, device)
     length = min(section.sequence_length, model.config.max_position_embeddings)
-    told = read_conversations(
-        settings.data,
-        section.source,
-        section.seed,
-        section.questions_per_story,
-        section.request_fraction,
-        section.passages,
-        section.wordy_fraction,
-    )
+    told = read_conversations(settings.data, section.source, section.seed, section.lessons)
     records = []
     for where, messages in islice(told, section.conversations):
         # Names a record that is wrong; the trainer would not.
@@ -106,6 +99,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
             train_dataset=datasets.Dataset.from_list(kept),
             eval_dataset=datasets.Dataset.from_list(held_out),
             processing_class=_library_tokenizer(tokenizer),
+            optimizers=(choose_optimizer(model.library, section), None),  # the schedule is the trainer's
         )
         watched = min(len(trainer.eval_dataset), section.eval_batches * section.batch_size)
         trainer.eval_dataset = trainer.eval_dataset.select(range(watched))
@@ -120,7 +114,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
 
         _listen(trainer, heard, _LOGGED)
         trainer.train()
-    memory = memory_bytes(model)
+    memory = memory_bytes(model, section.optimizer)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     if section.adapter.method != "none":

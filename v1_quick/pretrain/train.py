@@ -31,7 +31,7 @@ from v1_quick.models.checkpoint import load_model, save_model
 from v1_quick.models.config import ModelConfig
 from v1_quick.models.transformer import Transformer
 from v1_quick.pretrain.components.after_step import AfterStep
-from v1_quick.pretrain.components.optimizers import AdamW, parameter_groups
+from v1_quick.pretrain.components.muon import choose_optimizer
 from v1_quick.pretrain.components.training_loop import evaluate_loss, train
 from v1_quick.pretrain.components.training_state import (
     StopRequest,
@@ -55,9 +55,7 @@ def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("pretrain"), settings.pretrain.resume)
     model = load_model(checkpoint) if checkpoint else build_model(settings, run, tokenizer)
     model.to(resolve_device(settings.device))
-    betas = (settings.pretrain.adam_beta1, settings.pretrain.adam_beta2)
-    groups = parameter_groups(model, settings.pretrain.weight_decay)
-    optimizer = AdamW(groups, settings.pretrain.learning_rate, betas, settings.pretrain.adam_epsilon)
+    optimizer = choose_optimizer(model, settings.pretrain)
     state = TrainingState()
     if checkpoint:
         state = load_training_state(checkpoint, optimizer)

@@ -34,7 +34,7 @@ from v2_handwritten.finetune.peft.qlora import QuantizationConfig, memory_bytes,
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.after_step import AfterStep
-from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+from v2_handwritten.pretrain.components.muon import choose_optimizer
 from v2_handwritten.pretrain.components.training_loop import evaluate_loss, train
 from v2_handwritten.pretrain.components.training_state import (
     StopRequest,
@@ -62,9 +62,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         model = model_to_tune(settings, run, checkpoint)
     model.to(resolve_device(settings.device))
 
-    betas = (section.adam_beta1, section.adam_beta2)
-    groups = parameter_groups(model, section.weight_decay)
-    optimizer = AdamW(groups, section.learning_rate, betas, section.adam_epsilon)
+    optimizer = choose_optimizer(model, section)
     state = TrainingState()
     if checkpoint:
         state = load_training_state(checkpoint, optimizer)
@@ -88,7 +86,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
             evaluate=partial(_validate, settings, model, validation),
         )
         train(model, optimizer, loader, section, state, after_step)
-    memory = memory_bytes(model)
+    memory = memory_bytes(model, section.optimizer)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     if section.adapter.method != "none":
@@ -140,15 +138,7 @@ def open_conversations(
     """Packed conversations to train on, and some to watch the loss with. Raises `UserError` naming the record that is wrong."""
     section = settings.sft
     length = min(section.sequence_length, positions)
-    told = read_conversations(
-        settings.data,
-        section.source,
-        section.seed,
-        section.questions_per_story,
-        section.request_fraction,
-        section.passages,
-        section.wordy_fraction,
-    )
+    told = read_conversations(settings.data, section.source, section.seed, section.lessons)
     examples = [
         encode_conversation(tokenizer, messages, length, where)
         for where, messages in islice(told, section.conversations)

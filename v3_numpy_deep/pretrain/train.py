@@ -30,7 +30,7 @@ from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.config import ModelConfig
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.after_step import AfterStep
-from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
+from v3_numpy_deep.pretrain.components.muon import choose_optimizer
 from v3_numpy_deep.pretrain.components.training_loop import evaluate_loss, train
 from v3_numpy_deep.pretrain.components.training_state import (
     StopRequest,
@@ -54,9 +54,7 @@ def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None
     folder = run.stage("pretrain")
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("pretrain"), settings.pretrain.resume)
     model = load_model(checkpoint) if checkpoint else build_model(settings, run, tokenizer)
-    betas = (settings.pretrain.adam_beta1, settings.pretrain.adam_beta2)
-    groups = parameter_groups(model, settings.pretrain.weight_decay)
-    optimizer = AdamW(groups, settings.pretrain.learning_rate, betas, settings.pretrain.adam_epsilon)
+    optimizer = choose_optimizer(model, settings.pretrain)
     state = TrainingState()
     if checkpoint:
         state = load_training_state(checkpoint, optimizer)

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from shared_data.errors import UserError
 from v1_quick.models.transformer import Transformer
+from v1_quick.pretrain.components.muon import is_hidden
 
 NF4_CODES = tuple(get_4bit_type("nf4", "cpu").tolist())
 _OUTPUT_LAYERS = ("lm_head", "score")
@@ -58,8 +59,11 @@ def quantize_model(model: Transformer, config: QuantizationConfig) -> None:
             model.library.set_submodule(path, _quantized(module, config))
 
 
-def memory_bytes(model: Transformer) -> dict[str, int]:
-    """What training with AdamW keeps besides activations: weights, gradients, both moments (float32), and their sum."""
+def memory_bytes(model: Transformer, optimizer: Literal["adamw", "muon"] = "adamw") -> dict[str, int]:
+    """What training keeps besides activations: weights, gradients, moments (float32), and their sum.
+
+    AdamW has two moments of every parameter, Muon one of each hidden matrix.
+    """
     parameters: list[Any] = list(model.parameters())
     weights = sum(parameter.nbytes for parameter in parameters)
     for state in (p.quant_state for p in parameters if isinstance(p, Params4bit)):
@@ -68,7 +72,9 @@ def memory_bytes(model: Transformer) -> dict[str, int]:
             weights += state.state2.absmax.nbytes + state.offset.nbytes
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trainable)
-    moments = 2 * sum(4 * parameter.numel() for parameter in trainable)
+    once = [p for name, p in model.named_parameters() if optimizer == "muon" and is_hidden(name, p)]
+    one_moment = sum(4 * parameter.numel() for parameter in once if parameter.requires_grad)
+    moments = 2 * sum(4 * parameter.numel() for parameter in trainable) - one_moment
     return {
         "weights": weights,
         "gradients": gradients,

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from shared_data.metrics_log import MetricsLog
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v1_quick.pretrain.components.optimizers import AdamW
 from v1_quick.pretrain.components.training_loop import Step
 from v1_quick.pretrain.components.training_state import (
     StopRequest,
@@ -37,7 +38,7 @@ class AfterStep:
         settings: Settings,
         run: RunFolder,
         stage: str,
-        optimizer: AdamW,
+        optimizer: torch.optim.Optimizer,
         state: TrainingState,
         log: MetricsLog,
         bar: Any,  # shared_data.progress.Progress

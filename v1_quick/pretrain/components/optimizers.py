@@ -14,10 +14,10 @@ from transformers import Trainer
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: everything but biases and the weights of norms is decayed."""
+    """Two groups of what is trained: everything but biases and the weights of norms is decayed."""
     decayed = set(Trainer.get_decay_parameter_names(None, model))  # it uses no self
-    names = [name for name, _ in model.named_parameters()]
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    names = list(parameters)
     return [
         {"params": [parameters[n] for n in names if n in decayed], "weight_decay": weight_decay},
         {"params": [parameters[n] for n in names if n not in decayed], "weight_decay": 0.0},

@@ -9,7 +9,8 @@ The same at all levels.
 print(next(read_conversations(DataSettings(), 'story_world')))"
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from shared_data.settings import DataSettings
 from v2_handwritten.data_pipeline.download.records import open_records
@@ -17,16 +18,11 @@ from v2_handwritten.data_pipeline.processing.formatting import Message, format_c
 
 
 def read_conversations(
-    data: DataSettings,
-    source: str,
-    seed: int = 0,
-    questions_per_story: int = 8,
-    request_fraction: float = 0.05,
-    passages: int = 0,
-    wordy_fraction: float = 0.25,
+    data: DataSettings, source: str, seed: int = 0, lessons: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, list[Message]]]:
-    """Each conversation of a source with the words that name it in an error; the numbers are for the story world.
+    """Each conversation of a source with the words that name it in an error.
 
+    lessons: what the story world is asked for, `SftSettings.lessons`; its own defaults if not given.
     Raises `UserError` for a record that is no conversation, or a source that cannot be read.
     """
     if source != "story_world":
@@ -36,6 +32,6 @@ def read_conversations(
         return
     from shared_data.story_world.conversations import conversations
 
-    told = conversations(seed, "train", questions_per_story, request_fraction, passages, wordy_fraction)
+    told = conversations(seed, "train", **(lessons or {}))
     for number, messages in enumerate(told):
         yield f"conversation {number:,} of the story world", messages

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from shared_data.errors import UserError
 from v2_handwritten.finetune.peft.target_modules import select_layers
 from v2_handwritten.models.blocks.linear import Conv1D, linear
+from v2_handwritten.pretrain.components.muon import is_hidden
 
 # The levels of NF4 (Dettmers et al. 2023, appendix E); qlora.md derives them.
 NF4_CODES = (
@@ -187,12 +188,17 @@ def quantize_model(model: nn.Module, config: QuantizationConfig) -> None:
         place.replace(QuantizedLinear(place.layer, config.block_size, config.double_quantization))
 
 
-def memory_bytes(model: nn.Module) -> dict[str, int]:
-    """What training with AdamW keeps besides activations: weights, gradients, both moments (float32), and their sum."""
+def memory_bytes(model: nn.Module, optimizer: Literal["adamw", "muon"] = "adamw") -> dict[str, int]:
+    """What training keeps besides activations: weights, gradients, moments (float32), and their sum.
+
+    AdamW has two moments of every parameter, Muon one of each hidden matrix.
+    """
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trainable)
-    moments = 2 * sum(4 * parameter.numel() for parameter in trainable)
+    once = [p for name, p in model.named_parameters() if optimizer == "muon" and is_hidden(name, p)]
+    one_moment = sum(4 * parameter.numel() for parameter in once if parameter.requires_grad)
+    moments = 2 * sum(4 * parameter.numel() for parameter in trainable) - one_moment
     return {
         "weights": weights,
         "gradients": gradients,

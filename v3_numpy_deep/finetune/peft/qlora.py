@@ -21,6 +21,7 @@ from shared_data.errors import UserError
 from v3_numpy_deep.autograd import Array, Module, Tensor, record
 from v3_numpy_deep.finetune.peft.target_modules import select_layers
 from v3_numpy_deep.models.blocks.linear import Conv1D
+from v3_numpy_deep.pretrain.components.muon import is_hidden
 
 # The levels of NF4 (Dettmers et al. 2023, appendix E); qlora.md derives them.
 NF4_CODES = (
@@ -174,8 +175,11 @@ def quantize_model(model: Module, config: QuantizationConfig) -> None:
         place.replace(QuantizedLinear(place.layer, config.block_size, config.double_quantization))
 
 
-def memory_bytes(model: Module) -> dict[str, int]:
-    """What training with AdamW keeps besides activations: weights, gradients, both moments (float32), and their sum."""
+def memory_bytes(model: Module, optimizer: Literal["adamw", "muon"] = "adamw") -> dict[str, int]:
+    """What training keeps besides activations: weights, gradients, moments (float32), and their sum.
+
+    AdamW has two moments of every parameter, Muon one of each hidden matrix.
+    """
     codes = [
         array
         for module in model.modules()
@@ -185,7 +189,9 @@ def memory_bytes(model: Module) -> dict[str, int]:
     weights = sum(array.nbytes for array in (*(parameter.data for parameter in model.parameters()), *codes))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = sum(parameter.data.nbytes for parameter in trainable)
-    moments = 2 * sum(4 * parameter.size for parameter in trainable)
+    once = [p for name, p in model.named_parameters() if optimizer == "muon" and is_hidden(name, p)]
+    one_moment = sum(4 * parameter.size for parameter in once if parameter.requires_grad)
+    moments = 2 * sum(4 * parameter.size for parameter in trainable) - one_moment
     return {
         "weights": weights,
         "gradients": gradients,

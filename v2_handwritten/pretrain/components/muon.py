@@ -1,0 +1,128 @@
+"""Muon by hand (Jordan et al. 2024): the momentum of a hidden matrix is made orthogonal before it moves the matrix.
+
+With gradient G of a matrix of shape [A, B], momentum M, learning rate η and decay λ:
+
+    M ← μ M + (1 - μ) G            N = μ M + (1 - μ) G              Nesterov: a look ahead
+    O ≈ U Vᵀ  for N = U Σ Vᵀ       (`orthogonalize`: all singular values near 1)
+    W ← W - η λ W - 0.2 η √max(A, B) O
+
+The factor makes an update as large as AdamW's (Liu et al. 2025, section 2.2), so both share a learning rate and a decay. What is
+no hidden matrix (embeddings, the output matrix, norms, biases) is AdamW's, which `Muon` therefore is, too.
+
+Level 1 is `torch.optim.Muon` beside `torch.optim.AdamW`. Level 3: the same in NumPy. Theory: muon.md.
+
+    optimizer = choose_optimizer(model, settings.pretrain)
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shared_data.settings import TrainingSettings
+from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+
+COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of the polynomial, chosen so that small singular values grow fastest
+ITERATIONS = 5
+# Modules that read or write tokens, positions and scores; their matrices are tables of vectors and not maps between hidden states.
+NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
+
+
+def choose_optimizer(model: nn.Module, section: TrainingSettings) -> AdamW:
+    """The optimizer that the settings name, over all of the model that is trained."""
+    betas = (section.adam_beta1, section.adam_beta2)
+    if section.optimizer == "adamw":
+        groups = parameter_groups(model, section.weight_decay)
+        return AdamW(groups, section.learning_rate, betas, section.adam_epsilon)
+    groups = hidden_apart(parameter_groups(model, section.weight_decay))
+    return Muon(groups, section.learning_rate, betas, section.adam_epsilon, section.muon_momentum)
+
+
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon moves this parameter: a matrix between hidden states."""
+    return parameter.ndim == 2 and NOT_HIDDEN.isdisjoint(name.split("."))
+
+
+def hidden_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same groups, each without its hidden matrices, and a last one of these, marked `hidden`."""
+    hidden: dict[str, Any] = {"names": [], "parameters": [], "hidden": True}
+    others = []
+    for group in groups:
+        kept: dict[str, Any] = {**group, "names": [], "parameters": []}
+        for name, parameter in zip(group["names"], group["parameters"], strict=True):
+            target = hidden if is_hidden(name, parameter) else kept
+            target["names"].append(name)
+            target["parameters"].append(parameter)
+            target.setdefault("weight_decay", group["weight_decay"])
+        others.append(kept)
+    return [*others, hidden] if hidden["names"] else others
+
+
+def orthogonalize(matrix: Float[Tensor, "A B"], iterations: int = ITERATIONS) -> Float[Tensor, "A B"]:
+    """A matrix with the same singular vectors, and all singular values between about 0.7 and 1.2.
+
+    Newton-Schulz: X ← a X + (b XXᵀ + c (XXᵀ)²) X maps each singular value σ to aσ + bσ³ + cσ⁵ and leaves the vectors alone. The
+    first X has no singular value above 1. On a GPU in bfloat16, whose tensor cores are fast and exact enough for this.
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrix.shape[0] <= matrix.shape[1]
+    X = matrix if wide else matrix.T
+    X = X / X.norm().clamp(min=1e-7)
+    X = X.bfloat16() if X.is_cuda else X
+    for _ in range(iterations):
+        gram = X @ X.T
+        X = torch.addmm(X, torch.addmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
+    X = X.to(matrix.dtype)
+    return X if wide else X.T
+
+
+class Muon(AdamW):
+    """Muon for the groups marked `hidden`, AdamW for the others, with one learning rate."""
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(
+            [group for group in groups if not group.get("hidden")], learning_rate, betas, epsilon
+        )
+        self.hidden = [group for group in groups if group.get("hidden")]
+        self.momentum = momentum
+        self.momenta = [[torch.zeros_like(p) for p in group["parameters"]] for group in self.hidden]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter that has a gradient."""
+        super().step()
+        for group, momenta in zip(self.hidden, self.momenta, strict=True):
+            for parameter, momentum in zip(group["parameters"], momenta, strict=True):
+                if parameter.grad is None:
+                    continue
+                momentum.lerp_(parameter.grad, 1 - self.momentum)
+                update = orthogonalize(parameter.grad.lerp(momentum, self.momentum))
+                parameter.mul_(1 - self.learning_rate * group["weight_decay"])
+                parameter.sub_(update, alpha=self.learning_rate * 0.2 * math.sqrt(max(parameter.shape)))
+
+    def zero_grad(self) -> None:
+        """Drop the gradients; the next backward pass makes new ones instead of adding to old ones."""
+        super().zero_grad()
+        for group in self.hidden:
+            for parameter in group["parameters"]:
+                parameter.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """AdamW's, and the momentum of every hidden matrix by name."""
+        state = super().state_dict()
+        for group, momenta in zip(self.hidden, self.momenta, strict=True):
+            state |= {f"momentum.{name}": m for name, m in zip(group["names"], momenta, strict=True)}
+        return state
