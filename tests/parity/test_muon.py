@@ -19,7 +19,7 @@ from tests.parity.recorder import ParityRecorder, as_array
 from v3_numpy_deep.autograd import Parameter
 
 LEVELS = {"v1": v1, "v2": v2, "v3": v3}
-SHAPES = [(7, 5), (33,), (24, 40), (40, 24), (9, 9)]  # the last three are hidden matrices
+SHAPES = [(7, 5), (33,), (24, 40), (40, 24), (9, 9), (24, 40)]  # the last four are hidden matrices
 STEPS = 25
 
 
@@ -36,7 +36,7 @@ def optimizers(dtype: Any) -> dict[str, tuple[Any, list[Any]]]:
         make = Parameter if level == "v3" else lambda a: torch.nn.Parameter(torch.from_numpy(a))
         parameters = [make(array(i, *shape, dtype=dtype)) for i, shape in enumerate(SHAPES)]
         key = "params" if level == "v1" else "parameters"
-        parts = [(parameters[:1], "a", 0.1), (parameters[1:2], "b", 0.0), (parameters[2:], "cde", 0.05)]
+        parts = [(parameters[:1], "a", 0.1), (parameters[1:2], "b", 0.0), (parameters[2:], "cdef", 0.05)]
         groups: list[dict[str, Any]] = [{key: part, "weight_decay": decay} for part, _, decay in parts]
         groups[-1]["hidden"] = True
         if level != "v1":
@@ -67,7 +67,7 @@ def _orthogonal(level: str, matrix: np.ndarray) -> np.ndarray:
     if level == "v3":
         return v3.orthogonalize(matrix)
     if level == "v2":
-        return v2.orthogonalize(torch.from_numpy(matrix)).numpy()
+        return v2.orthogonalize(torch.from_numpy(matrix)[None])[0].numpy()
     made = library._zeropower_via_newtonschulz(torch.from_numpy(matrix), v2.COEFFICIENTS, v2.ITERATIONS, 1e-7)
     return made.to(torch.float64).numpy()
 
@@ -131,6 +131,13 @@ def test_muon_agrees_with_torch_after_25_steps(dtype: Any, tolerance: float, par
         )
 
 
+def test_matrices_of_one_shape_are_made_orthogonal_together_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = run("v2", *optimizers(np.float64)["v2"])
+    monkeypatch.setattr(v2, "_STACK", 1)
+    for a, b in zip(together, run("v2", *optimizers(np.float64)["v2"]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-14)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_restored_optimizer_continues_bit_for_bit(level: str) -> None:
     whole, parameters = optimizers(np.float32)[level]
@@ -153,7 +160,7 @@ def test_a_parameter_without_gradient_stays_as_it_is(level: str) -> None:
     parameters[2].grad = None
     optimizer.step()
     same = [np.array_equal(as_array(p), old) for p, old in zip(parameters, first, strict=True)]
-    assert same == [False, False, True, False, False]
+    assert same == [False, False, True, False, False, False]
     optimizer.zero_grad()
     assert all(parameter.grad is None for parameter in parameters)
 

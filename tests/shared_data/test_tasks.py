@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared_data.story_world import StoryWorld
+from shared_data.story_world import StoryWorld, rewards
 from shared_data.story_world.conversations import conversations
 from shared_data.story_world.prompts import prompts
 from shared_data.story_world.questions import (
@@ -302,3 +302,17 @@ def test_conversations_ask_several_questions_about_one_story_and_answer_them_rig
     assert 20 < kinds["request"] < 60
     again = list(islice(conversations(seed=5), 3))
     assert again == list(islice(conversations(seed=5), 3)) != list(islice(conversations(seed=6), 3))
+
+
+def test_a_drawn_prompt_has_its_story_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reward then needs no reading back, and is the same; no more stories are kept than wished."""
+    drawn = list(islice(prompts(seed=5, question_fraction=1.0), 20))
+    with monkeypatch.context() as patch:
+        patch.setattr(rewards, "_read_back", lambda text: pytest.fail(f"read back: {text}"))
+        remembered = [rewards.right_answer(prompt) for prompt in drawn]
+    monkeypatch.setattr(rewards, "_stories", {})
+    assert remembered == [rewards.right_answer(prompt) for prompt in drawn]
+    monkeypatch.setattr(rewards, "_REMEMBERED", 10)
+    list(islice(prompts(seed=6), 30))
+    assert len(rewards._stories) <= 20
+    assert rewards.right_answer(drawn[0]) == remembered[0]

@@ -15,6 +15,7 @@ Level 1 is `torch.optim.Muon` beside `torch.optim.AdamW`. Level 3: the same in N
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ COEFFICIENTS = (
     2.0315,
 )  # of the polynomial, chosen so that small singular values grow fastest
 ITERATIONS = 5
+_STACK = 2**24  # numbers that are made orthogonal at once: enough to keep a GPU busy, and 64 MiB
 # Modules that read or write tokens, positions and scores; their matrices are tables of vectors and not maps between hidden states.
 NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 
@@ -64,22 +66,22 @@ def hidden_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*others, hidden] if hidden["names"] else others
 
 
-def orthogonalize(matrix: Float[Tensor, "A B"], iterations: int = ITERATIONS) -> Float[Tensor, "A B"]:
-    """A matrix with the same singular vectors, and all singular values between about 0.7 and 1.2.
+def orthogonalize(matrices: Float[Tensor, "N A B"], iterations: int = ITERATIONS) -> Float[Tensor, "N A B"]:
+    """N matrices with the same singular vectors, and all singular values between about 0.7 and 1.2.
 
     Newton-Schulz: X ← a X + (b XXᵀ + c (XXᵀ)²) X maps each singular value σ to aσ + bσ³ + cσ⁵ and leaves the vectors alone. The
     first X has no singular value above 1. On a GPU in bfloat16, whose tensor cores are fast and exact enough for this.
     """
     a, b, c = COEFFICIENTS
-    wide = matrix.shape[0] <= matrix.shape[1]
-    X = matrix if wide else matrix.T
-    X = X / X.norm().clamp(min=1e-7)
+    wide = matrices.shape[1] <= matrices.shape[2]
+    X = matrices if wide else matrices.mT
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     X = X.bfloat16() if X.is_cuda else X
     for _ in range(iterations):
-        gram = X @ X.T
-        X = torch.addmm(X, torch.addmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
-    X = X.to(matrix.dtype)
-    return X if wide else X.T
+        gram = torch.bmm(X, X.mT)
+        X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
+    X = X.to(matrices.dtype)
+    return X if wide else X.mT
 
 
 class Muon(AdamW):
@@ -105,13 +107,30 @@ class Muon(AdamW):
         """Move every parameter that has a gradient."""
         super().step()
         for group, momenta in zip(self.hidden, self.momenta, strict=True):
-            for parameter, momentum in zip(group["parameters"], momenta, strict=True):
-                if parameter.grad is None:
-                    continue
-                momentum.lerp_(parameter.grad, 1 - self.momentum)
-                update = orthogonalize(parameter.grad.lerp(momentum, self.momentum))
-                parameter.mul_(1 - self.learning_rate * group["weight_decay"])
-                parameter.sub_(update, alpha=self.learning_rate * 0.2 * math.sqrt(max(parameter.shape)))
+            for shape, members in self._of_one_shape(group["parameters"], momenta):
+                ahead = []
+                for _, gradient, momentum in members:
+                    momentum.lerp_(gradient, 1 - self.momentum)
+                    ahead.append(gradient.lerp(momentum, self.momentum))
+                updates = orthogonalize(torch.stack(ahead)).unbind()
+                for (parameter, _, _), update in zip(members, updates, strict=True):
+                    parameter.mul_(1 - self.learning_rate * group["weight_decay"])
+                    parameter.sub_(update, alpha=self.learning_rate * 0.2 * math.sqrt(max(shape)))
+
+    @staticmethod
+    def _of_one_shape(
+        parameters: list[Tensor], momenta: list[Tensor]
+    ) -> Iterator[tuple[torch.Size, list[tuple[Tensor, Tensor, Tensor]]]]:
+        """Parameters, gradients and momenta of one shape, as many as have `_STACK` numbers: one product then serves them all."""
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        for parameter, momentum in zip(parameters, momenta, strict=True):
+            if parameter.grad is not None:
+                entry = (parameter, parameter.grad, momentum)
+                by_shape.setdefault(parameter.shape, []).append(entry)
+        for shape, members in by_shape.items():
+            at_once = max(1, _STACK // shape.numel())
+            for start in range(0, len(members), at_once):
+                yield shape, members[start : start + at_once]
 
     def zero_grad(self) -> None:
         """Drop the gradients; the next backward pass makes new ones instead of adding to old ones."""
