@@ -23,7 +23,10 @@ from shared_data.story_world.world import StoryWorld
 Message = dict[str, str]
 SYSTEM = "You answer questions about stories, and tell stories."
 SYSTEM_FRACTION = 0.1
-PASSAGE_YES_NO = 0.3  # of what a passage tells and can be asked so, once passages are mixed with stories
+SENTENCES = 0.65  # of the first passages are a single sentence; the others tell how a story begins
+PASSAGE_YES_NO = (
+    0.3  # of what a passage tells and can be asked so; the single sentences that come first ask nothing so
+)
 
 
 def conversations(
@@ -38,9 +41,10 @@ def conversations(
 ) -> Iterator[list[Message]]:
     """Conversations without end, the same for the same arguments; stories belong to the split.
 
-    The first `passages` of them ask about one sentence each: the world's easy lessons come first, and so whoever wants them as a
-    curriculum must not shuffle. Of the others this fraction is about passages, too: what is not yet found in a sentence can still be
-    learned there. A third of these are one sentence long, a third tell how a story begins, a third have two to six sentences.
+    The first `passages` of them ask about a sentence, or about how a story begins, and none requests a story: a request is a hundred
+    words of which most are a matter of chance, and would drown what is to be learned here. The world's easy lessons come first, and so
+    whoever wants them as a curriculum must not shuffle. Of the others `passage_fraction` are about passages, too: what is not yet found
+    in a sentence can still be learned there. A third of these are a sentence, a third a beginning, a third have two to six sentences.
     """
     rng = random.Random(f"conversations/{seed}/{split}")
     habits = random.Random(f"conversations/wordy/{seed}/{split}")
@@ -50,18 +54,21 @@ def conversations(
         messages: list[Message] = []
         if rng.random() < SYSTEM_FRACTION:
             messages.append({"role": "system", "content": SYSTEM})
-        if rng.random() < request_fraction:
+        first = number < passages
+        if not first and rng.random() < request_fraction:
             task = next(asked_for)
             yield [*messages, *_turn(task.prompt, task.reply)]
             continue
-        whole = number >= passages and rng.random() >= passage_fraction
+        whole = not first and rng.random() >= passage_fraction
         if whole:
             tasks = ask_about(story, rng, questions_per_story)
-        elif number < passages:
-            tasks = ask_about_passage(story, rng, 1, questions_per_story)
         else:
-            length = rng.choice((1, None, rng.randint(2, 6)))
-            tasks = ask_about_passage(story, rng, length, questions_per_story, PASSAGE_YES_NO)
+            if first:
+                length = 1 if rng.random() < SENTENCES else None
+            else:
+                length = rng.choice((1, None, rng.randint(2, 6)))
+            yes_no = 0.0 if length == 1 and first else PASSAGE_YES_NO
+            tasks = ask_about_passage(story, rng, length, questions_per_story, yes_no)
         for turn, task in enumerate(tasks):
             says_more = whole and habits.random() < wordy_fraction
             reply = wordy(task.reply, habits) if says_more else task.reply

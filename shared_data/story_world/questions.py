@@ -40,12 +40,13 @@ class Kind(NamedTuple):
 
     A reply is a whole sentence that takes up what was asked, and its beginning alone tells what must follow ("The colour of
     the kite is …"): that is how people answer, and a small model finds the rest of such a sentence in the story more easily
-    than a bare word.
+    than a bare word. Whose a trait is, it finds by way of the species, which stands beside the trait: the reply takes the same
+    two steps, a chain of thought (Wei et al. 2022).
     """
 
     phrasings: tuple[str, ...]
     answer: Callable[[Facts, str], str | None]  # the facts and the name or thing asked about; None: not told
-    reply: str  # with {answer}
+    reply: str  # with {answer}, and perhaps {species}, which is that of {name}
 
 
 def _event_word(kind: str, key: str, article: bool = False) -> Callable[[Facts, str], str | None]:
@@ -83,7 +84,7 @@ KINDS: dict[str, Kind] = {
     "trait": Kind(
         ("What is {name} like?", "Which word describes {name}?"),
         lambda f, name: f.trait_of(name),
-        "By nature, {name} is {answer}.",
+        "{name} is {species}, {answer} by nature.",
     ),
     "hobby": Kind(
         ("What does {hero} love to do?", "What is the hobby of {hero}?"),
@@ -205,8 +206,8 @@ STATEMENTS = (
         "Is {hero} {value}?",
         lambda f: f.hero_trait,
         lambda f: list(TRAITS),
-        "By nature, {hero} is {value}.",
-        "By nature, {hero} is not {value}, but {truth}.",
+        "{hero} is {hero_species}, {value} by nature.",
+        "{hero} is {hero_species}, not {value} by nature, but {truth}.",
     ),
     Statement(
         "trait",
@@ -214,8 +215,8 @@ STATEMENTS = (
         "Is {friend} {value}?",
         lambda f: f.friend_trait,
         lambda f: list(TRAITS),
-        "By nature, {friend} is {value}.",
-        "By nature, {friend} is not {value}, but {truth}.",
+        "{friend} is {friend_species}, {value} by nature.",
+        "{friend} is {friend_species}, not {value} by nature, but {truth}.",
     ),
     Statement(
         "place",
@@ -260,7 +261,10 @@ POOLS: dict[str, Callable[[Facts], list[str]]] = {
 
 
 def _fill(phrasing: str, facts: Facts, **words: str) -> str:
-    return phrasing.format(hero=facts.hero, friend=facts.friend, thing=facts.thing, **words)
+    species = {f"{role}_species": Word(getattr(facts, f"{role}_kind")).a for role in ("hero", "friend")}
+    if "name" in words:
+        species["species"] = Word(facts.kind_of(words["name"])).a
+    return phrasing.format(hero=facts.hero, friend=facts.friend, thing=facts.thing, **species, **words)
 
 
 def question_about(kind: str, facts: Facts, name: str, rng: random.Random) -> str:
@@ -275,6 +279,11 @@ def kinds_and_names(facts: Facts) -> list[tuple[str, str]]:
         for kind in KINDS
         for name in ((facts.hero, facts.friend) if kind in ABOUT_A_PERSON else (facts.hero,))
     ]
+
+
+def fact_behind(kind: str, name: str) -> tuple[str, str]:
+    """What the reply to a question of this kind about `name` gives away: that to the trait tells the species, too."""
+    return ("species" if kind == "trait" else kind, name)
 
 
 def reply_with(kind: str, facts: Facts, name: str, answer: str | None) -> str:
@@ -386,9 +395,9 @@ def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
     unanswerable, yes_no = (sum(rng.random() < share for _ in range(count)) for share in (1 / 6, 1 / 4))
     statements = rng.sample(STATEMENTS, min(yes_no, count - unanswerable, len(STATEMENTS)))
     tasks = [yes_no_question(story, statement, rng) for statement in statements]
-    known = {(statement.kind, getattr(story.facts, statement.about)) for statement in statements}
-    told = [task for fact, task in _told_questions(story, rng) if fact not in known]
-    tasks += told[: count - unanswerable - len(tasks)]
+    known = {fact_behind(statement.kind, getattr(story.facts, statement.about)) for statement in statements}
+    told = {fact: task for fact, task in _told_questions(story, rng) if fact not in known}
+    tasks += list(told.values())[: count - unanswerable - len(tasks)]
     tasks += [_open_question(story, rng, answerable=False) for _ in range(unanswerable)]
     lesson = list({task.prompt: task for task in tasks}.values())
     rng.shuffle(lesson)
@@ -396,7 +405,7 @@ def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
 
 
 def _told_questions(story: Story, rng: random.Random) -> list[tuple[tuple[str, str], Task]]:
-    """A question of each kind that the story answers, by kind and name; what not every story tells tends to come first."""
+    """A question of each kind that the story answers, and the fact behind it; what not every story tells tends to come first."""
     facts = story.facts
     tasks = []
     for kind, name in kinds_and_names(facts):
@@ -406,7 +415,9 @@ def _told_questions(story: Story, rng: random.Random) -> list[tuple[tuple[str, s
             task = Task(
                 kind, question_prompt(story.text, question), reply_with(kind, facts, name, known), story
             )
-            tasks.append((rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.4), (kind, name), task))
+            tasks.append(
+                (rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.4), fact_behind(kind, name), task)
+            )
     return [(fact, task) for _, fact, task in sorted(tasks, key=lambda entry: entry[0])]
 
 
