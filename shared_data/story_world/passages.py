@@ -23,10 +23,10 @@ from shared_data.story_world.lexicon import NAMES
 from shared_data.story_world.questions import (
     KINDS,
     STATEMENTS,
-    fact_behind,
     kinds_and_names,
     question_about,
     question_prompt,
+    repeats,
     reply_with,
     yes_no_question,
 )
@@ -94,7 +94,8 @@ def ask_about_passage(
         elif answer is None or (kind not in _UNCLEAR and answer.split()[-1] not in text):
             untold.append((kind, name, None))
     rng.shuffle(told)
-    told = list({fact_behind(kind, name): (kind, name, answer) for kind, name, answer in told}.values())
+    left_out = repeats(facts, rng)
+    told = [entry for entry in told if entry[:2] not in left_out]
     unanswered = rng.randint(0, max(1, round(len(told) / 5))) if told else 1
     asked = told[: count - unanswered] + rng.sample(untold, min(unanswered, len(untold)))
     rng.shuffle(asked)

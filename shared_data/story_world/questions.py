@@ -84,7 +84,7 @@ KINDS: dict[str, Kind] = {
     "trait": Kind(
         ("What is {name} like?", "Which word describes {name}?"),
         lambda f, name: f.trait_of(name),
-        "{name} is {species}, {answer} by nature.",
+        "{name} is {species} {answer} by nature.",
     ),
     "hobby": Kind(
         ("What does {hero} love to do?", "What is the hobby of {hero}?"),
@@ -160,6 +160,7 @@ KINDS: dict[str, Kind] = {
 }
 
 ABOUT_A_PERSON = tuple(kind for kind, entry in KINDS.items() if "{name}" in entry.phrasings[0])
+_TRAIT_FRACTION = 0.75  # of the lessons about what somebody is: the harder of the two
 NEVER_TOLD = ("age", "family", "breakfast")
 ALWAYS_TOLD = (
     "hero",
@@ -206,8 +207,8 @@ STATEMENTS = (
         "Is {hero} {value}?",
         lambda f: f.hero_trait,
         lambda f: list(TRAITS),
-        "{hero} is {hero_species}, {value} by nature.",
-        "{hero} is {hero_species}, not {value} by nature, but {truth}.",
+        "{hero} is {hero_species} {value} by nature.",
+        "{hero} is {hero_species} not {value} by nature, but {truth}.",
     ),
     Statement(
         "trait",
@@ -215,8 +216,8 @@ STATEMENTS = (
         "Is {friend} {value}?",
         lambda f: f.friend_trait,
         lambda f: list(TRAITS),
-        "{friend} is {friend_species}, {value} by nature.",
-        "{friend} is {friend_species}, not {value} by nature, but {truth}.",
+        "{friend} is {friend_species} {value} by nature.",
+        "{friend} is {friend_species} not {value} by nature, but {truth}.",
     ),
     Statement(
         "place",
@@ -281,9 +282,12 @@ def kinds_and_names(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
-def fact_behind(kind: str, name: str) -> tuple[str, str]:
-    """What the reply to a question of this kind about `name` gives away: that to the trait tells the species, too."""
-    return ("species" if kind == "trait" else kind, name)
+def repeats(facts: Facts, rng: random.Random) -> set[tuple[str, str]]:
+    """What a lesson leaves out, lest it asks for a fact twice: of each friend either the trait, whose reply tells both, or the species."""
+    return {
+        ("species" if rng.random() < _TRAIT_FRACTION else "trait", name)
+        for name in (facts.hero, facts.friend)
+    }
 
 
 def reply_with(kind: str, facts: Facts, name: str, answer: str | None) -> str:
@@ -395,9 +399,10 @@ def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
     unanswerable, yes_no = (sum(rng.random() < share for _ in range(count)) for share in (1 / 6, 1 / 4))
     statements = rng.sample(STATEMENTS, min(yes_no, count - unanswerable, len(STATEMENTS)))
     tasks = [yes_no_question(story, statement, rng) for statement in statements]
-    known = {fact_behind(statement.kind, getattr(story.facts, statement.about)) for statement in statements}
-    told = {fact: task for fact, task in _told_questions(story, rng) if fact not in known}
-    tasks += list(told.values())[: count - unanswerable - len(tasks)]
+    known = {(statement.kind, getattr(story.facts, statement.about)) for statement in statements}
+    known |= {("species", name) for kind, name in known if kind == "trait"} | repeats(story.facts, rng)
+    told = [task for asked, task in _told_questions(story, rng) if asked not in known]
+    tasks += told[: count - unanswerable - len(tasks)]
     tasks += [_open_question(story, rng, answerable=False) for _ in range(unanswerable)]
     lesson = list({task.prompt: task for task in tasks}.values())
     rng.shuffle(lesson)
@@ -405,7 +410,7 @@ def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
 
 
 def _told_questions(story: Story, rng: random.Random) -> list[tuple[tuple[str, str], Task]]:
-    """A question of each kind that the story answers, and the fact behind it; what not every story tells tends to come first."""
+    """A question of each kind that the story answers, by kind and name; what not every story tells tends to come first."""
     facts = story.facts
     tasks = []
     for kind, name in kinds_and_names(facts):
@@ -415,10 +420,8 @@ def _told_questions(story: Story, rng: random.Random) -> list[tuple[tuple[str, s
             task = Task(
                 kind, question_prompt(story.text, question), reply_with(kind, facts, name, known), story
             )
-            tasks.append(
-                (rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.4), fact_behind(kind, name), task)
-            )
-    return [(fact, task) for _, fact, task in sorted(tasks, key=lambda entry: entry[0])]
+            tasks.append((rng.random() * (1.0 if kind in ALWAYS_TOLD else 0.4), (kind, name), task))
+    return [(asked, task) for _, asked, task in sorted(tasks, key=lambda entry: entry[0])]
 
 
 def questions(seed: int = 0, split: str = "train", world: StoryWorld | None = None) -> Iterator[Task]:
