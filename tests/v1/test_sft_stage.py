@@ -98,6 +98,26 @@ def test_a_tuned_model_ends_its_turn_and_counts_what_it_learned_from(
     assert row["loss"] == numbers["loss"]
 
 
+def test_a_curriculum_keeps_its_order_in_the_first_epoch_only(
+    pretrained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[list[int]] = []
+
+    class Watched(sft_train._CurriculumSampler):
+        def __iter__(self) -> Any:
+            epochs.append(list(super().__iter__()))
+            return iter(epochs[-1])
+
+    monkeypatch.setattr(sft_train, "_CurriculumSampler", Watched)
+    overrides = ["sft.shuffle=false", "sft.conversations=30", "sft.sequence_length=1000", "sft.steps=60"]
+    sft(*prepare(pretrained, tmp_path, *overrides, "sft.eval_every=0"))
+    first, *others = epochs
+    assert first == list(range(len(first)))
+    assert len(others) >= 2
+    assert all(sorted(order) == first != order for order in others)
+    assert others[0] != others[1]
+
+
 def test_muon_tunes_the_hidden_matrices(pretrained: tuple[Path, list[str]], tmp_path: Path) -> None:
     """Each of them moves by about the same length at every step, 0.2 η √(AB); and needs one moment, not two."""
     settings, run = prepare(

@@ -11,6 +11,7 @@ import random
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
                 per_device_eval_batch_size=section.batch_size,
                 gradient_accumulation_steps=section.gradient_accumulation_steps,
                 max_length=length,
-                # Unshuffled in every epoch, not in the first alone; and the trainer packs a thousand conversations at a time.
+                # The trainer packs a thousand conversations at a time: the order is kept from one thousand to the next.
                 train_sampling_strategy="random" if section.shuffle else "sequential",
                 packing=True,
                 assistant_only_loss=True,
@@ -172,7 +173,29 @@ def _trainer_class() -> Any:
                 self.reply_tokens += int((inputs["labels"] != -100).sum())
             return super().compute_loss(model, inputs, *arguments, **keywords)
 
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            if self.args.train_sampling_strategy != "sequential":
+                return super()._get_train_sampler(train_dataset)
+            return _CurriculumSampler(len(self.train_dataset), self.args.seed)
+
     return Trainer
+
+
+class _CurriculumSampler(torch.utils.data.Sampler):
+    """The order of the source in the first epoch, one drawn anew in each that follows, as at levels 2 and 3."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.length))
+        if self.epoch:
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        self.epoch += 1
+        return iter(order)
 
 
 def _merged(settings: Settings, run: RunFolder, model: Transformer, adapter: Path) -> Transformer:
