@@ -40,8 +40,8 @@ class Kind(NamedTuple):
 
     A reply is a whole sentence that takes up what was asked, and its beginning alone tells what must follow ("The colour of
     the kite is …"): that is how people answer, and a small model finds the rest of such a sentence in the story more easily
-    than a bare word. Whose a trait is, it finds by way of the species, which stands beside the trait: the reply takes the same
-    two steps, a chain of thought (Wei et al. 2022).
+    than a bare word. Whose trait a trait is, is the hardest to find; the reply says first what stands beside it in the story, a
+    chain of thought (Wei et al. 2022).
     """
 
     phrasings: tuple[str, ...]
