@@ -150,6 +150,15 @@ def test_a_restored_optimizer_continues_bit_for_bit(level: str) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_level_3_continues_a_run_of_level_2() -> None:
+    """The same names for the same numbers."""
+    two, three = (optimizers(np.float32)[level][0].state_dict() for level in ("v2", "v3"))
+    assert {name: tuple(value.shape) for name, value in two.items()} == {
+        name: value.shape for name, value in three.items()
+    }
+    assert {f"momentum.{name}" for name in "cdef"} | {"first_moment.a", "second_moment.b"} <= set(two)
+
+
 @pytest.mark.parametrize("level", ["v2", "v3"])
 def test_a_parameter_without_gradient_stays_as_it_is(level: str) -> None:
     optimizer, parameters = optimizers(np.float32)[level]
