@@ -203,7 +203,7 @@ ADAPTERS = [
 METHODS = {
     "lora": (["adapter.method=lora"], 8e-15),
     "qlora": (["adapter.method=qlora", "adapter.use_dora=true", "adapter.double_quantization=false"], 1e-13),
-    "qlora, double quantization": (["adapter.method=qlora"], 2e-6),
+    "qlora, double quantization": (["adapter.method=qlora"], 1e-5),
 }
 
 

@@ -70,6 +70,7 @@ class Muon(torch.optim.Optimizer):
             )
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
+        self.register_load_state_dict_post_hook(lambda _: self._share())  # what was loaded is new
 
     def _share(self) -> None:
         """Give the parts the groups and the state that this optimizer shows."""
@@ -85,8 +86,3 @@ class Muon(torch.optim.Optimizer):
         for part in self.parts:
             part.step()
         return loss
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        super().load_state_dict(state_dict)
-        self._share()
