@@ -149,12 +149,12 @@ class SftSettings(TrainingSettings):
         default=0.05,
         ge=0,
         le=1,
-        description="story world: share of conversations that ask for a story instead",
+        description="story world: share of the conversations after the first passages that ask for a story instead",
     )
     passages: int = Field(
         default=0,
         ge=0,
-        description="story world: so many conversations are about one sentence of a story, and come before all others",
+        description="story world: so many conversations are about a sentence of a story or how it begins, and come before all others",
     )
     passage_fraction: float = Field(
         default=0.0,

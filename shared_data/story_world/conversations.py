@@ -24,9 +24,7 @@ Message = dict[str, str]
 SYSTEM = "You answer questions about stories, and tell stories."
 SYSTEM_FRACTION = 0.1
 SENTENCES = 0.65  # of the first passages are a single sentence; the others tell how a story begins
-PASSAGE_YES_NO = (
-    0.3  # of what a passage tells and can be asked so; the single sentences that come first ask nothing so
-)
+YES_NO = 0.3  # of what a passage tells and can be asked so; not of the single sentences that come first
 
 
 def conversations(
@@ -62,13 +60,11 @@ def conversations(
         whole = not first and rng.random() >= passage_fraction
         if whole:
             tasks = ask_about(story, rng, questions_per_story)
+        elif first and rng.random() < SENTENCES:
+            tasks = ask_about_passage(story, rng, 1, questions_per_story)
         else:
-            if first:
-                length = 1 if rng.random() < SENTENCES else None
-            else:
-                length = rng.choice((1, None, rng.randint(2, 6)))
-            yes_no = 0.0 if length == 1 and first else PASSAGE_YES_NO
-            tasks = ask_about_passage(story, rng, length, questions_per_story, yes_no)
+            length = None if first else rng.choice((1, None, rng.randint(2, 6)))
+            tasks = ask_about_passage(story, rng, length, questions_per_story, YES_NO)
         for turn, task in enumerate(tasks):
             says_more = whole and habits.random() < wordy_fraction
             reply = wordy(task.reply, habits) if says_more else task.reply

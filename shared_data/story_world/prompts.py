@@ -26,6 +26,9 @@ def prompts(
     world = world or StoryWorld()
     asked, wished = questions(seed, split, world), requests(seed, split, world)
     while True:
-        task = next(asked if rng.random() < question_fraction else wished)
-        remember_story(task.story.text, task.story)  # its reward will be asked for
+        if rng.random() < question_fraction:
+            task = next(asked)
+            remember_story(task.story.text, task.story)  # its facts will be asked for, to grade the reply
+        else:
+            task = next(wished)
         yield task.prompt

@@ -16,11 +16,11 @@ from shared_data.errors import UserError
 from shared_data.settings import ModelSettings, PretrainSettings
 from tests.parity.arrays import array
 from tests.parity.recorder import ParityRecorder, as_array
+from tests.parity.test_optimizers import STEPS, run
 from v3_numpy_deep.autograd import Parameter
 
 LEVELS = {"v1": v1, "v2": v2, "v3": v3}
 SHAPES = [(7, 5), (33,), (24, 40), (40, 24), (9, 9), (24, 40)]  # the last four are hidden matrices
-STEPS = 25
 
 
 @pytest.fixture
@@ -43,23 +43,6 @@ def optimizers(dtype: Any) -> dict[str, tuple[Any, list[Any]]]:
             groups = [g | {"names": list(names)} for g, (_, names, _) in zip(groups, parts, strict=True)]
         made[level] = (module.Muon(groups, 1e-2, (0.9, 0.95), 1e-8, 0.9), parameters)
     return made
-
-
-def run(
-    level: str, optimizer: Any, parameters: list[Any], first: int = 0, last: int = STEPS
-) -> list[np.ndarray]:
-    """The parameters after the steps, with a learning rate that changes."""
-    for step in range(first, last):
-        for i, parameter in enumerate(parameters):
-            gradient = array(1000 * step + i, *parameter.shape, dtype=as_array(parameter).dtype)
-            parameter.grad = gradient if level == "v3" else torch.from_numpy(gradient)
-        rate = 1e-2 * (1 - step / STEPS)
-        if level == "v1":
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        optimizer.learning_rate = rate
-        optimizer.step()
-    return [as_array(parameter) for parameter in parameters]
 
 
 def _orthogonal(level: str, matrix: np.ndarray) -> np.ndarray:

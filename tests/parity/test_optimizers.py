@@ -43,9 +43,11 @@ def set_gradients(level: str, parameters: list[Any], step: int) -> None:
         parameter.grad = gradient if level == "v3" else torch.from_numpy(gradient)
 
 
-def run(level: str, optimizer: Any, parameters: list[Any], first: int = 0) -> list[np.ndarray]:
-    """The parameters after all steps, with a learning rate that changes."""
-    for step in range(first, STEPS):
+def run(
+    level: str, optimizer: Any, parameters: list[Any], first: int = 0, last: int = STEPS
+) -> list[np.ndarray]:
+    """The parameters after the steps, with a learning rate that changes."""
+    for step in range(first, last):
         set_gradients(level, parameters, step)
         rate = 1e-2 * (1 - step / STEPS)
         if level == "v1":

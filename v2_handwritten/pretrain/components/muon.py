@@ -25,11 +25,8 @@ from torch import Tensor, nn
 from shared_data.settings import TrainingSettings
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 
-COEFFICIENTS = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of the polynomial, chosen so that small singular values grow fastest
+# Of the polynomial, chosen so that small singular values grow fastest (Jordan et al. 2024).
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 _STACK = 2**24  # numbers that are made orthogonal at once: enough to keep a GPU busy, and 64 MiB
 # Modules that read or write tokens, positions and scores; their matrices are tables of vectors and not maps between hidden states.

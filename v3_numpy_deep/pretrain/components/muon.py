@@ -24,11 +24,8 @@ from shared_data.settings import TrainingSettings
 from v3_numpy_deep.autograd.module import Module, Parameter
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
 
-COEFFICIENTS = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of the polynomial, chosen so that small singular values grow fastest
+# Of the polynomial, chosen so that small singular values grow fastest (Jordan et al. 2024).
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 # Modules that read or write tokens, positions and scores; their matrices are tables of vectors and not maps between hidden states.
 NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
