@@ -72,9 +72,11 @@ def memory_bytes(model: Transformer, optimizer: Literal["adamw", "muon"] = "adam
             weights += state.state2.absmax.nbytes + state.offset.nbytes
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trainable)
-    once = [p for name, p in model.named_parameters() if optimizer == "muon" and is_hidden(name, p)]
-    one_moment = sum(4 * parameter.numel() for parameter in once if parameter.requires_grad)
-    moments = 2 * sum(4 * parameter.numel() for parameter in trainable) - one_moment
+    moments = sum(
+        4 * parameter.numel() * (1 if optimizer == "muon" and is_hidden(name, parameter) else 2)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
     return {
         "weights": weights,
         "gradients": gradients,

@@ -196,9 +196,11 @@ def memory_bytes(model: nn.Module, optimizer: Literal["adamw", "muon"] = "adamw"
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trainable)
-    once = [p for name, p in model.named_parameters() if optimizer == "muon" and is_hidden(name, p)]
-    one_moment = sum(4 * parameter.numel() for parameter in once if parameter.requires_grad)
-    moments = 2 * sum(4 * parameter.numel() for parameter in trainable) - one_moment
+    moments = sum(
+        4 * parameter.numel() * (1 if optimizer == "muon" and is_hidden(name, parameter) else 2)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
     return {
         "weights": weights,
         "gradients": gradients,

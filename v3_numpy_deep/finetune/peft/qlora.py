@@ -189,9 +189,11 @@ def memory_bytes(model: Module, optimizer: Literal["adamw", "muon"] = "adamw") -
     weights = sum(array.nbytes for array in (*(parameter.data for parameter in model.parameters()), *codes))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = sum(parameter.data.nbytes for parameter in trainable)
-    once = [p for name, p in model.named_parameters() if optimizer == "muon" and is_hidden(name, p)]
-    one_moment = sum(4 * parameter.size for parameter in once if parameter.requires_grad)
-    moments = 2 * sum(4 * parameter.size for parameter in trainable) - one_moment
+    moments = sum(
+        4 * parameter.size * (1 if optimizer == "muon" and is_hidden(name, parameter) else 2)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
     return {
         "weights": weights,
         "gradients": gradients,
