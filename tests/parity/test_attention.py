@@ -1,6 +1,7 @@
 """Levels 1 and 2: causal attention with shared key-value heads and masks; the modules of both families; the three kernels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -90,10 +91,55 @@ def test_packed_documents_attend_as_the_library_does_under_their_mask(
         parity,
         f"attention of documents, {kernel}, {H} heads on {K}",
         lambda q, k, v: _attend(q, k, v, 0.0, SharedInputs(document_ids=documents, kernel=kernel)),
-        lambda q, k, v: library.causal_attention(q, k, v, mask=mask),
+        lambda q, k, v: library.causal_attention(q, k, v, mask=mask).transpose(1, 2).flatten(2),
         qkv(H, K),
         5e-15,
     )
+
+
+@pytest.mark.parametrize("masked", ["causal", "documents", "branches", "padding"])
+@pytest.mark.parametrize(("H", "K"), [(4, 4), (4, 2)], ids=["MHA", "GQA"])
+@pytest.mark.parametrize("kernel", ["handwritten", "library"])
+def test_positions_that_are_read_find_what_they_find_among_all(
+    parity: ParityRecorder, H: int, K: int, kernel: str, masked: str
+) -> None:
+    """Some tiles are read whole, some in part, some not at all; one row has fewer than the other."""
+    read = torch.arange(2 * T).view(2, T) % 3 == 0
+    read[0, :130], read[1, :20], read[1, 128:] = False, False, True
+    shared: dict[str, Any] = {"mask": masks()[masked]} if masked in ("causal", "padding") else {}
+    if masked == "documents":
+        shared = {"document_ids": packed([[5, 1, 4, 140], [149, 1]])["document_ids"]}
+    if masked == "branches":
+        places = torch.arange(T).expand(2, T)  # texts of 70: a trunk of 25, a branch of 25, one of 20
+        shared = {"document_ids": places // 70, "branch_ids": places % 70 // 25}
+    mask = shared["mask"] if "mask" in shared else document_mask(**shared, dtype=torch.float64)
+    compare_functions(
+        parity,
+        f"attention of read positions, {kernel}, {H} heads on {K}, {masked}",
+        lambda q, k, v: _attend(q, k, v, 0.0, SharedInputs(kernel=kernel, **shared), read),
+        lambda q, k, v: library.causal_attention(q, k, v, mask=mask).transpose(1, 2).flatten(2)[read],
+        qkv(H, K),
+        5e-15,
+    )
+
+
+def test_nothing_is_computed_for_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = []
+    original = attention._exponentials
+
+    def counted(queries: Tensor, k: Tensor, tile: Any) -> tuple[Tensor, Tensor]:
+        E, inverse_sum = original(queries, k, tile)
+        scores.append(E.numel())
+        return E, inverse_sum
+
+    monkeypatch.setattr(attention, "_exponentials", counted)
+    read = torch.zeros(2, T, dtype=torch.bool)
+    for expected in (0, 4 * 128):  # of four heads: one query, and the keys of its tile
+        scores.clear()
+        found = _attend(**qkv(4, 2), dropout_probability=0.0, shared=SharedInputs(), read=read)
+        assert found.shape == (read.sum(), 4 * 8)
+        assert sum(scores) == expected
+        read[1, 3] = True
 
 
 def test_queries_that_follow_cached_keys_see_all_of_them_and_their_own_past() -> None:

@@ -267,12 +267,19 @@ def test_packing_gives_every_real_token_a_slot_of_its_own(limit: int) -> None:
     for packing in (pack_rows(ids, mask, limit), padding3.pack_rows(ids, mask, limit)):
         slots = packing.place[mask == 1]
         assert len(set(slots.tolist())) == mask.sum()
-        assert packing.position_ids.shape[1] <= limit
-        assert packing.position_ids.ravel()[slots].tolist() == padding3.positions_of(mask)[mask == 1].tolist()
+        assert sorted(slots.tolist()) == list(range(len(packing.position_ids)))
+        assert packing.position_ids[slots].tolist() == padding3.positions_of(mask)[mask == 1].tolist()
         documents = np.broadcast_to(np.arange(4)[:, None], mask.shape)[mask == 1]
-        assert packing.document_ids.ravel()[slots].tolist() == documents.tolist()
-        assert (np.delete(packing.document_ids.ravel(), slots) == 4).all()
-    assert len(pack_rows(ids, mask, limit).position_ids) == {10: 3, 17: 2, 1000: 1}[limit]
+        assert packing.document_ids[slots].tolist() == documents.tolist()
+        ends = [(line.start, line.stop) for line in packing.lines]
+        assert ends == {10: [(0, 7), (7, 17), (17, 25)], 17: [(0, 17), (17, 25)], 1000: [(0, 25)]}[limit]
+
+
+def test_lines_are_of_whole_documents_and_about_equally_long() -> None:
+    """Without the fair share, a line of 20 would follow two of 100. A document over the limit is refused later, by the model."""
+    for module in (padding2, padding3):
+        assert [line.stop for line in module._lines(11 * [20], 100)] == [80, 160, 220]
+        assert [line.stop for line in module._lines([90, 30, 20, 130, 5], 110)] == [90, 140, 270, 275]
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
@@ -318,16 +325,16 @@ def test_what_texts_have_in_common_at_the_beginning_is_packed_once() -> None:
     for pack in (pack_rows, padding3.pack_rows):
         packing = pack(ids, mask, 1000)
         assert packing.branch_ids is not None
-        assert packing.branch_ids.ravel().tolist() == branches
-        assert packing.document_ids.ravel().tolist() == [0] * 22 + [1] * 10 + [2] * 15
-        positions = packing.position_ids.ravel()[packing.place]
+        assert packing.branch_ids.tolist() == branches
+        assert packing.document_ids.tolist() == [0] * 22 + [1] * 10 + [2] * 15
+        positions = packing.position_ids[packing.place]
         assert (positions == padding3.positions_of(mask))[mask == 1].all()
         packed = np.zeros(47, np.int64)
         packed[packing.place[mask == 1]] = ids[mask == 1]
         assert (packed[packing.place] == ids)[mask == 1].all()
         assert pack(ids, mask, 1000, share=False).branch_ids is None
         # Of three texts of 14, 14 and 12 tokens, two that have 11 in common need 17, and all, which have 9, 22.
-        assert set(pack(ids, mask, 19).document_ids.ravel().tolist()) == {0, 1, 2, 3, 4}
+        assert set(pack(ids, mask, 19).document_ids.tolist()) == {0, 1, 2, 3}
         half = np.array([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 9, 8, 7], [1, 2, 3, 0, 0, 0, 0]])
         assert pack(half[:2], np.ones((2, 7), int), 1000).branch_ids is not None
         assert pack(half[1:], np.ones((2, 7), int), 1000).branch_ids is None

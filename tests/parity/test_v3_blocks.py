@@ -19,6 +19,7 @@ from v2_handwritten.models.blocks import linear as linear2
 from v2_handwritten.models.blocks import normalization as normalization2
 from v2_handwritten.models.blocks import rope as rope2
 from v3_numpy_deep.autograd import Module, Tensor
+from v3_numpy_deep.autograd.fused.attention import document_tiles
 from v3_numpy_deep.models import config as config3
 from v3_numpy_deep.models import transformer as transformer3
 from v3_numpy_deep.models.blocks import attention as attention3
@@ -104,6 +105,15 @@ def attention_case(name: str, K: int, kind: str, D: int = 8) -> tuple[Callable, 
     return lambda level, q, k, v: getattr(level["attention"], name)(q, k, v, masked(kind, level)), inputs
 
 
+def attention_of_read(level: dict[str, Any], q: Any, k: Any, v: Any) -> Any:
+    """At every third position, and in the second sequence's first document at none."""
+    attention = level["attention"]
+    documents = {"document_ids": level["constant"](DOCUMENTS)}
+    shared = attention.SharedInputs(**{"tiles": document_tiles(DOCUMENTS)} if level is LEVEL3 else documents)
+    read = (np.arange(B * T).reshape(B, T) % 3 == 0) & (np.arange(B)[:, None] < DOCUMENTS + 1)
+    return attention._attend(q, k, v, 0.0, shared, level["constant"](read))
+
+
 def function(module: str, name: str, *constants: Any) -> Callable:
     """A function of the blocks applied to the inputs and then to constants."""
     return lambda level, *inputs: getattr(level[module], name)(
@@ -153,6 +163,7 @@ FUNCTIONS: dict[str, tuple[Callable, list[np.ndarray]]] = {
     "causal_attention, GQA": attention_case("causal_attention", 2, "documents"),
     "causal_attention, MQA": attention_case("causal_attention", 1, "padding"),
     "causal_attention, D = 2": attention_case("causal_attention", 1, "documents", 2),
+    "attention of read positions": (attention_of_read, attention_case("", 2, "")[1]),
 }
 
 MODULES: dict[str, Callable] = {

@@ -10,6 +10,7 @@ Level 1: transformers derives the same from `attention_mask` and `pad_token_id`.
     python -c "import numpy as np; from v3_numpy_deep.models.padding import *; print(last_positions(np.array([[0, 1, 1], [1, 1, 0]])))"
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
 from v3_numpy_deep.autograd import Array, Tensor, record
+from v3_numpy_deep.autograd import operations as ops
 
 
 def positions_of(attention_mask: Int[Array, "B T"] | Bool[Array, "B T"]) -> Int[Array, "B T"]:
@@ -49,15 +51,16 @@ def padded_inputs(
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the real tokens of B rows went when padding was taken out: R longer rows of W tokens.
+    """Where the real tokens of B rows went when padding was taken out: N slots, cut into lines that pass through the model by turns.
 
     Rows that begin alike are one document: what they have in common stands there once, its trunk; the rest of each is a branch.
     """
 
-    place: Int64[np.ndarray, "B T"]  # slot of each real token among the R · W; 0 at padding
-    position_ids: Int64[np.ndarray, "R W"]
-    document_ids: Int64[np.ndarray, "R W"]
-    branch_ids: Int64[np.ndarray, "R W"] | None  # 0 in a trunk; None where nothing is shared
+    place: Int64[np.ndarray, "B T"]  # slot of each real token; 0 at padding
+    position_ids: Int64[np.ndarray, " N"]
+    document_ids: Int64[np.ndarray, " N"]
+    branch_ids: Int64[np.ndarray, " N"] | None  # 0 in a trunk; None where nothing is shared
+    lines: list[slice]  # of whole documents
 
 
 def pack_rows(
@@ -66,26 +69,19 @@ def pack_rows(
     limit: int,
     share: bool = True,
 ) -> Packing:
-    """Put the rows one behind another, as many as fit `limit` tokens; what stays empty at the end is a document of its own.
+    """Put the rows one behind another, in as few lines of at most `limit` tokens as will do, all about equally long.
 
     share: keep only once what rows have in common at their beginning, such as the prompt of several replies.
     """
     real = attention_mask.astype(bool)
     texts = [ids[mask] for ids, mask in zip(input_ids, real, strict=True)]
     documents = _documents(texts, limit) if share else [(len(text), [row]) for row, text in enumerate(texts)]
-    starts, line, used, W = [], 0, 0, 0
-    for trunk, rows in documents:
-        length = trunk + sum(len(texts[row]) - trunk for row in rows)
-        if used and used + length > limit:
-            line, used = line + 1, 0
-        starts.append((line, used))
-        used += length
-        W = max(W, used)
+    lengths = [trunk + sum(len(texts[row]) - trunk for row in rows) for trunk, rows in documents]
+    N = sum(lengths)
     place = np.zeros(real.shape, np.int64)
-    position_ids, document_ids, branch_ids = np.zeros((3, (line + 1) * W), np.int64)
-    document_ids[:] = len(documents)
-    for document, ((line, start), (trunk, rows)) in enumerate(zip(starts, documents, strict=True)):
-        begin = line * W + start
+    position_ids, document_ids, branch_ids = np.zeros((3, N), np.int64)
+    begin = 0
+    for document, (trunk, rows) in enumerate(documents):
         end = begin + trunk
         for branch, row in enumerate(rows, start=1):
             own = len(texts[row]) - trunk
@@ -95,13 +91,23 @@ def pack_rows(
             document_ids[slots] = document
             branch_ids[slots[trunk:]] = branch
             end += own
+        begin = end
     shared = len(documents) < len(texts)
-    return Packing(
-        place,
-        position_ids.reshape(-1, W),
-        document_ids.reshape(-1, W),
-        branch_ids.reshape(-1, W) if shared else None,
-    )
+    return Packing(place, position_ids, document_ids, branch_ids if shared else None, _lines(lengths, limit))
+
+
+def _lines(lengths: Sequence[int], limit: int) -> list[slice]:
+    """Documents of these lengths in lines: one ends where its share of all tokens is reached, or the limit would be passed."""
+    N = sum(lengths)
+    fair = N / -(-N // limit)
+    ends = [0]
+    position = 0
+    for length in lengths:
+        used = position - ends[-1]
+        if used and (used >= fair or used + length > limit):
+            ends.append(position)
+        position += length
+    return [slice(*line) for line in itertools.pairwise([*ends, N])]
 
 
 def _documents(texts: Sequence[Int[np.ndarray, " _"]], limit: int) -> list[tuple[int, list[int]]]:
@@ -142,25 +148,31 @@ def hidden_states_of_rows(
     put back to where their tokens were.
     """
     real = np.ones_like(input_ids, bool) if attention_mask is None else attention_mask.astype(bool)
-    limit = model.config.max_position_embeddings
-    packing = pack_rows(input_ids, real, limit, share=not _drops(model))
+    packing = pack_rows(input_ids, real, model.config.max_position_embeddings, share=not _drops(model))
     if packing.branch_ids is None and real.all():
         return model.hidden_states(input_ids, read=read)
-    place = packing.place
-    packed_ids = np.zeros(packing.position_ids.shape, input_ids.dtype)
-    packed_ids.reshape(-1)[place[real]] = input_ids[real]
-    inputs = {
-        "position_ids": packing.position_ids,
-        "document_ids": packing.document_ids,
-        "branch_ids": packing.branch_ids,
-    }
-    if read is None:
-        hidden = model.hidden_states(packed_ids, **inputs)
-        return _put_back(hidden, place, real)
-    slots = place[real & read]
-    packed_read = np.zeros(packed_ids.size, bool)
-    packed_read[slots] = True
-    hidden = model.hidden_states(packed_ids, read=packed_read.reshape(packed_ids.shape), **inputs)
+    slots = packing.place[real]
+    packed_ids = np.zeros(len(packing.position_ids), input_ids.dtype)
+    packed_ids[slots] = input_ids[real]
+    packed_read = None
+    if read is not None:
+        slots = packing.place[real & read]
+        packed_read = np.zeros(len(packed_ids), bool)
+        packed_read[slots] = True
+
+    def states_of(line: slice) -> Tensor:
+        branch_ids, read = (x if x is None else x[None, line] for x in (packing.branch_ids, packed_read))
+        return model.hidden_states(
+            packed_ids[None, line],
+            position_ids=packing.position_ids[None, line],
+            document_ids=packing.document_ids[None, line],
+            branch_ids=branch_ids,
+            read=read,
+        ).reshape(-1, model.config.hidden_size)
+
+    hidden = ops.concatenate([states_of(line) for line in packing.lines], axis=0)
+    if packed_read is None:
+        return _put_back(hidden, packing.place, real)
     return hidden[packed_read.cumsum()[slots] - 1]
 
 

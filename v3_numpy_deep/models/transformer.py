@@ -52,9 +52,9 @@ class Gpt2Block(Module):
 
     def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add what the two layers have to say to the residual stream."""
-        x = x + self.attn(self.ln_1(x), shared)
-        if self.is_last and shared.read is not None:
-            x = x[shared.read]
+        read = shared.read if self.is_last else None
+        y = self.attn(self.ln_1(x), shared, read)
+        x = (x if read is None else x[read]) + y
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
@@ -71,9 +71,9 @@ class LlamaBlock(Module):
 
     def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add what the two layers have to say to the residual stream."""
-        x = x + self.self_attn(self.input_layernorm(x), shared)
-        if self.is_last and shared.read is not None:
-            x = x[shared.read]
+        read = shared.read if self.is_last else None
+        y = self.self_attn(self.input_layernorm(x), shared, read)
+        x = (x if read is None else x[read]) + y
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -46,7 +46,8 @@ class Cache(Protocol):
 class _Tile:
     """Some queries, and the window of keys that they can see, in one row of the batch or in all."""
 
-    rows: slice
+    rows: slice  # of k and v
+    query_rows: slice  # of q: the same ones, unless q is of the read positions alone
     queries: slice
     keys: slice
     mask: Float[Tensor, "#B t n"]  # additive, for the last n keys of the window; nothing hides those before
@@ -194,7 +195,7 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[_Tile]) -> Tensor:
-        B, H, T, D = q.shape
+        B, H, T, D = q.shape  # of one row and N queries, where these stand behind one another
         K, S = k.shape[1:3]
         queries = q.reshape(B, K, H // K, T, D)
         output = q.new_empty(B, T, K, H // K, D)  # in the order that the next projection reads
@@ -203,7 +204,9 @@ class _CausalAttention(torch.autograd.Function):
         for tile in tiles:
             E, inverse_sum = _exponentials(queries, k, tile)
             o = torch.bmm(E, _keys_of(v, tile)).mul_(inverse_sum)
-            output[tile.rows, tile.queries] = o.view(-1, K, H // K, tile.length, D).permute(0, 3, 1, 2, 4)
+            output[tile.query_rows, tile.queries] = o.view(-1, K, H // K, tile.length, D).permute(
+                0, 3, 1, 2, 4
+            )
             if keep:
                 kept += [E, inverse_sum]
         ctx.save_for_backward(queries, k, v, output, *kept)
@@ -225,13 +228,13 @@ class _CausalAttention(torch.autograd.Function):
             d_E = torch.bmm(a, _keys_of(v, tile).transpose(1, 2)).sub_(a_delta).mul_(E)
             _keys_of(d_k, tile).baddbmm_(d_E.transpose(1, 2), _queries_of(queries, tile))
             d_rows = torch.bmm(d_E, _keys_of(k, tile)).view(-1, K, G, tile.length, D)
-            d_q[tile.rows, tile.queries] = d_rows.permute(0, 3, 1, 2, 4)
+            d_q[tile.query_rows, tile.queries] = d_rows.permute(0, 3, 1, 2, 4)
         scale = 1 / math.sqrt(D)
         return d_q.view(B, T, K * G, D).transpose(1, 2).mul_(scale), d_k.mul_(scale), d_v, None
 
 
 def _exponentials(
-    queries: Float[Tensor, "B K G T D"], k: Float[Tensor, "B K S D"], tile: _Tile
+    queries: Float[Tensor, "rows K G T D"], k: Float[Tensor, "B K S D"], tile: _Tile
 ) -> tuple[Float[Tensor, "BK Gt window"], Float[Tensor, "BK Gt 1"]]:
     """E of a tile, and 1 / Σ E."""
     K, G, D = queries.shape[1], queries.shape[2], queries.shape[-1]
@@ -248,7 +251,7 @@ def _exponentials(
 
 def _queries_of(x: Float[Tensor, "B K G T X"], tile: _Tile) -> Float[Tensor, "BK Gt X"]:
     """The tile's rows of x, those of the heads that share a key-value head below each other."""
-    part = x[tile.rows, :, :, tile.queries]
+    part = x[tile.query_rows, :, :, tile.queries]
     return part.reshape(-1, part.shape[2] * part.shape[3], part.shape[4])
 
 
@@ -267,7 +270,7 @@ def _plan_tiles(mask: Tensor | None, T: int, S: int, like: Tensor) -> list[_Tile
         length = queries.stop - queries.start
         # Among the keys before the tile's first query, plain causal attention has nothing to hide.
         hidden = triangle[:, :length, :length] if mask is None else mask[:, queries, keys]
-        tiles.append(_Tile(slice(None), queries, keys, hidden))
+        tiles.append(_Tile(slice(None), slice(None), queries, keys, hidden))
     return tiles
 
 
@@ -278,22 +281,45 @@ def _document_tiles(
 
     The branches of a document come after its trunk. Only among their keys, the last of a window, is anything to hide.
     """
-    triangle = causal_mask(_QUERY_TILE, _QUERY_TILE, _mask_dtype(like))
+    triangle = causal_mask(2 * _QUERY_TILE, 2 * _QUERY_TILE, _mask_dtype(like))
     B, T = document_ids.shape
     tiles = []
     for row in range(B):
         ends = ((document_ids[row].diff() != 0).nonzero().flatten() + 1).tolist()
         for begin, end in itertools.pairwise([0, *ends, T]):
             fork = end if branch_ids is None else begin + int((branch_ids[row, begin:end] == 0).sum())
-            starts = [*range(begin, fork, _QUERY_TILE), *range(fork, end, _QUERY_TILE)]
-            for start, stop in itertools.pairwise([*starts, end]):
+            for start, stop in [*_cut(begin, fork), *_cut(fork, end)]:
                 hidden = triangle[:, : stop - start, : stop - start]
                 if branch_ids is not None and start >= fork:
                     branches = branch_ids[row, fork:stop]
                     seen = _same_branch(branches[start - fork :], branches).tril_(start - fork)
                     hidden = _additive(seen, hidden.dtype).unsqueeze(0)
-                tiles.append(_Tile(slice(row, row + 1), slice(start, stop), slice(begin, stop), hidden))
+                one = slice(row, row + 1)
+                tiles.append(_Tile(one, one, slice(start, stop), slice(begin, stop), hidden))
     return tiles
+
+
+def _cut(begin: int, end: int) -> list[tuple[int, int]]:
+    """Pieces of `_QUERY_TILE` positions, but the last of up to half as many more: fewer, larger products."""
+    starts = [begin, *range(begin + _QUERY_TILE, end - _QUERY_TILE // 2, _QUERY_TILE)]
+    return list(itertools.pairwise([*starts, end])) if begin < end else []
+
+
+def _read_tiles(tiles: Sequence[_Tile], read: Bool[Tensor, "B T"]) -> list[_Tile]:
+    """What is left of the tiles when only the queries at `read` count, which stand one behind another in a row of their own."""
+    B, T = read.shape
+    before = [0, *read.flatten().cumsum(0).tolist()]  # how many are read before each position
+    left = []
+    for tile in tiles:
+        for row in range(*tile.rows.indices(B)):
+            begin, end = before[row * T + tile.queries.start], before[row * T + tile.queries.stop]
+            if begin == end:
+                continue
+            hidden = tile.mask[row % len(tile.mask)].unsqueeze(0)
+            if end - begin < tile.length:
+                hidden = hidden[:, read[row, tile.queries]]
+            left.append(_Tile(slice(row, row + 1), slice(0, 1), slice(begin, end), tile.keys, hidden))
+    return left
 
 
 def _mask_dtype(x: Tensor) -> torch.dtype:
@@ -311,15 +337,16 @@ class Gpt2Attention(nn.Module):
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size)
         self.attention_dropout, self.residual_dropout = config.attention_dropout, config.resid_pdrop
 
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
-        """Mix information between positions."""
-        B, T, C = x.shape
-        q, k, v = (_split_heads(part, self.num_heads) for part in self.c_attn(x).split(C, dim=-1))
+    def forward(
+        self, x: Float[Tensor, "B T C"], shared: SharedInputs, read: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "*rows C"]:
+        """Mix information between positions; with `read`, what these found, as rows [N, C]."""
+        parts = self.c_attn(x).split(x.shape[-1], dim=-1)
+        q, k, v = (_split_heads(part, self.num_heads) for part in parts)
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
         p = self.attention_dropout if self.training else 0.0
-        y = _attend(q, k, v, p, shared)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        y = self.c_proj(_attend(q, k, v, p, shared, read))
         return dropout(y, self.residual_dropout, self.training, shared.generator)
 
 
@@ -338,8 +365,10 @@ class LlamaAttention(nn.Module):
         self.head_dim = D
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
-        """Mix information between positions."""
+    def forward(
+        self, x: Float[Tensor, "B T C"], shared: SharedInputs, read: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "*rows C"]:
+        """Mix information between positions; with `read`, what these found, as rows [N, C]."""
         H, K, D = self.num_heads, self.num_key_value_heads, self.head_dim
         qkv = fused_linear(x, [self.q_proj, self.k_proj, self.v_proj])
         q, k, v = qkv.split([H * D, K * D, K * D], dim=-1)
@@ -349,12 +378,21 @@ class LlamaAttention(nn.Module):
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
         p = self.attention_dropout if self.training else 0.0
-        y = _attend(q, k, v, p, shared)
-        return self.o_proj(y.transpose(1, 2).reshape(*x.shape[:2], H * D))
+        return self.o_proj(_attend(q, k, v, p, shared, read))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_probability: float, shared: SharedInputs) -> Tensor:
-    """`causal_attention` with what all blocks share. The first block makes the mask or plans the tiles for all."""
+def _attend(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    dropout_probability: float,
+    shared: SharedInputs,
+    read: Bool[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "*rows HD"]:
+    """`causal_attention` with what all blocks share, the heads joined; with `read`, at these positions, as rows [N, HD].
+
+    The first block makes the mask or plans the tiles for all.
+    """
     fused = shared.kernel == "handwritten" and dropout_probability == 0
     documents = shared.document_ids
     if documents is not None and shared.mask is None and (q.is_cuda or not fused):
@@ -365,9 +403,16 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_probability: float, shared:
             shared.tiles = _document_tiles(documents, q, shared.branch_ids)
         else:
             shared.tiles = _plan_tiles(shared.mask, q.shape[2], k.shape[2], q)
-    return causal_attention(
-        q, k, v, shared.mask, dropout_probability, shared.generator, shared.kernel, shared.tiles
-    )
+    tiles = shared.tiles
+    if (
+        read is not None and tiles is not None and not q.is_cuda
+    ):  # a GPU is not made to wait for how many there are
+        q = q.transpose(1, 2)[read].transpose(0, 1).unsqueeze(0)  # [1, H, N, D]
+        y = _CausalAttention.apply(q, k, v, _read_tiles(tiles, read))
+        return y.transpose(1, 2).flatten(2)[0]
+    y = causal_attention(q, k, v, shared.mask, dropout_probability, shared.generator, shared.kernel, tiles)
+    rows = y.transpose(1, 2).flatten(2)
+    return rows if read is None else rows[read]
 
 
 def _split_heads(x: Float[Tensor, "B T HD"], num_heads: int) -> Float[Tensor, "B H T D"]:

@@ -35,23 +35,28 @@ class Tile(NamedTuple):
 
 
 def attention(
-    q: Float[Tensor, "B H T D"],
+    q: Float[Tensor, "rows H T D"],
     k: Float[Tensor, "B K S D"],
     v: Float[Tensor, "B K S D"],
     tiles: list[list[Tile]],
-) -> Float[Tensor, "B H T D"]:
-    """Attention over the keys that the mask behind `tiles` (see `plan_tiles`) allows; a query that sees none gets zeros."""
+) -> Float[Tensor, "rows H T D"]:
+    """Attention over the keys that the mask behind `tiles` (see `plan_tiles`) allows; a query that sees none gets zeros.
+
+    q may be one row of the queries of all sequences, behind one another; the tiles of each then say where in it their own are.
+    """
     Q, K, V = q.data, k.data, v.data
     output = _heads_inside(Q)
     log_sums = np.empty((*Q.shape[:3], 1), Q.dtype)
-    for b in range(len(Q)):
-        _attend(Q[b], K[b], V[b], tiles[b % len(tiles)], output[b], log_sums[b])
+    for b in range(len(K)):
+        a = b % len(Q)
+        _attend(Q[a], K[b], V[b], tiles[b % len(tiles)], output[a], log_sums[a])
 
     def derivative(g: Array) -> tuple[Array, Array, Array]:
         grad_q, grad_k, grad_v = _heads_inside(Q), _heads_inside(K), _heads_inside(V)
-        for b in range(len(Q)):
-            saved = (Q[b], K[b], V[b], tiles[b % len(tiles)], output[b], log_sums[b])
-            _attend_backward(g[b], *saved, grad_q[b], grad_k[b], grad_v[b])
+        for b in range(len(K)):
+            a = b % len(Q)
+            saved = (Q[a], K[b], V[b], tiles[b % len(tiles)], output[a], log_sums[a])
+            _attend_backward(g[a], *saved, grad_q[a], grad_k[b], grad_v[b])
         return grad_q, grad_k, grad_v
 
     return record(output, (q, k, v), derivative)
@@ -185,6 +190,27 @@ def _document_sequence(
                 Tile(slice(start, stop), slice(begin, stop), slice(first - begin, stop - begin), bias)
             )
     return tiles
+
+
+def read_tiles(tiles: list[list[Tile]], read: Bool[Array, "B T"]) -> list[list[Tile]]:
+    """What is left of the tiles when only the queries at `read` count, which stand behind one another in a single row."""
+    before = np.cumsum([0, *read.sum(axis=1)]).tolist()  # how many are read in the sequences before
+    return [
+        _read_sequence(tiles[row % len(tiles)], asks, first)
+        for row, (asks, first) in enumerate(zip(read, before[:-1], strict=True))
+    ]
+
+
+def _read_sequence(tiles: list[Tile], read: Bool[Array, "T"], first: int) -> list[Tile]:
+    """`read_tiles` of one sequence, whose queries stand from `first` on."""
+    before = [first, *(first + read.cumsum()).tolist()]
+    left = []
+    for tile in tiles:
+        begin, end = before[tile.queries.start], before[tile.queries.stop]
+        if begin < end:
+            bias = tile.bias[:, :, read[tile.queries]]
+            left.append(tile._replace(queries=slice(begin, end), bias=bias))
+    return left
 
 
 def _plan_sequence(allowed: Bool[Array, "T S"]) -> list[Tile]:

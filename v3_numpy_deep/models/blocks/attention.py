@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from v3_numpy_deep.autograd import Array, Module, Tensor, fused
 from v3_numpy_deep.autograd import operations as ops
-from v3_numpy_deep.autograd.fused.attention import Tile, plan_tiles
+from v3_numpy_deep.autograd.fused.attention import Tile, plan_tiles, read_tiles
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.linear import Conv1D, Linear, fused_linear
 from v3_numpy_deep.models.blocks.rope import apply_rotary
@@ -138,19 +138,18 @@ class Gpt2Attention(Module):
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size)
         self.attention_dropout, self.residual_dropout = config.attention_dropout, config.resid_pdrop
 
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
-        """Mix information between positions."""
-        B, T, C = x.shape
-        q, k, v = (
-            _split_heads(part, self.num_heads) for part in ops.split(self.c_attn(x), [C, C, C], axis=-1)
-        )
+    def forward(
+        self, x: Float[Tensor, "B T C"], shared: SharedInputs, read: Bool[Array, "B T"] | None = None
+    ) -> Float[Tensor, "*rows C"]:
+        """Mix information between positions; with `read`, what these found, as rows [N, C]."""
+        parts = ops.split(self.c_attn(x), 3 * [x.shape[-1]], axis=-1)
+        q, k, v = (_split_heads(part, self.num_heads) for part in parts)
         if shared.cache is not None:
             k, v = map(
                 Tensor, shared.cache.update(self.layer_index, k.data, v.data)
             )  # no gradient flows back
         p = self.attention_dropout if self.training else 0.0
-        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.tiles)
-        y = self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
+        y = self.c_proj(_attend(q, k, v, p, shared, read))
         return dropout(y, self.residual_dropout, self.training, shared.generator)
 
 
@@ -169,8 +168,10 @@ class LlamaAttention(Module):
         self.head_dim = D
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "B T C"]:
-        """Mix information between positions."""
+    def forward(
+        self, x: Float[Tensor, "B T C"], shared: SharedInputs, read: Bool[Array, "B T"] | None = None
+    ) -> Float[Tensor, "*rows C"]:
+        """Mix information between positions; with `read`, what these found, as rows [N, C]."""
         H, K, D = self.num_heads, self.num_key_value_heads, self.head_dim
         qkv = fused_linear(x, [self.q_proj, self.k_proj, self.v_proj])
         q, k, v = ops.split(qkv, [H * D, K * D, K * D], axis=-1)
@@ -182,8 +183,27 @@ class LlamaAttention(Module):
                 Tensor, shared.cache.update(self.layer_index, k.data, v.data)
             )  # no gradient flows back
         p = self.attention_dropout if self.training else 0.0
-        y = causal_attention(q, k, v, shared.mask, p, shared.generator, shared.tiles)
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(*x.shape[:2], H * D))
+        return self.o_proj(_attend(q, k, v, p, shared, read))
+
+
+def _attend(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S D"],
+    dropout_probability: float,
+    shared: SharedInputs,
+    read: Bool[Array, "B T"] | None = None,
+) -> Float[Tensor, "*rows HD"]:
+    """`causal_attention` with what all blocks share, the heads joined; with `read`, at these positions, as rows [N, HD]."""
+    H, D = q.shape[1], q.shape[-1]
+    if read is not None and dropout_probability == 0 and shared.tiles is not None:  # only these ask
+        asked = q.transpose(0, 2, 1, 3)[read]
+        q = asked.transpose(1, 0, 2).reshape(1, H, -1, D)
+        y = fused.attention(q, k, v, read_tiles(shared.tiles, read))
+        return y.transpose(0, 2, 1, 3).reshape(-1, H * D)
+    y = causal_attention(q, k, v, shared.mask, dropout_probability, shared.generator, shared.tiles)
+    rows = y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], H * D)
+    return rows if read is None else rows[read]
 
 
 def _split_heads(x: Float[Tensor, "B T HD"], num_heads: int) -> Float[Tensor, "B H T D"]:
