@@ -50,6 +50,15 @@ class PreferenceSettings(OptimizerSettings):
         le=1,
         description="story world: share of pairs and prompts that are questions, not requests for a story",
     )
+    passages: int = Field(
+        default=0,
+        ge=0,
+        description="story world: so many of the pairs are answers about one to three sentences, and come before all others",
+    )
+    shuffle: bool = Field(
+        default=True,
+        description="draw the order of the pairs anew for each epoch; if false, the first keeps that of the source: a curriculum",
+    )
     batch_size: int = Field(default=16, ge=1, description="pairs in one forward and backward pass")
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="passes whose gradients add up to one optimizer step"

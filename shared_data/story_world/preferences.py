@@ -2,11 +2,14 @@
 
 The rejected reply is the chosen one with a single flaw, named by `reason`:
 
-    questions   wrong answer · made up (the story does not say) · evasive (it does say) · wordy (`wordiness.py`)
+    questions   wrong answer · made up (the text does not say) · evasive (it does say) · wordy (`wordiness.py`)
     requests    missing word · contradiction (the thing becomes another) · stranger (a name from nowhere)
                 unfinished · repetition
 
-The programmatic reward (`rewards.py`) agrees with every pair, which a test checks.
+The programmatic reward (`rewards.py`) agrees with every pair about a story, which a test checks.
+
+To see that an answer is wrong, a reward model must compare it with what the text says. It learns that from short texts much sooner:
+the first pairs may be about passages, as the first lessons of fine-tuning are (`conversations.py`).
 """
 
 from __future__ import annotations
@@ -17,16 +20,22 @@ import re
 from collections.abc import Callable, Iterator
 
 from shared_data.story_world.lexicon import NAMES, THINGS
+from shared_data.story_world.passages import ask_about_passage
 from shared_data.story_world.questions import POOLS, questions, reply_with, wrong_answers, wrong_verdict
 from shared_data.story_world.records import DOES_NOT_SAY, PreferencePair, Task
 from shared_data.story_world.requests import parse_request, requests, sentences_of
 from shared_data.story_world.wordiness import wordy
 from shared_data.story_world.world import StoryWorld
 
+WORDY = 0.25  # of the rejected answers about stories are right, and say more than they should
+_PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
+_PASSAGE_QUESTIONS = 4  # about one passage, at most
+_PASSAGE_YES_NO = 0.2
 
-def _wrong_answer(task: Task, rng: random.Random) -> tuple[str, str]:
+
+def _wrong_answer(task: Task, rng: random.Random, wordy_fraction: float = WORDY) -> tuple[str, str]:
     """(rejected reply, reason) for a question."""
-    if rng.random() < 0.25:
+    if rng.random() < wordy_fraction:
         return wordy(task.reply, rng), "wordy"
     if task.kind == "yes/no":
         return wrong_verdict(task, rng), "wrong answer"
@@ -95,16 +104,33 @@ FLAWS: dict[str, Callable[[Task, random.Random], str | None]] = {
 
 
 def preference_pairs(
-    seed: int = 0, split: str = "train", world: StoryWorld | None = None, question_fraction: float = 0.5
+    seed: int = 0,
+    split: str = "train",
+    world: StoryWorld | None = None,
+    question_fraction: float = 0.5,
+    passages: int = 0,
 ) -> Iterator[PreferencePair]:
-    """Pairs without end, about questions and requests: in turn, or so that questions are this share of them."""
+    """Pairs without end, about questions and requests: in turn, or so that questions are this share of them.
+
+    The first `passages` are answers about one to three sentences of a story. What follows them is the same with and without.
+    """
     rng = random.Random(f"preferences/{seed}/{split}")
     choice = random.Random(f"preferences/kind/{seed}/{split}")
     world = world or StoryWorld()
+    yield from itertools.islice(_passage_pairs(seed, split, world), passages)
     asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
     for number in itertools.count():
         about_question = number % 2 == 0 if question_fraction == 0.5 else choice.random() < question_fraction
         yield next(asked if about_question else wished)
+
+
+def _passage_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[PreferencePair]:
+    rng = random.Random(f"preferences/passages/{seed}/{split}")
+    for story in world.stories(seed, split):
+        length = rng.choice(_PASSAGE_LENGTHS)
+        for task in ask_about_passage(story, rng, length, _PASSAGE_QUESTIONS, _PASSAGE_YES_NO):
+            rejected, reason = _wrong_answer(task, rng, wordy_fraction=0)
+            yield PreferencePair(task.kind, task.prompt, task.reply, rejected, reason, task.story)
 
 
 def _question_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -> Iterator[PreferencePair]:

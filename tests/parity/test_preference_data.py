@@ -104,6 +104,24 @@ def test_an_epoch_holds_every_pair_once_and_a_resumed_order_goes_on(level: Any) 
         level.PreferenceLoader([([1], [2], [2])], 4, PAD, 32, seed=1, names=["record 0"])
 
 
+@pytest.mark.parametrize("level", [v2, v3])
+def test_a_curriculum_keeps_its_order_in_the_first_epoch_only(level: Any) -> None:
+    loader = level.PreferenceLoader(pairs() * 3, 3, PAD, 32, seed=1, shuffle=False)
+    epochs = []
+    for _ in range(3):
+        epochs.append([])
+        while len(epochs[-1]) < len(loader.pairs):
+            loader.next_batch()
+            epochs[-1] += loader.indices.tolist()
+    first, second, third = epochs
+    assert first == list(range(len(loader.pairs)))
+    assert sorted(second) == sorted(third) == first
+    assert len({tuple(order) for order in epochs}) == 3
+    resumed = level.PreferenceLoader(pairs() * 3, 3, PAD, 32, seed=1, shuffle=False)
+    resumed.load_state_dict(loader.state_dict())
+    np.testing.assert_array_equal(resumed.next_batch().input_ids, loader.next_batch().input_ids)
+
+
 def test_levels_2_and_3_give_the_same_batches() -> None:
     loaders = [level.PreferenceLoader(pairs() * 2, 4, PAD, 32, seed=5) for level in (v2, v3)]
     for _ in range(4):

@@ -22,6 +22,7 @@ from shared_data.story_world.questions import (
     read_question,
     split_prompt,
 )
+from shared_data.story_world.requests import count_sentences
 from shared_data.story_world.rewards import is_right
 from shared_data.story_world.splits import SPLITS, split_of
 from shared_data.story_world.tasks import (
@@ -160,6 +161,30 @@ def test_the_reward_agrees_with_every_preference_pair(world: StoryWorld) -> None
         "wrong answer", "made up", "evasive", "wordy",
         "missing word", "contradiction", "stranger", "unfinished", "repetition",
     }  # fmt: skip
+
+
+def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: StoryWorld) -> None:
+    """The chosen reply is what the passage says, the rejected one is not; nothing is wrong with the wording of either."""
+    pairs = list(islice(preference_pairs(seed=1, world=world, passages=400), 440))
+    assert pairs[400:] == list(islice(preference_pairs(seed=1, world=world), 40))
+    reasons: Counter[str] = Counter()
+    sentences: Counter[int] = Counter()
+    for pair in pairs[:400]:
+        passage = split_prompt(pair.prompt)[0]
+        assert passage in pair.story.text
+        sentences[count_sentences(passage)] += 1
+        reasons[pair.reason] += 1
+        assert (pair.chosen == DOES_NOT_SAY) == (pair.reason == "made up")
+        assert (pair.rejected == DOES_NOT_SAY) == (pair.reason == "evasive")
+        if pair.kind in ("colour", "size", "hobby", "food") and pair.reason == "wrong answer":
+            told = KINDS[pair.kind].answer(pair.story.facts, pair.story.facts.hero)
+            assert told in pair.chosen, pair
+            assert told not in pair.rejected, pair
+            assert told.split()[-1] in passage, pair
+    assert set(reasons) == {"wrong answer", "made up", "evasive"}
+    assert min(reasons.values()) > 40
+    assert set(sentences) == {1, 2, 3}
+    assert sentences[1] > sentences[2] > 50
 
 
 def test_the_reward_of_an_answer_grades_its_wording(world: StoryWorld) -> None:

@@ -20,6 +20,7 @@ from v1_quick.align.alignment_loop import _without_dropout
 from v1_quick.align.preference_data import open_preferences
 from v1_quick.data_pipeline.tokenizer.bpe_train import train_bpe
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v1_quick.finetune import sft_train
 from v1_quick.finetune.chat_data import _library_tokenizer
 from v1_quick.inference.chat import stop_ids
 from v2_handwritten.align import dpo_train as dpo2
@@ -199,6 +200,33 @@ def test_pairs_beyond_the_context_are_cut_at_the_end_as_at_level_2(tuned: Path, 
     dataset = rm_train._dataset(given, longest - 3)
     assert len(dataset) == len(given.pairs)
     assert max(map(len, dataset["chosen_ids"])) == longest - 3
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_a_curriculum_of_pairs_keeps_its_order_in_the_first_epoch_only(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """And its first pairs are the passages."""
+    orders: list[list[int]] = []
+
+    class Watched(sft_train._CurriculumSampler):
+        def __iter__(self) -> Any:
+            orders.append(list(super().__iter__()))
+            return iter(orders[-1])
+
+    monkeypatch.setattr(sft_train, "_CurriculumSampler", Watched)
+    wanted = ["pairs=8", "passages=6", "steps=6", "eval_every=0"]
+    for shuffle in ("true", "false"):
+        settings, run = prepare(tuned, tmp_path / shuffle, stage, *wanted, f"shuffle={shuffle}")
+        STAGES[stage](settings, run)
+        assert bool(orders) == (shuffle == "false")
+    first, *others = orders
+    assert first == list(range(8))
+    assert others
+    assert all(sorted(order) == first != order for order in others)
+    given, held_out = open_preferences(settings, stage, Tokenizer.load(run.tokenizer))
+    lengths = [len(prompt) for prompt, _, _ in (*given.pairs[:6], *given.pairs[6::2], *held_out.pairs[::2])]
+    assert max(lengths[:6]) < min(lengths[6:])
 
 
 @pytest.mark.parametrize("stage", ["reward", "dpo"])

@@ -24,6 +24,7 @@ from v1_quick.align.preference_data import Preferences, open_preferences
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.finetune.chat_data import _library_tokenizer
+from v1_quick.finetune.sft_train import _curriculum_sampler
 from v1_quick.models.checkpoint import load_model
 from v1_quick.models.reward_model import RewardModel, save_reward_model
 
@@ -35,7 +36,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
 
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.
     """
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig
 
     section = settings.reward
     tokenizer = Tokenizer.load(run.tokenizer)
@@ -50,7 +51,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
     library_tokenizer = _library_tokenizer(tokenizer)
     center_coefficient = section.center_coefficient or None
     with tempfile.TemporaryDirectory() as scratch, progress(section.steps, "reward") as bar:
-        trainer = RewardTrainer(
+        trainer = _trainer_class()(
             model=model.library,
             args=_configure(
                 RewardConfig,
@@ -63,6 +64,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
                 max_length=None,  # it would leave out what is longer; the dataset is cut instead
                 center_rewards_coefficient=center_coefficient,
                 disable_dropout=False,
+                train_sampling_strategy="random" if section.shuffle else "sequential",
             ),
             train_dataset=_dataset(given, length).add_column("margin", given.margins),
             eval_dataset=_dataset(held_out, length),
@@ -96,6 +98,19 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
         "accuracy": float(right.mean()),
         "margin": float((scores[:, 0] - scores[:, 1]).mean()),
     }
+
+
+def _trainer_class() -> Any:
+    """trl's trainer, which takes seconds to import."""
+    from trl import RewardTrainer
+
+    class Trainer(RewardTrainer):
+        """Keeps the order of a curriculum."""
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return _curriculum_sampler(self) or super()._get_train_sampler(train_dataset)
+
+    return Trainer
 
 
 def _dataset(preferences: Preferences, length: int) -> Any:

@@ -174,11 +174,16 @@ def _trainer_class() -> Any:
             return super().compute_loss(model, inputs, *arguments, **keywords)
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            if self.args.train_sampling_strategy != "sequential":
-                return super()._get_train_sampler(train_dataset)
-            return _CurriculumSampler(len(self.train_dataset), self.args.seed)
+            return _curriculum_sampler(self) or super()._get_train_sampler(train_dataset)
 
     return Trainer
+
+
+def _curriculum_sampler(trainer: Any) -> "_CurriculumSampler | None":
+    """The sampler of a trainer that is not to shuffle; None where it is, or is to sample as the library does."""
+    if trainer.args.train_sampling_strategy != "sequential":
+        return None
+    return _CurriculumSampler(len(trainer.train_dataset), trainer.args.seed)
 
 
 class _CurriculumSampler(torch.utils.data.Sampler):

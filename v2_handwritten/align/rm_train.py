@@ -43,7 +43,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     given, held_out = open_preferences(settings, "reward", tokenizer)
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     length = min(section.max_length, tuned.config.max_position_embeddings)
-    loader = given.loader(section, pad_id, length, shuffle=True)
+    loader = given.loader(section, pad_id, length, section.shuffle)
     exam = held_out.loader(section, pad_id, length, shuffle=False)
     folder = run.stage("reward")  # only now: a wrong record leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)

@@ -83,12 +83,10 @@ def open_preferences(settings: Settings, stage: str, tokenizer: Tokenizer) -> tu
     """
     section: PreferenceSettings = getattr(settings, stage)
     if section.source == "story_world":
-        parts = {"train": (section.seed, section.pairs), "test": (0, section.test_pairs)}
-        told = [
-            _encode(tokenizer, islice(_told(seed, split, section.question_fraction), count))
-            for split, (seed, count) in parts.items()
-        ]
-        return told[0], told[1]
+        told = _told(section.seed, "train", section.question_fraction, section.passages)
+        exam = _told(0, "test", section.question_fraction)
+        given = _encode(tokenizer, islice(told, section.pairs))
+        return given, _encode(tokenizer, islice(exam, section.test_pairs))
     data = settings.data.model_copy(
         update={"source": section.source, "hub_config": None, "hub_split": "train"}
     )
@@ -113,6 +111,8 @@ def record_extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 class PreferenceLoader:
     """Endless batches of B pairs; in an epoch each pair comes once, in an order drawn from (seed, epoch).
+
+    Without `shuffle`, the first epoch keeps the order of the pairs, as a curriculum needs it.
 
     `indices` of the last batch says which pairs it holds, so that numbers computed once for each pair, such as the
     log-probabilities of a reference model, can be looked up.
@@ -183,7 +183,7 @@ class PreferenceLoader:
     def _order_of_epoch(self) -> Int64[np.ndarray, " P"]:
         """Which pair comes when; a function of (seed, epoch) alone."""
         order = np.arange(len(self.pairs))
-        if self.shuffle:
+        if self.shuffle or self.epoch > 0:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
         return order
 
@@ -192,11 +192,14 @@ class PreferenceLoader:
         return preference_batch([self.pairs[i] for i in indices], self.pad_id, self.max_length)
 
 
-def _told(seed: int, split: str, question_fraction: float) -> Iterator[tuple[str, dict[str, Any]]]:
+def _told(
+    seed: int, split: str, question_fraction: float, passages: int = 0
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The story world's pairs, each with the words that name it in an error."""
     from shared_data.story_world.tasks import preference_pairs
 
-    for number, pair in enumerate(preference_pairs(seed, split, question_fraction=question_fraction)):
+    pairs = preference_pairs(seed, split, question_fraction=question_fraction, passages=passages)
+    for number, pair in enumerate(pairs):
         where = f"pair {number:,} of the story world"
         record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
         yield where, format_preference(record, where) | {"margin": 0.0, "reason": pair.reason}
