@@ -150,11 +150,12 @@ def telling_sentences(kind: str, facts: Facts, name: str, answer: str, sentences
 
 
 def _tells(words: str, needed: list[list[str]], unwanted: list[str]) -> bool:
-    """Whether of each list of phrases one is there, and none that is unwanted: a row of `_TELLS`."""
+    """Whether of each list of phrases one is there, and none that is unwanted: a row of `_TELLS`.
+
+    Loops: `any` over so few costs twice as much, and this is called a hundred times a lesson.
+    """
     for phrases in needed:
-        for (
-            phrase
-        ) in phrases:  # a loop: `any` over so few costs twice as much, and this is called millions of times
+        for phrase in phrases:
             if phrase in words:
                 break
         else:

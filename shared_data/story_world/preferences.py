@@ -27,13 +27,13 @@ from shared_data.story_world.requests import parse_request, requests, sentences_
 from shared_data.story_world.wordiness import wordy
 from shared_data.story_world.world import StoryWorld
 
-WORDY = 0.25  # of the rejected answers about stories are right, and say more than they should
+_WORDY = 0.25  # of the rejected answers about stories are right, and say more than they should
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
 
 
-def _wrong_answer(task: Task, rng: random.Random, wordy_fraction: float = WORDY) -> tuple[str, str]:
+def _wrong_answer(task: Task, rng: random.Random, wordy_fraction: float = _WORDY) -> tuple[str, str]:
     """(rejected reply, reason) for a question."""
     if rng.random() < wordy_fraction:
         return wordy(task.reply, rng), "wordy"
