@@ -62,7 +62,7 @@ STAGES = {
         resumable=True,
     ),
     "ppo": Stage(
-        "Align the tuned model with the reward model (PPO); continues where it was interrupted (levels 2 and 3).",
+        "Align the tuned model by the scores of its replies (PPO); continues where it was interrupted (levels 2 and 3).",
         after="reward",
         sections=("ppo",),
         local_paths=("ppo.source", "ppo.reward"),
