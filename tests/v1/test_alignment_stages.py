@@ -15,12 +15,12 @@ from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, Settings, load_settings
 from tests.parity.inference_cases import prompts, small_run, trio
 from tests.parity.preference_cases import PAD, dpo_trainer, pairs, trl_batch
+from tests.v1.test_sft_stage import watch_orders
 from v1_quick.align import dpo_train, grpo_train, ppo_train, rm_train
 from v1_quick.align.alignment_loop import _without_dropout
 from v1_quick.align.preference_data import open_preferences
 from v1_quick.data_pipeline.tokenizer.bpe_train import train_bpe
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v1_quick.finetune import sft_train
 from v1_quick.finetune.chat_data import _library_tokenizer
 from v1_quick.inference.chat import stop_ids
 from v2_handwritten.align import dpo_train as dpo2
@@ -207,14 +207,7 @@ def test_a_curriculum_of_pairs_keeps_its_order_in_the_first_epoch_only(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """And its first pairs are the passages."""
-    orders: list[list[int]] = []
-
-    class Watched(sft_train._CurriculumSampler):
-        def __iter__(self) -> Any:
-            orders.append(list(super().__iter__()))
-            return iter(orders[-1])
-
-    monkeypatch.setattr(sft_train, "_CurriculumSampler", Watched)
+    orders = watch_orders(monkeypatch)
     wanted = ["pairs=8", "passages=6", "steps=6", "eval_every=0"]
     for shuffle in ("true", "false"):
         settings, run = prepare(tuned, tmp_path / shuffle, stage, *wanted, f"shuffle={shuffle}")

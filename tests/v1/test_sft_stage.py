@@ -98,17 +98,23 @@ def test_a_tuned_model_ends_its_turn_and_counts_what_it_learned_from(
     assert row["loss"] == numbers["loss"]
 
 
-def test_a_curriculum_keeps_its_order_in_the_first_epoch_only(
-    pretrained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    epochs: list[list[int]] = []
+def watch_orders(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The order of every epoch that a trainer will ask a curriculum for."""
+    orders: list[list[int]] = []
 
     class Watched(sft_train._CurriculumSampler):
         def __iter__(self) -> Any:
-            epochs.append(list(super().__iter__()))
-            return iter(epochs[-1])
+            orders.append(list(super().__iter__()))
+            return iter(orders[-1])
 
     monkeypatch.setattr(sft_train, "_CurriculumSampler", Watched)
+    return orders
+
+
+def test_a_curriculum_keeps_its_order_in_the_first_epoch_only(
+    pretrained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = watch_orders(monkeypatch)
     overrides = ["sft.shuffle=false", "sft.conversations=30", "sft.sequence_length=1000", "sft.steps=60"]
     sft(*prepare(pretrained, tmp_path, *overrides, "sft.eval_every=0"))
     first, *others = epochs
