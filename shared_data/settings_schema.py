@@ -49,6 +49,9 @@ class ModelSettings(Section):
     initializer_range: float = Field(
         default=0.02, gt=0, description="standard deviation of the initial weights"
     )
+    equal_query_key: bool = Field(
+        default=False, description="the keys' matrix starts as the queries': each token looks for its like"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -109,7 +109,7 @@ KINDS: dict[str, Kind] = {
     "holder": Kind(
         ("Who has the {thing} at the end?", "Who has the {thing} now?"),
         lambda f, _: f.holder or "nobody",
-        "The {thing} is with {answer}.",
+        "The holder of the {thing} is {answer}.",
     ),
     "feeling": Kind(
         ("How does {name} feel at the end?", "What does {name} feel?"),
@@ -234,8 +234,8 @@ STATEMENTS = (
         "Does {value} have the {thing} at the end?",
         lambda f: f.holder or "nobody",
         lambda f: [f.hero, f.friend],
-        "The {thing} is with {value}.",
-        "The {thing} is not with {value}, but with {truth}.",
+        "The holder of the {thing} is {value}.",
+        "The holder of the {thing} is not {value}, but {truth}.",
     ),
 )
 

@@ -25,9 +25,16 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return _gpt2_shapes(config) if config.model_type == "gpt2" else _llama_shapes(config)
 
 
-def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
-    """Yield (Hugging Face name, float32 array) of every parameter, one at a time."""
-    for name, shape in parameter_shapes(config).items():
+def initial_weights(
+    config: ModelConfig, seed: int, equal_query_key: bool = False
+) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+    """Yield (Hugging Face name, float32 array) of every parameter, one at a time.
+
+    equal_query_key: the matrix of the keys starts as that of the queries, as in Trockman & Kolter 2023 (transformer.md). With fewer
+    key heads than query heads, each key head starts as the first query head that reads it.
+    """
+    shapes = parameter_shapes(config)
+    for name, shape in shapes.items():
         if name.endswith("bias"):
             yield name, np.zeros(shape, np.float32)
         elif len(shape) == 1:  # the gain of a norm
@@ -36,11 +43,22 @@ def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Float
             scale = config.initializer_range
             if name.endswith("c_proj.weight"):
                 scale /= math.sqrt(2 * config.num_hidden_layers)
-            # crc32 and not hash(): Python salts the hash of a string anew in every process.
-            generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            weight = generator.standard_normal(shape, dtype=np.float32)
-            weight *= np.float32(scale)
+            weight = _normal(seed, name, shape) * np.float32(scale)
+            if equal_query_key and name.endswith("c_attn.weight"):  # q, k and v side by side
+                queries, keys, _ = np.split(weight, 3, axis=1)
+                keys[:] = queries
+            elif equal_query_key and name.endswith("k_proj.weight"):
+                query_name = name.replace("k_proj", "q_proj")
+                queries = _normal(seed, query_name, shapes[query_name]) * np.float32(scale)
+                groups = queries.reshape(config.num_key_value_heads, -1, config.head_dim, shape[1])
+                weight = groups[:, 0].reshape(shape)
             yield name, weight
+
+
+def _normal(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """Standard normal numbers from the stream of this parameter."""
+    # crc32 and not hash(): Python salts the hash of a string anew in every process.
+    return np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
 
 
 def _gpt2_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
