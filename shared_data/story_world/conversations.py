@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from shared_data.story_world.passages import ask_about_passage
+from shared_data.story_world.passages import ask_about_introduction, ask_about_passage
 from shared_data.story_world.questions import ask_about, split_prompt
 from shared_data.story_world.records import Task
 from shared_data.story_world.requests import requests
@@ -23,7 +23,8 @@ from shared_data.story_world.world import StoryWorld
 Message = dict[str, str]
 SYSTEM = "You answer questions about stories, and tell stories."
 SYSTEM_FRACTION = 0.1
-SENTENCES = 0.65  # of the first passages are a single sentence; the others tell how a story begins
+INTRODUCTIONS = 0.35  # of the first passages, before the others: who is who
+SENTENCES = 0.65  # of the other first passages are a single sentence; the rest tell how a story begins
 YES_NO = 0.3  # of what a passage tells and can be asked so; not of the single sentences that come first
 
 
@@ -39,9 +40,9 @@ def conversations(
 ) -> Iterator[list[Message]]:
     """Conversations without end, the same for the same arguments; stories belong to the split.
 
-    The first `passages` of them ask about a sentence, or about how a story begins, and none requests a story: a request is a hundred
-    words of which most are a matter of chance, and would drown what is to be learned here. The world's easy lessons come first, and so
-    whoever wants them as a curriculum must not shuffle. Of the others `passage_fraction` are about passages, too: what is not yet found
+    The first `passages` of them ask who one of the two friends is, and later about a sentence, or about how a story begins. None requests
+    a story: a request is a hundred words of which most are a matter of chance, and would drown what is to be learned here. The world's
+    easy lessons come first, and so whoever wants them as a curriculum must not shuffle. Of the others `passage_fraction` are about passages, too: what is not yet found
     in a sentence can still be learned there. A third of these are a sentence, a third a beginning, a third have two to six sentences.
     """
     rng = random.Random(f"conversations/{seed}/{split}")
@@ -58,7 +59,9 @@ def conversations(
             yield [*messages, *_turn(task.prompt, task.reply)]
             continue
         whole = not first and rng.random() >= passage_fraction
-        if whole:
+        if number < INTRODUCTIONS * passages:
+            tasks = [ask_about_introduction(story, rng)]
+        elif whole:
             tasks = ask_about(story, rng, questions_per_story)
         elif first and rng.random() < SENTENCES:
             tasks = ask_about_passage(story, rng, 1, questions_per_story)

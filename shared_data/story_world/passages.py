@@ -23,6 +23,7 @@ from shared_data.story_world.lexicon import NAMES
 from shared_data.story_world.questions import (
     KINDS,
     STATEMENTS,
+    TRAIT_FRACTION,
     kinds_and_names,
     question_about,
     question_prompt,
@@ -110,6 +111,19 @@ def ask_about_passage(
             prompt = question_prompt(text, question_about(kind, facts, name, rng))
             tasks.append(Task(label, prompt, reply_with(kind, facts, name, answer), story))
     return tasks
+
+
+def ask_about_introduction(story: Story, rng: random.Random) -> Task:
+    """A question about who one of the two friends is, and the beginning of the story, which says so of both.
+
+    One question and no more: a second one could be answered with what the first left over, without knowing whose it is.
+    """
+    facts, sentences = story.facts, sentences_of(story.text)
+    last = telling_sentences("species", facts, facts.friend, facts.kind_of(facts.friend), sentences)[0]
+    kind = "trait" if rng.random() < TRAIT_FRACTION else "species"
+    name = rng.choice((facts.hero, facts.friend))
+    prompt = question_prompt(" ".join(sentences[: last + 1]), question_about(kind, facts, name, rng))
+    return Task(kind, prompt, reply_with(kind, facts, name, KINDS[kind].answer(facts, name)), story)
 
 
 def _start_of_passage(

@@ -18,6 +18,7 @@ import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from shared_data.story_world.lexicon import NAMES, THINGS
 from shared_data.story_world.passages import ask_about_passage
@@ -31,6 +32,8 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
+_SCENES = 0.5  # spoilt scenes for each pair of answers about a passage
+_SCENE_LENGTHS = (2, 3, 4)
 
 
 def _wrong_answer(task: Task, rng: random.Random, wordy_fraction: float = _WORDY) -> tuple[str, str]:
@@ -112,7 +115,8 @@ def preference_pairs(
 ) -> Iterator[PreferencePair]:
     """Pairs without end, about questions and requests: in turn, or so that questions are this share of them.
 
-    The first `passages` are answers about one to three sentences of a story. What follows them is the same with and without.
+    The first `passages` are answers about one to three sentences of a story, and stories of two to four sentences in which somebody or
+    something becomes another. What follows them is the same with and without.
     """
     rng = random.Random(f"preferences/{seed}/{split}")
     choice = random.Random(f"preferences/kind/{seed}/{split}")
@@ -126,11 +130,28 @@ def preference_pairs(
 
 def _passage_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[PreferencePair]:
     rng = random.Random(f"preferences/passages/{seed}/{split}")
+    scenes = _scene_pairs(seed, split, world, rng)
     for story in world.stories(seed, split):
         length = rng.choice(_PASSAGE_LENGTHS)
         for task in ask_about_passage(story, rng, length, _PASSAGE_QUESTIONS, _PASSAGE_YES_NO):
+            if rng.random() < _SCENES:
+                yield next(scenes)
             rejected, reason = _wrong_answer(task, rng, wordy_fraction=0)
             yield PreferencePair(task.kind, task.prompt, task.reply, rejected, reason, task.story)
+
+
+def _scene_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -> Iterator[PreferencePair]:
+    """Some sentences of a story in a row, and the same where the friend or the main thing is another one in the end."""
+    for task in requests(seed + 1, split, world):  # other stories than in the pairs that follow
+        parts = sentences_of(task.reply)
+        length = rng.choice(_SCENE_LENGTHS)
+        start = rng.randrange(max(1, len(parts) - length + 1))
+        scene = replace(task, reply=" ".join(parts[start : start + length]))
+        reason = rng.choice(("contradiction", "stranger"))
+        spoilt = FLAWS[reason](scene, rng)
+        before = " ".join(parts[start : start + length // 2])
+        if spoilt and (reason == "contradiction" or task.story.facts.friend in before):
+            yield PreferencePair(scene.kind, scene.prompt, scene.reply, spoilt, reason, scene.story)
 
 
 def _question_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -> Iterator[PreferencePair]:
