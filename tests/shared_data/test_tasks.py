@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -163,17 +164,29 @@ def test_the_reward_agrees_with_every_preference_pair(world: StoryWorld) -> None
     }  # fmt: skip
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
 def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: StoryWorld) -> None:
-    """The chosen reply is what the passage says, the rejected one is not; nothing is wrong with the wording of either."""
+    """The chosen reply is what the passage says, or a passage; the rejected one is not; nothing is wrong with the wording of either."""
     pairs = list(islice(preference_pairs(seed=1, world=world, passages=400), 440))
     assert pairs[400:] == list(islice(preference_pairs(seed=1, world=world), 40))
     reasons: Counter[str] = Counter()
     sentences: Counter[int] = Counter()
     for pair in pairs[:400]:
+        reasons[pair.reason] += 1
+        if pair.reason in ("stranger", "contradiction"):
+            assert pair.chosen in pair.story.text
+            assert 2 <= count_sentences(pair.chosen) <= 4
+            changed = set(_words(pair.rejected)) - set(_words(pair.chosen))
+            lost = pair.story.facts.friend if pair.reason == "stranger" else pair.story.facts.thing
+            assert len(changed) == 1, pair
+            assert lost in _words(pair.rejected)[: _words(pair.rejected).index(*changed)], pair
+            continue
         passage = split_prompt(pair.prompt)[0]
         assert passage in pair.story.text
         sentences[count_sentences(passage)] += 1
-        reasons[pair.reason] += 1
         assert (pair.chosen == DOES_NOT_SAY) == (pair.reason == "made up")
         assert (pair.rejected == DOES_NOT_SAY) == (pair.reason == "evasive")
         if pair.kind in ("colour", "size", "hobby", "food") and pair.reason == "wrong answer":
@@ -181,10 +194,11 @@ def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: Story
             assert told in pair.chosen, pair
             assert told not in pair.rejected, pair
             assert told.split()[-1] in passage, pair
-    assert set(reasons) == {"wrong answer", "made up", "evasive"}
-    assert min(reasons.values()) > 40
+    assert set(reasons) == {"wrong answer", "made up", "evasive", "stranger", "contradiction"}
+    assert min(reasons.values()) > 30
+    assert 0.27 < (reasons["stranger"] + reasons["contradiction"]) / 400 < 0.4
     assert set(sentences) == {1, 2, 3}
-    assert sentences[1] > sentences[2] > 50
+    assert sentences[1] > sentences[2] > 40
 
 
 def test_the_reward_of_an_answer_grades_its_wording(world: StoryWorld) -> None:
