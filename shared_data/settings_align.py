@@ -53,7 +53,7 @@ class PreferenceSettings(OptimizerSettings):
     passages: int = Field(
         default=0,
         ge=0,
-        description="story world: so many of the pairs are answers about one to three sentences, and come before all others",
+        description="story world: so many of the pairs are about one to four sentences, and come before all others",
     )
     shuffle: bool = Field(
         default=True,

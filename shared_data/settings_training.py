@@ -154,7 +154,7 @@ class SftSettings(TrainingSettings):
     passages: int = Field(
         default=0,
         ge=0,
-        description="story world: so many conversations are about a sentence of a story or how it begins, and come before all others",
+        description="story world: so many conversations are about how a story begins or a sentence of it, and come before all others",
     )
     passage_fraction: float = Field(
         default=0.0,

@@ -179,7 +179,8 @@ class Statement(NamedTuple):
     """A yes/no question about `{value}`: true if the value is the one the facts give, drawn from `values` if not.
 
     The replies say what is so instead of "yes" or "no". A model can then read the story's word and the question's side by side: where
-    they agree both vote for it, where they do not, for "not".
+    they agree both vote for it, where they do not, for "not". So the word itself must come where the two forms part: after "with", "The ball
+    is with Ruby." would come too late.
     """
 
     kind: str  # of the open question behind it
