@@ -42,8 +42,9 @@ def conversations(
 
     The first `passages` of them ask who one of the two friends is, and later about a sentence, or about how a story begins. None requests
     a story: a request is a hundred words of which most are a matter of chance, and would drown what is to be learned here. The world's
-    easy lessons come first, and so whoever wants them as a curriculum must not shuffle. Of the others `passage_fraction` are about passages, too: what is not yet found
-    in a sentence can still be learned there. A third of these are a sentence, a third a beginning, a third have two to six sentences.
+    easy lessons come first, and so whoever wants them as a curriculum must not shuffle. Of the others `passage_fraction` are about
+    passages, too: what is not yet found in a sentence can still be learned there. A third of these are a sentence, a third a beginning, a
+    third have two to six sentences.
     """
     rng = random.Random(f"conversations/{seed}/{split}")
     habits = random.Random(f"conversations/wordy/{seed}/{split}")

@@ -145,7 +145,7 @@ def _scene_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -
     for task in requests(seed + 1, split, world):  # other stories than in the pairs that follow
         parts = sentences_of(task.reply)
         length = rng.choice(_SCENE_LENGTHS)
-        start = rng.randrange(max(1, len(parts) - length + 1))
+        start = rng.randrange(len(parts) - length + 1)
         scene = replace(task, reply=" ".join(parts[start : start + length]))
         reason = rng.choice(("contradiction", "stranger"))
         spoilt = FLAWS[reason](scene, rng)

@@ -43,22 +43,24 @@ def initial_weights(
             scale = config.initializer_range
             if name.endswith("c_proj.weight"):
                 scale /= math.sqrt(2 * config.num_hidden_layers)
-            weight = _normal(seed, name, shape) * np.float32(scale)
-            if equal_query_key and name.endswith("c_attn.weight"):  # q, k and v side by side
+            source = name.replace("k_proj", "q_proj") if equal_query_key else name
+            weight = _normal(seed, source, shapes[source], scale)
+            if equal_query_key and name.endswith("k_proj.weight"):
+                groups = weight.reshape(config.num_key_value_heads, -1, config.head_dim, shape[1])
+                weight = groups[:, 0].reshape(shape)
+            elif equal_query_key and name.endswith("c_attn.weight"):  # q, k and v side by side
                 queries, keys, _ = np.split(weight, 3, axis=1)
                 keys[:] = queries
-            elif equal_query_key and name.endswith("k_proj.weight"):
-                query_name = name.replace("k_proj", "q_proj")
-                queries = _normal(seed, query_name, shapes[query_name]) * np.float32(scale)
-                groups = queries.reshape(config.num_key_value_heads, -1, config.head_dim, shape[1])
-                weight = groups[:, 0].reshape(shape)
             yield name, weight
 
 
-def _normal(seed: int, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-    """Standard normal numbers from the stream of this parameter."""
+def _normal(seed: int, name: str, shape: tuple[int, ...], scale: float) -> Float[np.ndarray, "..."]:
+    """Normal numbers with this standard deviation, from the stream of the parameter of this name."""
     # crc32 and not hash(): Python salts the hash of a string anew in every process.
-    return np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    weight = generator.standard_normal(shape, dtype=np.float32)
+    weight *= np.float32(scale)
+    return weight
 
 
 def _gpt2_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
