@@ -37,6 +37,7 @@ from shared_data.settings_data import (
 from shared_data.settings_schema import EvaluateSettings, GenerateSettings, ModelSettings, Settings
 from shared_data.settings_training import (
     AdapterSettings,
+    ChosenOptimizerSettings,
     OptimizerSettings,
     PretrainSettings,
     SftSettings,
@@ -47,6 +48,7 @@ __all__ = [
     "CONFIG_FOLDER",
     "SPECIAL_TOKENS",
     "AdapterSettings",
+    "ChosenOptimizerSettings",
     "CleaningSettings",
     "DataSettings",
     "DeduplicationSettings",

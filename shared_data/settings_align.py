@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from shared_data.settings_data import Section
-from shared_data.settings_training import OptimizerSettings
+from shared_data.settings_training import ChosenOptimizerSettings, OptimizerSettings
 
 
 class ExamSettings(Section):
@@ -73,7 +73,7 @@ class PreferenceSettings(OptimizerSettings):
     )
 
 
-class RewardSettings(PreferenceSettings):
+class RewardSettings(PreferenceSettings, ChosenOptimizerSettings):
     """The reward model: a score for a reply, learned from pairs."""
 
     stage: ClassVar[str] = "reward"

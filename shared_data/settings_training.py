@@ -49,14 +49,19 @@ class OptimizerSettings(Section):
     )
 
 
-class TrainingSettings(OptimizerSettings):
-    """What the stages have that train on packed sequences."""
+class ChosenOptimizerSettings(OptimizerSettings):
+    """What the stages have that may be trained with Muon."""
 
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
         description="adamw for all parameters; or muon for the matrices between hidden states, and adamw for the rest",
     )
     muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
+
+
+class TrainingSettings(ChosenOptimizerSettings):
+    """What the stages have that train on packed sequences."""
+
     batch_size: int = Field(default=16, ge=1, description="B, sequences in one forward and backward pass")
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="passes whose gradients add up to one optimizer step"

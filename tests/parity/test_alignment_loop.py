@@ -192,7 +192,7 @@ def test_a_diverged_loss_moves_no_weight(level: str, prepared: Path, tmp_path: P
 
 EVERY = ["log_every=1", "checkpoint_every=1", "learning_rate=1e-2", "warmup_steps=0", "steps=2"]
 RESUMED = {
-    "reward": [*EVERY, "pairs=5", "test_pairs=2", "batch_size=2"],
+    "reward": [*EVERY, "pairs=5", "test_pairs=2", "batch_size=2", "optimizer=muon"],
     "dpo": [*EVERY, "pairs=5", "test_pairs=2", "batch_size=2", "test_prompts=1", "max_new_tokens=4"],
     "ppo": [*EVERY, "prompts=4", "prompts_per_step=2", "test_prompts=1", "max_new_tokens=4", "epochs=2"],
     "grpo": [*EVERY, "prompts=4", "prompts_per_step=1", "test_prompts=1", "max_new_tokens=4", "group_size=3"],

@@ -54,6 +54,7 @@ EVERY = ["log_every=1", "warmup_steps=0", "learning_rate=1e-2", "checkpoint_ever
 EVERY += ["adam_epsilon=1e-5"]  # with 1e-8, Adam makes steps of gradients that are nothing but rounding
 CASES: dict[str, tuple[str, list[str]]] = {
     "reward": ("reward", [*PAIRS, "center_coefficient=0.1", "warmup_steps=2"]),
+    "reward, muon": ("reward", [*PAIRS, "optimizer=muon"]),
     "dpo": ("dpo", [*PAIRS, *EXAM, "label_smoothing=0.1"]),
     "dpo, live reference, ipo": (
         "dpo",

@@ -222,6 +222,24 @@ def test_a_curriculum_of_pairs_keeps_its_order_in_the_first_epoch_only(
     assert max(lengths[:6]) < min(lengths[6:])
 
 
+def test_muon_moves_the_hidden_matrices_of_a_reward_model(tuned: Path, tmp_path: Path) -> None:
+    """Each by about the same length at a step, 0.2 η √(AB), but in the last layer, where few positions have a gradient, by less."""
+    options = ["optimizer=muon", "schedule=constant", "warmup_steps=0", "steps=1"]
+    settings, run = prepare(tuned, tmp_path, "reward", *options)
+    before = load_model(run.checkpoint("sft")).state_dict()
+    rm_train.reward(settings, run)
+    after = load_reward_model(run.stage("reward")).state_dict()
+    hidden = [
+        name for name, weight in after.items() if weight.ndim == 2 and ("attn" in name or "mlp" in name)
+    ]
+    assert len(hidden) == 7 * settings.model.num_hidden_layers
+    for name in hidden:
+        moved = (after[name] - before[name]).norm()
+        length = 0.2 * settings.reward.learning_rate * after[name].numel() ** 0.5
+        assert moved < 1.2 * length, name
+        assert moved > 0.6 * length or "layers.1" in name, name
+
+
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
 def test_a_wrong_pair_is_named_and_leaves_no_trace(tuned: Path, tmp_path: Path, stage: str) -> None:
     source = tmp_path / "pairs.jsonl"

@@ -27,6 +27,7 @@ from v1_quick.finetune.chat_data import _library_tokenizer
 from v1_quick.finetune.sft_train import _curriculum_sampler
 from v1_quick.models.checkpoint import load_model
 from v1_quick.models.reward_model import RewardModel, save_reward_model
+from v1_quick.pretrain.components.muon import choose_optimizer
 
 _METRICS = {name: name for name in ("accuracy", "margin", "mean_reward", "min_reward", "max_reward")}
 
@@ -69,6 +70,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
             train_dataset=_dataset(given, length).add_column("margin", given.margins),
             eval_dataset=_dataset(held_out, length),
             processing_class=library_tokenizer,
+            optimizers=(choose_optimizer(model.library, section), None),  # the schedule is the trainer's
         )
 
         def evaluate() -> dict[str, float]:

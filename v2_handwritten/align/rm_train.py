@@ -22,13 +22,13 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v2_handwritten.align.algorithms.dpo import PreferenceBatch
 from v2_handwritten.align.algorithms.reward_loss import reward_loss
-from v2_handwritten.align.alignment_loop import make_optimizer, preference_step, train_steps
+from v2_handwritten.align.alignment_loop import preference_step, train_steps
 from v2_handwritten.align.preference_data import PreferenceLoader, open_preferences
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model
 from v2_handwritten.models.reward_model import RewardModel, load_reward_model, save_reward_model
-from v2_handwritten.pretrain.components.optimizers import parameter_groups
+from v2_handwritten.pretrain.components.muon import choose_optimizer
 from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
 
@@ -49,7 +49,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)
     model = load_reward_model(checkpoint) if checkpoint else RewardModel.from_transformer(tuned, section.seed)
     model.to(resolve_device(settings.device))
-    optimizer = make_optimizer(parameter_groups(model, section.weight_decay), section)
+    optimizer = choose_optimizer(model, section)
 
     def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:
         margins = given.margins[loader.indices]

@@ -20,7 +20,7 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch
 from v3_numpy_deep.align.algorithms.reward_loss import reward_loss
-from v3_numpy_deep.align.alignment_loop import make_optimizer, preference_step, train_steps
+from v3_numpy_deep.align.alignment_loop import preference_step, train_steps
 from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards, open_preferences
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.autograd.memory import keep_freed_memory
@@ -29,7 +29,7 @@ from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model
 from v3_numpy_deep.models.reward_model import RewardModel, load_reward_model, save_reward_model
-from v3_numpy_deep.pretrain.components.optimizers import parameter_groups
+from v3_numpy_deep.pretrain.components.muon import choose_optimizer
 from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
 
 
@@ -50,7 +50,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     folder = run.stage("reward")  # only now: a wrong record leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)
     model = load_reward_model(checkpoint) if checkpoint else RewardModel.from_transformer(tuned, section.seed)
-    optimizer = make_optimizer(parameter_groups(model, section.weight_decay), section)
+    optimizer = choose_optimizer(model, section)
 
     def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:
         margins = given.margins[loader.indices]

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared_data.settings import TrainingSettings
+from shared_data.settings import ChosenOptimizerSettings
 from v1_quick.pretrain.components.optimizers import AdamW, parameter_groups
 
 # Modules that read or write tokens, positions and scores; their matrices are tables of vectors and not maps between hidden states.
 NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 
 
-def choose_optimizer(model: nn.Module, section: TrainingSettings) -> torch.optim.Optimizer:
+def choose_optimizer(model: nn.Module, section: ChosenOptimizerSettings) -> torch.optim.Optimizer:
     """The optimizer that the settings name, over all of the model that is trained."""
     betas = (section.adam_beta1, section.adam_beta2)
     groups = parameter_groups(model, section.weight_decay)

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shared_data.settings import TrainingSettings
+from shared_data.settings import ChosenOptimizerSettings
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 
 # Of the polynomial, chosen so that small singular values grow fastest (Jordan et al. 2024).
@@ -33,7 +33,7 @@ _STACK = 2**24  # numbers that are made orthogonal at once: enough to keep a GPU
 NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 
 
-def choose_optimizer(model: nn.Module, section: TrainingSettings) -> AdamW:
+def choose_optimizer(model: nn.Module, section: ChosenOptimizerSettings) -> AdamW:
     """The optimizer that the settings name, over all of the model that is trained."""
     betas = (section.adam_beta1, section.adam_beta2)
     if section.optimizer == "adamw":

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from shared_data.settings import TrainingSettings
+from shared_data.settings import ChosenOptimizerSettings
 from v3_numpy_deep.autograd.module import Module, Parameter
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
 
@@ -31,7 +31,7 @@ ITERATIONS = 5
 NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 
 
-def choose_optimizer(model: Module, section: TrainingSettings) -> AdamW:
+def choose_optimizer(model: Module, section: ChosenOptimizerSettings) -> AdamW:
     """The optimizer that the settings name, over all of the model that is trained."""
     betas = (section.adam_beta1, section.adam_beta2)
     if section.optimizer == "adamw":
