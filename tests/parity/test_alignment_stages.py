@@ -144,8 +144,11 @@ def test_a_stage_logs_and_learns_the_same_at_levels_2_and_3(
     after = weights(runs[0].stage(stage))
     assert before.shape == after.shape
     assert np.abs(after - before).max() > 1e-3, "it has learnt something"
+    last = sorted((runs[0].stage(stage) / "state").iterdir())[-1].name
+    for run in runs:
+        moments = load_file(run.stage(stage) / "state" / last / "optimizer.safetensors")
+        assert any(name.startswith("momentum.") for name in moments) == ("optimizer=muon" in overrides)
     if stage == "ppo":
-        last = sorted((runs[0].stage(stage) / "state").iterdir())[-1].name
         two, three = (weights(run.stage(stage) / "state" / last / "value_model") for run in runs)
         parity(
             component=component,
