@@ -23,7 +23,7 @@ def draw_s_curves(path: Path) -> None:
         f"b = {bands}, r = {rows}": (similarity, [1 - (1 - s**rows) ** bands for s in similarity])
         for bands, rows in ((42, 3), (20, 6), (11, 11), (1, 128))
     }
-    plot_lines(curves, path, x_label="Jaccard similarity s", y_label="P(candidate)")
+    plot_lines(curves, path, x_label="Jaccard similarity s", y_label="P(candidate)", wide=True)
     _recolor(path)
 
 

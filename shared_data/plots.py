@@ -90,6 +90,8 @@ def plot_lines(
             log_y and heights and max(heights) > 10 * min(heights) > 0
         ):  # a linear axis shows less than a decade better
             _logarithmic(axes)
+        if all(isinstance(value, int) for x, _ in series.values() for value in x):
+            axes.xaxis.get_major_locator().set_params(integer=True)  # no half steps
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         if len(series) > 1 or floor is not None:
             axes.legend()

@@ -1,5 +1,6 @@
 """Plots: files that hold what was drawn, in the colour of the page, and the same bytes for the same numbers."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -53,3 +54,11 @@ def test_a_histogram_of_counts_is_that_of_the_values(tmp_path: Path) -> None:
     plot_histogram([1, 2, 2, 3], tmp_path / "a" / "plot.svg")
     plot_histogram({1: 1, 2: 2, 3: 1}, tmp_path / "b" / "plot.svg")
     assert (tmp_path / "a" / "plot.svg").read_bytes() == (tmp_path / "b" / "plot.svg").read_bytes()
+
+
+def test_a_step_is_a_whole_number_on_the_axis(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    for steps, halves in ((list(range(1, 21)), False), ([x / 2 for x in range(2, 41)], True)):
+        plot_lines({"reward": (steps, [0.0] * len(steps))}, path)
+        numbers = [float(number) for number in re.findall(r">(\d+\.\d)<", path.read_text())]
+        assert any(number % 1 == 0.5 for number in numbers) == halves
