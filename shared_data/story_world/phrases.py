@@ -19,12 +19,14 @@ MACROS = {
 
 Beat = tuple[str, ...]
 
+# Whoever is introduced is named first and described after. With names before descriptions in some stories and after them in others,
+# a small model had to find two ways to tell who is who, and often found neither (v2_handwritten/finetune/chat_data.md).
 HERO: Beat = (
-    "(Once upon a time|Long ago|Once|Many years ago), there (was|lived) [build.a:hero_build] [trait:hero_trait] [hero_kind] (named|called) {hero}.",
-    "In a (little|small|quiet|pretty) [home], there lived [build.a:hero_build] [trait:hero_trait] [hero_kind] (named|called) {hero}.",
+    "(Once upon a time|Long ago|Once|Many years ago), there (was|lived) {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
+    "In a (little|small|quiet|pretty) [home], there lived {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
     "(This is a story about|Let me tell you about|Here is a tale of) {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
-    "[build.A:hero_build] [trait:hero_trait] [hero_kind] (named|called) {hero} (once lived|lived long ago) in a (little|small|quiet|pretty) [home].",
-    "There (was once|once was|once lived) [build.a:hero_build] [trait:hero_trait] [hero_kind] (named|called|by the name of) {hero}.",
+    "{hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind], (once lived|lived long ago) in a (little|small|quiet|pretty) [home].",
+    "There (was once|once was|once lived) {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
     "(Everyone|Everybody) in the [home] (knew|liked|loved) {hero}, the [build:hero_build] [trait:hero_trait] [hero_kind].",
 )
 HOBBY: Beat = (
@@ -35,8 +37,8 @@ HOBBY: Beat = (
 )
 FRIEND: Beat = (
     "{hero.His} (best|closest|dearest|oldest) friend was {friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind].",
-    "{hero.He} had a (good|close|dear|new) friend, [build.a:friend_build] [trait:friend_trait] [friend_kind] (named|called) {friend}.",
-    "[build.A:friend_build] [trait:friend_trait] [friend_kind] (named|called) {friend} (lived next door|lived nearby|was {hero.his} best friend).",
+    "{hero.He} had a (good|close|dear|new) friend, {friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind].",
+    "{friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind], (lived next door|lived nearby|was {hero.his} best friend).",
     "{hero.He} (often|always|mostly) played with {friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind].",
 )
 SETTING: Beat = (
