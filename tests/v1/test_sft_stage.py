@@ -98,6 +98,44 @@ def test_a_tuned_model_ends_its_turn_and_counts_what_it_learned_from(
     assert row["loss"] == numbers["loss"]
 
 
+def test_packed_rows_stay_apart_and_so_do_the_conversations_in_them(
+    pretrained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch keeps its shape, and its loss is that of every conversation read alone."""
+    shapes: list[tuple[int, ...]] = []
+    collator = sft_train._rows_apart
+
+    def spy(pad_id: int) -> Any:
+        collate = collator(pad_id)
+
+        def watched(examples: Any) -> Any:
+            batch = collate(examples)
+            shapes.append(tuple(batch["input_ids"].shape))
+            return batch
+
+        return watched
+
+    monkeypatch.setattr(sft_train, "_rows_apart", spy)
+    overrides = ["sft.sequence_length=1000", "sft.batch_size=9", "sft.steps=1", "sft.eval_every=0"]
+    settings, run = prepare(pretrained, tmp_path, *overrides)
+    loss = sft(settings, run)["loss"]
+    assert shapes[0][0] > 1
+    assert 800 < shapes[0][1] <= 1000
+    tokenizer, model = Tokenizer.load(run.tokenizer), load_model(run.checkpoint("pretrain"))
+    total, trained = 0.0, 0
+    told = conversations(0, "train", 1, settings.sft.request_fraction, settings.sft.passages)
+    for number, messages in enumerate(islice(told, 8)):
+        if number % VALIDATION_PART:
+            example = encode_conversation(tokenizer, messages, 1000)
+            ids, answers = (torch.from_numpy(array) for array in (example.ids, example.trained))
+            losses = torch.nn.functional.cross_entropy(
+                model(ids[None].long())[0, :-1], ids[1:].long(), reduction="none"
+            )
+            total += losses[answers[1:].bool()].sum().item()
+            trained += int(answers[1:].sum())
+    assert loss == pytest.approx(total / trained, rel=1e-5)
+
+
 def watch_orders(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The order of every epoch that a trainer will ask a curriculum for."""
     orders: list[list[int]] = []

@@ -102,6 +102,8 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
             processing_class=_library_tokenizer(tokenizer),
             optimizers=(choose_optimizer(model.library, section), None),  # the schedule is the trainer's
         )
+        # Not an argument of the trainer: it wants to choose its collator itself.
+        trainer.data_collator = _rows_apart(tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id))
         watched = min(len(trainer.eval_dataset), section.eval_batches * section.batch_size)
         trainer.eval_dataset = trainer.eval_dataset.select(range(watched))
 
@@ -177,6 +179,24 @@ def _trainer_class() -> Any:
             return _curriculum_sampler(self) or super()._get_train_sampler(train_dataset)
 
     return Trainer
+
+
+def _rows_apart(pad_id: int) -> Any:
+    """The trainer's collator, made to leave a batch its rows.
+
+    The trainer would lay all rows of packed conversations into a single one, whose attention grows with the square of the batch.
+    """
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    class RowsApart(DataCollatorForLanguageModeling):
+        """Rows that are filled up; a position of 0 begins a document, so that each token of the filling is one of its own."""
+
+        def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+            batch = super().torch_call(examples)
+            del batch["attention_mask"]  # with one, transformers would take a row for a single document
+            return batch
+
+    return RowsApart(pad_token_id=pad_id, return_position_ids=True)
 
 
 def _curriculum_sampler(trainer: Any) -> "_CurriculumSampler | None":
