@@ -23,7 +23,7 @@ from shared_data.story_world.world import StoryWorld
 Message = dict[str, str]
 SYSTEM = "You answer questions about stories, and tell stories."
 SYSTEM_FRACTION = 0.1
-INTRODUCTIONS = 0.55  # of the first passages, before the others: who is who
+INTRODUCTIONS = 0.5  # of the first passages, before the others: who is who
 SENTENCES = 0.65  # of the other first passages are a single sentence; the rest tell how a story begins
 YES_NO = 0.3  # of what a passage tells and can be asked so; not of the single sentences that come first
 

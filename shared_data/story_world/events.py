@@ -163,14 +163,14 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
         (
             "{A} and {B} [manner] built [building.a] (out of|from|with) [material].",
             '"Let us build [building.a]," said {A}, and they [manner] (made|built) it (out of|from|with) [material].',
-            "{A} (gathered|collected|brought) [material], and {B} (built|made) [building.a] with them.",
+            "{B} (built|made) [building.a] from the [material] that {A} had (gathered|collected|brought).",
         ),
         _PRIDE,
     ),
     "plan": (
         (
             "(At last|Finally|Now), {A} and {B} [manner] carried out the plan with [material].",
-            "With (enough|some|good) [material], the work was (soon|quickly|finally) done, just as {A} had (planned|hoped|wanted).",
+            "The work was (soon|quickly|finally) done with (enough|some|good) [material], just as {A} had (planned|hoped|wanted).",
         ),
         _PRIDE,
     ),

@@ -52,7 +52,7 @@ _TELLS: dict[str, tuple[str, ...]] = {
     "food": ("{word}", "share|shared|half|some|eat"),
     "building": ("{answer}",),
     "material": (
-        "of {word}|from {word}|with {word}|gathered {word}|collected {word}|brought {word}|enough {word}|some {word}|good {word}",
+        "of {word}|from {word}|from the {word}|with {word}|enough {word}|some {word}|good {word}",
         "!covered with",
     ),
     "trade": ("{word}", "{thing}"),
