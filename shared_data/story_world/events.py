@@ -161,16 +161,16 @@ EVENTS: dict[str, tuple[Beat, ...]] = {
     ),
     "build": (
         (
-            "{A} and {B} [manner] built [building.a] (out of|from|with) [material].",
-            '"Let us build [building.a]," said {A}, and they [manner] (made|built) it (out of|from|with) [material].',
-            "{B} (built|made) [building.a] from the [material] that {A} had (gathered|collected|brought).",
+            "{A} and {B} [manner] (built|made) [building.a] from [material].",
+            '"Let us build [building.a]," said {A}, and they [manner] (built|made) it from [material].',
+            "{B} (built|made) [building.a] from [material] that {A} had (gathered|collected|brought).",
         ),
         _PRIDE,
     ),
     "plan": (
         (
-            "(At last|Finally|Now), {A} and {B} [manner] carried out the plan with [material].",
-            "The work was (soon|quickly|finally) done with (enough|some|good) [material], just as {A} had (planned|hoped|wanted).",
+            "(At last|Finally|Now), {A} and {B} [manner] (built|made) the {building} from [material].",
+            "The {building} was (soon|quickly|finally) (built|made) from [material], just as {A} had (planned|hoped|wanted).",
         ),
         _PRIDE,
     ),

@@ -38,12 +38,12 @@ from shared_data.story_world.world import Story
 # A sentence tells the answer to a kind of question if it has all of these, whole words in any case: `|` stands between phrases of
 # which one is enough, `!` before one that must not be there. {trait} and {species} are those of {name}; {word} is the answer's last.
 _TELLS: dict[str, tuple[str, ...]] = {
-    "hero": ("{hero_trait} {hero_kind}", "{hero}"),
-    "friend": ("{friend}", "{hero}|{friend_trait} {friend_kind}"),
-    "species": ("{trait} {species}", "{name}"),
-    "trait": ("{trait} {species}", "{name}"),
+    "hero": ("{hero_kind} {hero_trait}", "{hero}"),
+    "friend": ("{friend}", "{hero}|{friend_kind} {friend_trait}"),
+    "species": ("{species} {trait}", "{name}"),
+    "trait": ("{species} {trait}", "{name}"),
     "hobby": ("to {answer}",),
-    "place": ("the {place}", "!{hero_trait} {hero_kind}"),  # not "everyone in the castle knew …"
+    "place": ("the {place}", "!{hero_kind} {hero_trait}"),  # not "everyone in the castle knew …"
     "colour": ("{answer} {thing}",),
     "size": ("{answer}", "{thing}", "!a little later"),
     "feeling": ("{answer}", "am|was|felt|feel|feeling|made|grew|became|looked|how", "{name}|{he}"),
@@ -51,10 +51,7 @@ _TELLS: dict[str, tuple[str, ...]] = {
     "count": ("there are {answer}|there were {answer}|made {answer}",),
     "food": ("{word}", "share|shared|half|some|eat"),
     "building": ("{answer}",),
-    "material": (
-        "of {word}|from {word}|from the {word}|with {word}|enough {word}|some {word}|good {word}",
-        "!covered with",
-    ),
+    "material": ("from {word}",),
     "trade": ("{word}", "{thing}"),
     "helped": ("{answer}",),
 }

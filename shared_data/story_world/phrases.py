@@ -19,15 +19,15 @@ MACROS = {
 
 Beat = tuple[str, ...]
 
-# Whoever is introduced is named first and described after. With names before descriptions in some stories and after them in others,
-# a small model had to find two ways to tell who is who, and often found neither (v2_handwritten/finetune/chat_data.md).
+# Whoever is introduced is named first and described after, in one order. Where some stories put names before descriptions and others
+# after them, a small model had to find two ways to tell who is who, and often found neither (v2_handwritten/finetune/chat_data.md).
 HERO: Beat = (
-    "(Once upon a time|Long ago|Once|Many years ago), there (was|lived) {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
-    "In a (little|small|quiet|pretty) [home], there lived {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
-    "(This is a story about|Let me tell you about|Here is a tale of) {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
-    "{hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind], (once lived|lived long ago) in a (little|small|quiet|pretty) [home].",
-    "There (was once|once was|once lived) {hero}, [build.a:hero_build] [trait:hero_trait] [hero_kind].",
-    "(Everyone|Everybody) in the [home] (knew|liked|loved) {hero}, the [build:hero_build] [trait:hero_trait] [hero_kind].",
+    "(Once upon a time|Long ago|Once|Many years ago), there (was|lived) {hero} the [hero_kind], [trait:hero_trait] and [build:hero_build].",
+    "In a (little|small|quiet|pretty) [home], there lived {hero} the [hero_kind], [trait:hero_trait] and [build:hero_build].",
+    "(This is a story about|Let me tell you about|Here is a tale of) {hero} the [hero_kind], [trait:hero_trait] and [build:hero_build].",
+    "{hero} the [hero_kind], [trait:hero_trait] and [build:hero_build], (once lived|lived long ago) in a (little|small|quiet|pretty) [home].",
+    "There (was once|once was|once lived) {hero} the [hero_kind], [trait:hero_trait] and [build:hero_build].",
+    "(Everyone|Everybody) in the [home] (knew|liked|loved) {hero} the [hero_kind], [trait:hero_trait] and [build:hero_build].",
 )
 HOBBY: Beat = (
     "",
@@ -36,10 +36,10 @@ HOBBY: Beat = (
     "(Every|Each) [daypart:hobby_time], {hero.he} (went out|hurried outside|got up early) to [hobby].",
 )
 FRIEND: Beat = (
-    "{hero.His} (best|closest|dearest|oldest) friend was {friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind].",
-    "{hero.He} had a (good|close|dear|new) friend, {friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind].",
-    "{friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind], (lived next door|lived nearby|was {hero.his} best friend).",
-    "{hero.He} (often|always|mostly) played with {friend}, [build.a:friend_build] [trait:friend_trait] [friend_kind].",
+    "{hero.His} (best|closest|dearest|oldest) friend was {friend} the [friend_kind], [trait:friend_trait] and [build:friend_build].",
+    "{hero.He} had a (good|close|dear|new) friend, {friend} the [friend_kind], [trait:friend_trait] and [build:friend_build].",
+    "{friend} the [friend_kind], [trait:friend_trait] and [build:friend_build], (lived next door|lived nearby|was {hero.his} best friend).",
+    "{hero.He} (often|always|mostly) played with {friend} the [friend_kind], [trait:friend_trait] and [build:friend_build].",
 )
 SETTING: Beat = (
     "(One|On a) <time>, {hero} and {friend} (went|walked|ran|hurried|came) to {place.the}.",

@@ -29,7 +29,6 @@ from shared_data.story_world.lexicon import (
     STRANGERS,
     TRAITS,
     TRINKETS,
-    Word,
 )
 from shared_data.story_world.records import DOES_NOT_SAY, MultipleChoice, Task
 from shared_data.story_world.world import Story, StoryWorld
@@ -78,13 +77,13 @@ KINDS: dict[str, Kind] = {
     ),
     "species": Kind(
         ("What kind of creature is {name}?", "What is {name}?"),
-        lambda f, name: Word(f.kind_of(name)).a,
-        "{name} is {answer}.",
+        lambda f, name: f.kind_of(name),
+        "This is {name} the {answer}.",
     ),
     "trait": Kind(
         ("What is {name} like?", "Which word describes {name}?"),
         lambda f, name: f.trait_of(name),
-        "{name} is {species} {answer} by nature.",
+        "{name} the {species} is {answer}.",
     ),
     "hobby": Kind(
         ("What does {hero} love to do?", "What is the hobby of {hero}?"),
@@ -139,7 +138,7 @@ KINDS: dict[str, Kind] = {
     "material": Kind(
         ("What do they build with?", "What is the building made of?"),
         lambda f, _: next((str(e.words["material"]) for e in f.events if e.kind in ("build", "plan")), None),
-        "They build with {answer}.",
+        "They build it from {answer}.",
     ),
     "trade": Kind(
         ("What is traded for the {thing}?", "What is the {thing} swapped for?"),
@@ -208,8 +207,8 @@ STATEMENTS = (
         "Is {hero} {value}?",
         lambda f: f.hero_trait,
         lambda f: list(TRAITS),
-        "{hero} is {hero_species} {value} by nature.",
-        "{hero} is {hero_species} not {value} by nature, but {truth}.",
+        "{hero} the {hero_kind} is {value}.",
+        "{hero} the {hero_kind} is not {value}, but {truth}.",
     ),
     Statement(
         "trait",
@@ -217,8 +216,8 @@ STATEMENTS = (
         "Is {friend} {value}?",
         lambda f: f.friend_trait,
         lambda f: list(TRAITS),
-        "{friend} is {friend_species} {value} by nature.",
-        "{friend} is {friend_species} not {value} by nature, but {truth}.",
+        "{friend} the {friend_kind} is {value}.",
+        "{friend} the {friend_kind} is not {value}, but {truth}.",
     ),
     Statement(
         "place",
@@ -245,7 +244,7 @@ POOLS: dict[str, Callable[[Facts], list[str]]] = {
     "hero": lambda f: [f.friend, *NAMES],
     "friend": lambda f: [f.hero, *NAMES],
     "holder": lambda f: [f.hero, f.friend, "nobody", *NAMES],
-    "species": lambda f: [Word(kind).a for kind in ANIMALS],
+    "species": lambda f: list(ANIMALS),
     "trait": lambda f: list(TRAITS),
     "hobby": lambda f: list(HOBBIES),
     "place": lambda f: [place.at for place in PLACES],
@@ -263,10 +262,9 @@ POOLS: dict[str, Callable[[Facts], list[str]]] = {
 
 
 def _fill(phrasing: str, facts: Facts, **words: str) -> str:
-    species = {f"{role}_species": Word(getattr(facts, f"{role}_kind")).a for role in ("hero", "friend")}
     if "name" in words:
-        species["species"] = Word(facts.kind_of(words["name"])).a
-    return phrasing.format(hero=facts.hero, friend=facts.friend, thing=facts.thing, **species, **words)
+        words["species"] = facts.kind_of(words["name"])
+    return phrasing.format_map(vars(facts) | words)
 
 
 def question_about(kind: str, facts: Facts, name: str, rng: random.Random) -> str:

@@ -61,7 +61,7 @@ def test_words_that_tell_something_else_are_not_taken_for_the_answer(stories: li
         ("material", "mud", f"{hero} got the {thing} covered with mud.", "They built a wall from mud."),
         ("size", "little", f"A little later, {hero} lost the {thing}.", f"{hero} had a little old red {thing}."),
         ("food", "a pie", "For supper, they had a warm pie.", f"{hero} shared a warm pie."),
-        ("place", "in the castle", f"All in the castle knew {hero}, the {trait} {kind}.", "They met in the castle."),
+        ("place", "in the castle", f"All in the castle knew {hero} the {kind}, {trait} and big.", "They met in the castle."),
     ):  # fmt: skip
         replaced = replace(facts, place="castle")
         assert telling_sentences(asked, replaced, hero, known, [misleading, telling, misleading]) == [1], (
@@ -91,7 +91,7 @@ def test_a_lesson_is_answered_by_its_passage_alone(stories: list[Story]) -> None
                     assert re.findall(r"\w+", str(right))[-1] not in re.findall(r"\w+", text)
             else:  # as about the whole story, and every word of the answer that the question lacks is in the passage
                 assert task.reply == answer(question, story.facts)
-                known = re.search(r"(\w+)(?: by nature)?\.$", task.reply)
+                known = re.search(r"(\w+)\.$", task.reply)
                 assert known
                 nobody = task.kind == "holder" and known[1] == "nobody"
                 assert nobody or known[1].lower() in re.findall(r"\w+", text.lower()), task
@@ -102,7 +102,7 @@ def test_a_lesson_is_answered_by_its_passage_alone(stories: list[Story]) -> None
 def test_passages_are_aimed_at_what_few_stories_tell(
     stories: list[Story], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kinds that would hardly be asked become two to five times as frequent, and few sentences tell nothing."""
+    """Kinds that would hardly be asked become half again to five times as frequent, and few sentences tell nothing."""
     shares = []
     for aimed in (0.0, passages._AIMED):
         monkeypatch.setattr(passages, "_AIMED", aimed)
@@ -112,9 +112,9 @@ def test_passages_are_aimed_at_what_few_stories_tell(
         empty = sum(all(task.kind == "unanswerable" for task in tasks) for tasks in lessons)
         shares.append(({kind: count / kinds.total() for kind, count in kinds.items()}, empty / len(lessons)))
     (chance, empty_by_chance), (share, empty) = shares
-    assert empty < 0.05 < 0.15 < empty_by_chance
+    assert empty < 0.05 < 0.12 < empty_by_chance
     for kind in passages._RARELY_TOLD:
-        assert share[kind] > 2 * chance[kind], kind
+        assert share[kind] > 1.5 * chance[kind], kind
 
 
 def test_who_has_the_thing_is_told_before_the_farewell(stories: list[Story]) -> None:
@@ -136,8 +136,8 @@ def test_a_passage_without_a_length_introduces_both_friends(stories: list[Story]
         assert story.text.startswith(asked[0])
         facts, sentences = story.facts, sentences_of(asked[0])
         assert 2 <= len(sentences) <= 3
-        assert f"{facts.hero_trait} {facts.hero_kind}" in sentences[0]
-        assert f"{facts.friend_trait} {facts.friend_kind}" in sentences[-1]
+        assert f"{facts.hero_kind}, {facts.hero_trait}" in sentences[0]
+        assert f"{facts.friend_kind}, {facts.friend_trait}" in sentences[-1]
 
 
 def test_an_introduction_is_asked_who_one_of_the_two_is(stories: list[Story]) -> None:
@@ -152,7 +152,7 @@ def test_an_introduction_is_asked_who_one_of_the_two_is(stories: list[Story]) ->
         assert task.reply == answer(question, facts)
         name = next(name for name in (facts.hero, facts.friend) if name in question)
         asked_of_hero += name == facts.hero
-        assert f"{facts.trait_of(name)} {facts.kind_of(name)}" in text
+        assert f"{facts.kind_of(name)}, {facts.trait_of(name)}" in text
     assert 0.4 < asked_of_hero / len(tasks) < 0.6
     assert {task.kind for task in tasks} == {"species", "trait"}
     assert 0.65 < sum(task.kind == "trait" for task in tasks) / len(tasks) < 0.85
@@ -172,7 +172,7 @@ def test_passages_ask_yes_or_no_as_often_as_wished(stories: list[Story]) -> None
             if task.kind == "yes/no":
                 text, question = split_prompt(task.prompt)  # type: ignore[misc]
                 assert task.reply == answer(question, task.story.facts)
-                known = re.search(r"(\w+)(?: by nature)?\.$", task.reply)[1]  # type: ignore[index]
+                known = re.search(r"(\w+)\.$", task.reply)[1]  # type: ignore[index]
                 assert known == "nobody" or known in text
     assert shares[0] == 0
     assert 0.25 < shares[1] < 0.35
@@ -188,11 +188,11 @@ def test_conversations_begin_with_who_is_who_and_then_sentences_and_mix_passages
         asked = split_prompt(turns[0]["content"])
         lengths.append(0 if asked is None else count_sentences(asked[0]))
         questions.append(len(turns) // 2)
-    assert set(lengths[:440]) == {2, 3}  # how a story begins, and one question
-    assert set(questions[:440]) == {1}
-    assert set(lengths[440:800]) == {1, 2, 3}  # a sentence, or a beginning; no request
-    assert 0.58 < lengths[440:800].count(1) / 360 < 0.72
-    assert max(questions[440:800]) > 3
+    assert set(lengths[:400]) == {2, 3}  # how a story begins, and one question
+    assert set(questions[:400]) == {1}
+    assert set(lengths[400:800]) == {1, 2, 3}  # a sentence, or a beginning; no request
+    assert 0.58 < lengths[400:800].count(1) / 400 < 0.72
+    assert max(questions[400:800]) > 3
     mixed = [length for length in lengths[800:] if length]
     assert {1, 2, 3, 4, 5, 6} <= set(mixed) <= set(range(1, 20))
     assert 0.45 < sum(length <= 6 for length in mixed) / len(mixed) < 0.55
