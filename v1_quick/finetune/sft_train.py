@@ -103,7 +103,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
             optimizers=(choose_optimizer(model.library, section), None),  # the schedule is the trainer's
         )
         # Not an argument of the trainer: it wants to choose its collator itself.
-        trainer.data_collator = _rows_apart(tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id))
+        trainer.data_collator = _rows_apart(trainer.data_collator.pad_token_id)
         watched = min(len(trainer.eval_dataset), section.eval_batches * section.batch_size)
         trainer.eval_dataset = trainer.eval_dataset.select(range(watched))
 
