@@ -22,7 +22,7 @@ from shared_data.settings import load_settings
 
 LEVELS = {"v1": "v1_quick", "v2": "v2_handwritten", "v3": "v3_numpy_deep"}
 TARGETS = {"v2": 1.5, "v3": 0.8}
-VOCABULARY, END = 1536, 0  # as tiny has it
+VOCABULARY, END = 1536, 0  # not quite as many tokens as tiny has
 
 
 def write_tokens(folder: Path, count: int = 200_000) -> Path:
