@@ -265,14 +265,15 @@ def test_each_conversation_comes_once_an_epoch_and_the_order_resumes_exactly(mod
     ]
     loader = module.PackedConversations(examples, 2, 20, 0, seed=4)
     seen: list[int] = []
-    while loader.epoch == 0 and loader.position < len(examples):
+    while len(seen) < len(examples):
         batch = loader.next_batch()
         for row in range(2):
             for document in np.unique(batch.document_ids[row][batch.input_ids[row] != 0]):
                 inside = batch.document_ids[row] == document
                 seen.append(int(batch.input_ids[row, inside][0]))
                 assert batch.position_ids[row, inside].tolist() == list(range(inside.sum()))
-    assert sorted(seen[:10]) == sorted(len(example.ids) for example in examples)
+    assert loader.epoch == 0
+    assert sorted(seen) == sorted(len(example.ids) for example in examples)
     kept, following = loader.state_dict(), loader.next_batch()
     again = module.PackedConversations(examples, 2, 20, 0, seed=4)
     again.load_state_dict(kept)
@@ -284,15 +285,51 @@ def test_each_conversation_comes_once_an_epoch_and_the_order_resumes_exactly(mod
 
 
 @pytest.mark.parametrize("module", [data2, data3], ids=["v2", "v3"])
-def test_a_curriculum_keeps_the_order_in_the_first_epoch_only(module: Any) -> None:
+def test_a_curriculum_keeps_the_order_in_the_first_epoch_only(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for who shares a row with whom, which is decided among a few neighbours."""
+    monkeypatch.setattr(module, "PACKED_TOGETHER", 20)
     examples = [module.Example(np.full(n, n), np.ones(n, dtype=bool)) for n in range(5, 65)]
     loader = module.PackedConversations(examples, 1, 100, 0, seed=4, shuffle=False)
     order: dict[int, list[int]] = {0: [], 1: [], 2: []}
     while loader.epoch < 2:
         row = loader.next_batch().input_ids[0]
         order[loader.epoch] += list(dict.fromkeys(row[row != 0].tolist()))
-    assert order[0] == list(range(5, 65))
-    assert sorted(order[1]) == order[0] != order[1]
+    for start in range(5, 65, 20):
+        assert sorted(order[0][start - 5 : start + 15]) == list(range(start, start + 20))
+    assert sorted(order[1]) == sorted(order[0]) == list(range(5, 65))
+    assert [n // 20 for n in order[1]] != sorted(n // 20 for n in order[1])
+
+
+@pytest.mark.parametrize("module", [data2, data3], ids=["v2", "v3"])
+def test_best_fit_fills_what_long_ones_leave_with_short_ones(module: Any) -> None:
+    """The textbook case: two rows of ten, which hold nothing but text; and rows follow each other as their first ones do."""
+    assert module.best_fit_rows(np.array([4, 8, 1, 4, 2, 1]), 10) == [[0, 2, 3, 5], [1, 4]]
+    assert module.best_fit_rows(np.array([], dtype=np.int64), 10) == []
+    with pytest.raises(AssertionError, match="longer than the row"):
+        module.best_fit_rows(np.array([3, 11]), 10)
+
+
+@pytest.mark.parametrize("module", [data2, data3], ids=["v2", "v3"])
+def test_rows_are_filled_as_those_of_trl(module: Any, parity: ParityRecorder) -> None:
+    import datasets
+    from trl import pack_dataset
+
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+    library = pack_dataset(
+        datasets.Dataset.from_dict({"input_ids": [[0] * int(n) for n in lengths]}), 50, "bfd"
+    )
+    rows = module.best_fit_rows(lengths, 50)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    parity(
+        component="packing of conversations",
+        quantity="tokens in each row",
+        levels=f"{module.__name__[:2]}-v1",
+        actual=np.sort([lengths[row].sum() for row in rows]),
+        expected=np.sort([len(ids) for ids in library["input_ids"]]),
+        tolerance=0,
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ the same as here. Theory: v2_handwritten/finetune/chat_data.md.
     example = encode_conversation(tokenizer, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}], 256)
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from shared_data.errors import UserError
 from v3_numpy_deep.data_pipeline.tokenizer.chat_template import render_chat
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.pretrain.data_loader import IGNORED_LABEL, Batch
+
+PACKED_TOGETHER = 1000  # conversations among which those of a row are chosen; as many as TRL's
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ def assistant_spans(messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, in
 class PackedConversations:
     """Endless batches of packed conversations; in an epoch each comes once, in an order drawn from (seed, epoch).
 
-    Without `shuffle` the first epoch keeps the order of the examples: a curriculum (Bengio et al. 2009).
-    A row is filled with the next conversations until one does not fit; the rest of it is padding that no loss counts.
+    Without `shuffle` the first epoch keeps the order of the examples, but for who shares a row: a curriculum (Bengio et al. 2009).
+    What a row has left is padding that no loss counts.
     """
 
     def __init__(
@@ -120,31 +123,25 @@ class PackedConversations:
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
-        self.position = 0  # conversations of this epoch that were given out
-        self._order = self._order_of_epoch()
+        self.position = 0  # rows of this epoch that were given out
+        self._rows = self._rows_of_epoch()
 
     def next_batch(self) -> Batch:
         """The next B rows."""
-        rows: list[list[Example]] = []
+        rows: list[list[int]] = []
         while len(rows) < self.batch_size:
-            if self.position == len(self.examples):
+            if self.position == len(self._rows):
                 self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._order_of_epoch()
-            rows.append(self._take_row())
+                self._rows = self._rows_of_epoch()
+            rows.append(self._rows[self.position])
+            self.position += 1
         return self._pack(rows)
 
     def one_pass(self, max_batches: int | None = None) -> Iterator[Batch]:
         """Every conversation once, the last batch smaller; training's position stays."""
-        kept = self.epoch, self.position, self._order
-        self.position, self._order = 0, np.arange(len(self.examples))
-        batches: list[Batch] = []
-        while self.position < len(self.examples) and len(batches) != max_batches:
-            rows: list[list[Example]] = []
-            while self.position < len(self.examples) and len(rows) < self.batch_size:
-                rows.append(self._take_row())
-            batches.append(self._pack(rows))
-        self.epoch, self.position, self._order = kept
-        yield from batches
+        rows = self._rows_in(np.arange(len(self.examples)))
+        for start in range(0, len(rows), self.batch_size)[:max_batches]:
+            yield self._pack(rows[start : start + self.batch_size])
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides which batches follow; plain numbers, for JSON."""
@@ -166,30 +163,25 @@ class PackedConversations:
                     "start over with --set sft.resume=false"
                 )
         self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._order_of_epoch()
+        self._rows = self._rows_of_epoch()
 
-    def _order_of_epoch(self) -> Int64[np.ndarray, " S"]:
-        """Which conversation comes when; a function of (seed, epoch) alone."""
+    def _rows_of_epoch(self) -> list[list[int]]:
+        """Which conversations share a row, and which row comes when; a function of (seed, epoch) alone."""
         order = np.arange(len(self.examples))
         if self.shuffle or self.epoch > 0:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return order
+        return self._rows_in(order)
 
-    def _take_row(self) -> list[Example]:
-        """The next conversations of this epoch that fit one row; at least one."""
-        row: list[Example] = []
-        room = self.sequence_length
-        while self.position < len(self.examples):
-            example = self.examples[self._order[self.position]]
-            if len(example.ids) - 1 > room:
-                break
-            row.append(example)
-            room -= len(example.ids) - 1  # the last token is only a label
-            self.position += 1
-        assert row, f"a conversation is longer than the row of {self.sequence_length} tokens"
-        return row
+    def _rows_in(self, order: Int64[np.ndarray, " S"]) -> list[list[int]]:
+        """Rows of conversations in this order, of so many at a time."""
+        lengths = np.array([len(self.examples[i].ids) - 1 for i in order])  # the last token is only a label
+        return [
+            [int(order[start + place]) for place in row]
+            for start in range(0, len(order), PACKED_TOGETHER)
+            for row in best_fit_rows(lengths[start : start + PACKED_TOGETHER], self.sequence_length)
+        ]
 
-    def _pack(self, rows: list[list[Example]]) -> Batch:
+    def _pack(self, rows: list[list[int]]) -> Batch:
         """Inputs and labels side by side; padding is a document of its own."""
         B, T = len(rows), self.sequence_length
         input_ids = np.full((B, T), self.pad_id, dtype=np.int64)
@@ -198,7 +190,7 @@ class PackedConversations:
         document_ids = np.zeros((B, T), dtype=np.int64)
         for b, row in enumerate(rows):
             begin = 0
-            for number, example in enumerate(row):
+            for number, example in enumerate(self.examples[i] for i in row):
                 end = begin + len(example.ids) - 1
                 input_ids[b, begin:end] = example.ids[:-1]
                 labels[b, begin:end] = np.where(example.trained[1:], example.ids[1:], IGNORED_LABEL)
@@ -208,3 +200,25 @@ class PackedConversations:
             position_ids[b, begin:] = np.arange(T - begin)
             document_ids[b, begin:] = len(row)
         return Batch(input_ids, labels, position_ids, document_ids)
+
+
+def best_fit_rows(lengths: Int64[np.ndarray, " N"], room: int) -> list[list[int]]:
+    """Which of N conversations share a row that holds `room` tokens: best fit decreasing (Johnson 1974; Ding et al. 2024).
+
+    The longest first, each into the fullest row that still has room for it. A row lists its conversations in their order, and
+    rows follow each other as their first ones do.
+    """
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, row), from full to empty
+    for place in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[place])
+        assert length <= room, f"a conversation is longer than the row of {room} tokens"
+        fitting = bisect_left(rooms, (length, 0))
+        if fitting == len(rooms):
+            rows.append([])
+            left, row = room, len(rows) - 1
+        else:
+            left, row = rooms.pop(fitting)
+        rows[row].append(place)
+        insort(rooms, (left - length, row))
+    return sorted(sorted(row) for row in rows)
