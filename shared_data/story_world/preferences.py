@@ -8,8 +8,9 @@ The rejected reply is the chosen one with a single flaw, named by `reason`:
 
 The programmatic reward (`rewards.py`) agrees with every pair about a story, which a test checks.
 
-To see that an answer is wrong, a reward model must compare it with what the text says. It learns that from short texts much sooner:
-the first pairs may be about passages, as the first lessons of fine-tuning are (`conversations.py`).
+To see that an answer is wrong, a reward model must compare it with what the text says. It learns that from short texts much sooner,
+and from one kind of flaw at a time: the first pairs may be scenes and then answers about passages, as the first lessons of
+fine-tuning are (`conversations.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-_SCENES = 0.5  # spoilt scenes for each pair of answers about a passage
+_SCENES = 0.5  # of the pairs about passages are scenes
 _SCENE_LENGTHS = (2, 3, 4)
 
 
@@ -115,13 +116,15 @@ def preference_pairs(
 ) -> Iterator[PreferencePair]:
     """Pairs without end, about questions and requests: in turn, or so that questions are this share of them.
 
-    The first `passages` are answers about one to three sentences of a story, and stories of two to four sentences in which somebody or
-    something becomes another. What follows them is the same with and without.
+    The first `passages` are scenes, two to four sentences of a story in which somebody or something becomes another, and then answers
+    about one to three sentences. What follows them is the same with and without.
     """
     rng = random.Random(f"preferences/{seed}/{split}")
     choice = random.Random(f"preferences/kind/{seed}/{split}")
     world = world or StoryWorld()
-    yield from itertools.islice(_passage_pairs(seed, split, world), passages)
+    scenes = round(_SCENES * passages)
+    yield from itertools.islice(_scene_pairs(seed, split, world), scenes)
+    yield from itertools.islice(_passage_pairs(seed, split, world), passages - scenes)
     asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
     for number in itertools.count():
         about_question = number % 2 == 0 if question_fraction == 0.5 else choice.random() < question_fraction
@@ -130,18 +133,16 @@ def preference_pairs(
 
 def _passage_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[PreferencePair]:
     rng = random.Random(f"preferences/passages/{seed}/{split}")
-    scenes = _scene_pairs(seed, split, world, rng)
     for story in world.stories(seed, split):
         length = rng.choice(_PASSAGE_LENGTHS)
         for task in ask_about_passage(story, rng, length, _PASSAGE_QUESTIONS, _PASSAGE_YES_NO):
-            if rng.random() < _SCENES:
-                yield next(scenes)
             rejected, reason = _wrong_answer(task, rng, wordy_fraction=0)
             yield PreferencePair(task.kind, task.prompt, task.reply, rejected, reason, task.story)
 
 
-def _scene_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -> Iterator[PreferencePair]:
+def _scene_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[PreferencePair]:
     """Some sentences of a story in a row, and the same where the friend or the main thing is another one in the end."""
+    rng = random.Random(f"preferences/scenes/{seed}/{split}")
     for task in requests(seed + 1, split, world):  # other stories than in the pairs that follow
         parts = sentences_of(task.reply)
         length = rng.choice(_SCENE_LENGTHS)

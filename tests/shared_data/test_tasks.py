@@ -195,10 +195,11 @@ def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: Story
             assert told not in pair.rejected, pair
             assert told.split()[-1] in passage, pair
     assert set(reasons) == {"wrong answer", "made up", "evasive", "stranger", "contradiction"}
-    assert min(reasons.values()) > 30
-    assert 0.27 < (reasons["stranger"] + reasons["contradiction"]) / 400 < 0.4
+    assert min(reasons.values()) > 20
+    assert {pair.reason for pair in pairs[:200]} == {"stranger", "contradiction"}
+    assert reasons["stranger"] + reasons["contradiction"] == 200
     assert set(sentences) == {1, 2, 3}
-    assert min(sentences[1], sentences[2]) > 40
+    assert min(sentences[1], sentences[2]) > 30
 
 
 def test_the_reward_of_an_answer_grades_its_wording(world: StoryWorld) -> None:
