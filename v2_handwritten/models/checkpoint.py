@@ -98,9 +98,13 @@ def _read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
 
 
 def _read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file whose header was read before."""
+    """One tensor of a safetensors file whose header was read before, in memory of torch's own.
+
+    In a file tensors begin anywhere, in torch's memory at multiples of 64 bytes. Matrix products of one and the same matrix may round
+    differently by where it begins (they do on an AMD EPYC), and a run that was killed would not end as if it never was.
+    """
     with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+        return file.get_tensor(name).clone()
 
 
 def _tensor_files(folder: Path) -> list[Path]:
