@@ -203,7 +203,7 @@ class PackedConversations:
 
 
 def best_fit_rows(lengths: Int64[np.ndarray, " N"], room: int) -> list[list[int]]:
-    """Which of N conversations share a row that holds `room` tokens: best fit decreasing (Johnson 1974; Ding et al. 2024).
+    """Which of N conversations share a row that holds `room` tokens: best fit decreasing (Johnson et al. 1974; Ding et al. 2024).
 
     The longest first, each into the fullest row that still has room for it. A row lists its conversations in their order, and
     rows follow each other as their first ones do.
