@@ -86,6 +86,12 @@ class RewardSettings(PreferenceSettings, ChosenOptimizerSettings):
         ge=0,
         description="pull of the mean score of a pair towards zero (TRL: center_rewards_coefficient)",
     )
+    own_answer_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="where the prompt ends with a question mark, show the reward model what the tuned model itself would answer, if it does "
+        "so in at most so many tokens (reference-guided grading, Zheng et al. 2023); 0: never",
+    )
 
 
 class DpoSettings(ExamSettings, PreferenceSettings):

@@ -8,7 +8,7 @@ The rejected reply is the chosen one with a single flaw, named by `reason`:
 
 The programmatic reward (`rewards.py`) agrees with every pair about a story, which a test checks.
 
-To see that an answer is wrong, a reward model must compare it with what the text says. It learns that from short texts much sooner,
+To see that a word is wrong, a reward model must compare it with another one. It learns that from short texts much sooner,
 and from one kind of flaw at a time: the first pairs may be scenes and then answers about passages, as the first lessons of
 fine-tuning are (`conversations.py`).
 """
@@ -33,7 +33,7 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-_SCENES = 0.6  # of the pairs about passages are scenes
+_SCENES = 0.5  # of the pairs about passages are scenes
 _SCENE_LENGTHS = (2, 3, 4)
 
 

@@ -20,6 +20,7 @@ from shared_data.runs import RunFolder
 from shared_data.settings import PreferenceSettings, Settings
 from v1_quick.align.algorithms.dpo import preference_batch
 from v1_quick.align.alignment_loop import _LOGGED, _AfterStep, _configure, _listen
+from v1_quick.align.own_answers import answers_for
 from v1_quick.align.preference_data import Preferences, open_preferences
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
@@ -42,8 +43,8 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
     section = settings.reward
     tokenizer = Tokenizer.load(run.tokenizer)
     device = resolve_device(settings.device)
-    tuned = load_model(run.checkpoint("sft"))
-    given, held_out = open_preferences(settings, "reward", tokenizer)
+    tuned = load_model(run.checkpoint("sft"), device=device)
+    given, held_out = open_preferences(settings, "reward", tokenizer, answers_for(settings, tuned, tokenizer))
     length = min(section.max_length, tuned.config.max_position_embeddings)
     for preferences in (given, held_out):
         check_pairs(preferences.pairs, length, preferences.names)

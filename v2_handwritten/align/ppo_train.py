@@ -35,6 +35,7 @@ from v2_handwritten.align.algorithms.ppo import (
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
 from v2_handwritten.align.alignment_loop import make_optimizer, train_steps
 from v2_handwritten.align.exam import take_exam
+from v2_handwritten.align.own_answers import answers_for
 from v2_handwritten.align.prompt_data import open_prompts, open_reward
 from v2_handwritten.align.scoring import (
     Score,
@@ -99,6 +100,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     ).to(device)
     if function is not None and not checkpoint:
         nn.init.zeros_(value_model.score.weight)
+    answered = answers_for(settings, reference, tokenizer)
     optimizer = make_optimizer(actor_critic_groups(model, value_model, section.weight_decay), section)
     names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
     options = PpoOptions(
@@ -108,7 +110,10 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     def step(number: int) -> Metrics:
         asked = choose_prompts(prompts, section.prompts_per_step, section.seed, number)
         ids = encode_prompts(tokenizer, asked)
-        score = model_score(reward_model, ids) if function is None else text_score(tokenizer, asked, function)
+        if function is None:
+            score = model_score(reward_model, encode_prompts(tokenizer, asked, answered))
+        else:
+            score = text_score(tokenizer, asked, function)
         seed = section.seed * 1_000_003 + number
         metrics = ppo_step(model, value_model, optimizer, reference, ids, score, options, seed)
         tokens = sum(map(len, ids)) + metrics["reply_tokens"] * len(ids)
@@ -125,7 +130,9 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}
     if function is None:
         on_stories = section.source == "story_world"
-        function = open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer)
+        function = (
+            open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer, answered)
+        )
     return numbers | take_exam(settings, run, "ppo", model, tokenizer, held_out, function)
 
 

@@ -22,6 +22,7 @@ from shared_data.errors import UserError
 from shared_data.preference_pairs import Pair, check_pairs
 from shared_data.settings import PreferenceSettings, Settings
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch, preference_batch
+from v3_numpy_deep.align.own_answers import Answered
 from v3_numpy_deep.autograd import Module
 from v3_numpy_deep.autograd.parallel import available_threads, shards
 from v3_numpy_deep.data_pipeline.download.records import open_records
@@ -29,6 +30,7 @@ from v3_numpy_deep.data_pipeline.processing.formatting import format_preference
 from v3_numpy_deep.data_pipeline.tokenizer.chat_template import render_chat
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.finetune.chat_data import check_turns
+from v3_numpy_deep.inference.chat import encode_chat
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 
@@ -76,8 +78,12 @@ class Preferences:
         )
 
 
-def open_preferences(settings: Settings, stage: str, tokenizer: Tokenizer) -> tuple[Preferences, Preferences]:
+def open_preferences(
+    settings: Settings, stage: str, tokenizer: Tokenizer, answered: Answered | None = None
+) -> tuple[Preferences, Preferences]:
     """Pairs of a stage to learn from, and others that are held out: of the story world's test split, or of a user's records.
+
+    answered: changes all prompts, as a reward model needs it that is shown answers (own_answers.py).
 
     Raises `UserError` naming the record that is wrong.
     """
@@ -85,8 +91,8 @@ def open_preferences(settings: Settings, stage: str, tokenizer: Tokenizer) -> tu
     if section.source == "story_world":
         told = _told(section.seed, "train", section.question_fraction, section.passages)
         exam = _told(0, "test", section.question_fraction)
-        given = _encode(tokenizer, islice(told, section.pairs))
-        return given, _encode(tokenizer, islice(exam, section.test_pairs))
+        given = _encode(tokenizer, islice(told, section.pairs), answered)
+        return given, _encode(tokenizer, islice(exam, section.test_pairs), answered)
     data = settings.data.model_copy(
         update={"source": section.source, "hub_config": None, "hub_split": "train"}
     )
@@ -96,7 +102,7 @@ def open_preferences(settings: Settings, stage: str, tokenizer: Tokenizer) -> tu
     ]
     held_out = records[::HELD_OUT_PART][: section.test_pairs]
     kept = [record for i, record in enumerate(records) if i % HELD_OUT_PART] or records
-    return _encode(tokenizer, kept), _encode(tokenizer, held_out)
+    return _encode(tokenizer, kept, answered), _encode(tokenizer, held_out, answered)
 
 
 def record_extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -205,11 +211,19 @@ def _told(
         yield where, format_preference(record, where) | {"margin": 0.0, "reason": pair.reason}
 
 
-def _encode(tokenizer: Tokenizer, records: Iterable[tuple[str, dict[str, Any]]]) -> Preferences:
+def _encode(
+    tokenizer: Tokenizer, records: Iterable[tuple[str, dict[str, Any]]], answered: Answered | None
+) -> Preferences:
     """All records as ids."""
     given = list(records)
+    pairs = [encode_pair(tokenizer, record, where) for where, record in given]
+    if answered is not None:  # after every record has been found to be a pair
+        prompts = [record["prompt"] for _, record in given]
+        for number, (prompt, shown) in enumerate(zip(prompts, answered(prompts), strict=True)):
+            if shown != prompt:
+                pairs[number] = (encode_chat(tokenizer, shown), *pairs[number][1:])
     return Preferences(
-        [encode_pair(tokenizer, record, where) for where, record in given],
+        pairs,
         [where for where, _ in given],
         np.array([record["margin"] for _, record in given]),
         [record["reason"] for _, record in given],

@@ -21,6 +21,7 @@ from shared_data.settings import Settings
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch
 from v3_numpy_deep.align.algorithms.reward_loss import reward_loss
 from v3_numpy_deep.align.alignment_loop import preference_step, train_steps
+from v3_numpy_deep.align.own_answers import answers_for
 from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards, open_preferences
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.autograd.memory import keep_freed_memory
@@ -42,7 +43,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     tokenizer = Tokenizer.load(run.tokenizer)
     resolve_device(settings.device)
     tuned = load_model(run.checkpoint("sft"))
-    given, held_out = open_preferences(settings, "reward", tokenizer)
+    given, held_out = open_preferences(settings, "reward", tokenizer, answers_for(settings, tuned, tokenizer))
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     length = min(section.max_length, tuned.config.max_position_embeddings)
     loader = given.loader(section, pad_id, length, section.shuffle)
