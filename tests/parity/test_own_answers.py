@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from tests.parity.alignment_cases import prepare, run_of
@@ -107,6 +108,14 @@ def test_no_token_of_the_template_comes_out_of_an_answer(run: RunFolder) -> None
         assert module._finished(tokenizer, [start, word, end]) == ""
         assert module._finished(tokenizer, [word, word]) == "", "cut off"
         assert module._finished(tokenizer, [end]) == "", "nothing was said"
+
+
+@pytest.mark.parametrize("number", LEVELS)
+def test_answers_that_leave_no_room_are_refused(run: RunFolder, number: int) -> None:
+    module, _, tokenizer_class, load = LEVELS[number]
+    model, tokenizer = load(run.checkpoint("pretrain")), tokenizer_class.load(run.tokenizer)
+    with pytest.raises(UserError, match=r"up to 128 tokens .* 128 positions; lower reward.own_answer_tokens"):
+        module.with_own_answers(model, tokenizer, [[user("Is it?")]], 128)
 
 
 def write_questions(path: Path) -> Path:

@@ -12,6 +12,7 @@ The same at all levels.
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from shared_data.errors import UserError
 from shared_data.progress import progress
 from shared_data.settings import Settings
 from v2_handwritten.data_pipeline.processing.formatting import Message
@@ -43,9 +44,15 @@ def with_own_answers(
     """Conversations whose last turn, if it is a question, goes on with a line that holds the model's greedy answer to it.
 
     A question ends with a question mark. A turn stays as it is if the answer does not end within `max_new_tokens`, as a story does not,
-    or if there is no room for so many.
+    or if there is no room for so many. Raises `UserError` where these alone fill the model's positions.
     """
-    room = model.config.max_position_embeddings - max_new_tokens
+    positions = model.config.max_position_embeddings
+    room = positions - max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"own answers of up to {max_new_tokens} tokens leave no question a place in the model's {positions} positions; "
+            "lower reward.own_answer_tokens"
+        )
     prompts = {
         number: ids
         for number, messages in enumerate(conversations)
