@@ -186,12 +186,18 @@ def test_a_reward_model_is_trained_and_examined_on_prompts_with_answers(
 def test_under_ppo_the_reward_model_sees_the_answers_and_the_policy_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
 ) -> None:
-    """What each reply is worth is what the reward model says of prompt, answer and reply; the prompt of the rollout has no answer."""
+    """What each reply is worth is what the reward model says of prompt, answer and reply; the prompt of the rollout has no answer.
+    The answers stay the tuned model's when the policy has moved far away from it."""
     level = module.__name__[:2]
     source = tmp_path / "prompts.jsonl"
     source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in QUESTIONS))
-    overrides = [f"ppo.source={source}", "ppo.reward=reward_model", "ppo.prompts_per_step=8", "ppo.steps=1"]
-    overrides += ["ppo.max_new_tokens=5", "ppo.minibatches=1", f"reward.own_answer_tokens={TOKENS}"]
+    overrides = [f"ppo.source={source}", "ppo.reward=reward_model", "ppo.prompts_per_step=8", "ppo.steps=2"]
+    overrides += [
+        "ppo.learning_rate=0.1",
+        "ppo.max_new_tokens=5",
+        "ppo.minibatches=1",
+        f"reward.own_answer_tokens={TOKENS}",
+    ]
     settings, run = run_of(level, prepare(tmp_path / "tuned"), tmp_path, overrides)
     asked: list[list[int]] = []
     scored: list[tuple[list[int], list[int], float]] = []
@@ -232,10 +238,10 @@ def test_under_ppo_the_reward_model_sees_the_answers_and_the_policy_does_not(
     shown = answers2.with_own_answers(load2(run.checkpoint("sft")), tokenizer, texts, TOKENS)
     plain, answered = ([encode_chat(tokenizer, turns) for turns in given] for given in (texts, shown))
     assert plain != answered
-    assert len(scored) == len(asked) == 8
+    assert len(scored) == len(asked) == 16
     for policy, (prompt, reply_ids, value) in zip(asked, scored, strict=True):
         assert prompt in answered
         given = plain[answered.index(prompt)]
         assert policy == (given + reply_ids if level == "v1" else given)
         (expected,) = scoring2.model_score(judge, [prompt])([reply_ids])
-        assert value == pytest.approx(expected, abs=1e-5)
+        assert value == pytest.approx(expected, abs=2e-6 if level == "v1" else 1e-14)

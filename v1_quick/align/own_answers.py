@@ -10,6 +10,7 @@ The same at all levels.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from shared_data.errors import UserError
@@ -62,21 +63,16 @@ def with_own_answers(
     batches = [order[start : start + BATCH_SIZE] for start in range(0, len(order), BATCH_SIZE)]
     shown = [list(messages) for messages in conversations]
 
-    def answer(batch: list[int]) -> None:
-        asked = [prompts[number] for number in batch]
-        replies = generate(model, asked, max_new_tokens=max_new_tokens, eos_token_id=stop_ids(tokenizer))
-        for number, ids in zip(batch, replies, strict=True):
-            *question, last = shown[number]
-            if text := _finished(tokenizer, ids):
-                shown[number] = [*question, {**last, "content": f"{last['content']}\n{text}"}]
-
-    if len(order) < _MANY:
+    watched = progress(len(order), "own answers", unit="questions") if len(order) >= _MANY else nullcontext()
+    with watched as bar:
         for batch in batches:
-            answer(batch)
-    else:
-        with progress(len(order), "own answers", unit="questions") as bar:
-            for batch in batches:
-                answer(batch)
+            asked = [prompts[number] for number in batch]
+            replies = generate(model, asked, max_new_tokens=max_new_tokens, eos_token_id=stop_ids(tokenizer))
+            for number, ids in zip(batch, replies, strict=True):
+                *earlier, question = shown[number]
+                if text := _finished(tokenizer, ids):
+                    shown[number] = [*earlier, {**question, "content": f"{question['content']}\n{text}"}]
+            if bar is not None:
                 bar.update(len(batch))
     return shown
 

@@ -111,7 +111,8 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
         asked = choose_prompts(prompts, section.prompts_per_step, section.seed, number)
         ids = encode_prompts(tokenizer, asked)
         if function is None:
-            score = model_score(reward_model, encode_prompts(tokenizer, asked, answered))
+            read = ids if answered is None else encode_prompts(tokenizer, asked, answered)
+            score = model_score(reward_model, read)
         else:
             score = text_score(tokenizer, asked, function)
         seed = section.seed * 1_000_003 + number
