@@ -188,12 +188,15 @@ def test_under_ppo_the_reward_model_sees_the_answers_and_the_policy_does_not(
 ) -> None:
     """What each reply is worth is what the reward model says of prompt, answer and reply; the prompt of the rollout has no answer.
     The answers stay the tuned model's when the policy has moved far away from it."""
+    for answers, *_ in LEVELS.values():  # of these, most answers come to an end
+        monkeypatch.setattr(answers, "stop_ids", lambda _: list(range(1, 512, 3)))
     level = module.__name__[:2]
     source = tmp_path / "prompts.jsonl"
     source.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in QUESTIONS))
     overrides = [f"ppo.source={source}", "ppo.reward=reward_model", "ppo.prompts_per_step=8", "ppo.steps=2"]
     overrides += [
         "ppo.learning_rate=0.1",
+        "ppo.warmup_steps=0",  # or the first update would move nothing
         "ppo.max_new_tokens=5",
         "ppo.minibatches=1",
         f"reward.own_answer_tokens={TOKENS}",
@@ -237,7 +240,7 @@ def test_under_ppo_the_reward_model_sees_the_answers_and_the_policy_does_not(
     texts = [[user(text)] for text in QUESTIONS]
     shown = answers2.with_own_answers(load2(run.checkpoint("sft")), tokenizer, texts, TOKENS)
     plain, answered = ([encode_chat(tokenizer, turns) for turns in given] for given in (texts, shown))
-    assert plain != answered
+    assert sum(bare != full for bare, full in zip(plain, answered, strict=True)) > len(QUESTIONS) / 2
     assert len(scored) == len(asked) == 16
     for policy, (prompt, reply_ids, value) in zip(asked, scored, strict=True):
         assert prompt in answered
