@@ -33,7 +33,7 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-_SCENES = 0.55  # of the pairs about passages are scenes
+_SCENES = 0.7  # of the pairs about passages are scenes
 _SCENE_LENGTHS = (2, 3, 4)
 
 
