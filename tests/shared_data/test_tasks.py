@@ -170,11 +170,11 @@ def _words(text: str) -> list[str]:
 
 def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: StoryWorld) -> None:
     """The chosen reply is what the passage says, or a passage; the rejected one is not; nothing is wrong with the wording of either."""
-    pairs = list(islice(preference_pairs(seed=1, world=world, passages=600), 640))
-    assert pairs[600:] == list(islice(preference_pairs(seed=1, world=world), 40))
+    pairs = list(islice(preference_pairs(seed=1, world=world, passages=900), 940))
+    assert pairs[900:] == list(islice(preference_pairs(seed=1, world=world), 40))
     reasons: Counter[str] = Counter()
     sentences: Counter[int] = Counter()
-    for pair in pairs[:600]:
+    for pair in pairs[:900]:
         reasons[pair.reason] += 1
         if pair.reason in ("stranger", "contradiction"):
             assert pair.chosen in pair.story.text
@@ -196,8 +196,8 @@ def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: Story
             assert told.split()[-1] in passage, pair
     assert set(reasons) == {"wrong answer", "made up", "evasive", "stranger", "contradiction"}
     assert min(reasons.values()) > 30
-    assert {pair.reason for pair in pairs[:330]} == {"stranger", "contradiction"}
-    assert reasons["stranger"] + reasons["contradiction"] == 330
+    assert {pair.reason for pair in pairs[:630]} == {"stranger", "contradiction"}
+    assert reasons["stranger"] + reasons["contradiction"] == 630
     assert set(sentences) == {1, 2, 3}
     assert min(sentences[1], sentences[2]) > 40
 
