@@ -6,7 +6,7 @@ configurations change them.
     python -c "from shared_data.settings_align import DpoSettings; print(DpoSettings(beta=0.2))"
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,12 @@ class PreferenceSettings(OptimizerSettings):
         ge=0,
         description="story world: so many of the pairs are about one to four sentences, and come before all others",
     )
+    passage_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="story world: share of the pairs after the first passages that are about passages still, of up to eight sentences",
+    )
     shuffle: bool = Field(
         default=True,
         description="draw the order of the pairs anew for each epoch; if false, the first keeps that of the source: a curriculum",
@@ -71,6 +77,12 @@ class PreferenceSettings(OptimizerSettings):
     weight_decay: float = Field(
         default=0.0, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
     )
+
+    @property
+    def lessons(self) -> dict[str, Any]:
+        """What the story world is asked for (`story_world.preferences`)."""
+        names = ("question_fraction", "passages", "passage_fraction")
+        return {name: getattr(self, name) for name in names}
 
 
 class RewardSettings(PreferenceSettings, ChosenOptimizerSettings):

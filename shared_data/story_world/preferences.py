@@ -9,8 +9,8 @@ The rejected reply is the chosen one with a single flaw, named by `reason`:
 The programmatic reward (`rewards.py`) agrees with every pair about a story, which a test checks.
 
 To see that a word is wrong, a reward model must compare it with another one. It learns that from short texts much sooner,
-and from one kind of flaw at a time: the first pairs may be scenes and then answers about passages, as the first lessons of
-fine-tuning are (`conversations.py`).
+and from one kind of flaw at a time: the first pairs may be scenes of two sentences, answers about passages and longer scenes,
+as the first lessons of fine-tuning are about passages (`conversations.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from shared_data.story_world.lexicon import NAMES, THINGS
@@ -33,8 +33,13 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-_SCENES = 0.7  # of the pairs about passages are scenes
-_SCENE_LENGTHS = (2, 3, 4)
+_FIRST_CONTRADICTIONS, _FIRST_STRANGERS, _FIRST_ANSWERS = (
+    0.1,
+    0.4,
+    0.2,
+)  # of the first lessons; the rest are longer scenes
+_LATER_SCENES = 0.25  # of the passages that come later are scenes
+_SHORT, _LONGER, _LONG = (2,), (3, 4), (6, 8)  # sentences of a scene
 
 
 def _wrong_answer(task: Task, rng: random.Random, wordy_fraction: float = _WORDY) -> tuple[str, str]:
@@ -113,22 +118,43 @@ def preference_pairs(
     world: StoryWorld | None = None,
     question_fraction: float = 0.5,
     passages: int = 0,
+    passage_fraction: float = 0.0,
 ) -> Iterator[PreferencePair]:
     """Pairs without end, about questions and requests: in turn, or so that questions are this share of them.
 
-    The first `passages` are scenes, two to four sentences of a story in which somebody or something becomes another, and then answers
-    about one to three sentences. What follows them is the same with and without.
+    The first `passages` are lessons, one kind of flaw at a time. A scene is some sentences of a story, in which somebody or something
+    becomes another. First something does, within two sentences, then somebody; answers about one to three sentences follow, and scenes
+    of three or four. Of the others `passage_fraction` are about passages, too: answers, and scenes of six and eight sentences. The
+    pairs about whole stories are the same with and without.
     """
     rng = random.Random(f"preferences/{seed}/{split}")
     choice = random.Random(f"preferences/kind/{seed}/{split}")
+    mixture = random.Random(f"preferences/mixture/{seed}/{split}")
     world = world or StoryWorld()
-    scenes = round(_SCENES * passages)
-    yield from itertools.islice(_scene_pairs(seed, split, world), scenes)
-    yield from itertools.islice(_passage_pairs(seed, split, world), passages - scenes)
+
+    def scenes(lesson: int, lengths: Sequence[int], *flaws: str) -> Iterator[PreferencePair]:
+        return _scene_pairs(seed + lesson, split, world, lengths, flaws)  # other stories in every lesson
+
+    answers = _passage_pairs(seed, split, world)
+    contradictions, strangers, answered = (
+        round(share * passages) for share in (_FIRST_CONTRADICTIONS, _FIRST_STRANGERS, _FIRST_ANSWERS)
+    )
+    yield from itertools.islice(scenes(1, _SHORT, "contradiction"), contradictions)
+    yield from itertools.islice(scenes(2, _SHORT, "stranger"), strangers)
+    yield from itertools.islice(answers, answered)
+    longer = passages - contradictions - strangers - answered
+    yield from itertools.islice(scenes(3, _LONGER, "contradiction", "stranger"), longer)
+
+    long = scenes(4, _LONG, "contradiction", "stranger")
     asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
-    for number in itertools.count():
+    number = 0
+    while True:
+        if mixture.random() < passage_fraction:
+            yield next(long if mixture.random() < _LATER_SCENES else answers)
+            continue
         about_question = number % 2 == 0 if question_fraction == 0.5 else choice.random() < question_fraction
         yield next(asked if about_question else wished)
+        number += 1
 
 
 def _passage_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[PreferencePair]:
@@ -140,15 +166,17 @@ def _passage_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[Prefere
             yield PreferencePair(task.kind, task.prompt, task.reply, rejected, reason, task.story)
 
 
-def _scene_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[PreferencePair]:
-    """Some sentences of a story in a row, and the same where the friend or the main thing is another one in the end."""
+def _scene_pairs(
+    seed: int, split: str, world: StoryWorld, lengths: Sequence[int], flaws: Sequence[str]
+) -> Iterator[PreferencePair]:
+    """So many sentences of a story in a row, and the same where the friend or the main thing is another one in the end."""
     rng = random.Random(f"preferences/scenes/{seed}/{split}")
-    for task in requests(seed + 1, split, world):  # other stories than in the pairs that follow
+    for task in requests(seed, split, world):
         parts = sentences_of(task.reply)
-        length = rng.choice(_SCENE_LENGTHS)
+        length = rng.choice([length for length in lengths if length <= len(parts)] or [len(parts)])
         start = rng.randrange(len(parts) - length + 1)
         scene = replace(task, reply=" ".join(parts[start : start + length]))
-        reason = rng.choice(("contradiction", "stranger"))
+        reason = rng.choice(flaws)
         spoilt = FLAWS[reason](scene, rng)
         before = " ".join(parts[start : start + length // 2])
         if spoilt and (reason == "contradiction" or task.story.facts.friend in before):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,7 @@ from shared_data.story_world.rewards import is_right
 from shared_data.story_world.splits import SPLITS, split_of
 from shared_data.story_world.tasks import (
     DOES_NOT_SAY,
+    PreferencePair,
     answer,
     multiple_choice,
     parse_request,
@@ -169,24 +170,52 @@ def _words(text: str) -> list[str]:
 
 
 def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: StoryWorld) -> None:
-    """The chosen reply is what the passage says, or a passage; the rejected one is not; nothing is wrong with the wording of either."""
+    """One kind of flaw after the other: something, then somebody becomes another, wrong answers, and longer scenes of both kinds."""
     pairs = list(islice(preference_pairs(seed=1, world=world, passages=900), 940))
     assert pairs[900:] == list(islice(preference_pairs(seed=1, world=world), 40))
-    reasons: Counter[str] = Counter()
-    sentences: Counter[int] = Counter()
-    for pair in pairs[:900]:
-        reasons[pair.reason] += 1
-        if pair.reason in ("stranger", "contradiction"):
-            assert pair.chosen in pair.story.text
-            assert 2 <= count_sentences(pair.chosen) <= 4
-            changed = set(_words(pair.rejected)) - set(_words(pair.chosen))
-            lost = pair.story.facts.friend if pair.reason == "stranger" else pair.story.facts.thing
-            assert len(changed) == 1, pair
-            assert lost in _words(pair.rejected)[: _words(pair.rejected).index(*changed)], pair
-            continue
+    assert {pair.reason for pair in pairs[:90]} == {"contradiction"}
+    assert {pair.reason for pair in pairs[90:450]} == {"stranger"}
+    assert {pair.reason for pair in pairs[450:630]} == {"wrong answer", "made up", "evasive"}
+    longer = Counter((pair.reason, count_sentences(pair.chosen)) for pair in pairs[630:900])
+    assert set(longer) == {(flaw, length) for flaw in ("contradiction", "stranger") for length in (3, 4)}
+    assert min(longer.values()) > 30
+    check_scenes([*pairs[:450], *pairs[630:900]])
+    assert {count_sentences(pair.chosen) for pair in pairs[:450]} == {2}
+    assert check_passages(pairs[450:630]) == {1, 2, 3}
+    assert len({pair.chosen for pair in pairs[:900]}) > 850  # not the same story in every lesson
+
+
+def test_pairs_about_passages_go_on_among_the_others(world: StoryWorld) -> None:
+    whole = list(islice(preference_pairs(seed=1, world=world), 1000))
+    pairs = list(islice(preference_pairs(seed=1, world=world, passage_fraction=0.4), 1000))
+    others = [pair for pair in pairs if pair in whole]
+    assert others == whole[: len(others)]
+    assert 520 < len(others) < 680
+    scenes, answers = [], []
+    for pair in pairs:
+        if pair not in whole:
+            (answers if split_prompt(pair.prompt) else scenes).append(pair)
+    assert 0.18 < len(scenes) / (len(scenes) + len(answers)) < 0.32
+    assert {count_sentences(pair.chosen) for pair in scenes} == {6, 8}
+    check_scenes(scenes)
+    assert check_passages(answers) == {1, 2, 3}
+
+
+def check_scenes(pairs: Sequence[PreferencePair]) -> None:
+    """The chosen reply is part of a story; in the rejected one somebody or something that it spoke of has become another."""
+    for pair in pairs:
+        assert pair.chosen in pair.story.text
+        changed = set(_words(pair.rejected)) - set(_words(pair.chosen))
+        lost = pair.story.facts.friend if pair.reason == "stranger" else pair.story.facts.thing
+        assert len(changed) == 1, pair
+        assert lost in _words(pair.rejected)[: _words(pair.rejected).index(*changed)], pair
+
+
+def check_passages(pairs: Sequence[PreferencePair]) -> set[int]:
+    """The chosen reply is what the passage says, the rejected one is not, and both are well worded. How many sentences there are."""
+    for pair in pairs:
         passage = split_prompt(pair.prompt)[0]
         assert passage in pair.story.text
-        sentences[count_sentences(passage)] += 1
         assert (pair.chosen == DOES_NOT_SAY) == (pair.reason == "made up")
         assert (pair.rejected == DOES_NOT_SAY) == (pair.reason == "evasive")
         if pair.kind in ("colour", "size", "hobby", "food") and pair.reason == "wrong answer":
@@ -194,12 +223,7 @@ def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: Story
             assert told in pair.chosen, pair
             assert told not in pair.rejected, pair
             assert told.split()[-1] in passage, pair
-    assert set(reasons) == {"wrong answer", "made up", "evasive", "stranger", "contradiction"}
-    assert min(reasons.values()) > 30
-    assert {pair.reason for pair in pairs[:630]} == {"stranger", "contradiction"}
-    assert reasons["stranger"] + reasons["contradiction"] == 630
-    assert set(sentences) == {1, 2, 3}
-    assert min(sentences[1], sentences[2]) > 40
+    return {count_sentences(split_prompt(pair.prompt)[0]) for pair in pairs}
 
 
 def test_the_reward_of_an_answer_grades_its_wording(world: StoryWorld) -> None:

@@ -80,8 +80,8 @@ def open_preferences(
     """
     section: PreferenceSettings = getattr(settings, stage)
     if section.source == "story_world":
-        told = _told(section.seed, "train", section.question_fraction, section.passages)
-        exam = _told(0, "test", section.question_fraction)
+        told = _told(section.seed, "train", **section.lessons)
+        exam = _told(0, "test", question_fraction=section.question_fraction)
         given = _encode(tokenizer, islice(told, section.pairs), answered)
         return given, _encode(tokenizer, islice(exam, section.test_pairs), answered)
     data = settings.data.model_copy(
@@ -106,13 +106,11 @@ def record_extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"margin": float(margin or 0.0), "reason": str(record.get("reason") or "")}
 
 
-def _told(
-    seed: int, split: str, question_fraction: float, passages: int = 0
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _told(seed: int, split: str, **lessons: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """The story world's pairs, each with the words that name it in an error."""
     from shared_data.story_world.tasks import preference_pairs
 
-    pairs = preference_pairs(seed, split, question_fraction=question_fraction, passages=passages)
+    pairs = preference_pairs(seed, split, **lessons)
     for number, pair in enumerate(pairs):
         where = f"pair {number:,} of the story world"
         record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}

@@ -87,8 +87,8 @@ def open_preferences(
     """
     section: PreferenceSettings = getattr(settings, stage)
     if section.source == "story_world":
-        told = _told(section.seed, "train", section.question_fraction, section.passages)
-        exam = _told(0, "test", section.question_fraction)
+        told = _told(section.seed, "train", **section.lessons)
+        exam = _told(0, "test", question_fraction=section.question_fraction)
         given = _encode(tokenizer, islice(told, section.pairs), answered)
         return given, _encode(tokenizer, islice(exam, section.test_pairs), answered)
     data = settings.data.model_copy(
@@ -196,13 +196,11 @@ class PreferenceLoader:
         return preference_batch([self.pairs[i] for i in indices], self.pad_id, self.max_length)
 
 
-def _told(
-    seed: int, split: str, question_fraction: float, passages: int = 0
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _told(seed: int, split: str, **lessons: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """The story world's pairs, each with the words that name it in an error."""
     from shared_data.story_world.tasks import preference_pairs
 
-    pairs = preference_pairs(seed, split, question_fraction=question_fraction, passages=passages)
+    pairs = preference_pairs(seed, split, **lessons)
     for number, pair in enumerate(pairs):
         where = f"pair {number:,} of the story world"
         record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
