@@ -33,11 +33,9 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-_FIRST_CONTRADICTIONS, _FIRST_STRANGERS, _FIRST_ANSWERS = (
-    0.1,
-    0.4,
-    0.2,
-)  # of the first lessons; the rest are longer scenes
+# Of the first lessons; the rest are longer scenes.
+_FIRST_THINGS, _FIRST_FRIENDS, _FIRST_ANSWERS = 0.1, 0.4, 0.2
+_THINGS_STILL = 0.2  # of the lesson about friends are scenes in which a thing changes, lest that be forgotten
 _LATER_SCENES = 0.25  # of the passages that come later are scenes
 _SHORT, _LONGER, _LONG = (2,), (3, 4), (6, 8)  # sentences of a scene
 
@@ -122,30 +120,26 @@ def preference_pairs(
 ) -> Iterator[PreferencePair]:
     """Pairs without end, about questions and requests: in turn, or so that questions are this share of them.
 
-    The first `passages` are lessons, one kind of flaw at a time. A scene is some sentences of a story, in which somebody or something
-    becomes another. First something does, within two sentences, then somebody; answers about one to three sentences follow, and scenes
-    of three or four. Of the others `passage_fraction` are about passages, too: answers, and scenes of six and eight sentences. The
-    pairs about whole stories are the same with and without.
+    The first `passages` are lessons, one kind of flaw after the other. A scene is some sentences of a story, at the end of which
+    somebody or something is another. In scenes of two sentences something is, then mostly somebody; answers about one to three
+    sentences follow, and scenes of three or four with either flaw. Of the pairs after these `passage_fraction` are about passages,
+    too: answers, and scenes of six and eight sentences. The pairs about whole stories are the same with and without.
     """
     rng = random.Random(f"preferences/{seed}/{split}")
     choice = random.Random(f"preferences/kind/{seed}/{split}")
     mixture = random.Random(f"preferences/mixture/{seed}/{split}")
     world = world or StoryWorld()
 
-    def scenes(lesson: int, lengths: Sequence[int], *flaws: str) -> Iterator[PreferencePair]:
-        return _scene_pairs(seed + lesson, split, world, lengths, flaws)  # other stories in every lesson
+    def scenes(lesson: int, lengths: Sequence[int], things: float = 0.5) -> Iterator[PreferencePair]:
+        return _scene_pairs(seed + lesson, split, world, lengths, things)  # other stories in every lesson
 
-    answers = _passage_pairs(seed, split, world)
-    contradictions, strangers, answered = (
-        round(share * passages) for share in (_FIRST_CONTRADICTIONS, _FIRST_STRANGERS, _FIRST_ANSWERS)
-    )
-    yield from itertools.islice(scenes(1, _SHORT, "contradiction"), contradictions)
-    yield from itertools.islice(scenes(2, _SHORT, "stranger"), strangers)
-    yield from itertools.islice(answers, answered)
-    longer = passages - contradictions - strangers - answered
-    yield from itertools.islice(scenes(3, _LONGER, "contradiction", "stranger"), longer)
+    answers, long = _passage_pairs(seed, split, world), scenes(4, _LONG)
+    first = [round(share * passages) for share in (_FIRST_THINGS, _FIRST_FRIENDS, _FIRST_ANSWERS)]
+    yield from itertools.islice(scenes(1, _SHORT, things=1), first[0])
+    yield from itertools.islice(scenes(2, _SHORT, things=_THINGS_STILL), first[1])
+    yield from itertools.islice(answers, first[2])
+    yield from itertools.islice(scenes(3, _LONGER), passages - sum(first))
 
-    long = scenes(4, _LONG, "contradiction", "stranger")
     asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
     number = 0
     while True:
@@ -167,20 +161,24 @@ def _passage_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[Prefere
 
 
 def _scene_pairs(
-    seed: int, split: str, world: StoryWorld, lengths: Sequence[int], flaws: Sequence[str]
+    seed: int, split: str, world: StoryWorld, lengths: Sequence[int], things: float
 ) -> Iterator[PreferencePair]:
-    """So many sentences of a story in a row, and the same where the friend or the main thing is another one in the end."""
+    """So many sentences of a story in a row, and the same where the main thing or the friend is another one in the end.
+
+    `things`: the share of the pairs in which it is the thing.
+    """
     rng = random.Random(f"preferences/scenes/{seed}/{split}")
+    reason = "contradiction" if rng.random() < things else "stranger"
     for task in requests(seed, split, world):
         parts = sentences_of(task.reply)
         length = rng.choice([length for length in lengths if length <= len(parts)] or [len(parts)])
         start = rng.randrange(len(parts) - length + 1)
         scene = replace(task, reply=" ".join(parts[start : start + length]))
-        reason = rng.choice(flaws)
         spoilt = FLAWS[reason](scene, rng)
         before = " ".join(parts[start : start + length // 2])
         if spoilt and (reason == "contradiction" or task.story.facts.friend in before):
             yield PreferencePair(scene.kind, scene.prompt, scene.reply, spoilt, reason, scene.story)
+            reason = "contradiction" if rng.random() < things else "stranger"
 
 
 def _question_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -> Iterator[PreferencePair]:

@@ -174,7 +174,9 @@ def test_pairs_about_passages_come_first_and_leave_the_others_alone(world: Story
     pairs = list(islice(preference_pairs(seed=1, world=world, passages=900), 940))
     assert pairs[900:] == list(islice(preference_pairs(seed=1, world=world), 40))
     assert {pair.reason for pair in pairs[:90]} == {"contradiction"}
-    assert {pair.reason for pair in pairs[90:450]} == {"stranger"}
+    mostly = Counter(pair.reason for pair in pairs[90:450])
+    assert set(mostly) == {"contradiction", "stranger"}
+    assert 50 < mostly["contradiction"] < 95
     assert {pair.reason for pair in pairs[450:630]} == {"wrong answer", "made up", "evasive"}
     longer = Counter((pair.reason, count_sentences(pair.chosen)) for pair in pairs[630:900])
     assert set(longer) == {(flaw, length) for flaw in ("contradiction", "stranger") for length in (3, 4)}
@@ -205,10 +207,14 @@ def check_scenes(pairs: Sequence[PreferencePair]) -> None:
     """The chosen reply is part of a story; in the rejected one somebody or something that it spoke of has become another."""
     for pair in pairs:
         assert pair.chosen in pair.story.text
-        changed = set(_words(pair.rejected)) - set(_words(pair.chosen))
+        said, spoilt = _words(pair.chosen), _words(pair.rejected)
         lost = pair.story.facts.friend if pair.reason == "stranger" else pair.story.facts.thing
-        assert len(changed) == 1, pair
-        assert lost in _words(pair.rejected)[: _words(pair.rejected).index(*changed)], pair
+        changed = [
+            number for number, words in enumerate(zip(said, spoilt, strict=True)) if len(set(words)) > 1
+        ]
+        assert {said[number] for number in changed} == {lost}, pair
+        assert len({spoilt[number] for number in changed}) == 1, pair
+        assert lost in spoilt[: changed[0]], pair
 
 
 def check_passages(pairs: Sequence[PreferencePair]) -> set[int]:
