@@ -33,9 +33,7 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-# Of the first lessons; the rest are longer scenes.
-_FIRST_THINGS, _FIRST_FRIENDS, _FIRST_ANSWERS = 0.1, 0.4, 0.2
-_THINGS_STILL = 0.2  # of the lesson about friends are scenes in which a thing changes, lest that be forgotten
+_THINGS, _FRIENDS, _BOTH, _ANSWERS = 0.1, 0.25, 0.2, 0.15  # of the first lessons; the rest are longer scenes
 _LATER_SCENES = 0.25  # of the passages that come later are scenes
 _SHORT, _LONGER, _LONG = (2,), (3, 4), (6, 8)  # sentences of a scene
 
@@ -121,9 +119,9 @@ def preference_pairs(
     """Pairs without end, about questions and requests: in turn, or so that questions are this share of them.
 
     The first `passages` are lessons, one kind of flaw after the other. A scene is some sentences of a story, at the end of which
-    somebody or something is another. In scenes of two sentences something is, then mostly somebody; answers about one to three
-    sentences follow, and scenes of three or four with either flaw. Of the pairs after these `passage_fraction` are about passages,
-    too: answers, and scenes of six and eight sentences. The pairs about whole stories are the same with and without.
+    somebody or something is another. In scenes of two sentences the thing is, then the friend, then one of the two; answers about one
+    to three sentences follow, and scenes of three or four. Of the pairs after these `passage_fraction` are about passages, too:
+    answers, and scenes of six and eight sentences. The pairs about whole stories are the same with and without.
     """
     rng = random.Random(f"preferences/{seed}/{split}")
     choice = random.Random(f"preferences/kind/{seed}/{split}")
@@ -133,12 +131,13 @@ def preference_pairs(
     def scenes(lesson: int, lengths: Sequence[int], things: float = 0.5) -> Iterator[PreferencePair]:
         return _scene_pairs(seed + lesson, split, world, lengths, things)  # other stories in every lesson
 
-    answers, long = _passage_pairs(seed, split, world), scenes(4, _LONG)
-    first = [round(share * passages) for share in (_FIRST_THINGS, _FIRST_FRIENDS, _FIRST_ANSWERS)]
-    yield from itertools.islice(scenes(1, _SHORT, things=1), first[0])
-    yield from itertools.islice(scenes(2, _SHORT, things=_THINGS_STILL), first[1])
-    yield from itertools.islice(answers, first[2])
-    yield from itertools.islice(scenes(3, _LONGER), passages - sum(first))
+    answers, long = _passage_pairs(seed, split, world), scenes(5, _LONG)
+    lessons = (scenes(1, _SHORT, things=1), scenes(2, _SHORT, things=0), scenes(3, _SHORT), answers)
+    rest = passages
+    for lesson, share in zip(lessons, (_THINGS, _FRIENDS, _BOTH, _ANSWERS), strict=True):
+        yield from itertools.islice(lesson, round(share * passages))
+        rest -= round(share * passages)
+    yield from itertools.islice(scenes(4, _LONGER), rest)
 
     asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
     number = 0
