@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shared_data.errors import UserError
-from shared_data.settings import SPECIAL_TOKENS
+from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world.tasks import preference_pairs
 from tests.parity.preference_cases import PAD, pairs
 from v1_quick.align import preference_data as v1
@@ -69,6 +69,24 @@ def test_a_bad_record_is_refused_by_its_name(tokenizers: dict[Any, Any], level: 
     change, message = BAD_RECORDS[kind]
     with pytest.raises(UserError, match=f"line 7.*({message})"):
         level.encode_pair(tokenizers[level], RECORDS[0] | change, "line 7")
+
+
+@pytest.mark.parametrize("level", [v1, v2, v3])
+def test_pairs_and_exam_are_the_story_worlds_as_the_settings_ask(
+    tokenizers: dict[Any, Any], level: Any
+) -> None:
+    """Lessons are for training: the exam has whole stories alone."""
+    lessons = {"question_fraction": 0.3, "passages": 20, "passage_fraction": 0.5}
+    wanted = [f"reward.{name}={value}" for name, value in lessons.items()]
+    settings = load_settings("tiny", [*wanted, "reward.pairs=60", "reward.test_pairs=10", "reward.seed=3"])
+    found = level.open_preferences(settings, "reward", tokenizers[level])
+    told = preference_pairs(3, "train", **lessons), preference_pairs(0, "test", question_fraction=0.3)
+    for preferences, pairs_of_world, count in zip(found, told, (60, 10), strict=True):
+        expected = list(islice(pairs_of_world, count))
+        assert preferences.reasons == [pair.reason for pair in expected]
+        for (prompt, chosen, _), pair in zip(preferences.pairs, expected, strict=True):
+            assert pair.prompt in tokenizers[level].decode(prompt)
+            assert tokenizers[level].decode(chosen).startswith(pair.chosen)
 
 
 @pytest.mark.parametrize("level", [v2, v3])
