@@ -162,7 +162,7 @@ class PpoSettings(PolicySettings):
     prompts_per_step: int = Field(default=64, ge=1, description="prompts of an update, with one reply each")
     learning_rate: float = Field(default=3e-6, gt=0, description="the peak")
     warmup_steps: int = Field(default=5, ge=0, description="updates of linear warm-up from zero")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         default="constant", description="shape of the learning rate after the warm-up"
     )
     reward: str = Field(
@@ -199,7 +199,7 @@ class GrpoSettings(PolicySettings):
     group_size: int = Field(default=8, ge=2, description="replies to each prompt, compared with one another")
     learning_rate: float = Field(default=1e-6, gt=0, description="the peak")
     warmup_steps: int = Field(default=5, ge=0, description="updates of linear warm-up from zero")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         default="constant", description="shape of the learning rate after the warm-up"
     )
     reward: str = Field(

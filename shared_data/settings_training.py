@@ -18,11 +18,18 @@ class OptimizerSettings(Section):
     steps: int = Field(default=600, ge=1, description="optimizer steps")
     learning_rate: float = Field(default=3e-3, gt=0, description="the peak")
     min_learning_rate_ratio: float = Field(
-        default=0.1, ge=0, le=1, description="last learning rate as a part of the peak (cosine and linear)"
+        default=0.1, ge=0, le=1, description="last learning rate as a part of the peak (all but constant)"
     )
     warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up from zero")
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="shape of the learning rate after the warm-up"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine",
+        description="shape of the learning rate after the warm-up; wsd (warm-up, stable, decay) stays at the peak and then falls",
+    )
+    decay_fraction: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="wsd: the last part of the steps, in which the learning rate falls",
     )
     weight_decay: float = Field(
         default=0.1, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"

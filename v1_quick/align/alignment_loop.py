@@ -41,9 +41,7 @@ def _configure(
     kind: Any, section: OptimizerSettings, device: torch.device, folder: str, **options: Any
 ) -> Any:
     """A trainer's arguments from a section of the settings; `options` are those of its kind, or come instead."""
-    schedule, schedule_options = _scheduler_arguments(
-        section.schedule, section.learning_rate, section.min_learning_rate_ratio
-    )
+    schedule, schedule_options = _scheduler_arguments(section)
     common = {
         "output_dir": folder,  # the Trainer insists on one, though it saves nothing
         "max_steps": section.steps,

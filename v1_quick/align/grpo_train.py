@@ -37,6 +37,7 @@ from v1_quick.device import resolve_device
 from v1_quick.finetune.chat_data import _library_tokenizer
 from v1_quick.models.checkpoint import load_model, save_model
 from v1_quick.models.transformer import Transformer
+from v1_quick.pretrain.components.schedulers import Schedule
 
 # What the trainer logs besides, and what level 2 calls it.
 _METRICS = {
@@ -114,7 +115,7 @@ def train_grpo(
     prompts_per_step: int = 8,
     learning_rate: float = 1e-6,
     warmup_steps: int = 0,
-    schedule: Literal["cosine", "linear", "constant"] = "constant",
+    schedule: Schedule = "constant",
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:

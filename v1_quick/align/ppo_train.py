@@ -45,6 +45,7 @@ from v1_quick.models.checkpoint import load_model, save_model
 from v1_quick.models.reward_model import RewardModel, load_reward_model
 from v1_quick.models.transformer import Transformer
 from v1_quick.pretrain.components.gradient_clipping import clip_gradients
+from v1_quick.pretrain.components.schedulers import Schedule
 
 # What the trainer logs, and what level 2 calls it.
 _METRICS = {
@@ -150,7 +151,7 @@ def train_ppo(
     prompts_per_step: int = 64,
     learning_rate: float = 3e-6,
     warmup_steps: int = 0,
-    schedule: Literal["cosine", "linear", "constant"] = "constant",
+    schedule: Schedule = "constant",
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:

@@ -40,6 +40,7 @@ from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+from v2_handwritten.pretrain.components.schedulers import Schedule
 from v2_handwritten.pretrain.components.schedulers import learning_rate as scheduled
 from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
@@ -177,7 +178,7 @@ def train_grpo(
     prompts_per_step: int = 8,
     learning_rate: float = 1e-6,
     warmup_steps: int = 0,
-    schedule: Literal["cosine", "linear", "constant"] = "constant",
+    schedule: Schedule = "constant",
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:

@@ -52,6 +52,7 @@ from v2_handwritten.models.reward_model import RewardModel, load_reward_model, s
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+from v2_handwritten.pretrain.components.schedulers import Schedule
 from v2_handwritten.pretrain.components.schedulers import learning_rate as scheduled
 from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
@@ -230,7 +231,7 @@ def train_ppo(
     prompts_per_step: int = 64,
     learning_rate: float = 3e-6,
     warmup_steps: int = 0,
-    schedule: Literal["cosine", "linear", "constant"] = "constant",
+    schedule: Schedule = "constant",
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:

@@ -89,6 +89,7 @@ def train_steps(
                 warmup_steps=section.warmup_steps,
                 schedule=section.schedule,
                 min_ratio=section.min_learning_rate_ratio,
+                decay_fraction=section.decay_fraction,
             )
             numbers = step(state.step)
             _stop_if_not_finite(numbers, state.step + 1, section)

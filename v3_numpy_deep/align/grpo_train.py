@@ -39,6 +39,7 @@ from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
+from v3_numpy_deep.pretrain.components.schedulers import Schedule
 from v3_numpy_deep.pretrain.components.schedulers import learning_rate as scheduled
 from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
 
@@ -174,7 +175,7 @@ def train_grpo(
     prompts_per_step: int = 8,
     learning_rate: float = 1e-6,
     warmup_steps: int = 0,
-    schedule: Literal["cosine", "linear", "constant"] = "constant",
+    schedule: Schedule = "constant",
     seed: int = 0,
     after_step: Callable[[int, Metrics], None] | None = None,
 ) -> None:

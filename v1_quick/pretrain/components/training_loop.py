@@ -51,9 +51,7 @@ def train(
     """
     if state.step >= settings.steps:
         return
-    name, arguments = _scheduler_arguments(
-        settings.schedule, settings.learning_rate, settings.min_learning_rate_ratio
-    )
+    name, arguments = _scheduler_arguments(settings)
     scheduler = get_scheduler(
         name, optimizer, settings.warmup_steps, settings.steps, scheduler_specific_kwargs=arguments
     )

@@ -80,6 +80,7 @@ def train(
             warmup_steps=settings.warmup_steps,
             schedule=settings.schedule,
             min_ratio=settings.min_learning_rate_ratio,
+            decay_fraction=settings.decay_fraction,
         )
         if not overflow:
             optimizer.step()
