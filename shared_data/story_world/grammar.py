@@ -139,13 +139,13 @@ def sample(start: Sequence[Segment], state: State, uniform: Callable[[], float])
         if kind is Depends:
             segment, kind = segment.table[state[segment.key]], Choice
         if kind is Choice:
-            option = segment.draw(uniform())
-            bits += option.bits
-            if option.key is not None:
-                state[option.key] = option.value
-            agenda.extend(reversed(option.segments))
+            segments, _, cost, key, value = segment.draw(uniform())
+            bits += cost
+            if key is not None:
+                state[key] = value
+            agenda += segments[::-1]
         else:
-            agenda.extend(reversed(segment(state)))
+            agenda += segment(state)[::-1]
     return Derivation("".join(pieces), bits, state)
 
 

@@ -33,7 +33,7 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-_THINGS, _FRIENDS, _BOTH, _ANSWERS = 0.1, 0.25, 0.2, 0.15  # of the first lessons; the rest are longer scenes
+_THINGS, _FRIENDS, _BOTH, _ANSWERS = 0.05, 0.35, 0.2, 0.15  # of the first lessons; the rest are longer scenes
 _LATER_SCENES = 0.25  # of the passages that come later are scenes
 _SHORT, _LONGER, _LONG = (2,), (3, 4), (6, 8)  # sentences of a scene
 
@@ -164,20 +164,25 @@ def _scene_pairs(
 ) -> Iterator[PreferencePair]:
     """So many sentences of a story in a row, and the same where the main thing or the friend is another one in the end.
 
-    `things`: the share of the pairs in which it is the thing.
+    `things`: the share of the pairs in which it is the thing. A story that has no such scene is left out.
     """
     rng = random.Random(f"preferences/scenes/{seed}/{split}")
     reason = "contradiction" if rng.random() < things else "stranger"
     for task in requests(seed, split, world):
         parts = sentences_of(task.reply)
         length = rng.choice([length for length in lengths if length <= len(parts)] or [len(parts)])
-        start = rng.randrange(len(parts) - length + 1)
-        scene = replace(task, reply=" ".join(parts[start : start + length]))
-        spoilt = FLAWS[reason](scene, rng)
-        before = " ".join(parts[start : start + length // 2])
-        if spoilt and (reason == "contradiction" or task.story.facts.friend in before):
-            yield PreferencePair(scene.kind, scene.prompt, scene.reply, spoilt, reason, scene.story)
-            reason = "contradiction" if rng.random() < things else "stranger"
+        starts = list(range(len(parts) - length + 1))
+        rng.shuffle(starts)
+        for start in starts:
+            if reason == "stranger" and task.story.facts.friend not in " ".join(
+                parts[start : start + length // 2]
+            ):
+                continue
+            scene = replace(task, reply=" ".join(parts[start : start + length]))
+            if spoilt := FLAWS[reason](scene, rng):
+                yield PreferencePair(scene.kind, scene.prompt, scene.reply, spoilt, reason, scene.story)
+                reason = "contradiction" if rng.random() < things else "stranger"
+                break
 
 
 def _question_pairs(seed: int, split: str, world: StoryWorld, rng: random.Random) -> Iterator[PreferencePair]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from shared_data.errors import UserError
 from shared_data.story_world.events import EVENTS
@@ -39,7 +40,7 @@ class Story:
     split: str
     state: State = field(repr=False, compare=False)
 
-    @property
+    @cached_property
     def facts(self) -> Facts:
         """What is true in the story, as the tasks use it."""
         return facts_from_state(self.state)

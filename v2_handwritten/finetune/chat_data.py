@@ -69,8 +69,8 @@ def encode_conversation(
                 )
     text, spans = render_chat(messages), assistant_spans(messages)
     tokens = tokenizer.encode(text, add_special_tokens=False)
-    sizes = {id: len(tokenizer.decode_bytes([id])) for id in set(tokens)}
-    ids, lengths = np.array(tokens, dtype=np.int64), np.array([sizes[id] for id in tokens])
+    ids = np.array(tokens, dtype=np.int64)
+    lengths = tokenizer.byte_lengths[ids]
     ends = lengths.cumsum()
     assert ends[-1] == len(text.encode()), (
         f"{where}: the tokens do not spell the text; is the tokenizer byte-level?"

@@ -11,11 +11,13 @@ Level 1 wraps `tokenizers.Tokenizer`; level 3 merges unknown words as arrays.
     python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
 """
 
+import sys
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Int64, UInt32
 
 from shared_data.errors import UserError
 from v2_handwritten.data_pipeline.tokenizer.added_tokens import AddedTokens, Piece
@@ -72,6 +74,14 @@ class Tokenizer:
         """The number of ids a model needs: the largest id, and one more."""
         return max(self._tokens) + 1
 
+    @cached_property
+    def byte_lengths(self) -> Int64[np.ndarray, " V"]:
+        """How many bytes each id stands for; 0 for an id that the tokenizer does not know."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for id, token in self._bytes.items():
+            lengths[id] = len(token)
+        return lengths
+
     @property
     def end_of_text_id(self) -> int:
         """The id that ends a document; raises `UserError` for a tokenizer that has none."""
@@ -127,7 +137,7 @@ class Tokenizer:
         try:
             for piece in pieces:
                 if isinstance(piece, int):
-                    packed.append(_pack([piece]))
+                    packed.append(piece.to_bytes(4, sys.byteorder))
                 else:
                     packed += [b"".join(map(ids_of, split(part))) for part in cut_long_text(piece)]
         except UnicodeEncodeError as error:
