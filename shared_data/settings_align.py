@@ -98,6 +98,10 @@ class RewardSettings(PreferenceSettings, ChosenOptimizerSettings):
         ge=0,
         description="pull of the mean score of a pair towards zero (TRL: center_rewards_coefficient)",
     )
+    freeze_embeddings: bool = Field(
+        default=False,
+        description="leave the vectors of tokens and positions as the tuned model has them (Kumar et al. 2022)",
+    )
     own_answer_tokens: int = Field(
         default=0,
         ge=0,

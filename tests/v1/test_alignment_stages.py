@@ -31,6 +31,7 @@ from v2_handwritten.align.preference_data import PreferenceLoader
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.reward_model import RewardModel, load_reward_model, save_reward_model
+from v2_handwritten.pretrain.components.schedulers import learning_rate
 
 MODEL = [
     "model.hidden_size=16",
@@ -238,6 +239,31 @@ def test_muon_moves_the_hidden_matrices_of_a_reward_model(tuned: Path, tmp_path:
         length = 0.2 * settings.reward.learning_rate * after[name].numel() ** 0.5
         assert moved < 1.2 * length, name
         assert moved > 0.6 * length or "layers.1" in name, name
+
+
+def test_a_reward_model_can_keep_its_embeddings_and_its_rate_falls_late(tuned: Path, tmp_path: Path) -> None:
+    options = ["freeze_embeddings=true", "schedule=wsd", "decay_fraction=0.5", "steps=6", "warmup_steps=2"]
+    settings, run = prepare(tuned, tmp_path, "reward", *options)
+    before = load_model(run.checkpoint("sft")).state_dict()
+    rm_train.reward(settings, run)
+    after = load_reward_model(run.stage("reward")).state_dict()
+    moved = {name for name, weight in after.items() if name in before and not weight.equal(before[name])}
+    assert moved == before.keys() - {"model.embed_tokens.weight", "lm_head.weight"}
+    section = settings.reward
+    expected = [
+        learning_rate(
+            step,
+            peak=section.learning_rate,
+            total_steps=6,
+            warmup_steps=2,
+            schedule="wsd",
+            min_ratio=section.min_learning_rate_ratio,
+            decay_fraction=0.5,
+        )
+        for step in range(6)
+    ]
+    assert [row["learning_rate"] for row in rows(run, "reward")] == pytest.approx(expected)
+    assert expected.count(section.learning_rate) == 2  # steps 2 and 3: then it falls
 
 
 @pytest.mark.parametrize("stage", ["reward", "dpo"])

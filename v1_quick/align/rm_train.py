@@ -50,6 +50,8 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
         check_pairs(preferences.pairs, length, preferences.names)
     folder = run.stage("reward")  # only now: a wrong record leaves no trace
     model = RewardModel.from_transformer(tuned, section.seed).to(device)
+    if section.freeze_embeddings:
+        model.freeze_embeddings()
     library_tokenizer = _library_tokenizer(tokenizer)
     center_coefficient = section.center_coefficient or None
     with tempfile.TemporaryDirectory() as scratch, progress(section.steps, "reward") as bar:

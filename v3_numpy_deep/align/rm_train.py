@@ -51,6 +51,8 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     folder = run.stage("reward")  # only now: a wrong record leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)
     model = load_reward_model(checkpoint) if checkpoint else RewardModel.from_transformer(tuned, section.seed)
+    if section.freeze_embeddings:
+        model.freeze_embeddings()
     optimizer = choose_optimizer(model, section)
 
     def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:
