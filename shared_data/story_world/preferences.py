@@ -8,9 +8,9 @@ The rejected reply is the chosen one with a single flaw, named by `reason`:
 
 The programmatic reward (`rewards.py`) agrees with every pair about a story, which a test checks.
 
-To see that a word is wrong, a reward model must compare it with another one. It learns that from short texts much sooner,
-and from one kind of flaw at a time: the first pairs may be scenes of two sentences, answers about passages and longer scenes,
-as the first lessons of fine-tuning are about passages (`conversations.py`).
+To see that a word is wrong, a reward model must compare it with another one. It learns that from short texts much sooner, and
+so the first pairs may be scenes of two sentences, answers about passages and longer scenes, as the first lessons of
+fine-tuning are about passages (`conversations.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-_THINGS, _FRIENDS, _BOTH, _ANSWERS = 0.05, 0.35, 0.2, 0.15  # of the first lessons; the rest are longer scenes
+_SHORT_SCENES, _ANSWERS = 0.55, 0.15  # of the first lessons; the rest are longer scenes
 _LATER_SCENES = 0.25  # of the passages that come later are scenes
 _SHORT, _LONGER, _LONG = (2,), (3, 4), (6, 8)  # sentences of a scene
 
@@ -118,26 +118,23 @@ def preference_pairs(
 ) -> Iterator[PreferencePair]:
     """Pairs without end, about questions and requests: in turn, or so that questions are this share of them.
 
-    The first `passages` are lessons, one kind of flaw after the other. A scene is some sentences of a story, at the end of which
-    somebody or something is another. In scenes of two sentences the thing is, then the friend, then one of the two; answers about one
-    to three sentences follow, and scenes of three or four. Of the pairs after these `passage_fraction` are about passages, too:
-    answers, and scenes of six and eight sentences. The pairs about whole stories are the same with and without.
+    The first `passages` are lessons: scenes of two sentences, at the end of which somebody or something is another, then answers about
+    one to three sentences, then scenes of three or four. Of the pairs after these `passage_fraction` are about passages, too: answers,
+    and scenes of six and eight sentences. The pairs about whole stories are the same with and without.
     """
     rng = random.Random(f"preferences/{seed}/{split}")
     choice = random.Random(f"preferences/kind/{seed}/{split}")
     mixture = random.Random(f"preferences/mixture/{seed}/{split}")
     world = world or StoryWorld()
 
-    def scenes(lesson: int, lengths: Sequence[int], things: float = 0.5) -> Iterator[PreferencePair]:
-        return _scene_pairs(seed + lesson, split, world, lengths, things)  # other stories in every lesson
+    def scenes(lesson: int, lengths: Sequence[int]) -> Iterator[PreferencePair]:
+        return _scene_pairs(seed + lesson, split, world, lengths)  # other stories in every lesson
 
-    answers, long = _passage_pairs(seed, split, world), scenes(5, _LONG)
-    lessons = (scenes(1, _SHORT, things=1), scenes(2, _SHORT, things=0), scenes(3, _SHORT), answers)
-    rest = passages
-    for lesson, share in zip(lessons, (_THINGS, _FRIENDS, _BOTH, _ANSWERS), strict=True):
-        yield from itertools.islice(lesson, round(share * passages))
-        rest -= round(share * passages)
-    yield from itertools.islice(scenes(4, _LONGER), rest)
+    answers, long = _passage_pairs(seed, split, world), scenes(3, _LONG)
+    short, told = round(_SHORT_SCENES * passages), round(_ANSWERS * passages)
+    yield from itertools.islice(scenes(1, _SHORT), short)
+    yield from itertools.islice(answers, told)
+    yield from itertools.islice(scenes(2, _LONGER), passages - short - told)
 
     asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
     number = 0
@@ -160,14 +157,14 @@ def _passage_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[Prefere
 
 
 def _scene_pairs(
-    seed: int, split: str, world: StoryWorld, lengths: Sequence[int], things: float
+    seed: int, split: str, world: StoryWorld, lengths: Sequence[int]
 ) -> Iterator[PreferencePair]:
     """So many sentences of a story in a row, and the same where the main thing or the friend is another one in the end.
 
-    `things`: the share of the pairs in which it is the thing. A story that has no such scene is left out.
+    A story that has no such scene is left out.
     """
     rng = random.Random(f"preferences/scenes/{seed}/{split}")
-    reason = "contradiction" if rng.random() < things else "stranger"
+    reason = rng.choice(("contradiction", "stranger"))
     for task in requests(seed, split, world):
         parts = sentences_of(task.reply)
         length = rng.choice([length for length in lengths if length <= len(parts)] or [len(parts)])
@@ -181,7 +178,7 @@ def _scene_pairs(
             scene = replace(task, reply=" ".join(parts[start : start + length]))
             if spoilt := FLAWS[reason](scene, rng):
                 yield PreferencePair(scene.kind, scene.prompt, scene.reply, spoilt, reason, scene.story)
-                reason = "contradiction" if rng.random() < things else "stranger"
+                reason = rng.choice(("contradiction", "stranger"))
                 break
 
 
