@@ -15,7 +15,7 @@ A clean story that cleaning touches, and a repair that is nearly right, count ag
 
 from dataclasses import dataclass
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
 
 
 @dataclass

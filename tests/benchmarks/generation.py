@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from shared_data.model_files.config import ModelConfig as ArrayConfig
 from tests.benchmarks.training_step import TINY
 from v1_quick.inference.generate import generate as generate_v1
 from v1_quick.models.config import ModelConfig as LibraryConfig
@@ -21,7 +22,6 @@ from v1_quick.models.transformer import Transformer as LibraryTransformer
 from v2_handwritten.inference.generate import generate as generate_v2
 from v2_handwritten.models.transformer import Transformer
 from v3_numpy_deep.inference.generate import generate as generate_v3
-from v3_numpy_deep.models.config import ModelConfig as ArrayConfig
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 
 PROMPT = [0, 5, 9, 17, 33]

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import initial_weights
 from tests.benchmarks.training_step import TINY, packed_batch
-from v3_numpy_deep.models.config import ModelConfig
-from v3_numpy_deep.models.initialization import initial_weights
 
 Arrays = dict[str, np.ndarray]
 Step = Callable[[], tuple[float, np.ndarray]]  # one step: the loss, and the gradient of the token embedding

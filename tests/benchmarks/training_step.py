@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared_data.model_files.config import ModelConfig
 from v1_quick.models.config import ModelConfig as LibraryConfig
 from v1_quick.models.transformer import Transformer as LibraryTransformer
-from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.transformer import Transformer
 
 TINY = {

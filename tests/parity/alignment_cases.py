@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shared_data.model_files.config import ModelConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, Settings, load_settings
 from shared_data.story_world import StoryWorld
@@ -17,7 +18,6 @@ from shared_data.story_world.tasks import preference_pairs
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v2_handwritten.models.checkpoint import save_model
-from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.reward_model import RewardModel, save_reward_model
 from v2_handwritten.models.transformer import Transformer
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.config import ModelConfig as ArrayConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world import StoryWorld
@@ -15,9 +17,7 @@ from v1_quick.models.transformer import Transformer as LibraryTransformer
 from v2_handwritten.data_pipeline.prepare import encode_split
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v2_handwritten.models.checkpoint import save_model
-from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.transformer import Transformer
-from v3_numpy_deep.models.config import ModelConfig as ArrayConfig
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from shared_data.model_files.config import ModelConfig
 from tests.parity.arrays import integers
 from v1_quick.models.config import ModelConfig as LibraryConfig
 from v1_quick.models.transformer import Transformer as LibraryTransformer
-from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.transformer import Transformer
 
 LLAMA3_SCALING = {

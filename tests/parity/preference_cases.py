@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from shared_data.model_files.config import ModelConfig as ArrayConfig
 from tests.parity.model_cases import config_of
 from v1_quick.models.reward_model import RewardModel as LibraryRewardModel
 from v1_quick.models.transformer import Transformer as LibraryTransformer
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer
-from v3_numpy_deep.models.config import ModelConfig as ArrayConfig
 from v3_numpy_deep.models.reward_model import RewardModel as ArrayRewardModel
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 

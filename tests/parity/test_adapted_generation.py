@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared_data.model_files.config import ModelConfig as ModelConfig3
 from tests.parity.model_cases import CASES, pair
 from tests.parity.test_lora import adapter_values
 from v2_handwritten.finetune.peft import lora, qlora
@@ -14,7 +15,6 @@ from v2_handwritten.models.transformer import Transformer
 from v3_numpy_deep.finetune.peft import lora as lora3
 from v3_numpy_deep.finetune.peft import qlora as qlora3
 from v3_numpy_deep.inference.generate import generate as generate3
-from v3_numpy_deep.models.config import ModelConfig as ModelConfig3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]

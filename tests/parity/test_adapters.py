@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig as ModelConfig3
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, config_of, pair
 from tests.parity.recorder import ParityRecorder, as_array
@@ -31,7 +32,6 @@ from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components import optimizers
 from v3_numpy_deep.finetune.peft import adapters as adapters3
 from v3_numpy_deep.finetune.peft import lora as lora3
-from v3_numpy_deep.models.config import ModelConfig as ModelConfig3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 from v3_numpy_deep.pretrain.components import optimizers as optimizers3
 

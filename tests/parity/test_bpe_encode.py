@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import models
 
+import shared_data.tokenizer.byte_level as v2_bytes
+import shared_data.tokenizer.byte_level as v3_bytes
 import v2_handwritten.data_pipeline.tokenizer.bpe_encode as v2
-import v2_handwritten.data_pipeline.tokenizer.byte_level as v2_bytes
 import v3_numpy_deep.data_pipeline.tokenizer.bpe_encode as v3
-import v3_numpy_deep.data_pipeline.tokenizer.byte_level as v3_bytes
 
 LEVELS = {"v2": v2, "v3": v3}
 

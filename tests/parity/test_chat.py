@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.config import ModelConfig as Config3
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world.tasks import questions
@@ -21,12 +23,10 @@ from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokeni
 from v2_handwritten.evaluation.metrics import answers as answers2
 from v2_handwritten.inference import chat as chat2
 from v2_handwritten.models.checkpoint import save_model
-from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.transformer import Transformer as Transformer2
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer3
 from v3_numpy_deep.evaluation.metrics import answers as answers3
 from v3_numpy_deep.inference import chat as chat3
-from v3_numpy_deep.models.config import ModelConfig as Config3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 
 CHATS, ANSWERS = (chat1, chat2, chat3), (answers1, answers2, answers3)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
 from shared_data.settings import CleaningSettings
 from shared_data.story_world import StoryWorld
 from v1_quick.data_pipeline.processing import cleaning as v1

@@ -8,12 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig, count_parameters, flops_per_token
 from shared_data.settings import ModelSettings
 from tests.parity.model_cases import CASES, LLAMA3_SCALING, config_of
 from v1_quick.models.config import ModelConfig as LibraryConfig
 from v1_quick.models.config import count_parameters as library_count
 from v1_quick.models.config import flops_per_token as library_flops
-from v2_handwritten.models.config import ModelConfig, count_parameters, flops_per_token
 from v2_handwritten.models.transformer import Transformer
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
 from shared_data.settings import DeduplicationSettings
 from shared_data.story_world import StoryWorld
 from v1_quick.data_pipeline.processing import deduplication as v1

@@ -2,8 +2,8 @@
 
 import pytest
 
+from shared_data.corpus.formatting import format_text as format_text_v1
 from shared_data.errors import UserError
-from v1_quick.data_pipeline.processing.formatting import format_text as format_text_v1
 from v2_handwritten.data_pipeline.processing import formatting as v2
 from v3_numpy_deep.data_pipeline.processing import formatting as v3
 

@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM
 import v1_quick.pretrain.train as train1
 import v2_handwritten.pretrain.train as train2
 import v3_numpy_deep.pretrain.train as train3
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import initial_weights, parameter_shapes
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from tests.parity.model_cases import CASES, config_of
 from v1_quick.models.config import ModelConfig as LibraryConfig
 from v1_quick.models.initialization import initial_weights as library_weights
 from v1_quick.models.transformer import Transformer as LibraryTransformer
-from v2_handwritten.models.config import ModelConfig
-from v2_handwritten.models.initialization import initial_weights, parameter_shapes
 from v2_handwritten.models.transformer import Transformer
 
 STARTS = {

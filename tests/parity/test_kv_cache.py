@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared_data.model_files.config import ModelConfig as ArrayConfig
 from tests.parity.arrays import integers
 from tests.parity.inference_cases import prompts, trio
 from tests.parity.model_cases import CASES, config_of
@@ -15,7 +16,6 @@ from v3_numpy_deep.autograd import no_grad
 from v3_numpy_deep.inference import kv_cache as v3
 from v3_numpy_deep.inference.decoder import Decoder as ArrayDecoder
 from v3_numpy_deep.inference.generate import pad_left as pad_left_array
-from v3_numpy_deep.models.config import ModelConfig as ArrayConfig
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig as ModelConfig3
 from tests.parity.arrays import array
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, pair
@@ -28,7 +29,6 @@ from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 from v3_numpy_deep.finetune.peft import lora as lora3
 from v3_numpy_deep.models import transformer as transformer3
-from v3_numpy_deep.models.config import ModelConfig as ModelConfig3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
 from v3_numpy_deep.pretrain.components.optimizers import parameter_groups as parameter_groups3

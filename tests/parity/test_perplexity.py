@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.config import ModelConfig as ArrayConfig
 from tests.parity.arrays import integers
 from tests.parity.inference_cases import trio
 from tests.parity.recorder import ParityRecorder
 from v1_quick.evaluation.metrics import perplexity as v1
 from v2_handwritten.evaluation.metrics import perplexity as v2
-from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.transformer import Transformer
 from v3_numpy_deep.autograd import Tensor
 from v3_numpy_deep.evaluation.metrics import perplexity as v3
-from v3_numpy_deep.models.config import ModelConfig as ArrayConfig
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 
 LEVELS = (v1, v2, v3)

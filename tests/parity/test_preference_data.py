@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shared_data.corpus.formatting import format_preference
 from shared_data.errors import UserError
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world.tasks import preference_pairs
@@ -13,7 +14,6 @@ from tests.parity.preference_cases import PAD, pairs
 from v1_quick.align import preference_data as v1
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer as LibraryTokenizer
 from v2_handwritten.align import preference_data as v2
-from v2_handwritten.data_pipeline.processing.formatting import format_preference
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.align import preference_data as v3

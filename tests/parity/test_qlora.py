@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig as ModelConfig3
 from tests.parity.arrays import array
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, pair
@@ -22,7 +23,6 @@ from v3_numpy_deep.autograd import Tensor as Tensor3
 from v3_numpy_deep.finetune.peft import lora as lora3
 from v3_numpy_deep.finetune.peft import qlora as qlora3
 from v3_numpy_deep.models.blocks.linear import Linear as Linear3
-from v3_numpy_deep.models.config import ModelConfig as ModelConfig3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 
 SHAPES = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared_data.model_files.config import ModelConfig
 from tests.parity.arrays import array
 from tests.parity.block_checks import compare_functions
 from tests.parity.model_cases import LLAMA3_SCALING, config_of
@@ -20,7 +21,6 @@ from v2_handwritten.models.blocks.rope import (
     rotary_frequencies,
     rotary_tables,
 )
-from v2_handwritten.models.config import ModelConfig
 
 LLAMA31 = ModelConfig(
     hidden_size=512,

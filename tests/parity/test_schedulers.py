@@ -4,9 +4,9 @@ from itertools import pairwise, product
 
 import pytest
 
+import shared_data.training.schedulers as v2
+import shared_data.training.schedulers as v3
 import v1_quick.pretrain.components.schedulers as v1
-import v2_handwritten.pretrain.components.schedulers as v2
-import v3_numpy_deep.pretrain.components.schedulers as v3
 from tests.parity.recorder import ParityRecorder
 
 

@@ -12,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.config import ModelConfig as Config3
 from shared_data.settings import SPECIAL_TOKENS, SftSettings
 from shared_data.story_world.conversations import conversations
+from shared_data.training.training_state import TrainingState as State2
+from shared_data.training.training_state import TrainingState as State3
 from tests.parity.recorder import ParityRecorder
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer1
 from v1_quick.finetune import chat_data as data1
@@ -22,18 +26,14 @@ from v1_quick.models.transformer import Transformer as Transformer1
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
 from v2_handwritten.finetune import chat_data as data2
-from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.transformer import Transformer as Transformer2
 from v2_handwritten.pretrain.components import optimizers as optimizers2
 from v2_handwritten.pretrain.components import training_loop as loop2
-from v2_handwritten.pretrain.components.training_state import TrainingState as State2
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer3
 from v3_numpy_deep.finetune import chat_data as data3
-from v3_numpy_deep.models.config import ModelConfig as Config3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 from v3_numpy_deep.pretrain.components import optimizers as optimizers3
 from v3_numpy_deep.pretrain.components import training_loop as loop3
-from v3_numpy_deep.pretrain.components.training_state import TrainingState as State3
 
 LENGTH = 400
 WHOLE = 10_000
@@ -358,10 +358,10 @@ def test_a_wrong_conversation_is_named(tokenizers: list[Any], messages: list, sa
 
 
 def test_records_of_all_forms_are_read_alike(tmp_path: Path) -> None:
+    from shared_data.corpus.formatting import format_chat
     from shared_data.settings import DataSettings
     from v1_quick.data_pipeline.download import records as records1
     from v2_handwritten.data_pipeline.download import records as records2
-    from v2_handwritten.data_pipeline.processing.formatting import format_chat
     from v3_numpy_deep.data_pipeline.download import records as records3
 
     path = tmp_path / "chat.jsonl"

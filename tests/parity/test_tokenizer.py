@@ -11,8 +11,8 @@ import v2_handwritten.data_pipeline.tokenizer.bpe_train as v2
 import v3_numpy_deep.data_pipeline.tokenizer.bpe_train as v3
 from shared_data.errors import UserError
 from shared_data.settings import SPECIAL_TOKENS
+from shared_data.tokenizer.byte_level import ALPHABET, BYTE_TO_SYMBOL
 from tests.parity.test_bpe_train import TEXTS as CORPORA
-from v2_handwritten.data_pipeline.tokenizer.byte_level import ALPHABET, BYTE_TO_SYMBOL
 
 LEVELS = {"v1": v1, "v2": v2, "v3": v3}
 CORPUS = [text for texts in CORPORA.values() for text in texts]

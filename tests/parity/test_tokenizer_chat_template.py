@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import shared_data.tokenizer.chat_template as v2
+import shared_data.tokenizer.chat_template as v3
 import v1_quick.data_pipeline.tokenizer.chat_template as v1
-import v2_handwritten.data_pipeline.tokenizer.chat_template as v2
-import v3_numpy_deep.data_pipeline.tokenizer.chat_template as v3
 from shared_data.errors import UserError
 from shared_data.settings import SPECIAL_TOKENS
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe

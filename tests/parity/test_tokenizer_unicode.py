@@ -6,12 +6,12 @@ import pytest
 import regex
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-import v2_handwritten.data_pipeline.tokenizer.pre_tokenizer as v2_pre_tokenizer
-import v2_handwritten.data_pipeline.tokenizer.split_patterns as v2
-import v2_handwritten.data_pipeline.tokenizer.unicode_versions as v2_unicode
-import v3_numpy_deep.data_pipeline.tokenizer.pre_tokenizer as v3_pre_tokenizer
-import v3_numpy_deep.data_pipeline.tokenizer.split_patterns as v3
-import v3_numpy_deep.data_pipeline.tokenizer.unicode_versions as v3_unicode
+import shared_data.tokenizer.pre_tokenizer as v2_pre_tokenizer
+import shared_data.tokenizer.pre_tokenizer as v3_pre_tokenizer
+import shared_data.tokenizer.split_patterns as v2
+import shared_data.tokenizer.split_patterns as v3
+import shared_data.tokenizer.unicode_versions as v2_unicode
+import shared_data.tokenizer.unicode_versions as v3_unicode
 
 EVERYTHING = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
 

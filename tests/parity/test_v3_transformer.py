@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from shared_data.model_files.config import ModelConfig, count_parameters
+from shared_data.model_files.initialization import initial_weights
+from shared_data.model_files.initialization import initial_weights as weights2
 from tests.parity.model_cases import CASES, batch, config_of, gradients, packed, pair
 from tests.parity.recorder import ParityRecorder
 from v1_quick.models.transformer import Transformer as LibraryTransformer
 from v2_handwritten.models.checkpoint import save_model as save_model2
-from v2_handwritten.models.initialization import initial_weights as weights2
 from v2_handwritten.models.transformer import Transformer as Transformer2
 from v3_numpy_deep.autograd import no_grad, parallel
 from v3_numpy_deep.models.checkpoint import load_model, save_model
-from v3_numpy_deep.models.config import ModelConfig, count_parameters
-from v3_numpy_deep.models.initialization import initial_weights
 from v3_numpy_deep.models.transformer import Transformer
 
 # At most ten times the measured errors.

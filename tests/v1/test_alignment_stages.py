@@ -13,6 +13,7 @@ import torch
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, Settings, load_settings
+from shared_data.training.schedulers import learning_rate
 from tests.parity.inference_cases import prompts, small_run, trio
 from tests.parity.preference_cases import PAD, dpo_trainer, pairs, trl_batch
 from tests.v1.test_sft_stage import watch_orders
@@ -31,7 +32,6 @@ from v2_handwritten.align.preference_data import PreferenceLoader
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.reward_model import RewardModel, load_reward_model, save_reward_model
-from v2_handwritten.pretrain.components.schedulers import learning_rate
 
 MODEL = [
     "model.hidden_size=16",

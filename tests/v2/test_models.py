@@ -10,6 +10,7 @@ from torch import Tensor
 
 import v2_handwritten.models
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
 from v2_handwritten.models.blocks.attention import causal_attention
 from v2_handwritten.models.blocks.cross_entropy import linear_cross_entropy
 from v2_handwritten.models.blocks.dropout import dropout
@@ -17,7 +18,6 @@ from v2_handwritten.models.blocks.feed_forward import gelu_new, swiglu
 from v2_handwritten.models.blocks.linear import Linear, fused_linear
 from v2_handwritten.models.blocks.normalization import layer_norm, rms_norm
 from v2_handwritten.models.blocks.rope import apply_rotary
-from v2_handwritten.models.config import ModelConfig
 from v2_handwritten.models.transformer import Transformer
 
 SMALL = {

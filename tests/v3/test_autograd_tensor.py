@@ -150,7 +150,7 @@ def test_peak_memory_does_not_grow_over_steps_without_the_garbage_collector():
     program = """
         import gc, tracemalloc
         import numpy as np
-        from v3_numpy_deep.models.config import ModelConfig
+        from shared_data.model_files.config import ModelConfig
         from v3_numpy_deep.models.transformer import Transformer
         gc.collect(); gc.disable(); tracemalloc.start()
         for family in ("llama", "gpt2"):

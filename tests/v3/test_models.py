@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, is_recording, no_grad
 from v3_numpy_deep.autograd.memory import keep_freed_memory
@@ -18,7 +19,6 @@ from v3_numpy_deep.inference.kv_cache import KVCache
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.linear import Linear, fused_linear
 from v3_numpy_deep.models.checkpoint import load_model, save_model
-from v3_numpy_deep.models.config import ModelConfig
 from v3_numpy_deep.models.transformer import Transformer
 
 SMALL = {
@@ -42,7 +42,7 @@ def test_a_step_needs_no_torch_and_no_hugging_face_library() -> None:
             sys.modules[name] = None  # importing it now fails
         import numpy as np
         from v3_numpy_deep.models import checkpoint
-        from v3_numpy_deep.models.config import ModelConfig
+        from shared_data.model_files.config import ModelConfig
         from v3_numpy_deep.models.transformer import Transformer
         model = Transformer(ModelConfig(vocab_size=256, hidden_size=16)).initialize(0)
         model.loss(np.ones((2, 8), int), np.ones((2, 8), int)).backward()
@@ -199,7 +199,7 @@ def test_training_stops_asking_the_system_for_memory() -> None:
     program = """
         import resource
         import numpy as np
-        from v3_numpy_deep.models.config import ModelConfig
+        from shared_data.model_files.config import ModelConfig
         from v3_numpy_deep.models.transformer import Transformer
         model = Transformer(ModelConfig(vocab_size=512, num_hidden_layers=2)).initialize(0)
         ids = np.arange(2048).reshape(8, 256) % 512

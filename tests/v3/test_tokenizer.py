@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_data.errors import UserError
+from shared_data.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
 from v3_numpy_deep.data_pipeline.tokenizer import tokenizer as module
 from v3_numpy_deep.data_pipeline.tokenizer.bpe_train import count_words, train_bpe
-from v3_numpy_deep.data_pipeline.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
 
 ASCII = st.text(st.characters(max_codepoint=127), max_size=30) | st.lists(
     st.sampled_from(["'s", "'LL", " ", "\n", "\r\n", "\x1c", "\t", "1234", "word", "Word", "--", "."]),

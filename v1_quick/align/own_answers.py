@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
+from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.progress import progress
 from shared_data.settings import Settings
-from v1_quick.data_pipeline.processing.formatting import Message
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.inference.chat import encode_chat, stop_ids
 from v1_quick.inference.generate import generate

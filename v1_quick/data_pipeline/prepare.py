@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, write_json
 from shared_data.plots import plot_bars, plot_histogram, plot_zipf

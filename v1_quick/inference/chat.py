@@ -11,10 +11,10 @@ Here `generate` is that of transformers; the words around it are the same at all
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v1_quick.data_pipeline.processing.formatting import Message
 from v1_quick.data_pipeline.tokenizer.chat_template import render_chat
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.inference.generate import generate, load_for_generation

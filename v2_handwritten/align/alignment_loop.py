@@ -23,6 +23,13 @@ from shared_data.metrics_log import MetricsLog
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import OptimizerSettings, PreferenceSettings, Settings
+from shared_data.training.schedulers import learning_rate
+from shared_data.training.training_state import (
+    StopRequest,
+    TrainingState,
+    clear_training_states,
+    load_training_state,
+)
 from v2_handwritten.align.algorithms.dpo import PreferenceBatch
 from v2_handwritten.align.preference_data import PreferenceLoader
 from v2_handwritten.models.reward_model import RewardModel
@@ -30,13 +37,6 @@ from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.after_step import AfterStep
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW
-from v2_handwritten.pretrain.components.schedulers import learning_rate
-from v2_handwritten.pretrain.components.training_state import (
-    StopRequest,
-    TrainingState,
-    clear_training_states,
-    load_training_state,
-)
 
 Metrics = dict[str, float | int]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.training_state import find_checkpoint
 from v2_handwritten.align.algorithms.dpo import (
     LossType,
     PreferenceBatch,
@@ -35,7 +36,6 @@ from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import parameter_groups
-from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
 
 def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:

@@ -23,6 +23,9 @@ from torch import Tensor
 from shared_data.reward_functions import RewardFunction, check_rewards
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.schedulers import Schedule
+from shared_data.training.schedulers import learning_rate as scheduled
+from shared_data.training.training_state import find_checkpoint
 from v2_handwritten.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
 from v2_handwritten.align.algorithms.log_probabilities import (
     frozen_copy,
@@ -40,9 +43,6 @@ from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
-from v2_handwritten.pretrain.components.schedulers import Schedule
-from v2_handwritten.pretrain.components.schedulers import learning_rate as scheduled
-from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from shared_data.reward_functions import check_rewards
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.schedulers import Schedule
+from shared_data.training.schedulers import learning_rate as scheduled
+from shared_data.training.training_state import find_checkpoint
 from v2_handwritten.align.algorithms.log_probabilities import frozen_copy, reply_log_probabilities
 from v2_handwritten.align.algorithms.ppo import (
     Metrics,
@@ -52,9 +55,6 @@ from v2_handwritten.models.reward_model import RewardModel, load_reward_model, s
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
-from v2_handwritten.pretrain.components.schedulers import Schedule
-from v2_handwritten.pretrain.components.schedulers import learning_rate as scheduled
-from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
 
 @dataclass(frozen=True)

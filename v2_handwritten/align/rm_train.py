@@ -20,6 +20,7 @@ from torch import Tensor
 from shared_data.files import write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.training_state import find_checkpoint
 from v2_handwritten.align.algorithms.dpo import PreferenceBatch
 from v2_handwritten.align.algorithms.reward_loss import reward_loss
 from v2_handwritten.align.alignment_loop import preference_step, train_steps
@@ -30,7 +31,6 @@ from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model
 from v2_handwritten.models.reward_model import RewardModel, load_reward_model, save_reward_model
 from v2_handwritten.pretrain.components.muon import choose_optimizer
-from v2_handwritten.pretrain.components.training_state import find_checkpoint
 
 
 def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:

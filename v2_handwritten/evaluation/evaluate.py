@@ -17,11 +17,11 @@ from shared_data.held_out import check_vocabulary, read_held_out
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.data_loader import open_tokens, read_token_facts
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
 from v2_handwritten.evaluation.metrics.perplexity import bits_per_byte, perplexity, score_tokens
 from v2_handwritten.models.checkpoint import load_model
-from v2_handwritten.pretrain.data_loader import open_tokens, read_token_facts
 
 
 def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None) -> dict[str, int | float]:

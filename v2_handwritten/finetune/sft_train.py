@@ -18,16 +18,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shared_data.corpus.conversations import read_conversations
 from shared_data.files import write_json
 from shared_data.metrics_log import MetricsLog
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v2_handwritten.data_pipeline.download.conversations import read_conversations
+from shared_data.training.chat_data import PackedConversations, encode_conversation
+from shared_data.training.training_state import (
+    StopRequest,
+    TrainingState,
+    clear_training_states,
+    find_checkpoint,
+    load_training_state,
+)
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
 from v2_handwritten.evaluation.metrics.answers import answer_questions
-from v2_handwritten.finetune.chat_data import PackedConversations, encode_conversation
 from v2_handwritten.finetune.peft.adapters import load_adapter, save_adapter
 from v2_handwritten.finetune.peft.lora import LoraConfig, inject_lora, merged_state_dict
 from v2_handwritten.finetune.peft.qlora import QuantizationConfig, memory_bytes, quantize_model
@@ -36,13 +43,6 @@ from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.after_step import AfterStep
 from v2_handwritten.pretrain.components.muon import choose_optimizer
 from v2_handwritten.pretrain.components.training_loop import evaluate_loss, train
-from v2_handwritten.pretrain.components.training_state import (
-    StopRequest,
-    TrainingState,
-    clear_training_states,
-    find_checkpoint,
-    load_training_state,
-)
 
 VALIDATION_PART = 20  # one conversation in so many is held out of training, to watch the loss
 

@@ -11,11 +11,11 @@ Level 1 does the same with transformers' `generate`; level 3 over NumPy.
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v2_handwritten.data_pipeline.processing.formatting import Message
-from v2_handwritten.data_pipeline.tokenizer.chat_template import render_chat
+from shared_data.tokenizer.chat_template import render_chat
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.inference.generate import generate, load_for_generation
 from v2_handwritten.inference.streaming import TextStream

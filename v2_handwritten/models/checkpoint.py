@@ -19,8 +19,8 @@ from torch import Tensor
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
-from v2_handwritten.models.config import ModelConfig
-from v2_handwritten.models.initialization import parameter_shapes
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import parameter_shapes
 from v2_handwritten.models.transformer import Transformer
 
 _TOKENIZER_FILES = (

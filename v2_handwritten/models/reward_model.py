@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import parameter_shapes
 from v2_handwritten.models.blocks.attention import SharedInputs, padding_mask
 from v2_handwritten.models.blocks.linear import Conv1D, Linear
 from v2_handwritten.models.checkpoint import _TOKENIZER_FILES, _read_shapes, _read_tensor, _tensor_files
-from v2_handwritten.models.config import ModelConfig
-from v2_handwritten.models.initialization import parameter_shapes
 from v2_handwritten.models.padding import hidden_states_of_rows, last_positions
 from v2_handwritten.models.transformer import Gpt2Body, LlamaBody, Transformer
 

@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import initial_weights
 from v2_handwritten.models.blocks.attention import (
     Cache,
     Gpt2Attention,
@@ -33,8 +35,6 @@ from v2_handwritten.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeed
 from v2_handwritten.models.blocks.linear import Conv1D, Linear
 from v2_handwritten.models.blocks.normalization import LayerNorm, RMSNorm
 from v2_handwritten.models.blocks.rope import rotary_frequencies, rotary_tables
-from v2_handwritten.models.config import ModelConfig
-from v2_handwritten.models.initialization import initial_weights
 
 
 class Gpt2Block(nn.Module):

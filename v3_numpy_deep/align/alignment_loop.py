@@ -23,6 +23,13 @@ from shared_data.metrics_log import MetricsLog
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import OptimizerSettings, PreferenceSettings, Settings
+from shared_data.training.schedulers import learning_rate
+from shared_data.training.training_state import (
+    StopRequest,
+    TrainingState,
+    clear_training_states,
+    load_training_state,
+)
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch
 from v3_numpy_deep.align.preference_data import PreferenceLoader
 from v3_numpy_deep.autograd import Tensor
@@ -31,13 +38,6 @@ from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.after_step import AfterStep
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW
-from v3_numpy_deep.pretrain.components.schedulers import learning_rate
-from v3_numpy_deep.pretrain.components.training_state import (
-    StopRequest,
-    TrainingState,
-    clear_training_states,
-    load_training_state,
-)
 
 Metrics = dict[str, float | int]
 

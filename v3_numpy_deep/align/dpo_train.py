@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.training_state import find_checkpoint
 from v3_numpy_deep.align.algorithms.dpo import (
     LossType,
     PreferenceBatch,
@@ -36,7 +37,6 @@ from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.optimizers import parameter_groups
-from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
 
 
 def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:

@@ -21,6 +21,9 @@ from jaxtyping import Float, Int
 from shared_data.reward_functions import RewardFunction, check_rewards
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.schedulers import Schedule
+from shared_data.training.schedulers import learning_rate as scheduled
+from shared_data.training.training_state import find_checkpoint
 from v3_numpy_deep.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
 from v3_numpy_deep.align.algorithms.log_probabilities import (
     frozen_copy,
@@ -39,9 +42,6 @@ from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
-from v3_numpy_deep.pretrain.components.schedulers import Schedule
-from v3_numpy_deep.pretrain.components.schedulers import learning_rate as scheduled
-from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ from jaxtyping import Float
 from shared_data.reward_functions import check_rewards
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.schedulers import Schedule
+from shared_data.training.schedulers import learning_rate as scheduled
+from shared_data.training.training_state import find_checkpoint
 from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy, reply_log_probabilities
 from v3_numpy_deep.align.algorithms.ppo import (
     Metrics,
@@ -51,9 +54,6 @@ from v3_numpy_deep.models.reward_model import RewardModel, load_reward_model, sa
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
-from v3_numpy_deep.pretrain.components.schedulers import Schedule
-from v3_numpy_deep.pretrain.components.schedulers import learning_rate as scheduled
-from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
 
 
 @dataclass(frozen=True)

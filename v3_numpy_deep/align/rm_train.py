@@ -18,6 +18,7 @@ from jaxtyping import Float
 from shared_data.files import write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.training.training_state import find_checkpoint
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch
 from v3_numpy_deep.align.algorithms.reward_loss import reward_loss
 from v3_numpy_deep.align.alignment_loop import preference_step, train_steps
@@ -31,7 +32,6 @@ from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model
 from v3_numpy_deep.models.reward_model import RewardModel, load_reward_model, save_reward_model
 from v3_numpy_deep.pretrain.components.muon import choose_optimizer
-from v3_numpy_deep.pretrain.components.training_state import find_checkpoint
 
 
 def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:

@@ -18,7 +18,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from shared_data.documents import Document
+from shared_data.cleaning.cleaning import Cleaner
+from shared_data.corpus.conversations import read_conversations
+from shared_data.corpus.documents import Document
+from shared_data.corpus.open_corpus import open_corpus
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, write_json
 from shared_data.plots import plot_bars, plot_histogram, plot_zipf
@@ -27,9 +30,6 @@ from shared_data.runs import RunFolder
 from shared_data.settings import DataSettings, Settings
 from shared_data.truth import TruthScore
 from v3_numpy_deep.data_pipeline.analysis.statistics import analyse
-from v3_numpy_deep.data_pipeline.download.conversations import read_conversations
-from v3_numpy_deep.data_pipeline.download.open_corpus import open_corpus
-from v3_numpy_deep.data_pipeline.processing.cleaning import Cleaner
 from v3_numpy_deep.data_pipeline.processing.deduplication import Deduplicator
 from v3_numpy_deep.data_pipeline.tokenizer.bpe_train import train_bpe
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer

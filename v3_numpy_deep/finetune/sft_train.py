@@ -18,16 +18,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shared_data.corpus.conversations import read_conversations
 from shared_data.files import write_json
 from shared_data.metrics_log import MetricsLog
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v3_numpy_deep.data_pipeline.download.conversations import read_conversations
+from shared_data.training.chat_data import PackedConversations, encode_conversation
+from shared_data.training.training_state import (
+    StopRequest,
+    TrainingState,
+    clear_training_states,
+    find_checkpoint,
+    load_training_state,
+)
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.evaluation.metrics.answers import answer_questions
-from v3_numpy_deep.finetune.chat_data import PackedConversations, encode_conversation
 from v3_numpy_deep.finetune.peft.adapters import load_adapter, save_adapter
 from v3_numpy_deep.finetune.peft.lora import LoraConfig, inject_lora, merged_state_dict
 from v3_numpy_deep.finetune.peft.qlora import QuantizationConfig, memory_bytes, quantize_model
@@ -36,13 +43,6 @@ from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.after_step import AfterStep
 from v3_numpy_deep.pretrain.components.muon import choose_optimizer
 from v3_numpy_deep.pretrain.components.training_loop import evaluate_loss, train
-from v3_numpy_deep.pretrain.components.training_state import (
-    StopRequest,
-    TrainingState,
-    clear_training_states,
-    find_checkpoint,
-    load_training_state,
-)
 
 VALIDATION_PART = 20  # one conversation in so many is held out of training, to watch the loss
 

@@ -11,11 +11,11 @@ Level 1 does the same with transformers' `generate`; level 2 over torch.
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v3_numpy_deep.data_pipeline.processing.formatting import Message
-from v3_numpy_deep.data_pipeline.tokenizer.chat_template import render_chat
+from shared_data.tokenizer.chat_template import render_chat
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.inference.generate import generate, load_for_generation
 from v3_numpy_deep.inference.streaming import TextStream

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from shared_data.model_files.config import ModelConfig
 from v3_numpy_deep.autograd import Array
 from v3_numpy_deep.finetune.peft.lora import merged_state_dict
-from v3_numpy_deep.models.config import ModelConfig
 from v3_numpy_deep.models.transformer import Transformer
 
 

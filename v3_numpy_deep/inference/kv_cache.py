@@ -6,7 +6,7 @@ section 3). Memory is allocated once for `max_length` tokens: appending is a cop
 Level 1 leaves this to transformers (`DynamicCache` inside `generate`); level 2 is the same in torch.
 Theory: v2_handwritten/inference/kv_cache.md.
 
-    python -c "from v3_numpy_deep.inference.kv_cache import *; from v3_numpy_deep.models.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
+    python -c "from v3_numpy_deep.inference.kv_cache import *; from shared_data.model_files.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
 """
 
 import copy
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from shared_data.model_files.config import ModelConfig
 from v3_numpy_deep.autograd import Array
-from v3_numpy_deep.models.config import ModelConfig
 
 
 class KVCache:

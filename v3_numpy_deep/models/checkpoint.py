@@ -19,9 +19,9 @@ from safetensors.numpy import save
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import parameter_shapes
 from v3_numpy_deep.autograd import Array
-from v3_numpy_deep.models.config import ModelConfig
-from v3_numpy_deep.models.initialization import parameter_shapes
 from v3_numpy_deep.models.transformer import Transformer
 
 _TOKENIZER_FILES = (

@@ -21,13 +21,13 @@ from safetensors.numpy import save
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import parameter_shapes
 from v3_numpy_deep.autograd import Array, Module, Tensor
 from v3_numpy_deep.autograd.fused.attention import document_tiles, plan_tiles
 from v3_numpy_deep.models.blocks.attention import SharedInputs, document_mask, padding_mask
 from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.checkpoint import _TOKENIZER_FILES, _read_shapes, _read_tensor, _tensor_files
-from v3_numpy_deep.models.config import ModelConfig
-from v3_numpy_deep.models.initialization import parameter_shapes
 from v3_numpy_deep.models.padding import _put, hidden_states_of_rows, last_positions
 from v3_numpy_deep.models.transformer import Gpt2Body, LlamaBody, Transformer
 

@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import initial_weights
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
 from v3_numpy_deep.autograd.fused.attention import document_tiles, plan_tiles
 from v3_numpy_deep.autograd.memory import keep_freed_memory
@@ -35,8 +37,6 @@ from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedF
 from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
 from v3_numpy_deep.models.blocks.rope import rotary_frequencies, rotary_tables
-from v3_numpy_deep.models.config import ModelConfig
-from v3_numpy_deep.models.initialization import initial_weights
 
 
 class Gpt2Block(Module):

@@ -19,27 +19,27 @@ import numpy as np
 from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
+from shared_data.model_files.config import ModelConfig
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v3_numpy_deep.device import resolve_device
-from v3_numpy_deep.evaluation.metrics.perplexity import bits_per_byte, perplexity, score_tokens
-from v3_numpy_deep.inference.generate import generate
-from v3_numpy_deep.models.checkpoint import load_model, save_model
-from v3_numpy_deep.models.config import ModelConfig
-from v3_numpy_deep.models.transformer import Transformer
-from v3_numpy_deep.pretrain.components.after_step import AfterStep
-from v3_numpy_deep.pretrain.components.muon import choose_optimizer
-from v3_numpy_deep.pretrain.components.training_loop import evaluate_loss, train
-from v3_numpy_deep.pretrain.components.training_state import (
+from shared_data.training.data_loader import PackedDataLoader, open_tokens, read_token_facts
+from shared_data.training.training_state import (
     StopRequest,
     TrainingState,
     clear_training_states,
     find_checkpoint,
     load_training_state,
 )
-from v3_numpy_deep.pretrain.data_loader import PackedDataLoader, open_tokens, read_token_facts
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v3_numpy_deep.device import resolve_device
+from v3_numpy_deep.evaluation.metrics.perplexity import bits_per_byte, perplexity, score_tokens
+from v3_numpy_deep.inference.generate import generate
+from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.pretrain.components.after_step import AfterStep
+from v3_numpy_deep.pretrain.components.muon import choose_optimizer
+from v3_numpy_deep.pretrain.components.training_loop import evaluate_loss, train
 
 
 def pretrain(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:

@@ -12,9 +12,9 @@ print(next(read_conversations(DataSettings(), 'story_world')))"
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shared_data.corpus.formatting import Message, format_chat
 from shared_data.settings import DataSettings
 from v1_quick.data_pipeline.download.records import open_records
-from v1_quick.data_pipeline.processing.formatting import Message, format_chat
 
 
 def read_conversations(

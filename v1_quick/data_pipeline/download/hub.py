@@ -8,10 +8,10 @@ Levels 2 and 3 ask the hub's HTTP interface by hand and keep the files; here not
 from collections.abc import Iterator
 from typing import Any
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
+from shared_data.corpus.formatting import format_text
 from shared_data.errors import UserError
 from shared_data.settings import DataSettings
-from v1_quick.data_pipeline.processing.formatting import format_text
 
 
 def hub_documents(settings: DataSettings) -> Iterator[Document]:

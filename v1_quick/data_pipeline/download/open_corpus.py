@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
 from shared_data.errors import UserError
 from shared_data.settings import DataSettings
 from v1_quick.data_pipeline.download.hub import hub_documents

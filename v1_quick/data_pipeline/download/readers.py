@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shared_data.documents import Document
+from shared_data.cleaning.text_units import split_text
+from shared_data.corpus.documents import Document
+from shared_data.corpus.formatting import format_text
 from shared_data.errors import UserError
 from shared_data.settings import DataSettings
-from shared_data.text_units import split_text
-from v1_quick.data_pipeline.processing.formatting import format_text
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}

@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shared_data.documents import Document
+from shared_data.cleaning.filters import rejection_reason
+from shared_data.corpus.documents import Document
 from shared_data.settings import CleaningSettings
-from v1_quick.data_pipeline.processing.filters import rejection_reason
 from v1_quick.data_pipeline.processing.repair import fix_mojibake, repair_and_name, repair_text
 
 __all__ = ["Cleaner", "CleaningReport", "rejection_reason", "repair_text"]

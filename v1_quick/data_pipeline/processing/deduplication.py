@@ -13,7 +13,7 @@ from typing import Any
 
 from datasketch import LeanMinHash, MinHash, MinHashLSH
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
 from shared_data.settings import DeduplicationSettings
 
 _WORD = re.compile(r"\w+")

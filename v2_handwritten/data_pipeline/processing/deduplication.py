@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
 from shared_data.settings import DeduplicationSettings
 from v2_handwritten.data_pipeline.processing.signature_index import SignatureIndex
 

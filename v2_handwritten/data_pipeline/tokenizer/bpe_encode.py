@@ -19,7 +19,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 from shared_data.errors import UserError
-from v2_handwritten.data_pipeline.tokenizer.byte_level import BYTE_TO_SYMBOL
+from shared_data.tokenizer.byte_level import BYTE_TO_SYMBOL
 
 _LONG_WORD = (
     100  # bytes from which `_merge_long` is the faster one (measured: they break even between 80 and 120)

@@ -24,10 +24,10 @@ from heapq import heapify, heappop, heappush
 
 from shared_data.errors import UserError
 from shared_data.progress import progress
-from v2_handwritten.data_pipeline.tokenizer.byte_level import ALPHABET, text_to_symbols
-from v2_handwritten.data_pipeline.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
+from shared_data.tokenizer.byte_level import ALPHABET, text_to_symbols
+from shared_data.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
+from shared_data.tokenizer.tokenizer_file import new_config, new_definition
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v2_handwritten.data_pipeline.tokenizer.tokenizer_file import new_config, new_definition
 
 
 def train_bpe(

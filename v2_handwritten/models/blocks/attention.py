@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from shared_data.model_files.config import ModelConfig
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.linear import Conv1D, Linear, fused_linear
 from v2_handwritten.models.blocks.rope import apply_rotary
-from v2_handwritten.models.config import ModelConfig
 
 # Added to a score that must not count; finite, so that a row without any key stays free of NaN.
 MASKED = -1e30

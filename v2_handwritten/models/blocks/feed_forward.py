@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from shared_data.model_files.config import ModelConfig
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.linear import Conv1D, Linear, fused_linear
-from v2_handwritten.models.config import ModelConfig
 
 _CHUNK_ELEMENTS = 2**17  # of one array; three or four float32 arrays of this size fit a core's cache
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)

@@ -6,7 +6,7 @@ and llama.cpp's checkpoints pair 2i with 2i + 1 ("interleaved"); the two differ 
 
 Level 1: transformers' `LlamaRotaryEmbedding` and `apply_rotary_pos_emb`. Level 3: the same functions over NumPy.
 
-    python -c "from v2_handwritten.models.blocks.rope import *; from v2_handwritten.models.config import ModelConfig; print(rotary_frequencies(ModelConfig()))"
+    python -c "from v2_handwritten.models.blocks.rope import *; from shared_data.model_files.config import ModelConfig; print(rotary_frequencies(ModelConfig()))"
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from v2_handwritten.models.config import ModelConfig
+from shared_data.model_files.config import ModelConfig
 
 
 def rotary_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:

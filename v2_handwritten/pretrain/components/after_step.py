@@ -13,13 +13,13 @@ from typing import Any
 from shared_data.metrics_log import MetricsLog
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v2_handwritten.pretrain.components.optimizers import AdamW
-from v2_handwritten.pretrain.components.training_loop import Step
-from v2_handwritten.pretrain.components.training_state import (
+from shared_data.training.training_state import (
     StopRequest,
     TrainingState,
     save_training_state,
 )
+from v2_handwritten.pretrain.components.optimizers import AdamW
+from v2_handwritten.pretrain.components.training_loop import Step
 
 
 class AfterStep:

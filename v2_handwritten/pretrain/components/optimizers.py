@@ -14,12 +14,16 @@ left once per line of the formula and not once per tensor.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from shared_data.errors import UserError
+from shared_data.files import atomic_write
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -124,3 +128,18 @@ class AdamW:
         self.steps = int(state["steps"])
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+    def save(self, path: Path) -> None:
+        """Write `state_dict` as safetensors; the file appears whole or not at all."""
+        with atomic_write(path) as file:
+            file.write(save(self.state_dict()))
+
+    def load(self, path: Path) -> None:
+        """Take over what `save` wrote. Raises `UserError` for a damaged file or the state of another model."""
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); delete its folder to continue from an earlier checkpoint"
+            ) from error
+        self.load_state_dict(state)

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from shared_data.errors import UserError
 from shared_data.settings import TrainingSettings
+from shared_data.training.data_loader import Batch, BatchSource
+from shared_data.training.schedulers import learning_rate
+from shared_data.training.training_state import TrainingState
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW
 from v2_handwritten.pretrain.components.precision import LossScaler, compute_dtype
-from v2_handwritten.pretrain.components.schedulers import learning_rate
-from v2_handwritten.pretrain.components.training_state import TrainingState
-from v2_handwritten.pretrain.data_loader import Batch, BatchSource
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt32
 
-from shared_data.documents import Document
+from shared_data.corpus.documents import Document
 from shared_data.settings import DeduplicationSettings
 from v3_numpy_deep.data_pipeline.processing.signature_index import SignatureIndex
 

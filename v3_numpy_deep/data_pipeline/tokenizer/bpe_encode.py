@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from shared_data.errors import UserError
-from v3_numpy_deep.data_pipeline.tokenizer.byte_level import BYTE_TO_SYMBOL
+from shared_data.tokenizer.byte_level import BYTE_TO_SYMBOL
 
 Pair = tuple[int, int]
 

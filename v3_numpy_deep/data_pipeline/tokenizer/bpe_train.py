@@ -29,11 +29,11 @@ from jaxtyping import Int64
 
 from shared_data.errors import UserError
 from shared_data.progress import progress
+from shared_data.tokenizer.byte_level import ALPHABET, text_to_symbols
+from shared_data.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
+from shared_data.tokenizer.tokenizer_file import new_config, new_definition
 from v3_numpy_deep.data_pipeline.tokenizer.bpe_encode import _ABSORBED, _SEPARATOR, _without_overlap
-from v3_numpy_deep.data_pipeline.tokenizer.byte_level import ALPHABET, text_to_symbols
-from v3_numpy_deep.data_pipeline.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v3_numpy_deep.data_pipeline.tokenizer.tokenizer_file import new_config, new_definition
 
 
 def train_bpe(

@@ -16,13 +16,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from shared_data.model_files.config import ModelConfig
 from v3_numpy_deep.autograd import Array, Module, Tensor, fused
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.autograd.fused.attention import Tile, plan_tiles, read_tiles
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.linear import Conv1D, Linear, fused_linear
 from v3_numpy_deep.models.blocks.rope import apply_rotary
-from v3_numpy_deep.models.config import ModelConfig
 
 # Added to a score that must not count; finite, so that a row without any key stays free of NaN.
 MASKED = -1e30

@@ -16,11 +16,11 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from shared_data.model_files.config import ModelConfig
 from v3_numpy_deep.autograd import Module, Tensor, fused
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.linear import Conv1D, Linear, fused_linear
-from v3_numpy_deep.models.config import ModelConfig
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 

@@ -6,7 +6,7 @@ and llama.cpp's checkpoints pair 2i with 2i + 1 ("interleaved"); the two differ 
 
 Level 1: transformers' `LlamaRotaryEmbedding` and `apply_rotary_pos_emb`. Level 2: the same functions over torch.
 
-    python -c "from v3_numpy_deep.models.blocks.rope import *; from v3_numpy_deep.models.config import ModelConfig; print(rotary_frequencies(ModelConfig()))"
+    python -c "from v3_numpy_deep.models.blocks.rope import *; from shared_data.model_files.config import ModelConfig; print(rotary_frequencies(ModelConfig()))"
 """
 
 import math
@@ -14,9 +14,9 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
+from shared_data.model_files.config import ModelConfig
 from v3_numpy_deep.autograd import Array, Tensor, fused
 from v3_numpy_deep.autograd import operations as ops
-from v3_numpy_deep.models.config import ModelConfig
 
 
 def rotary_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:

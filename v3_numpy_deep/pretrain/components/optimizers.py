@@ -14,12 +14,16 @@ trips a step. Here a piece of each array is small enough that all lines find it 
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from shared_data.errors import UserError
+from shared_data.files import atomic_write
 from v3_numpy_deep.autograd.module import Module
 
 _PIECE = (
@@ -129,3 +133,18 @@ class AdamW:
         self.steps = int(state["steps"])
         for name, array in own.items():
             array[...] = state[name]
+
+    def save(self, path: Path) -> None:
+        """Write `state_dict` as safetensors; the file appears whole or not at all."""
+        with atomic_write(path) as file:
+            file.write(save(self.state_dict()))
+
+    def load(self, path: Path) -> None:
+        """Take over what `save` wrote. Raises `UserError` for a damaged file or the state of another model."""
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); delete its folder to continue from an earlier checkpoint"
+            ) from error
+        self.load_state_dict(state)

@@ -19,13 +19,13 @@ import numpy as np
 
 from shared_data.errors import UserError
 from shared_data.settings import TrainingSettings
+from shared_data.training.data_loader import Batch, BatchSource
+from shared_data.training.schedulers import learning_rate
+from shared_data.training.training_state import TrainingState
 from v3_numpy_deep.autograd import no_grad
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW
-from v3_numpy_deep.pretrain.components.schedulers import learning_rate
-from v3_numpy_deep.pretrain.components.training_state import TrainingState
-from v3_numpy_deep.pretrain.data_loader import Batch, BatchSource
 
 
 @dataclass(frozen=True)

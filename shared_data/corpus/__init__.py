@@ -1,0 +1,1 @@
+"""Reading a corpus: files, hub datasets, records, conversations."""

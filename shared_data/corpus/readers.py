@@ -1,0 +1,234 @@
+"""Read local files as documents: .txt .jsonl .json .csv .parquet, each also as .gz, one block at a time.
+
+Every fault a file can have is a `UserError` that names the file, the place and the remedy: missing, binary, of another
+encoding, truncated, a malformed line, a missing field.
+
+Level 1 calls `datasets.load_dataset`; levels 2 and 3 use the standard library (json, csv, gzip) and pyarrow for parquet.
+
+    python -c "from pathlib import Path; from shared_data.settings import DataSettings; \
+from shared_data.corpus.readers import read_documents; \
+print(next(read_documents(Path('README.md'), DataSettings(), True)))"
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared_data.cleaning.text_units import split_at, split_text
+from shared_data.corpus.documents import Document
+from shared_data.corpus.formatting import format_text
+from shared_data.errors import UserError, explain_os_error
+from shared_data.settings import DataSettings
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+BLOCK = 1 << 16  # bytes read at a time
+_LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields over 131,072 characters unless told otherwise
+_JSON_SPACE = " \t\n\r"
+
+
+def has_known_suffix(path: Path) -> bool:
+    """Whether the name ends as one of the formats does; without that, a file given by its full name is read as text."""
+    return _format_of(path) in SUFFIXES
+
+
+def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Iterator[Document]:
+    """Stream the documents of one file; `only_file` says that it is the whole corpus (see `shared_data/text_units.py`).
+
+    Records become text through `data.text_field`. An id is the path and the number of the document in it.
+    """
+    kind = _format_of(path)
+    with _faults_named(path):
+        if kind == ".parquet":
+            texts = _texts_of(_parquet_records(path, settings.text_field), path, "row", settings.text_field)
+        else:
+            chunks = _text_chunks(path, settings.encoding)
+            if kind == ".jsonl":
+                texts = _texts_of(_jsonl_records(chunks, path), path, "line", settings.text_field)
+            elif kind == ".json":
+                texts = _texts_of(_json_records(chunks, path), path, "record", settings.text_field)
+            elif kind == ".csv":
+                texts = _texts_of(_csv_records(chunks), path, "line", settings.text_field)
+            else:
+                texts = split_text(chunks, settings.text_unit, only_file)
+        for number, text in enumerate(texts):
+            yield Document(text, f"{path}#{number}")
+
+
+def read_records(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]]:
+    """Stream the records of one file whole, each with the words that name it in an error; of plain text there are none."""
+    kind = _format_of(path)
+    with _faults_named(path):
+        if kind == ".parquet":
+            unit, records = "row", _parquet_records(path, None)
+        elif kind in (".jsonl", ".json", ".csv"):
+            chunks = _text_chunks(path, encoding)
+            unit = "record" if kind == ".json" else "line"
+            read = {".jsonl": _jsonl_records, ".json": _json_records}
+            records = read[kind](chunks, path) if kind in read else _csv_records(chunks)
+        else:
+            raise UserError(
+                f"{path} holds no records; give a file that ends in .jsonl, .json, .csv or .parquet"
+            )
+        for number, record in records:
+            where = f"{path}, {unit} {number:,}"
+            if not isinstance(record, dict):
+                raise UserError(
+                    f"{where} is a {type(record).__name__}, not an object; write one object a record"
+                )
+            yield where, record
+
+
+def _format_of(path: Path) -> str:
+    """ ".csv" for corpus.csv and for corpus.csv.gz."""
+    return path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+
+
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """Turn what can be wrong with a file as a whole into one line for the user."""
+    import pyarrow
+
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is a truncated or damaged gzip file ({error}); copy or download it again"
+        ) from error
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"{path} is not a whole parquet file ({str(error).splitlines()[0]}); copy or download it again"
+        ) from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; correct data.source") from error
+    except OSError as error:
+        raise explain_os_error(error, path) or UserError(
+            f"{path} cannot be read ({error}); check the disk and the file"
+        ) from error
+
+
+def _open_bytes(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
+
+
+def _text_chunks(path: Path, encoding: str) -> Iterator[str]:
+    """The decoded text in blocks, with `\\n` for every kind of line end and without a byte order mark."""
+    utf8 = codecs.lookup(encoding).name == "utf-8"
+    bytes_decoder = codecs.getincrementaldecoder("utf-8-sig" if utf8 else encoding)()
+    decoder = io.IncrementalNewlineDecoder(bytes_decoder, translate=True)
+    offset = 0
+    with _open_bytes(path) as file:
+        while True:
+            block = file.read(BLOCK)
+            if utf8 and b"\0" in block:
+                raise UserError(
+                    f"{path} looks binary (a zero byte near byte {offset + block.index(0):,}); give a text file, or set data.encoding (utf-16?)"
+                )
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path} is not {encoding}: {error.reason} near byte {offset + error.start:,}; set data.encoding (cp1252, latin-1, utf-16 …) or convert the file"
+                ) from error
+            if not block:
+                return
+            offset += len(block)
+
+
+def _texts_of(records: Iterable[tuple[int, Any]], path: Path, unit: str, text_field: str) -> Iterator[str]:
+    """The text of each numbered record; empty and null texts are passed over."""
+    for number, record in records:
+        text = format_text(record, text_field, f"{path}, {unit} {number:,}")
+        if text and not text.isspace():
+            yield text
+
+
+def _jsonl_records(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(split_at(chunks, "\n"), start=1):
+        if not line or line.isspace():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(
+                f"{path}, line {number:,} is not valid JSON ({error}); correct or remove that line"
+            ) from error
+
+
+def _json_records(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
+    """The elements of a top-level array, or the values that follow one another; never the whole file at once.
+
+    The standard library cannot stream JSON, but `raw_decode` says where a value ends: try, and read on where it is cut.
+    """
+    decode = json.JSONDecoder().raw_decode
+    chunks = iter(chunks)
+    buffer, position, number = next(chunks, ""), 0, 0
+    position = _skip(buffer, 0, _JSON_SPACE)
+    in_array = buffer[position : position + 1] == "["
+    position += in_array
+    while True:
+        position = _skip(buffer, position, _JSON_SPACE + ",")
+        if in_array and buffer[position : position + 1] == "]":
+            return
+        try:
+            record, position = decode(buffer, position)
+        except (json.JSONDecodeError, RecursionError) as error:
+            cut_off = _is_cut_off(error, buffer)
+            more = next(chunks, None) if cut_off else None
+            if more is not None:
+                buffer, position = buffer[position:] + more, 0
+                continue
+            if cut_off and position == len(buffer) and not in_array:
+                return
+            fault = "is cut off" if cut_off else f"is not valid JSON ({error})"
+            raise UserError(
+                f"{path}, record {number + 1:,} {fault}; correct the file or copy it again"
+            ) from error
+        number += 1
+        yield number, record
+
+
+def _skip(buffer: str, position: int, characters: str) -> int:
+    while position < len(buffer) and buffer[position] in characters:
+        position += 1
+    return position
+
+
+def _is_cut_off(error: Exception, buffer: str) -> bool:
+    """Whether a JSON value fails because the buffer ends inside it, rather than because it is malformed."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    # Inside a string the error points at its opening quote; else the end of the buffer is at most a literal away.
+    return error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - len("-Infinity")
+
+
+def _csv_records(chunks: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(_LARGEST_FIELD)
+    rows = csv.DictReader(line + "\n" for line in split_at(chunks, "\n"))
+    for row in rows:
+        yield rows.line_num, row
+
+
+def _parquet_records(path: Path, column: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with one column only, or with all; parquet stores columns apart, so the others are never read."""
+    import pyarrow.parquet
+
+    with tempfile.TemporaryFile() as unpacked:
+        if path.suffix.lower() == ".gz":  # parquet is read from its end, a gzip stream only from its start
+            with gzip.open(path, "rb") as packed:
+                shutil.copyfileobj(packed, unpacked)
+        with pyarrow.parquet.ParquetFile(unpacked if path.suffix.lower() == ".gz" else path) as file:
+            columns = file.schema_arrow.names
+            if column is not None and column not in columns:
+                yield 1, dict.fromkeys(columns)
+            wanted = columns if column is None else [column]
+            rows = (row for batch in file.iter_batches(256, columns=wanted) for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)

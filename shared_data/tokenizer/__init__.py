@@ -1,0 +1,1 @@
+"""Everything of a tokenizer but the merges: files, added tokens, pre-tokens, chat template."""

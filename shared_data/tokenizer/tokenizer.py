@@ -1,0 +1,228 @@
+"""The tokenizer: text to ids and back.
+
+    text ── added tokens cut out ── normalised ── cut into pre-tokens ── bytes ── merges ── ids
+
+Everything it is comes from one `tokenizer.json` (ours or another's) and it gives the ids that `tokenizers` gives for it. It is
+fast although it is Python, because natural text repeats its words: a dictionary remembers the ids of each pre-token
+as packed bytes, so a known text costs one regular expression, one look-up a word and one `join`, all of them in C.
+
+The merges themselves are the levels' own (`data_pipeline/tokenizer/bpe_encode.py`): level 2 merges new words one by one, level 3
+all of them together as arrays. Level 1 uses `tokenizers`.
+
+    python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
+
+import numpy as np
+from jaxtyping import Int64, UInt32
+
+from shared_data.errors import UserError
+from shared_data.tokenizer.added_tokens import AddedTokens, Piece
+from shared_data.tokenizer.byte_level import symbols_to_bytes
+from shared_data.tokenizer.pre_tokenizer import Normalizer, PreTokenizer
+from shared_data.tokenizer.split_patterns import cut_long_text
+from shared_data.tokenizer.tokenizer_file import (
+    Definition,
+    added_tokens_of,
+    merges_of,
+    read_tokenizer,
+    template_of,
+    write_tokenizer,
+)
+
+END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+class WordEncoder(Protocol):
+    """What turns pre-tokens into ids: a level's BPE."""
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        ignore_merges: bool,
+        unknown_token: str | None,
+        fuse_unknown: bool,
+    ) -> None:
+        """From the fields of a `tokenizer.json` model."""
+
+    def encode(self, words: Sequence[str]) -> list[list[int]]:
+        """The ids of each pre-token."""
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer. A level names its `word_encoder`; build it with `train_bpe` or `Tokenizer.load`."""
+
+    word_encoder: ClassVar[type[WordEncoder]]
+
+    def __init__(self, definition: Definition, config: Definition | None = None) -> None:
+        """From the content of `tokenizer.json` and `tokenizer_config.json`."""
+        self.definition = definition
+        self.config = config or {}
+        model = definition["model"]
+        added = added_tokens_of(definition)
+        self._pre_tokenizer = PreTokenizer(definition.get("pre_tokenizer"))
+        normalize = Normalizer(definition.get("normalizer"))
+        self._added = AddedTokens(added, normalize)
+        self._before, self._after = template_of(definition)
+        self._words = _WordMemory(
+            self.word_encoder(
+                model["vocab"],
+                merges_of(definition),
+                bool(model.get("ignore_merges")),
+                model.get("unk_token") or None,
+                bool(model.get("fuse_unk")),
+            )
+        )
+        self._ids: dict[str, int] = model["vocab"] | {token.content: token.id for token in added}
+        self._tokens = {id: token for token, id in model["vocab"].items()}
+        # Like the library: what is looked for in normalised text is also written normalised.
+        self._tokens |= {
+            token.id: normalize(token.content) if token.normalized else token.content for token in added
+        }
+        self._bytes = {id: symbols_to_bytes(token) for id, token in self._tokens.items()}
+        self.special_tokens: dict[str, int] = {token.content: token.id for token in added if token.special}
+        self._skipped = {id for id, token in self._tokens.items() if token in self.special_tokens}
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids a model needs: the largest id, and one more."""
+        return max(self._tokens) + 1
+
+    @cached_property
+    def byte_lengths(self) -> Int64[np.ndarray, " V"]:
+        """How many bytes each id stands for; 0 for an id that the tokenizer does not know."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for id, token in self._bytes.items():
+            lengths[id] = len(token)
+        return lengths
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The id that ends a document; raises `UserError` for a tokenizer that has none."""
+        configured = self.config.get("eos_token")
+        if isinstance(configured, dict):  # older files have the fields of the added token
+            configured = configured.get("content")
+        for token in (*END_OF_TEXT_NAMES, configured, *self.special_tokens):
+            if token in self.special_tokens:
+                return self.special_tokens[token]
+        raise UserError("the tokenizer has no special token to end a document; train it with <|endoftext|>")
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token as the file writes it (`Ġthe`), or None."""
+        return self._ids.get(token)
+
+    def id_to_token(self, id: int) -> str | None:
+        """The token of an id as the file writes it, or None."""
+        return self._tokens.get(id)
+
+    def encode(self, text: str, allow_special: bool = True, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text.
+
+        With `allow_special=False` a special token typed in the text is text like any other. `add_special_tokens` adds what
+        the file puts around each text (nothing in ours; `<|begin_of_text|>` in Llama-3's). Raises `UserError` for a
+        text that is no Unicode text (lone surrogates).
+        """
+        ids = np.frombuffer(self._encode_packed(text, allow_special), np.uint32).tolist()
+        return [*self._before, *ids, *self._after] if add_special_tokens else ids
+
+    def encode_batch(
+        self, texts: Iterable[str], allow_special: bool = True, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """The ids of each text."""
+        return [self.encode(text, allow_special, add_special_tokens) for text in texts]
+
+    def encode_to_array(
+        self, texts: Iterable[str], end_of_text: bool = False, allow_special: bool = False
+    ) -> UInt32[np.ndarray, " T"]:
+        """The ids of all texts in one array, for token files; each text followed by `end_of_text_id` if asked for.
+
+        Special tokens written in a document are text by default: only the end of a document ends it.
+        """
+        before, after = _pack(self._before), _pack(self._after)
+        after += _pack([self.end_of_text_id]) if end_of_text else b""
+        packed = (before + self._encode_packed(text, allow_special) + after for text in texts)
+        return np.frombuffer(b"".join(packed), np.uint32)
+
+    def _encode_packed(self, text: str, allow_special: bool) -> bytes:
+        """The ids as 32-bit numbers in a row."""
+        split = self._pre_tokenizer.split
+        pieces: Sequence[Piece] = self._added.split(text, allow_special)
+        packed = []
+        try:
+            for piece in pieces:
+                if isinstance(piece, int):
+                    packed.append(piece.to_bytes(4, sys.byteorder))
+                else:
+                    packed += [self._words.join(split(part)) for part in cut_long_text(piece)]
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the text holds the lone surrogate {error.object[error.start]!r}, which is half a"
+                " character and no Unicode text; read the text with the right encoding, or remove it"
+            ) from error
+        return b"".join(packed)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of all tokens; ids that the tokenizer does not know are left out."""
+        known = self._bytes
+        return b"".join([known[id] for id in ids if id in known])
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of ids; bytes that are no UTF-8 (half a character) become U+FFFD, as in `tokenizers`."""
+        if skip_special_tokens:
+            ids = [id for id in ids if id not in self._skipped]
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def save(self, folder: Path | str) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer.from_pretrained` loads."""
+        write_tokenizer(folder, self.definition, self.config)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """From a folder, a `tokenizer.json`, or a `vocab.json` beside its `merges.txt`.
+
+        Raises `UserError` where it is missing, damaged or no byte-level BPE.
+        """
+        definition, config = read_tokenizer(path)
+        try:
+            return cls(definition, config)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{path} is no valid tokenizer.json ({error!r}); it is damaged: copy or train it again"
+            ) from error
+
+
+def _pack(ids: Sequence[int]) -> bytes:
+    """Ids as 32-bit numbers in a row."""
+    return np.asarray(ids, np.uint32).tobytes()
+
+
+class _WordMemory(dict[str, bytes]):
+    """The packed ids of each pre-token seen so far."""
+
+    LARGEST = 1 << 18  # words remembered, so that memory stays bounded however long the corpus (about 40 MB)
+    LONGEST = 256  # characters of a word worth remembering
+
+    def __init__(self, encoder: WordEncoder) -> None:
+        super().__init__()
+        self._encoder = encoder
+
+    def join(self, words: list[str]) -> bytes:
+        """The packed ids of a text's words, in a row; words that are new are encoded together."""
+        try:
+            return b"".join(map(self.__getitem__, words))
+        except KeyError:
+            new = list({word: None for word in words if word not in self})
+        encoded = {word: _pack(ids) for word, ids in zip(new, self._encoder.encode(new), strict=True)}
+        packed = b"".join([encoded[word] if word in encoded else self[word] for word in words])
+        room = self.LARGEST - len(self)
+        short = [word for word in new if len(word) <= self.LONGEST]
+        self.update((word, encoded[word]) for word in short[:room])
+        return packed

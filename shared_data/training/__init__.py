@@ -1,0 +1,1 @@
+"""What training needs around the mathematics: batches in a resumable order, schedules, checkpoints."""

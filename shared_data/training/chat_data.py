@@ -1,0 +1,224 @@
+"""Conversations as training examples: ids, the mask of the assistant's tokens, and packed batches of both.
+
+A conversation becomes one text (`chat_template.py`) and then tokens. The loss counts only what the assistant says, its
+closing `<|im_end|>` included: a model trained on the prompts too would learn to ask questions. A packed row holds whole
+conversations one after the other; document masks keep them apart, and none is cut in two.
+
+Level 1: `apply_chat_template(..., return_assistant_tokens_mask=True)` of transformers, as TRL's `SFTTrainer` calls it. Level 3:
+the same as here. Theory: chat_data.md.
+
+    example = encode_conversation(tokenizer, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}], 256)
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from shared_data.errors import UserError
+from shared_data.tokenizer.chat_template import render_chat
+from shared_data.tokenizer.tokenizer import Tokenizer
+from shared_data.training.data_loader import IGNORED_LABEL, Batch
+
+PACKED_TOGETHER = 1000  # conversations among which those of a row are chosen; as many as TRL's
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation in tokens."""
+
+    ids: Int64[np.ndarray, " N"]
+    trained: Bool[np.ndarray, " N"]  # the tokens that the assistant says
+
+
+def check_turns(messages: Sequence[Mapping[str, Any]], where: str = "the conversation") -> None:
+    """Raise `UserError` unless a system message (if any) comes first, user and assistant take turns, and both speak."""
+    roles = [message.get("role") for message in messages]
+    turns = roles[1:] if roles and roles[0] == "system" else roles
+    if "assistant" not in turns:
+        raise UserError(f"{where} has no assistant turn, so there is nothing to learn from it; add the reply")
+    for number, role in enumerate(turns):
+        expected = "assistant" if number % 2 else "user"
+        if role != expected:
+            raise UserError(
+                f"{where}: turn {number + 1 + len(roles) - len(turns)} is by {role!r}, where {expected!r} is due; put a system "
+                "message first, and let user and assistant take turns"
+            )
+
+
+def encode_conversation(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    max_length: int,
+    where: str = "the conversation",
+) -> Example:
+    """The tokens of a conversation, at most `max_length`: what is longer is cut off at the end, as TRL does.
+
+    Raises `UserError` for turns out of order, text with one of the template's own tokens, or a conversation whose first reply
+    begins only after `max_length`.
+    """
+    check_turns(messages, where)
+    for message in messages:
+        for token in tokenizer.special_tokens:
+            if token in message["content"]:
+                raise UserError(
+                    f"{where} contains {token}, which the template writes itself; remove it from the text"
+                )
+    text, spans = render_chat(messages), assistant_spans(messages)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    ids = np.array(tokens, dtype=np.int64)
+    lengths = tokenizer.byte_lengths[ids]
+    ends = lengths.cumsum()
+    assert ends[-1] == len(text.encode()), (
+        f"{where}: the tokens do not spell the text; is the tokenizer byte-level?"
+    )
+    trained = np.zeros(len(ids), dtype=bool)
+    for begin, end in spans:
+        trained |= (ends > begin) & (ends - lengths < end)
+    if not trained[:max_length].any():
+        raise UserError(
+            f"{where} has {int(trained.argmax())} tokens before its first reply, more than the {max_length} that a sequence "
+            "holds; shorten it or raise sft.sequence_length"
+        )
+    return Example(ids[:max_length], trained[:max_length])
+
+
+def assistant_spans(messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Where the assistant speaks in the text of `render_chat`, as bytes from and up to; `<|im_end|>` included."""
+    spans, position = [], 0
+    for message in messages:
+        size = len(render_chat([message]).encode())
+        if message["role"] == "assistant":
+            begin = position + len(b"<|im_start|>assistant\n")
+            spans.append((begin, position + size - len(b"\n")))
+        position += size
+    return spans
+
+
+class PackedConversations:
+    """Endless batches of packed conversations; in an epoch each comes once, in an order drawn from (seed, epoch).
+
+    Without `shuffle` the first epoch keeps the order of the examples, but for who shares a row: a curriculum (Bengio et al. 2009).
+    What a row has left is padding that no loss counts.
+    """
+
+    def __init__(
+        self,
+        examples: Iterable[Example],
+        batch_size: int,
+        sequence_length: int,
+        pad_id: int,
+        seed: int,
+        shuffle: bool = True,
+    ) -> None:
+        self.examples = list(examples)
+        if not self.examples:
+            raise UserError("there is no conversation to train on; check sft.source")
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.pad_id = pad_id
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.position = 0  # rows of this epoch that were given out
+        self._rows = self._rows_of_epoch()
+
+    def next_batch(self) -> Batch:
+        """The next B rows."""
+        rows: list[list[int]] = []
+        while len(rows) < self.batch_size:
+            if self.position == len(self._rows):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._rows = self._rows_of_epoch()
+            rows.append(self._rows[self.position])
+            self.position += 1
+        return self._pack(rows)
+
+    def one_pass(self, max_batches: int | None = None) -> Iterator[Batch]:
+        """Every conversation once, the last batch smaller; training's position stays."""
+        rows = self._rows_in(np.arange(len(self.examples)))
+        for start in range(0, len(rows), self.batch_size)[:max_batches]:
+            yield self._pack(rows[start : start + self.batch_size])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides which batches follow; plain numbers, for JSON."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "conversations": len(self.examples),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken. Raises `UserError` for the state of other conversations or another seed."""
+        own = self.state_dict()
+        for key in ("seed", "shuffle", "conversations"):
+            if state[key] != own[key]:
+                raise UserError(
+                    f"the checkpoint's data order has {key} {state[key]}, this run has {own[key]}; "
+                    "start over with --set sft.resume=false"
+                )
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._rows = self._rows_of_epoch()
+
+    def _rows_of_epoch(self) -> list[list[int]]:
+        """Which conversations share a row, and which row comes when; a function of (seed, epoch) alone."""
+        order = np.arange(len(self.examples))
+        if self.shuffle or self.epoch > 0:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        return self._rows_in(order)
+
+    def _rows_in(self, order: Int64[np.ndarray, " S"]) -> list[list[int]]:
+        """Rows of conversations in this order, of so many at a time."""
+        lengths = np.array([len(self.examples[i].ids) - 1 for i in order])  # the last token is only a label
+        return [
+            [int(order[start + place]) for place in row]
+            for start in range(0, len(order), PACKED_TOGETHER)
+            for row in best_fit_rows(lengths[start : start + PACKED_TOGETHER], self.sequence_length)
+        ]
+
+    def _pack(self, rows: list[list[int]]) -> Batch:
+        """Inputs and labels side by side; padding is a document of its own."""
+        B, T = len(rows), self.sequence_length
+        input_ids = np.full((B, T), self.pad_id, dtype=np.int64)
+        labels = np.full((B, T), IGNORED_LABEL, dtype=np.int64)
+        position_ids = np.zeros((B, T), dtype=np.int64)
+        document_ids = np.zeros((B, T), dtype=np.int64)
+        for b, row in enumerate(rows):
+            begin = 0
+            for number, example in enumerate(self.examples[i] for i in row):
+                end = begin + len(example.ids) - 1
+                input_ids[b, begin:end] = example.ids[:-1]
+                labels[b, begin:end] = np.where(example.trained[1:], example.ids[1:], IGNORED_LABEL)
+                position_ids[b, begin:end] = np.arange(end - begin)
+                document_ids[b, begin:end] = number
+                begin = end
+            position_ids[b, begin:] = np.arange(T - begin)
+            document_ids[b, begin:] = len(row)
+        return Batch(input_ids, labels, position_ids, document_ids)
+
+
+def best_fit_rows(lengths: Int64[np.ndarray, " N"], room: int) -> list[list[int]]:
+    """Which of N conversations share a row that holds `room` tokens: best fit decreasing (Johnson et al. 1974; Ding et al. 2024).
+
+    The longest first, each into the fullest row that still has room for it. A row lists its conversations in their order, and
+    rows follow each other as their first ones do.
+    """
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, row), from full to empty
+    for place in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[place])
+        assert length <= room, f"a conversation is longer than the row of {room} tokens"
+        fitting = bisect_left(rooms, (length, 0))
+        if fitting == len(rooms):
+            rows.append([])
+            left, row = room, len(rows) - 1
+        else:
+            left, row = rooms.pop(fitting)
+        rows[row].append(place)
+        insort(rooms, (left - length, row))
+    return sorted(sorted(row) for row in rows)
