@@ -31,6 +31,18 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return _gpt2_shapes(config) if config.model_type == "gpt2" else _llama_shapes(config)
 
 
+def reward_parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a reward model: `score`, one row, in place of the output matrix."""
+    shapes = parameter_shapes(config)
+    shapes.pop("lm_head.weight", None)
+    return shapes | {"score.weight": (1, config.hidden_size)}
+
+
+def initial_score(config: ModelConfig, seed: int) -> Float[np.ndarray, "1 C"]:
+    """Random numbers for a reward model's `score.weight`, as small as those of every other matrix."""
+    return _normal(seed, "score.weight", (1, config.hidden_size), config.initializer_range)
+
+
 def initial_weights(
     config: ModelConfig, seed: int, equal_query_key: bool = False, induction_heads: bool = False
 ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
