@@ -82,9 +82,15 @@ def pack_rows(
         keep = np.zeros(N, bool)
         keep[slots] = True
         where = keep.cumsum()[slots] - 1
-    arrays = (packed_ids, position_ids, document_ids, branch_ids if shared else None, keep)
     lines = [
-        PackedLine(*(None if x is None else x[None, line] for x in arrays)) for line in _lines(lengths, limit)
+        PackedLine(
+            packed_ids[None, line],
+            position_ids[None, line],
+            document_ids[None, line],
+            branch_ids[None, line] if shared else None,
+            None if keep is None else keep[None, line],
+        )
+        for line in _lines(lengths, limit)
     ]
     return PackedRows(lines, where)
 

@@ -1,6 +1,6 @@
 """The stage `dpo`: a policy from preference pairs, without a reward model and without sampling (Rafailov et al. 2023).
 
-The reference (algorithms/log_probabilities.py, `frozen_copy`) never changes. Live, it is asked again for each batch, which costs a
+The reference (models/transformer.py, `frozen_copy`) never changes. Live, it is asked again for each batch, which costs a
 forward pass and keeps a second model in memory; or its two numbers for each pair are computed once, before the first step.
 Both give the same numbers up to rounding, as its passes have no dropout.
 
@@ -26,7 +26,6 @@ from v2_handwritten.align.algorithms.dpo import (
     dpo_loss,
     sequence_log_probabilities,
 )
-from v2_handwritten.align.algorithms.log_probabilities import frozen_copy
 from v2_handwritten.align.alignment_loop import make_optimizer, preference_step, train_steps
 from v2_handwritten.align.exam import take_exam
 from v2_handwritten.align.preference_data import PreferenceLoader, open_preferences
@@ -34,7 +33,7 @@ from v2_handwritten.align.prompt_data import exam_prompts, open_reward
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model, save_model
-from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.models.transformer import Transformer, frozen_copy
 from v2_handwritten.pretrain.components.optimizers import parameter_groups
 
 

@@ -27,11 +27,6 @@ from shared_data.training.schedulers import Schedule
 from shared_data.training.schedulers import learning_rate as scheduled
 from shared_data.training.training_state import find_checkpoint
 from v2_handwritten.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
-from v2_handwritten.align.algorithms.log_probabilities import (
-    frozen_copy,
-    masked_mean,
-    reply_log_probabilities,
-)
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
 from v2_handwritten.align.alignment_loop import make_optimizer, train_steps
 from v2_handwritten.align.exam import take_exam
@@ -40,7 +35,8 @@ from v2_handwritten.align.scoring import Score, choose_prompts, encode_prompts, 
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model, save_model
-from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.models.log_probs import completion_log_probs, masked_mean
+from v2_handwritten.models.transformer import Transformer, frozen_copy
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 
@@ -112,7 +108,7 @@ def grpo_step(
 ) -> Metrics:
     """Sample `options.group_size` replies to each prompt, and take `epochs` · `minibatches` optimizer steps on them.
 
-    reference: stays as it is (`log_probabilities.frozen_copy`); None where neither the penalty nor the metric `kl` is wanted.
+    reference: stays as it is (`frozen_copy`); None where neither the penalty nor the metric `kl` is wanted.
     seed: decides the replies and the minibatches, so an update that is done again from the same state gives the same.
     Dropout is off throughout: with it, old and new log-probabilities would differ before anything is learned.
     Raises `UserError` for a reward that is no finite number.
@@ -208,7 +204,7 @@ def train_grpo(
 def _log_probabilities(model: Transformer, rollout: Rollout, options: GrpoOptions) -> Float[Tensor, "B T"]:
     """Of the replies' tokens, in the distribution they were sampled from."""
     return rollout.of_replies(
-        reply_log_probabilities(
+        completion_log_probs(
             model, rollout.input_ids, rollout.reply_mask, rollout.attention_mask, options.temperature
         )
     )

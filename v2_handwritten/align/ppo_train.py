@@ -27,7 +27,6 @@ from shared_data.settings import Settings
 from shared_data.training.schedulers import Schedule
 from shared_data.training.schedulers import learning_rate as scheduled
 from shared_data.training.training_state import find_checkpoint
-from v2_handwritten.align.algorithms.log_probabilities import frozen_copy, reply_log_probabilities
 from v2_handwritten.align.algorithms.ppo import (
     Metrics,
     make_experience,
@@ -50,9 +49,10 @@ from v2_handwritten.align.scoring import (
 )
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
-from v2_handwritten.models.checkpoint import load_model, save_model
-from v2_handwritten.models.reward_model import RewardModel, load_reward_model, save_reward_model
-from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.models.checkpoint import load_model, load_reward_model, save_model
+from v2_handwritten.models.log_probs import completion_log_probs
+from v2_handwritten.models.reward_model import RewardModel
+from v2_handwritten.models.transformer import Transformer, frozen_copy
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 
@@ -123,7 +123,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
 
     def write_weights(target: Path) -> None:
         save_model(model, target, run.tokenizer.parent)
-        save_reward_model(value_model, target / "value_model", run.tokenizer.parent)
+        save_model(value_model, target / "value_model", run.tokenizer.parent)
 
     last = train_steps(
         settings, run, "ppo", optimizer, checkpoint, step, write_weights, shown=("reward", "objective/kl")
@@ -155,7 +155,7 @@ def ppo_step(
 ) -> Metrics:
     """Sample a reply to each prompt, and take `epochs` · `minibatches` optimizer steps on both models.
 
-    reference: stays as it is (`log_probabilities.frozen_copy`). optimizer: over `actor_critic_groups`.
+    reference: stays as it is (`frozen_copy`). optimizer: over `actor_critic_groups`.
     seed: decides the replies and the minibatches, so an update that is done again from the same state gives the same.
     Dropout is off throughout: with it, old and new log-probabilities would differ before anything is learned.
     Raises `UserError` for a reward that is no finite number.
@@ -263,7 +263,7 @@ def train_ppo(
 def _log_probabilities(model: Transformer, rollout: Rollout, options: PpoOptions) -> Float[Tensor, "B T"]:
     """Of the replies' tokens, in the distribution they were sampled from."""
     return rollout.of_replies(
-        reply_log_probabilities(
+        completion_log_probs(
             model, rollout.input_ids, rollout.reply_mask, rollout.attention_mask, options.temperature
         )
     )

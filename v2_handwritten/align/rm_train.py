@@ -28,8 +28,8 @@ from v2_handwritten.align.own_answers import answers_for
 from v2_handwritten.align.preference_data import PreferenceLoader, open_preferences
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
-from v2_handwritten.models.checkpoint import load_model
-from v2_handwritten.models.reward_model import RewardModel, load_reward_model, save_reward_model
+from v2_handwritten.models.checkpoint import load_model, load_reward_model, save_model
+from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.pretrain.components.muon import choose_optimizer
 
 
@@ -51,8 +51,6 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)
     model = load_reward_model(checkpoint) if checkpoint else RewardModel.from_transformer(tuned, section.seed)
     model.to(device)
-    if section.freeze_embeddings:
-        model.freeze_embeddings()
     optimizer = choose_optimizer(model, section)
 
     def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:
@@ -70,12 +68,12 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
         optimizer,
         checkpoint,
         partial(preference_step, model, optimizer, loader, batch_loss, section),
-        partial(save_reward_model, model, tokenizer_folder=run.tokenizer.parent),
+        partial(save_model, model, tokenizer_folder=run.tokenizer.parent),
         loader,
         evaluate,
         shown=("loss", "accuracy"),
     )
-    save_reward_model(model, folder, run.tokenizer.parent)
+    save_model(model, folder, run.tokenizer.parent)
     scores = score_pairs(model, exam)
     right = scores[:, 0] > scores[:, 1]
     by_reason: dict[str, list[bool]] = defaultdict(list)

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from shared_data.reward_functions import RewardFunction, score_replies
-from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabilities
 from v2_handwritten.align.algorithms.rollout import collect
 from v2_handwritten.align.own_answers import Answered
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.inference.chat import encode_chat, stop_ids
+from v2_handwritten.models.log_probs import completion_log_probs
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer
 
@@ -125,7 +125,7 @@ def examine_policy(
         finished += rollout.finished.sum().item()
         if reference is not None:
             given = (rollout.input_ids, rollout.reply_mask, rollout.attention_mask, temperature)
-            new, kept = (reply_log_probabilities(policy, *given) for policy in (model, reference))
+            new, kept = (completion_log_probs(policy, *given) for policy in (model, reference))
             divergence += (new - kept).sum().item()
     model.train(was_training)
     metrics = {

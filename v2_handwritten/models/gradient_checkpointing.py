@@ -20,6 +20,8 @@ def run_checkpointed(
     block: nn.Module, x: Float[Tensor, "B T C"], shared: SharedInputs
 ) -> Float[Tensor, "*rows C"]:
     """`block(x, shared)` without keeping its activations."""
+    if not x.requires_grad:  # from frozen embeddings: autograd would not record the block
+        x = x.detach().requires_grad_()
     return _Checkpoint.apply(x, block, shared)
 
 

@@ -103,12 +103,17 @@ def packed_hidden_states(
 
 def _states_of_line(model: "CausalModel", line: PackedLine) -> Float[Tensor, "n C"]:
     """The model's hidden states of one packed row."""
-    input_ids, position_ids, document_ids, branch_ids, keep = (
-        None if x is None else torch.from_numpy(x)
-        for x in (line.input_ids, line.position_ids, line.document_ids, line.branch_ids, line.logits_to_keep)
+    document_ids = torch.from_numpy(line.document_ids)
+    branch_ids, keep = (
+        None if x is None else torch.from_numpy(x) for x in (line.branch_ids, line.logits_to_keep)
     )
-    packing = Packing(document_ids, branch_ids)
-    return model.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep).flatten(end_dim=-2)
+    hidden = model.hidden_states(
+        torch.from_numpy(line.input_ids),
+        torch.from_numpy(line.position_ids),
+        Packing(document_ids, branch_ids),
+        logits_to_keep=keep,
+    )
+    return hidden.flatten(end_dim=-2)
 
 
 def _draws_dropout(model: "CausalModel") -> bool:

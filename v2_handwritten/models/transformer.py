@@ -12,7 +12,8 @@ Level 1 builds those library classes. Level 3: the same classes over its own aut
 """
 
 import copy
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -156,7 +157,8 @@ class CausalModel(nn.Module):
         if choice not in KERNELS:
             raise UserError(f"there are no kernels {choice!r}; choose one of {', '.join(KERNELS)}")
         self._kernels = choice
-        for module in self.body.modules():
+        modules: Iterator[Any] = self.body.modules()
+        for module in modules:
             if hasattr(module, "kernels"):
                 module.kernels = choice
 

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from shared_data.errors import UserError
 from shared_data.preference_pairs import Pair, check_pairs
-from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabilities
 from v2_handwritten.align.algorithms.reward_loss import log_sigmoid
+from v2_handwritten.models.log_probs import completion_log_probs
 from v2_handwritten.models.transformer import Transformer
 
 LossType = Literal["sigmoid", "hinge", "ipo"]
@@ -77,7 +77,7 @@ def sequence_log_probabilities(
 
     For the reference, call this on a `frozen_copy` inside `torch.no_grad()`; its numbers never change, so once is enough.
     """
-    return reply_log_probabilities(model, input_ids, reply_mask, attention_mask).sum(-1)
+    return completion_log_probs(model, input_ids, reply_mask, attention_mask).sum(-1)
 
 
 def dpo_loss(

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shared_data.errors import UserError
-from v2_handwritten.align.algorithms.log_probabilities import masked_mean
+from v2_handwritten.models.log_probs import masked_mean
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 _EPSILON = (

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from v2_handwritten.align.algorithms.log_probabilities import masked_mean
+from v2_handwritten.models.log_probs import masked_mean
 
 Mask = Int[Tensor, "B T"] | Bool[Tensor, "B T"]
 Metrics = dict[str, float]

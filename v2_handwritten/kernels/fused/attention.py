@@ -51,11 +51,9 @@ def causal_attention(
         return plain.causal_attention(q, k, v, mask, dropout_p, generator)
     if mask.plan is None:  # the first block plans for all
         mask.plan = _plan_tiles(mask)
-    # A GPU does not wait for the number of queries.
-    partial = mask.queries is not None and not q.is_cuda
-    return _CausalAttention.apply(
-        q, k, v, _partial_tiles(mask.plan, mask.queries) if partial else mask.plan, partial
-    )
+    wanted = None if q.is_cuda else mask.queries  # a GPU does not wait for their number
+    tiles = mask.plan if wanted is None else _partial_tiles(mask.plan, wanted)
+    return _CausalAttention.apply(q, k, v, tiles, wanted is not None)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -189,14 +187,14 @@ def _cut(begin: int, end: int) -> list[tuple[int, int]]:
 
 def _partial_tiles(tiles: Sequence[_Tile], wanted: Bool[Tensor, "B T"]) -> list[_Tile]:
     """What is left of the tiles when only these queries are wanted."""
+    positions = torch.arange(wanted.shape[1])
     partial = []
     for tile in tiles:
         for row in range(*tile.rows.indices(len(wanted))):
-            inside = wanted[row, tile.queries].nonzero().flatten()
-            if len(inside) > 0:
-                hidden = tile.mask[row % len(tile.mask)].unsqueeze(0)
-                whole = len(inside) == hidden.shape[1]
-                queries = tile.queries if whole else inside + tile.queries.start
-                hidden = hidden if whole else hidden[:, inside]
-                partial.append(_Tile(slice(row, row + 1), queries, tile.keys, hidden))
+            inside, hidden = wanted[row, tile.queries], tile.mask[row % len(tile.mask)].unsqueeze(0)
+            if inside.all():
+                partial.append(_Tile(slice(row, row + 1), tile.queries, tile.keys, hidden))
+            elif inside.any():
+                queries = positions[tile.queries][inside]
+                partial.append(_Tile(slice(row, row + 1), queries, tile.keys, hidden[:, inside]))
     return partial

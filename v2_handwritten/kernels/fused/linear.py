@@ -20,7 +20,7 @@ def merged_linear(x: Float[Tensor, "*rows I"], layers: Sequence[nn.Module]) -> F
     linears = [layer for layer in layers if type(layer) is plain.Linear]
     if len(linears) < len(layers):
         return plain.merged_linear(x, layers)
-    weight = torch.cat([layer.weight for layer in linears])
-    biases = [layer.bias for layer in linears if layer.bias is not None]
+    weight = torch.cat(tuple(layer.weight for layer in linears))
+    biases = tuple(layer.bias for layer in linears if layer.bias is not None)
     dtype = linears[0].compute_dtype or weight.dtype
     return plain.linear(x.to(dtype), weight.to(dtype), torch.cat(biases).to(dtype) if biases else None)

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from shared_data.settings import TrainingSettings
 from shared_data.training.data_loader import Batch, BatchSource
 from shared_data.training.schedulers import learning_rate
 from shared_data.training.training_state import TrainingState
+from v2_handwritten.models.packing import Packing
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.optimizers import AdamW
@@ -58,8 +60,8 @@ def train(
     scaler = LossScaler(enabled=settings.precision == "float16")
     scaler.load_state_dict(state.loss_scaler)
     model.compute_dtype = compute_dtype(settings.precision, device)
-    model.attention_kernel = settings.attention_kernel
-    model.activation_checkpointing = settings.activation_checkpointing
+    model.kernels = "library" if settings.attention_kernel == "library" else "fused"
+    model.gradient_checkpointing = settings.activation_checkpointing
     compute_loss = torch.compile(model.loss) if settings.compile else model.loss
 
     model.train()
@@ -130,12 +132,14 @@ def evaluate_loss(
     return nats / num_targets
 
 
-def _model_inputs(batch: Batch, document_masks: bool, device: torch.device) -> dict[str, Tensor]:
+def _model_inputs(batch: Batch, document_masks: bool, device: torch.device) -> dict[str, Any]:
     """The arguments of `Transformer.loss`, on the device; without document masks the model counts positions itself."""
     names = ["input_ids", "labels"] + (["position_ids", "document_ids"] if document_masks else [])
-    tensors = {name: torch.from_numpy(getattr(batch, name)) for name in names}
+    tensors: dict[str, Any] = {name: torch.from_numpy(getattr(batch, name)) for name in names}
     if device.type == "cuda":  # from pinned memory, the copy runs while the CPU goes on
         tensors = {name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()}
+    if document_masks:
+        tensors["packing"] = Packing.from_documents(tensors.pop("document_ids"))
     return tensors
 
 
