@@ -1,6 +1,6 @@
 """The stage `dpo`: a policy from preference pairs, without a reward model and without sampling (Rafailov et al. 2023).
 
-The reference (algorithms/log_probabilities.py, `frozen_copy`) never changes. Live, it is asked again for each batch, which costs a
+The reference (models/transformer.py, `frozen_copy`) never changes. Live, it is asked again for each batch, which costs a
 forward pass and keeps a second model in memory; or its two numbers for each pair are computed once, before the first step.
 Both give the same numbers up to rounding, as its passes have no dropout.
 
@@ -24,18 +24,15 @@ from v3_numpy_deep.align.algorithms.dpo import (
     dpo_loss,
     sequence_log_probabilities,
 )
-from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy
 from v3_numpy_deep.align.alignment_loop import make_optimizer, preference_step, train_steps
 from v3_numpy_deep.align.exam import take_exam
-from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards, open_preferences
+from v3_numpy_deep.align.preference_data import PreferenceLoader, open_preferences
 from v3_numpy_deep.align.prompt_data import exam_prompts, open_reward
-from v3_numpy_deep.autograd import Array, Tensor, no_grad
-from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.autograd.parallel import data_parallel
+from v3_numpy_deep.autograd import Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model, save_model
-from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.models.transformer import Transformer, frozen_copy
 from v3_numpy_deep.pretrain.components.optimizers import parameter_groups
 
 
@@ -98,7 +95,7 @@ def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
 def batch_log_probabilities(model: Transformer, batch: PreferenceBatch) -> Float[np.ndarray, "B 2"]:
     """log π of the chosen and of the rejected reply of each pair, without gradients: what a reference is asked for."""
     with no_grad():
-        return _log_probabilities(model, batch, np.arange(len(batch.input_ids))).data.reshape(2, -1).T
+        return _log_probabilities(model, batch).data.reshape(2, -1).T
 
 
 def reference_log_probabilities(
@@ -117,26 +114,11 @@ def dpo_batch_loss(
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean loss of the pairs of a batch, given the reference's log-probabilities of these pairs; metrics of `dpo_loss`."""
-    keep_freed_memory()
     B = len(batch.input_ids) // 2
-    values = np.empty(2 * B, model.lm_head.weight.dtype)
-    fixed = reference.astype(values.dtype).T.reshape(-1)  # like the rows of the batch, the chosen ones first
-
-    def loss_and_metrics(found: Tensor, rows: Array) -> tuple[Tensor, dict[str, float]]:
-        half, lengths = len(rows) // 2, batch.reply_lengths[rows]
-        pairs = (found[:half], found[half:], fixed[rows[:half]], fixed[rows[half:]])
-        return dpo_loss(*pairs, beta, loss_type, label_smoothing, lengths[:half], lengths[half:])
-
-    def loss_of(rows: Array) -> Tensor:
-        found = _log_probabilities(model, batch, rows)
-        values[rows] = found.data
-        return loss_and_metrics(found, rows)[0]
-
-    parts = _pair_shards(B, model)
-    weights = [len(rows) / (2 * B) for rows in parts]
-    loss = data_parallel(loss_of, parts, weights, list(model.parameters()))
-    _, metrics = loss_and_metrics(Tensor(values), np.arange(2 * B))
-    return loss, metrics
+    found, lengths = _log_probabilities(model, batch), batch.reply_lengths
+    fixed_chosen, fixed_rejected = reference.T.astype(found.dtype)
+    pairs = (found[:B], found[B:], fixed_chosen, fixed_rejected)
+    return dpo_loss(*pairs, beta, loss_type, label_smoothing, lengths[:B], lengths[B:])
 
 
 def evaluate_dpo(
@@ -162,7 +144,6 @@ def evaluate_dpo(
     return {name: total / pairs for name, total in totals.items()}
 
 
-def _log_probabilities(model: Transformer, batch: PreferenceBatch, rows: Array) -> Tensor:
-    """log π of the replies in these rows."""
-    arrays = (batch.input_ids, batch.reply_mask, batch.attention_mask)
-    return sequence_log_probabilities(model, *(array[rows] for array in arrays))
+def _log_probabilities(model: Transformer, batch: PreferenceBatch) -> Tensor:
+    """log π of all 2B replies."""
+    return sequence_log_probabilities(model, batch.input_ids, batch.reply_mask, batch.attention_mask)

@@ -25,11 +25,6 @@ from shared_data.training.schedulers import Schedule
 from shared_data.training.schedulers import learning_rate as scheduled
 from shared_data.training.training_state import find_checkpoint
 from v3_numpy_deep.align.algorithms.grpo import Metrics, group_advantages, grpo_loss
-from v3_numpy_deep.align.algorithms.log_probabilities import (
-    frozen_copy,
-    masked_mean,
-    reply_log_probabilities,
-)
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
 from v3_numpy_deep.align.alignment_loop import make_optimizer, train_steps
 from v3_numpy_deep.align.exam import take_exam
@@ -39,7 +34,8 @@ from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model, save_model
-from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.models.log_probs import completion_log_probs, masked_mean
+from v3_numpy_deep.models.transformer import Transformer, frozen_copy
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
 
@@ -111,7 +107,7 @@ def grpo_step(
 ) -> Metrics:
     """Sample `options.group_size` replies to each prompt, and take `epochs` · `minibatches` optimizer steps on them.
 
-    reference: stays as it is (`log_probabilities.frozen_copy`); None where neither the penalty nor the metric `kl` is wanted.
+    reference: stays as it is (`frozen_copy`); None where neither the penalty nor the metric `kl` is wanted.
     seed: decides the replies and the minibatches, so an update that is done again from the same state gives the same.
     Dropout is off throughout: with it, old and new log-probabilities would differ before anything is learned.
     Raises `UserError` for a reward that is no finite number.
@@ -205,7 +201,7 @@ def train_grpo(
 def _log_probabilities(model: Transformer, rollout: Rollout, options: GrpoOptions) -> Float[Tensor, "B T"]:
     """Of the replies' tokens, in the distribution they were sampled from."""
     return rollout.of_replies(
-        reply_log_probabilities(
+        completion_log_probs(
             model, rollout.input_ids, rollout.reply_mask, rollout.attention_mask, options.temperature
         )
     )

@@ -25,7 +25,6 @@ from shared_data.settings import Settings
 from shared_data.training.schedulers import Schedule
 from shared_data.training.schedulers import learning_rate as scheduled
 from shared_data.training.training_state import find_checkpoint
-from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy, reply_log_probabilities
 from v3_numpy_deep.align.algorithms.ppo import (
     Metrics,
     make_experience,
@@ -49,9 +48,10 @@ from v3_numpy_deep.align.scoring import (
 from v3_numpy_deep.autograd import ModuleDict, Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
-from v3_numpy_deep.models.checkpoint import load_model, save_model
-from v3_numpy_deep.models.reward_model import RewardModel, load_reward_model, save_reward_model
-from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.models.checkpoint import load_model, load_reward_model, save_model
+from v3_numpy_deep.models.log_probs import completion_log_probs
+from v3_numpy_deep.models.reward_model import RewardModel
+from v3_numpy_deep.models.transformer import Transformer, frozen_copy
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
 
@@ -120,7 +120,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
 
     def write_weights(target: Path) -> None:
         save_model(model, target, run.tokenizer.parent)
-        save_reward_model(value_model, target / "value_model", run.tokenizer.parent)
+        save_model(value_model, target / "value_model", run.tokenizer.parent)
 
     last = train_steps(
         settings, run, "ppo", optimizer, checkpoint, step, write_weights, shown=("reward", "objective/kl")
@@ -152,7 +152,7 @@ def ppo_step(
 ) -> Metrics:
     """Sample a reply to each prompt, and take `epochs` · `minibatches` optimizer steps on both models.
 
-    reference: stays as it is (`log_probabilities.frozen_copy`). optimizer: over `actor_critic_groups`.
+    reference: stays as it is (`frozen_copy`). optimizer: over `actor_critic_groups`.
     seed: decides the replies and the minibatches, so an update that is done again from the same state gives the same.
     Dropout is off throughout: with it, old and new log-probabilities would differ before anything is learned.
     Raises `UserError` for a reward that is no finite number.
@@ -258,7 +258,7 @@ def train_ppo(
 def _log_probabilities(model: Transformer, rollout: Rollout, options: PpoOptions) -> Float[Tensor, "B T"]:
     """Of the replies' tokens, in the distribution they were sampled from."""
     return rollout.of_replies(
-        reply_log_probabilities(
+        completion_log_probs(
             model, rollout.input_ids, rollout.reply_mask, rollout.attention_mask, options.temperature
         )
     )

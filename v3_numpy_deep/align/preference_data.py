@@ -27,8 +27,6 @@ from shared_data.tokenizer.chat_template import render_chat
 from shared_data.training.chat_data import check_turns
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch, preference_batch
 from v3_numpy_deep.align.own_answers import Answered
-from v3_numpy_deep.autograd import Module
-from v3_numpy_deep.autograd.parallel import available_threads, shards
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.inference.chat import encode_chat
 
@@ -226,15 +224,3 @@ def _encode(
         np.array([record["margin"] for _, record in given]),
         [record["reason"] for _, record in given],
     )
-
-
-def _pair_shards(B: int, model: Module) -> list[Int64[np.ndarray, " rows"]]:
-    """The rows of a batch of B pairs in a part for each thread; the two rows of a pair stay together.
-
-    With dropout there is one part, as its masks are drawn one by one.
-    """
-    config = model.config
-    dropout = max(config.embd_pdrop, config.attention_dropout, config.resid_pdrop) > 0
-    threads = 1 if model.training and dropout else available_threads()
-    pairs = (np.arange(B)[part] for part in shards(B, threads))
-    return [np.concatenate([part, B + part]) for part in pairs]

@@ -23,14 +23,12 @@ from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch
 from v3_numpy_deep.align.algorithms.reward_loss import reward_loss
 from v3_numpy_deep.align.alignment_loop import preference_step, train_steps
 from v3_numpy_deep.align.own_answers import answers_for
-from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards, open_preferences
-from v3_numpy_deep.autograd import Array, Tensor, no_grad
-from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.autograd.parallel import data_parallel
+from v3_numpy_deep.align.preference_data import PreferenceLoader, open_preferences
+from v3_numpy_deep.autograd import Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
-from v3_numpy_deep.models.checkpoint import load_model
-from v3_numpy_deep.models.reward_model import RewardModel, load_reward_model, save_reward_model
+from v3_numpy_deep.models.checkpoint import load_model, load_reward_model, save_model
+from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.pretrain.components.muon import choose_optimizer
 
 
@@ -51,8 +49,6 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     folder = run.stage("reward")  # only now: a wrong record leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)
     model = load_reward_model(checkpoint) if checkpoint else RewardModel.from_transformer(tuned, section.seed)
-    if section.freeze_embeddings:
-        model.freeze_embeddings()
     optimizer = choose_optimizer(model, section)
 
     def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:
@@ -70,12 +66,12 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
         optimizer,
         checkpoint,
         partial(preference_step, model, optimizer, loader, batch_loss, section),
-        partial(save_reward_model, model, tokenizer_folder=run.tokenizer.parent),
+        partial(save_model, model, tokenizer_folder=run.tokenizer.parent),
         loader,
         evaluate,
         shown=("loss", "accuracy"),
     )
-    save_reward_model(model, folder, run.tokenizer.parent)
+    save_model(model, folder, run.tokenizer.parent)
     scores = score_pairs(model, exam)
     right = scores[:, 0] > scores[:, 1]
     by_reason: dict[str, list[bool]] = defaultdict(list)
@@ -100,22 +96,10 @@ def reward_batch_loss(
     margins: Float[np.ndarray, " B"] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean loss of the pairs of a batch, by how much each chosen reply should be ahead, and the metrics of `reward_loss`."""
-    keep_freed_memory()
     B = len(batch.input_ids) // 2
-    scores = np.empty(2 * B, model.score.weight.dtype)
-
-    def loss_of(rows: Array) -> Tensor:
-        found = model(batch.input_ids[rows], batch.attention_mask[rows])
-        scores[rows] = found.data
-        half = len(rows) // 2
-        margin = None if margins is None else margins[rows[:half]].astype(scores.dtype)
-        return reward_loss(found[:half], found[half:], margin, center_coefficient)[0]
-
-    parts = _pair_shards(B, model)
-    weights = [len(rows) / (2 * B) for rows in parts]
-    loss = data_parallel(loss_of, parts, weights, list(model.parameters()))
-    _, metrics = reward_loss(Tensor(scores[:B]), Tensor(scores[B:]))
-    return loss, metrics
+    scores = model(batch.input_ids, batch.attention_mask)
+    margin = None if margins is None else margins.astype(scores.dtype)
+    return reward_loss(scores[:B], scores[B:], margin, center_coefficient)
 
 
 def evaluate_reward_model(

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from shared_data.reward_functions import RewardFunction, score_replies
-from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities
 from v3_numpy_deep.align.algorithms.rollout import collect
 from v3_numpy_deep.align.own_answers import Answered
 from v3_numpy_deep.autograd import no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.inference.chat import encode_chat, stop_ids
+from v3_numpy_deep.models.log_probs import completion_log_probs
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import Transformer
 
@@ -125,7 +125,7 @@ def examine_policy(
         if reference is not None:
             given = (rollout.input_ids, rollout.reply_mask, rollout.attention_mask, temperature)
             with no_grad():
-                new, kept = (reply_log_probabilities(policy, *given) for policy in (model, reference))
+                new, kept = (completion_log_probs(policy, *given) for policy in (model, reference))
             divergence += (new - kept).sum().item()
     model.train(was_training)
     metrics = {

@@ -12,7 +12,8 @@ Level 1 builds those library classes. Level 2: the same classes over torch, with
 """
 
 import copy
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -155,7 +156,8 @@ class CausalModel(Module):
         if choice not in KERNELS:
             raise UserError(f"level 3 has no kernels {choice!r}; choose one of {', '.join(KERNELS)}")
         self._kernels = choice
-        for module in self.body.modules():
+        modules: Iterator[Any] = self.body.modules()
+        for module in modules:
             if hasattr(module, "kernels"):
                 module.kernels = choice
 

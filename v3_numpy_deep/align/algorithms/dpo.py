@@ -23,10 +23,10 @@ from jaxtyping import Bool, Float, Int, Int64
 
 from shared_data.errors import UserError
 from shared_data.preference_pairs import Pair, check_pairs
-from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities
 from v3_numpy_deep.align.algorithms.reward_loss import log_sigmoid
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.models.log_probs import completion_log_probs
 from v3_numpy_deep.models.transformer import Transformer
 
 LossType = Literal["sigmoid", "hinge", "ipo"]
@@ -78,7 +78,7 @@ def sequence_log_probabilities(
 
     For the reference, call this on a `frozen_copy` inside `no_grad()`; its numbers never change, so once is enough.
     """
-    return reply_log_probabilities(model, input_ids, reply_mask, attention_mask).sum(-1)
+    return completion_log_probs(model, input_ids, reply_mask, attention_mask).sum(-1)
 
 
 # The loss is a tensor without axes; the shape checker of the tests would take a shape in this tuple for level 2's.

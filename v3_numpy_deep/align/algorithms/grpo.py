@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from shared_data.errors import UserError
-from v3_numpy_deep.align.algorithms.log_probabilities import masked_mean
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.models.log_probs import masked_mean
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 _EPSILON = (

@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from v3_numpy_deep.align.algorithms.log_probabilities import masked_mean
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.models.log_probs import masked_mean
 
 Mask = Int[Array, "B T"] | Bool[Array, "B T"]
 Metrics = dict[str, float]

@@ -23,9 +23,7 @@ from v3_numpy_deep.autograd.fused.linear import column_sums
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
 
-def rms_norm(
-    x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float
-) -> Float[Tensor, "*rows C"]:
+def rms_norm(x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float) -> Float[Tensor, "*rows C"]:
     """w · x / √(mean(x²) + ε)"""
     shape, w = x.shape, weight.data
     X = x.data.reshape(-1, shape[-1])

@@ -100,7 +100,10 @@ class LlamaAttention(Module):
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
         C, D, bias = config.hidden_size, config.head_dim, config.attention_bias
-        H, K = self.num_heads, self.num_key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        H, K = self.num_heads, self.num_key_value_heads = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+        )
         self.q_proj, self.k_proj, self.v_proj = (Linear(C, heads * D, bias) for heads in (H, K, K))
         self.o_proj = Linear(H * D, C, bias)
         self.head_dim, self.layer_index, self.attention_dropout = D, layer_index, config.attention_dropout

@@ -27,9 +27,7 @@ def layer_norm(
     return centered / ops.sqrt(variance + eps) * weight + bias
 
 
-def rms_norm(
-    x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float
-) -> Float[Tensor, "*rows C"]:
+def rms_norm(x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float) -> Float[Tensor, "*rows C"]:
     """RMSNorm over the last axis: x divided by its root mean square."""
     mean_square = (x * x).mean(-1, keepdims=True)
     return x / ops.sqrt(mean_square + eps) * weight

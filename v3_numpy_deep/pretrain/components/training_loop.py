@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from shared_data.training.data_loader import Batch, BatchSource
 from shared_data.training.schedulers import learning_rate
 from shared_data.training.training_state import TrainingState
 from v3_numpy_deep.autograd import no_grad
+from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.gradient_clipping import clip_gradients
 from v3_numpy_deep.pretrain.components.optimizers import AdamW
@@ -114,10 +116,12 @@ def evaluate_loss(
     return nats / num_targets
 
 
-def _model_inputs(batch: Batch, document_masks: bool) -> dict[str, np.ndarray]:
+def _model_inputs(batch: Batch, document_masks: bool) -> dict[str, Any]:
     """The arguments of `Transformer.loss`; without document masks the model counts positions itself."""
-    names = ["input_ids", "labels"] + (["position_ids", "document_ids"] if document_masks else [])
-    return {name: getattr(batch, name) for name in names}
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "labels": batch.labels}
+    if document_masks:
+        inputs |= {"position_ids": batch.position_ids, "packing": Packing.from_documents(batch.document_ids)}
+    return inputs
 
 
 def _stop_if_diverged(
