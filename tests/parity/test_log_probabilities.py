@@ -6,6 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from v2_handwritten.models.padding import (
+    hidden_states_of_rows,
+    last_positions,
+    pack_rows,
+    padded_inputs,
+    positions_of,
+)
 
 from tests.parity.arrays import array, integers
 from tests.parity.block_checks import compare_functions
@@ -16,13 +23,6 @@ from tests.parity.test_reward_model import relative
 from v1_quick.align.algorithms import log_probabilities as v1
 from v2_handwritten.align.algorithms import log_probabilities as v2
 from v2_handwritten.models import padding as padding2
-from v2_handwritten.models.padding import (
-    hidden_states_of_rows,
-    last_positions,
-    pack_rows,
-    padded_inputs,
-    positions_of,
-)
 from v3_numpy_deep.align.algorithms import log_probabilities as v3
 from v3_numpy_deep.autograd import Tensor, no_grad
 from v3_numpy_deep.autograd.gradcheck import gradcheck
