@@ -13,12 +13,15 @@ from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, is_recording, no_grad
+from v3_numpy_deep.autograd.kernels import kernel
 from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.autograd.parallel import cut_documents, data_parallel, shards
+from v3_numpy_deep.autograd.parallel import in_threads, shards
 from v3_numpy_deep.inference.kv_cache import KVCache
 from v3_numpy_deep.models.blocks.dropout import dropout
-from v3_numpy_deep.models.blocks.linear import Linear, fused_linear
+from v3_numpy_deep.models.blocks.linear import Linear, merged_linear
 from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.packing import Packing
+from v3_numpy_deep.models.sharding import cut_documents
 from v3_numpy_deep.models.transformer import Transformer
 
 SMALL = {
@@ -124,7 +127,8 @@ def test_an_adapter_among_the_layers_is_called_instead_of_stacked() -> None:
         )
     x = Tensor(array(5, 2, 4))
     np.testing.assert_allclose(
-        fused_linear(x, layers).data, np.concatenate([layers[0](x).data, layers[1](x).data], axis=1)
+        kernel("fused", merged_linear)(x, layers).data,
+        np.concatenate([layers[0](x).data, layers[1](x).data], axis=1),
     )
 
 
@@ -162,9 +166,9 @@ def test_a_packed_sequence_in_threads_gives_the_loss_and_gradients_of_one_thread
     positions = np.concatenate([np.arange(n) for n in lengths])[None] if reset else None
     results = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr("v3_numpy_deep.models.transformer.available_threads", lambda n=threads: n)
+        monkeypatch.setattr("v3_numpy_deep.models.sharding.available_threads", lambda n=threads: n)
         model.zero_grad()
-        loss = model.loss(ids, labels, positions, documents)
+        loss = model.loss(ids, labels, positions, Packing(documents))
         loss.backward()
         results.append([loss.data, *(parameter.grad for parameter in model.parameters())])
     for result in results[1:]:
@@ -177,7 +181,7 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
         raise UserError(f"no rows {part}")
 
     with pytest.raises(UserError, match="no rows"):
-        data_parallel(fail, shards(4, 2), [0.5, 0.5], [])
+        in_threads(fail, shards(4, 2), [])
 
 
 def test_shards_obey_no_grad() -> None:
@@ -185,13 +189,13 @@ def test_shards_obey_no_grad() -> None:
 
     def function(part: slice) -> Tensor:
         modes.append(is_recording())
-        return (weight * float(part.start)).sum()
+        return weight * float(part.start)
 
     with no_grad():
-        total = data_parallel(function, shards(4, 2), [0.5, 0.5], [weight])
+        rows = in_threads(function, shards(4, 2), [weight])
     assert modes == [False, False]
-    assert not total.requires_grad
-    assert total.item() == 2.0
+    assert not rows.requires_grad
+    assert rows.data.tolist() == [0.0, 4.0]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
