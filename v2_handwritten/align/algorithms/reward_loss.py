@@ -1,8 +1,8 @@
-"""What trains a reward model: the chosen reply should get a higher score than the rejected one.
+"""What trains a reward model: the chosen completion should get a higher score than the rejected one.
 
 The model of Bradley & Terry (1952): P(chosen beats rejected) = σ(r_chosen - r_rejected), and the loss is -log of it, as in
 Stiennon et al. 2020 and Ouyang et al. 2022, equation 1. Two options of practice: a margin, by which the score of a much
-better reply must be higher (Touvron et al. 2023, "Llama 2", equation 2), and a pull of both scores towards zero, which
+better completion must be higher (Touvron et al. 2023, "Llama 2", equation 2), and a pull of both scores towards zero, which
 the loss leaves free (Eisenstein et al. 2023). Derivation in reward_loss.md.
 
 Level 1: the loss inside trl's `RewardTrainer`. Level 3: the same over its own autograd.
