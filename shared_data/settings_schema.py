@@ -49,22 +49,6 @@ class ModelSettings(Section):
     initializer_range: float = Field(
         default=0.02, gt=0, description="standard deviation of the initial weights"
     )
-    equal_query_key: bool = Field(
-        default=False, description="the keys' matrix starts as the queries': each token looks for its like"
-    )
-    induction_heads: bool = Field(
-        default=False,
-        description="the first layers start as a circuit that finds what followed a token earlier (llama)",
-    )
-
-    @model_validator(mode="after")
-    def _induction_has_its_layers(self) -> Self:
-        if self.induction_heads and (self.model_type != "llama" or self.num_hidden_layers < 2):
-            raise ValueError(
-                "induction_heads needs rotary positions and two layers; set model_type = llama and num_hidden_layers of 2 or more, "
-                "or leave it off"
-            )
-        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
