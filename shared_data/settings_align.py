@@ -50,20 +50,11 @@ class PreferenceSettings(OptimizerSettings):
         le=1,
         description="story world: share of pairs and prompts that are questions, not requests for a story",
     )
-    passages: int = Field(
-        default=0,
-        ge=0,
-        description="story world: so many of the pairs are about one to four sentences, and come before all others",
-    )
     passage_fraction: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="story world: share of the pairs after the first passages that are about passages still, of up to eight sentences",
-    )
-    shuffle: bool = Field(
-        default=True,
-        description="draw the order of the pairs anew for each epoch; if false, the first keeps that of the source: a curriculum",
+        description="story world: share of the pairs that are about a few sentences, not about a whole story",
     )
     batch_size: int = Field(default=16, ge=1, description="pairs in one forward and backward pass")
     gradient_accumulation_steps: int = Field(
@@ -81,7 +72,7 @@ class PreferenceSettings(OptimizerSettings):
     @property
     def lessons(self) -> dict[str, Any]:
         """What the story world is asked for (`story_world.preferences`)."""
-        names = ("question_fraction", "passages", "passage_fraction")
+        names = ("question_fraction", "passage_fraction")
         return {name: getattr(self, name) for name in names}
 
 
@@ -97,16 +88,6 @@ class RewardSettings(PreferenceSettings, ChosenOptimizerSettings):
         default=0.0,
         ge=0,
         description="pull of the mean score of a pair towards zero (TRL: center_rewards_coefficient)",
-    )
-    freeze_embeddings: bool = Field(
-        default=False,
-        description="leave the vectors of tokens and positions as the tuned model has them (Kumar et al. 2022)",
-    )
-    own_answer_tokens: int = Field(
-        default=0,
-        ge=0,
-        description="where the prompt ends with a question mark, show the reward model what the tuned model itself would answer, if it does "
-        "so in at most so many tokens (reference-guided grading, Zheng et al. 2023); 0: never",
     )
 
 

@@ -161,18 +161,13 @@ class SftSettings(TrainingSettings):
         default=0.05,
         ge=0,
         le=1,
-        description="story world: share of the conversations after the first passages that ask for a story instead",
-    )
-    passages: int = Field(
-        default=0,
-        ge=0,
-        description="story world: so many conversations are about how a story begins or a sentence of it, and come before all others",
+        description="story world: share of the conversations that ask for a story instead",
     )
     passage_fraction: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="story world: share of the conversations after these that are about one to six sentences, not about a whole story",
+        description="story world: share of the conversations that are about one to six sentences, not about a whole story",
     )
     wordy_fraction: float = Field(
         default=0.25,
@@ -180,10 +175,6 @@ class SftSettings(TrainingSettings):
         le=1,
         description="story world: share of replies about whole stories that go on with a phrase nobody asked for, which alignment is to "
         "take away",
-    )
-    shuffle: bool = Field(
-        default=True,
-        description="draw the order of the conversations anew for each epoch; if false, the first keeps that of the source: a curriculum",
     )
     sequence_length: int = Field(
         default=2048, ge=8, description="T, tokens in a packed sequence; at most the model's positions"
@@ -203,5 +194,5 @@ class SftSettings(TrainingSettings):
     @property
     def lessons(self) -> dict[str, Any]:
         """What the story world is asked for (`story_world.conversations`)."""
-        names = ("questions_per_story", "request_fraction", "passages", "passage_fraction", "wordy_fraction")
+        names = ("questions_per_story", "request_fraction", "passage_fraction", "wordy_fraction")
         return {name: getattr(self, name) for name in names}

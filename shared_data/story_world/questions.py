@@ -159,7 +159,7 @@ KINDS: dict[str, Kind] = {
 }
 
 ABOUT_A_PERSON = tuple(kind for kind, entry in KINDS.items() if "{name}" in entry.phrasings[0])
-TRAIT_FRACTION = 0.75  # of the lessons about what somebody is: the harder of the two
+TRAIT_FRACTION = 0.75  # of the questions about what somebody is: the harder of the two
 NEVER_TOLD = ("age", "family", "breakfast")
 ALWAYS_TOLD = (
     "hero",
@@ -282,7 +282,7 @@ def kinds_and_names(facts: Facts) -> list[tuple[str, str]]:
 
 
 def repeats(facts: Facts, rng: random.Random) -> set[tuple[str, str]]:
-    """What a lesson leaves out, lest it asks for a fact twice: of each friend either the trait, whose reply tells both, or the species."""
+    """What a conversation leaves out, so that it does not ask for a fact twice: of each friend either the trait, whose reply tells both, or the species."""
     return {
         ("species" if rng.random() < TRAIT_FRACTION else "trait", name) for name in (facts.hero, facts.friend)
     }

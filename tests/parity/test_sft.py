@@ -285,24 +285,6 @@ def test_each_conversation_comes_once_an_epoch_and_the_order_resumes_exactly(mod
 
 
 @pytest.mark.parametrize("module", [data2, data3], ids=["v2", "v3"])
-def test_a_curriculum_keeps_the_order_in_the_first_epoch_only(
-    module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But for who shares a row with whom, which is decided among a few neighbours."""
-    monkeypatch.setattr(module, "PACKED_TOGETHER", 20)
-    examples = [module.Example(np.full(n, n), np.ones(n, dtype=bool)) for n in range(5, 65)]
-    loader = module.PackedConversations(examples, 1, 100, 0, seed=4, shuffle=False)
-    order: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    while loader.epoch < 2:
-        row = loader.next_batch().input_ids[0]
-        order[loader.epoch] += list(dict.fromkeys(row[row != 0].tolist()))
-    for start in range(5, 65, 20):
-        assert sorted(order[0][start - 5 : start + 15]) == list(range(start, start + 20))
-    assert sorted(order[1]) == sorted(order[0]) == list(range(5, 65))
-    assert [n // 20 for n in order[1]] != sorted(n // 20 for n in order[1])
-
-
-@pytest.mark.parametrize("module", [data2, data3], ids=["v2", "v3"])
 def test_best_fit_fills_what_long_ones_leave_with_short_ones(module: Any) -> None:
     """The textbook case: two rows of ten, which hold nothing but text; and rows follow each other as their first ones do."""
     assert module.best_fit_rows(np.array([4, 8, 1, 4, 2, 1]), 10) == [[0, 2, 3, 5], [1, 4]]

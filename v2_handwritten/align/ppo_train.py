@@ -35,7 +35,6 @@ from v2_handwritten.align.algorithms.ppo import (
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
 from v2_handwritten.align.alignment_loop import make_optimizer, train_steps
 from v2_handwritten.align.exam import take_exam
-from v2_handwritten.align.own_answers import answers_for
 from v2_handwritten.align.prompt_data import open_prompts, open_reward
 from v2_handwritten.align.scoring import (
     Score,
@@ -101,7 +100,6 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     ).to(device)
     if function is not None and not checkpoint:
         nn.init.zeros_(value_model.score.weight)
-    answered = answers_for(settings, reference, tokenizer)
     optimizer = make_optimizer(actor_critic_groups(model, value_model, section.weight_decay), section)
     names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
     options = PpoOptions(
@@ -111,11 +109,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     def step(number: int) -> Metrics:
         asked = choose_prompts(prompts, section.prompts_per_step, section.seed, number)
         ids = encode_prompts(tokenizer, asked)
-        if function is None:
-            read = ids if answered is None else encode_prompts(tokenizer, asked, answered)
-            score = model_score(reward_model, read)
-        else:
-            score = text_score(tokenizer, asked, function)
+        score = text_score(tokenizer, asked, function) if function else model_score(reward_model, ids)
         seed = section.seed * 1_000_003 + number
         metrics = ppo_step(model, value_model, optimizer, reference, ids, score, options, seed)
         tokens = sum(map(len, ids)) + metrics["reply_tokens"] * len(ids)
@@ -132,9 +126,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}
     if function is None:
         on_stories = section.source == "story_world"
-        function = (
-            open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer, answered)
-        )
+        function = open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer)
     return numbers | take_exam(settings, run, "ppo", model, tokenizer, held_out, function)
 
 

@@ -23,7 +23,6 @@ from shared_data.settings import Settings
 from v2_handwritten.align.algorithms.dpo import PreferenceBatch
 from v2_handwritten.align.algorithms.reward_loss import reward_loss
 from v2_handwritten.align.alignment_loop import preference_step, train_steps
-from v2_handwritten.align.own_answers import answers_for
 from v2_handwritten.align.preference_data import PreferenceLoader, open_preferences
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.device import resolve_device
@@ -42,17 +41,15 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     tokenizer = Tokenizer.load(run.tokenizer)
     device = resolve_device(settings.device)
     tuned = load_model(run.checkpoint("sft")).to(device)
-    given, held_out = open_preferences(settings, "reward", tokenizer, answers_for(settings, tuned, tokenizer))
+    given, held_out = open_preferences(settings, "reward", tokenizer)
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     length = min(section.max_length, tuned.config.max_position_embeddings)
-    loader = given.loader(section, pad_id, length, section.shuffle)
+    loader = given.loader(section, pad_id, length)
     exam = held_out.loader(section, pad_id, length, shuffle=False)
     folder = run.stage("reward")  # only now: a wrong record leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)
     model = load_reward_model(checkpoint) if checkpoint else RewardModel.from_transformer(tuned, section.seed)
     model.to(device)
-    if section.freeze_embeddings:
-        model.freeze_embeddings()
     optimizer = choose_optimizer(model, section)
 
     def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:

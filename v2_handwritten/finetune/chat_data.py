@@ -101,7 +101,6 @@ def assistant_spans(messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, in
 class PackedConversations:
     """Endless batches of packed conversations; in an epoch each comes once, in an order drawn from (seed, epoch).
 
-    Without `shuffle` the first epoch keeps the order of the examples, but for who shares a row: a curriculum (Bengio et al. 2009).
     What a row has left is padding that no loss counts.
     """
 
@@ -168,7 +167,7 @@ class PackedConversations:
     def _rows_of_epoch(self) -> list[list[int]]:
         """Which conversations share a row, and which row comes when; a function of (seed, epoch) alone."""
         order = np.arange(len(self.examples))
-        if self.shuffle or self.epoch > 0:
+        if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
         return self._rows_in(order)
 

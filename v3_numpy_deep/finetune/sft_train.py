@@ -10,7 +10,6 @@ Level 1: TRL's `SFTTrainer`; level 2: the same as here over torch.
     uv run v3 sft --config tiny
 """
 
-import random
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -144,12 +143,11 @@ def open_conversations(
         for where, messages in islice(told, section.conversations)
     ]
     held_out = examples[::VALIDATION_PART] if len(examples) > 1 else examples
-    random.Random(section.seed).shuffle(held_out)  # the first of a curriculum are not like the rest
     kept = [example for i, example in enumerate(examples) if i % VALIDATION_PART] or examples
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     options: dict[str, Any] = {"sequence_length": length, "pad_id": pad_id, "seed": section.seed}
     return (
-        PackedConversations(kept, section.batch_size, shuffle=section.shuffle, **options),
+        PackedConversations(kept, section.batch_size, **options),
         PackedConversations(held_out, section.batch_size, shuffle=False, **options),
     )
 
