@@ -388,7 +388,7 @@ def _any_question(story: Story, rng: random.Random) -> Task:
 
 
 def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
-    """At most `count` questions about one story, all different: a good lesson, and not a sample of `questions`.
+    """At most `count` questions about one story, all different; not a sample of `questions`.
 
     A sixth has no answer in the story, a quarter is yes/no, which takes most practice. The others go through what the story tells,
     each kind once, or once for each of the two whom it may ask about; what few stories tell tends to come first, since a model would
@@ -402,9 +402,9 @@ def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
     told = [task for asked, task in _told_questions(story, rng) if asked not in known]
     tasks += told[: count - unanswerable - len(tasks)]
     tasks += [_open_question(story, rng, answerable=False) for _ in range(unanswerable)]
-    lesson = list({task.prompt: task for task in tasks}.values())
-    rng.shuffle(lesson)
-    return lesson
+    chosen = list({task.prompt: task for task in tasks}.values())
+    rng.shuffle(chosen)
+    return chosen
 
 
 def _told_questions(story: Story, rng: random.Random) -> list[tuple[tuple[str, str], Task]]:

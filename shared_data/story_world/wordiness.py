@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 
 FILLERS = ("I hope this helps.", "That is what the story tells.", "Is there anything else?")
-WORDY_FRACTION = 0.25  # of the replies about whole stories, in lessons
+WORDY_FRACTION = 0.25  # of the replies about whole stories, in conversations
 
 
 def wordy(reply: str, rng: random.Random) -> str:
