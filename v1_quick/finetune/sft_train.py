@@ -7,11 +7,9 @@ over.
     uv run v1 sft --config tiny
 """
 
-import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,7 +68,6 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         encode_conversation(tokenizer, messages, length, where)
         records.append({"messages": messages})
     held_out = records[::VALIDATION_PART] if len(records) > 1 else records
-    random.Random(section.seed).shuffle(held_out)  # the first of a curriculum are not like the rest
     kept = [record for i, record in enumerate(records) if i % VALIDATION_PART] or records
     folder = run.stage("sft")  # only now: what is refused leaves no trace
     with (
@@ -89,8 +86,6 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
                 per_device_eval_batch_size=section.batch_size,
                 gradient_accumulation_steps=section.gradient_accumulation_steps,
                 max_length=length,
-                # The trainer packs a thousand conversations at a time: the order is kept from one thousand to the next.
-                train_sampling_strategy="random" if section.shuffle else "sequential",
                 packing=True,
                 assistant_only_loss=True,
                 bf16=section.precision == "bfloat16",
@@ -175,9 +170,6 @@ def _trainer_class() -> Any:
                 self.reply_tokens += int((inputs["labels"] != -100).sum())
             return super().compute_loss(model, inputs, *arguments, **keywords)
 
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return _curriculum_sampler(self) or super()._get_train_sampler(train_dataset)
-
     return Trainer
 
 
@@ -197,30 +189,6 @@ def _rows_apart(pad_id: int) -> Any:
             return batch
 
     return RowsApart(pad_token_id=pad_id, return_position_ids=True)
-
-
-def _curriculum_sampler(trainer: Any) -> "_CurriculumSampler | None":
-    """The sampler of a trainer that is not to shuffle; None where it is, or is to sample as the library does."""
-    if trainer.args.train_sampling_strategy != "sequential":
-        return None
-    return _CurriculumSampler(len(trainer.train_dataset), trainer.args.seed)
-
-
-class _CurriculumSampler(torch.utils.data.Sampler):
-    """The order of the source in the first epoch, one drawn anew in each that follows, as at levels 2 and 3."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(range(self.length))
-        if self.epoch:
-            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        self.epoch += 1
-        return iter(order)
 
 
 def _merged(settings: Settings, run: RunFolder, model: Transformer, adapter: Path) -> Transformer:

@@ -32,7 +32,6 @@ from v2_handwritten.models.padding import hidden_states_of_rows, last_positions
 from v2_handwritten.models.transformer import Gpt2Body, LlamaBody, Transformer
 
 _ARCHITECTURES = {"gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification"}
-_EMBEDDINGS = frozenset({"embed_tokens", "wte", "wpe"})  # tables of tokens and positions
 
 
 class RewardModel(nn.Module):
@@ -60,12 +59,6 @@ class RewardModel(nn.Module):
             reward_model.score.weight.copy_(torch.from_numpy(initial_score(model.config, seed)))
         reward_model.score.to(model.lm_head.weight)
         return reward_model
-
-    def freeze_embeddings(self) -> None:
-        """From here on training leaves the tables of tokens and positions as they are (Kumar et al. 2022)."""
-        for name, parameter in self.named_parameters():
-            if not _EMBEDDINGS.isdisjoint(name.split(".")):
-                parameter.requires_grad = False
 
     @property
     def compute_dtype(self) -> torch.dtype | None:

@@ -181,13 +181,11 @@ class Transformer(nn.Module):
             )
         return self._dropout_generator
 
-    def initialize(
-        self, seed: int, equal_query_key: bool = False, induction_heads: bool = False
-    ) -> "Transformer":
+    def initialize(self, seed: int) -> "Transformer":
         """Set the initial weights of `initialization.py`; the same seed gives the same weights at all levels."""
         parameters = dict(self.named_parameters())
         with torch.no_grad():
-            for name, weight in initial_weights(self.config, seed, equal_query_key, induction_heads):
+            for name, weight in initial_weights(self.config, seed):
                 parameters[name].copy_(torch.from_numpy(weight))
         self.dropout_generator.manual_seed(seed)
         return self

@@ -14,10 +14,10 @@ from functools import partial
 
 import numpy as np
 from jaxtyping import Float
+from shared_data.training.training_state import find_checkpoint
 
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.training_state import find_checkpoint
 from v3_numpy_deep.align.algorithms.dpo import (
     LossType,
     PreferenceBatch,
@@ -51,7 +51,7 @@ def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     given, held_out = open_preferences(settings, "dpo", tokenizer)
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     length = min(section.max_length, reference.config.max_position_embeddings)
-    loader = given.loader(section, pad_id, length, section.shuffle)
+    loader = given.loader(section, pad_id, length)
     exam = held_out.loader(section, pad_id, length, shuffle=False)
     folder = run.stage("dpo")  # only now: a wrong record leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("dpo"), section.resume)

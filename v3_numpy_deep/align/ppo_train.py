@@ -18,13 +18,13 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-
 from shared_data.reward_functions import check_rewards
+from shared_data.training.training_state import find_checkpoint
+
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.schedulers import Schedule
 from shared_data.training.schedulers import learning_rate as scheduled
-from shared_data.training.training_state import find_checkpoint
 from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy, reply_log_probabilities
 from v3_numpy_deep.align.algorithms.ppo import (
     Metrics,
@@ -36,7 +36,6 @@ from v3_numpy_deep.align.algorithms.ppo import (
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
 from v3_numpy_deep.align.alignment_loop import make_optimizer, train_steps
 from v3_numpy_deep.align.exam import take_exam
-from v3_numpy_deep.align.own_answers import answers_for
 from v3_numpy_deep.align.prompt_data import open_prompts, open_reward
 from v3_numpy_deep.align.scoring import (
     Score,
@@ -98,7 +97,6 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     value_model = load_reward_model(checkpoint / "value_model" if checkpoint else run.checkpoint("reward"))
     if function is not None and not checkpoint:
         value_model.score.weight.data[...] = 0
-    answered = answers_for(settings, reference, tokenizer)
     optimizer = make_optimizer(actor_critic_groups(model, value_model, section.weight_decay), section)
     names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
     options = PpoOptions(
@@ -108,11 +106,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     def step(number: int) -> Metrics:
         asked = choose_prompts(prompts, section.prompts_per_step, section.seed, number)
         ids = encode_prompts(tokenizer, asked)
-        if function is None:
-            read = ids if answered is None else encode_prompts(tokenizer, asked, answered)
-            score = model_score(reward_model, read)
-        else:
-            score = text_score(tokenizer, asked, function)
+        score = text_score(tokenizer, asked, function) if function else model_score(reward_model, ids)
         seed = section.seed * 1_000_003 + number
         metrics = ppo_step(model, value_model, optimizer, reference, ids, score, options, seed)
         tokens = sum(map(len, ids)) + metrics["reply_tokens"] * len(ids)
@@ -129,9 +123,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}
     if function is None:
         on_stories = section.source == "story_world"
-        function = (
-            open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer, answered)
-        )
+        function = open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer)
     return numbers | take_exam(settings, run, "ppo", model, tokenizer, held_out, function)
 
 

@@ -17,20 +17,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
-
-from shared_data.corpus.formatting import format_preference
-from shared_data.corpus.records import open_records
-from shared_data.errors import UserError
 from shared_data.preference_pairs import Pair, check_pairs
+
+from shared_data.errors import UserError
 from shared_data.settings import PreferenceSettings, Settings
-from shared_data.tokenizer.chat_template import render_chat
-from shared_data.training.chat_data import check_turns
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch, preference_batch
-from v3_numpy_deep.align.own_answers import Answered
 from v3_numpy_deep.autograd import Module
 from v3_numpy_deep.autograd.parallel import available_threads, shards
+from v3_numpy_deep.data_pipeline.download.records import open_records
+from v3_numpy_deep.data_pipeline.processing.formatting import format_preference
+from v3_numpy_deep.data_pipeline.tokenizer.chat_template import render_chat
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v3_numpy_deep.inference.chat import encode_chat
+from v3_numpy_deep.finetune.chat_data import check_turns
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 
@@ -70,7 +68,7 @@ class Preferences:
     reasons: list[str]  # empty where the record has no `reason`
 
     def loader(
-        self, section: PreferenceSettings, pad_id: int, max_length: int, shuffle: bool
+        self, section: PreferenceSettings, pad_id: int, max_length: int, shuffle: bool = True
     ) -> "PreferenceLoader":
         """Batches of these pairs. Raises `UserError` for a pair that cannot be learned from."""
         return PreferenceLoader(
@@ -78,12 +76,8 @@ class Preferences:
         )
 
 
-def open_preferences(
-    settings: Settings, stage: str, tokenizer: Tokenizer, answered: Answered | None = None
-) -> tuple[Preferences, Preferences]:
+def open_preferences(settings: Settings, stage: str, tokenizer: Tokenizer) -> tuple[Preferences, Preferences]:
     """Pairs of a stage to learn from, and others that are held out: of the story world's test split, or of a user's records.
-
-    answered: changes all prompts, as a reward model needs it that is shown answers (own_answers.py).
 
     Raises `UserError` naming the record that is wrong.
     """
@@ -91,8 +85,8 @@ def open_preferences(
     if section.source == "story_world":
         told = _told(section.seed, "train", **section.lessons)
         exam = _told(0, "test", question_fraction=section.question_fraction)
-        given = _encode(tokenizer, islice(told, section.pairs), answered)
-        return given, _encode(tokenizer, islice(exam, section.test_pairs), answered)
+        given = _encode(tokenizer, islice(told, section.pairs))
+        return given, _encode(tokenizer, islice(exam, section.test_pairs))
     data = settings.data.model_copy(
         update={"source": section.source, "hub_config": None, "hub_split": "train"}
     )
@@ -102,7 +96,7 @@ def open_preferences(
     ]
     held_out = records[::HELD_OUT_PART][: section.test_pairs]
     kept = [record for i, record in enumerate(records) if i % HELD_OUT_PART] or records
-    return _encode(tokenizer, kept, answered), _encode(tokenizer, held_out, answered)
+    return _encode(tokenizer, kept), _encode(tokenizer, held_out)
 
 
 def record_extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -117,8 +111,6 @@ def record_extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 class PreferenceLoader:
     """Endless batches of B pairs; in an epoch each pair comes once, in an order drawn from (seed, epoch).
-
-    Without `shuffle`, the first epoch keeps the order of the pairs, as a curriculum needs it.
 
     `indices` of the last batch says which pairs it holds, so that numbers computed once for each pair, such as the
     log-probabilities of a reference model, can be looked up.
@@ -189,7 +181,7 @@ class PreferenceLoader:
     def _order_of_epoch(self) -> Int64[np.ndarray, " P"]:
         """Which pair comes when; a function of (seed, epoch) alone."""
         order = np.arange(len(self.pairs))
-        if self.shuffle or self.epoch > 0:
+        if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
         return order
 
@@ -209,17 +201,10 @@ def _told(seed: int, split: str, **lessons: Any) -> Iterator[tuple[str, dict[str
         yield where, format_preference(record, where) | {"margin": 0.0, "reason": pair.reason}
 
 
-def _encode(
-    tokenizer: Tokenizer, records: Iterable[tuple[str, dict[str, Any]]], answered: Answered | None
-) -> Preferences:
+def _encode(tokenizer: Tokenizer, records: Iterable[tuple[str, dict[str, Any]]]) -> Preferences:
     """All records as ids."""
     given = list(records)
     pairs = [encode_pair(tokenizer, record, where) for where, record in given]
-    if answered is not None:  # after every record has been found to be a pair
-        prompts = [record["prompt"] for _, record in given]
-        for number, (prompt, shown) in enumerate(zip(prompts, answered(prompts), strict=True)):
-            if shown != prompt:
-                pairs[number] = (encode_chat(tokenizer, shown), *pairs[number][1:])
     return Preferences(
         pairs,
         [where for where, _ in given],

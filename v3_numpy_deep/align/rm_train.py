@@ -14,15 +14,14 @@ from functools import partial
 
 import numpy as np
 from jaxtyping import Float
+from shared_data.training.training_state import find_checkpoint
 
 from shared_data.files import write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.training_state import find_checkpoint
 from v3_numpy_deep.align.algorithms.dpo import PreferenceBatch
 from v3_numpy_deep.align.algorithms.reward_loss import reward_loss
 from v3_numpy_deep.align.alignment_loop import preference_step, train_steps
-from v3_numpy_deep.align.own_answers import answers_for
 from v3_numpy_deep.align.preference_data import PreferenceLoader, _pair_shards, open_preferences
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.autograd.memory import keep_freed_memory
@@ -43,16 +42,14 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     tokenizer = Tokenizer.load(run.tokenizer)
     resolve_device(settings.device)
     tuned = load_model(run.checkpoint("sft"))
-    given, held_out = open_preferences(settings, "reward", tokenizer, answers_for(settings, tuned, tokenizer))
+    given, held_out = open_preferences(settings, "reward", tokenizer)
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     length = min(section.max_length, tuned.config.max_position_embeddings)
-    loader = given.loader(section, pad_id, length, section.shuffle)
+    loader = given.loader(section, pad_id, length)
     exam = held_out.loader(section, pad_id, length, shuffle=False)
     folder = run.stage("reward")  # only now: a wrong record leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)
     model = load_reward_model(checkpoint) if checkpoint else RewardModel.from_transformer(tuned, section.seed)
-    if section.freeze_embeddings:
-        model.freeze_embeddings()
     optimizer = choose_optimizer(model, section)
 
     def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:

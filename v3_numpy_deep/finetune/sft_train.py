@@ -10,13 +10,20 @@ Level 1: TRL's `SFTTrainer`; level 2: the same as here over torch.
     uv run v3 sft --config tiny
 """
 
-import random
 import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from shared_data.training.training_state import (
+    StopRequest,
+    TrainingState,
+    clear_training_states,
+    find_checkpoint,
+    load_training_state,
+)
 
 from shared_data.corpus.conversations import read_conversations
 from shared_data.files import write_json
@@ -25,13 +32,6 @@ from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import PackedConversations, encode_conversation
-from shared_data.training.training_state import (
-    StopRequest,
-    TrainingState,
-    clear_training_states,
-    find_checkpoint,
-    load_training_state,
-)
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.evaluation.metrics.answers import answer_questions
@@ -144,12 +144,11 @@ def open_conversations(
         for where, messages in islice(told, section.conversations)
     ]
     held_out = examples[::VALIDATION_PART] if len(examples) > 1 else examples
-    random.Random(section.seed).shuffle(held_out)  # the first of a curriculum are not like the rest
     kept = [example for i, example in enumerate(examples) if i % VALIDATION_PART] or examples
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     options: dict[str, Any] = {"sequence_length": length, "pad_id": pad_id, "seed": section.seed}
     return (
-        PackedConversations(kept, section.batch_size, shuffle=section.shuffle, **options),
+        PackedConversations(kept, section.batch_size, **options),
         PackedConversations(held_out, section.batch_size, shuffle=False, **options),
     )
 

@@ -32,7 +32,6 @@ from v3_numpy_deep.models.padding import _put, hidden_states_of_rows, last_posit
 from v3_numpy_deep.models.transformer import Gpt2Body, LlamaBody, Transformer
 
 _ARCHITECTURES = {"gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification"}
-_EMBEDDINGS = frozenset({"embed_tokens", "wte", "wpe"})  # tables of tokens and positions
 
 
 class RewardModel(Module):
@@ -56,12 +55,6 @@ class RewardModel(Module):
         setattr(reward_model, name, copy.deepcopy(getattr(model, name)))
         reward_model.score.weight.data = initial_score(model.config, seed).astype(model.lm_head.weight.dtype)
         return reward_model
-
-    def freeze_embeddings(self) -> None:
-        """From here on training leaves the tables of tokens and positions as they are (Kumar et al. 2022)."""
-        for name, parameter in self.named_parameters():
-            if not _EMBEDDINGS.isdisjoint(name.split(".")):
-                parameter.requires_grad = False
 
     def hidden_states(
         self,

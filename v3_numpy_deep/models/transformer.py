@@ -153,12 +153,10 @@ class Transformer(Module):
         """The token embedding of either family."""
         return self.transformer.wte if self.config.model_type == "gpt2" else self.model.embed_tokens
 
-    def initialize(
-        self, seed: int, equal_query_key: bool = False, induction_heads: bool = False
-    ) -> "Transformer":
+    def initialize(self, seed: int) -> "Transformer":
         """Set the initial weights of `initialization.py`; the same seed gives the same weights at all levels."""
         parameters = dict(self.named_parameters())
-        for name, weight in initial_weights(self.config, seed, equal_query_key, induction_heads):
+        for name, weight in initial_weights(self.config, seed):
             parameters[name].data[...] = weight
         self.dropout_generator = np.random.default_rng(seed)
         return self

@@ -15,6 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shared_data.training.training_state import (
+    StopRequest,
+    TrainingState,
+    clear_training_states,
+    find_checkpoint,
+    load_training_state,
+)
 
 from shared_data.errors import UserError
 from shared_data.files import read_json
@@ -24,13 +31,6 @@ from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import PackedDataLoader, open_tokens, read_token_facts
-from shared_data.training.training_state import (
-    StopRequest,
-    TrainingState,
-    clear_training_states,
-    find_checkpoint,
-    load_training_state,
-)
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.evaluation.metrics.perplexity import bits_per_byte, perplexity, score_tokens
@@ -121,10 +121,7 @@ def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Tra
     """
     config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
     if settings.pretrain.init_from is None:
-        start = settings.model
-        return Transformer(config).initialize(
-            settings.pretrain.seed, start.equal_query_key, start.induction_heads
-        )
+        return Transformer(config).initialize(settings.pretrain.seed)
     source = load_model(Path(settings.pretrain.init_from))
     _check_vocabulary(Path(settings.pretrain.init_from), source.config, run, tokenizer)
     _check_shape(settings.pretrain.init_from, source.config, config)
