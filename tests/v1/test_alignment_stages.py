@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from v2_handwritten.align.algorithms.log_probabilities import frozen_copy
 from v2_handwritten.align.preference_data import PreferenceLoader
 
 from shared_data.errors import UserError
@@ -27,7 +28,6 @@ from v1_quick.inference.chat import stop_ids
 from v2_handwritten.align import dpo_train as dpo2
 from v2_handwritten.align import ppo_train as ppo2
 from v2_handwritten.align import scoring as scoring2
-from v2_handwritten.align.algorithms.log_probabilities import frozen_copy
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.reward_model import RewardModel, load_reward_model, save_reward_model

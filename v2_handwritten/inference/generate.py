@@ -125,9 +125,7 @@ def pad_left(
     return input_ids, torch.tensor([longest - len(row) for row in rows], device=device)
 
 
-def _padded_inputs(
-    starts: Int[Tensor, " B"], begin: int, end: int
-) -> dict[str, Int[Tensor, "B T"] | Int[Tensor, "B S"] | None]:
+def _padded_inputs(starts: Int[Tensor, " B"], begin: int, end: int) -> dict[str, Any]:
     """Positions that count from each row's first token, and the mask of its padding, for slots begin : end."""
     if not starts.any():
         return {}
@@ -147,9 +145,10 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
     for begin in range(0, T, PREFILL_CHUNK):
         end = min(begin + PREFILL_CHUNK, T)
         ids = input_ids[:, begin:end]
-        read = torch.zeros_like(ids, dtype=torch.bool)
-        read[:, -1] = True
-        last = model.hidden_states(ids, cache=cache, read=read, **_padded_inputs(starts, begin, end))
+        keep = torch.zeros_like(ids, dtype=torch.bool)
+        keep[:, -1] = True
+        padding = _padded_inputs(starts, begin, end)
+        last = model.hidden_states(ids, cache=cache, logits_to_keep=keep, **padding)
     logits = model.lm_head(last)
     if repeated:
         number = {prompt: row for row, prompt in enumerate(distinct)}

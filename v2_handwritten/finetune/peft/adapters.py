@@ -20,6 +20,7 @@ from torch import nn
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
+from shared_data.model_files.folder import read_shapes
 from v2_handwritten.finetune.peft.lora import (
     LoraAdapter,
     LoraConfig,
@@ -30,7 +31,7 @@ from v2_handwritten.finetune.peft.lora import (
 from v2_handwritten.finetune.peft.modules_to_save import module_copies, select_modules
 from v2_handwritten.finetune.peft.target_modules import LayerPlace, linear_layers, select_layers
 from v2_handwritten.models.blocks.linear import Conv1D
-from v2_handwritten.models.checkpoint import _read_shapes, _read_tensor
+from v2_handwritten.models.checkpoint import read_tensor
 
 _PREFIX = "base_model.model."
 _TENSORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
@@ -72,7 +73,7 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
         pickle = (folder / "adapter_model.bin").is_file()
         remedy = "convert its adapter_model.bin to safetensors" if pickle else "check the path"
         raise UserError(f"{folder} has no adapter_model.safetensors; {remedy}")
-    shapes = _read_shapes(file)
+    shapes = read_shapes(file)
     layers = {place.path: place for place in linear_layers(model)}
     adapted = [path for path in layers if _is_target(path, settings.get("target_modules"))]
     whole = select_modules(model, config.modules_to_save)
@@ -85,7 +86,7 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
     inject_lora(model, replace(config, target_modules=tuple(adapted)), seed=0, name=name)
     with torch.no_grad():
         for key, weight in _tensors(model, name).items():
-            weight.copy_(_read_tensor(file, key))
+            weight.copy_(read_tensor(file, key))
     return lora_parameters(model)
 
 

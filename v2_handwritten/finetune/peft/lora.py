@@ -8,7 +8,6 @@ Level 1: PEFT. Level 3: the same classes over its own autograd. Theory: lora.md.
     python -c "from v2_handwritten.models.transformer import *; from v2_handwritten.finetune.peft.lora import *; print(len(inject_lora(Transformer(ModelConfig()), LoraConfig(), seed=0)))"
 """
 
-import functools
 import math
 import zlib
 from collections.abc import Iterator
@@ -203,8 +202,6 @@ def inject_lora(model: nn.Module, config: LoraConfig, seed: int, name: str = "de
     places = select_layers(model, config.target_modules)
     whole = select_modules(model, config.modules_to_save)
     _check_name(model, name)
-    if not any(_lora_layers(model)):
-        _let_gradients_pass_checkpoints(model)
     for place in places:
         layer = place.layer
         if not isinstance(layer, LoraLinear):
@@ -300,17 +297,3 @@ def _check_unmerged(layers: list[LoraLinear]) -> None:
     """What is merged would go on computing with the adapter that was active then."""
     if any(layer.merged is not None for layer in layers):
         raise UserError("an adapter is merged into the weights; call unmerge_lora(model) first")
-
-
-def _let_gradients_pass_checkpoints(model: nn.Module) -> None:
-    """Activation checkpointing records a block only if its input requires a gradient; that of frozen embeddings does not."""
-    if hasattr(model, "activation_checkpointing"):
-        embedding = getattr(model, "token_embedding", None)
-        if embedding is not None:
-            embedding.register_forward_hook(functools.partial(_require_gradient, model))
-
-
-def _require_gradient(model: Any, embedding: nn.Module, inputs: Any, x: Tensor) -> None:
-    """A forward hook of the token embedding."""
-    if model.activation_checkpointing and model.training and torch.is_grad_enabled():
-        x.requires_grad_()

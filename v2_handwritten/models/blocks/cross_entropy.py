@@ -1,26 +1,21 @@
 """The loss of a language model: mean of -log softmax(logits)[target], over the targets that count.
 
-Three versions: `plain_cross_entropy` with autograd's derivative; `cross_entropy`, which turns the logits into their own
-gradient, softmax(z) - onehot(y), in place; and `linear_cross_entropy`, which also holds the output matrix and never has
-more than a few rows of logits in memory: with 50,000 tokens in the vocabulary they are the largest array of a training
-step. Derivation in cross_entropy.md.
+The derivative is softmax(z) - onehot(y), derived in cross_entropy.md. The logits are the largest array of a training step; the fused
+version (kernels/fused/cross_entropy.py) never has more than a few rows of them in memory.
 
-Level 1: `torch.nn.functional.cross_entropy`. Level 3: the same over `autograd.fused`.
+Level 1: `torch.nn.functional.cross_entropy`. Level 3: the same over its own autograd.
 
     python -c "import torch; from v2_handwritten.models.blocks.cross_entropy import *; print(cross_entropy(torch.zeros(2, 8), torch.tensor([1, 2])))"
 """
-
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 IGNORE_INDEX = -100  # a target that does not count: padding, or the prompt in instruction tuning
-_CHUNK_ELEMENTS = 2**18  # logits in memory at a time; 1 MB of float32 stays in a core's cache
 
 
-def plain_cross_entropy(
+def cross_entropy(
     logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], ignore_index: int = IGNORE_INDEX
 ) -> Float[Tensor, ""]:
     """log Σ exp(z) - z_y, averaged over the targets that are not `ignore_index`."""
@@ -32,92 +27,11 @@ def plain_cross_entropy(
     return (nats * counted).sum() / counted.sum().clamp(min=1)
 
 
-def cross_entropy(
-    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], ignore_index: int = IGNORE_INDEX
-) -> Float[Tensor, ""]:
-    """`plain_cross_entropy`, fused. The logits are overwritten when they need a gradient: use them no more."""
-    return _CrossEntropy.apply(logits, targets, ignore_index)
-
-
 def linear_cross_entropy(
     hidden: Float[Tensor, "N C"],
     weight: Float[Tensor, "V C"],
     targets: Int[Tensor, "N"],
     ignore_index: int = IGNORE_INDEX,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the logits hidden · weightᵀ, a few rows at a time, with both gradients computed on the way."""
-    return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index)
-
-
-def _loss_and_gradient(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """Sum of the losses of these rows; `logits` (float32 or wider) becomes its gradient, softmax(z) - onehot(y)."""
-    counted = targets != ignore_index
-    columns = targets.clamp(min=0).unsqueeze(-1)
-    logits.sub_(logits.amax(-1, keepdim=True))  # exp cannot overflow; the loss does not change
-    target_logits = logits.gather(-1, columns).squeeze(-1)
-    total = logits.exp_().sum(-1)
-    nats = total.log() - target_logits
-    logits.mul_((counted / total).unsqueeze(-1))
-    logits.scatter_add_(
-        -1, columns, -counted.to(logits.dtype).unsqueeze(-1)
-    )  # p[rows, y] -= 1: no one-hot array
-    return (nats * counted).sum()
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """dz = (softmax(z) - onehot(y)) / n, in place of z."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-        wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-        if wide.data_ptr() == logits.data_ptr() and not ctx.needs_input_grad[0]:
-            wide = wide.clone()  # the caller may still want to read them
-        ctx.count = (targets != ignore_index).sum().clamp(min=1)
-        loss = _loss_and_gradient(wide, targets, ignore_index)
-        ctx.save_for_backward(wide)
-        ctx.dtype = logits.dtype
-        return loss / ctx.count
-
-    @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * (d_loss / ctx.count)).to(ctx.dtype), None, None
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """z = h Wᵀ;  dh = dz W,  dW = dzᵀ h, chunk by chunk in the forward pass; the backward pass only scales them.
-
-    The division by the number of targets waits for the backward pass: in float16 the gradients would underflow.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-        ctx.count = (targets != ignore_index).sum().clamp(min=1)
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        gradients = any(ctx.needs_input_grad)
-        d_hidden = torch.empty_like(hidden) if gradients else None
-        d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None  # none if frozen
-        loss = hidden.new_zeros((), dtype=wide)
-        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0]) if hidden.device.type == "cpu" else 4096
-        for start in range(0, hidden.shape[0], rows):
-            chunk = slice(start, start + rows)
-            logits = (hidden[chunk] @ weight.T).to(wide)
-            loss += _loss_and_gradient(logits, targets[chunk], ignore_index)
-            if d_hidden is not None:
-                d_logits = logits.to(weight.dtype)
-                torch.mm(d_logits, weight, out=d_hidden[chunk])
-                if d_weight is None:
-                    continue
-                if d_weight.dtype == weight.dtype:
-                    d_weight.addmm_(d_logits.T, hidden[chunk])
-                else:
-                    d_weight += d_logits.T @ hidden[chunk]
-        ctx.save_for_backward(d_hidden, d_weight)
-        return loss / ctx.count
-
-    @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        scale = d_loss / ctx.count
-        d_weight = None if d_weight is None else (d_weight * scale).to(d_hidden.dtype)
-        return d_hidden * scale.to(d_hidden.dtype), d_weight, None, None
+    """`cross_entropy` of the logits hidden · weightᵀ."""
+    return cross_entropy(hidden @ weight.T, targets, ignore_index)

@@ -1,9 +1,8 @@
 """The matrix product with a bias: y = x Wᵀ + b. Llama keeps W as [out, in], GPT-2 as [in, out] (`Conv1D`).
 
-Derivatives, which torch's autograd finds: dx = dy W, dW = dyᵀ x, db = Σ dy over all rows. `fused_linear` applies several
-layers to the same input as one product, because one large product uses a processor better than three small ones.
+Derivatives, which torch's autograd finds: dx = dy W, dW = dyᵀ x, db = Σ dy over all rows.
 
-Level 1: `torch.nn.Linear` and transformers' `Conv1D`. Level 3: the same classes over `autograd.fused.linear`.
+Level 1: `torch.nn.Linear` and transformers' `Conv1D`. Level 3: the same classes over its own autograd.
 
     python -c "import torch; from v2_handwritten.models.blocks.linear import Linear; print(Linear(4, 3)(torch.ones(2, 4)).shape)"
 """
@@ -60,19 +59,6 @@ class Conv1D(nn.Module):
         return linear(x.to(dtype), self.weight.to(dtype).T, self.bias.to(dtype))
 
 
-def fused_linear(x: Float[Tensor, "*rows I"], layers: Sequence[nn.Module]) -> Float[Tensor, "*rows O"]:
-    """The outputs of several layers side by side, computed as one product with their weights stacked.
-
-    A layer that is not exactly `Linear` (an adapter around one, say) is called by itself and its output put beside.
-    """
-    linears = [layer for layer in layers if type(layer) is Linear]
-    if len(linears) < len(layers):
-        return torch.cat([layer(x) for layer in layers], dim=-1)
-    weight: Tensor = linears[0].weight
-    bias: Tensor | None = linears[0].bias
-    if len(linears) > 1:
-        weight = torch.cat(tuple(layer.weight for layer in linears))
-        biases = tuple(layer.bias for layer in linears if layer.bias is not None)
-        bias = torch.cat(biases) if biases else None
-    dtype = linears[0].compute_dtype or weight.dtype
-    return linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+def merged_linear(x: Float[Tensor, "*rows I"], layers: Sequence[nn.Module]) -> Float[Tensor, "*rows O"]:
+    """The outputs of several layers on the same input, side by side."""
+    return torch.cat([layer(x) for layer in layers], dim=-1)

@@ -10,7 +10,6 @@ Level 1: transformers' `LlamaRotaryEmbedding` and `apply_rotary_pos_emb`. Level 
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +49,7 @@ def rotary_tables(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def plain_apply_rotary(
+def apply_rotary(
     x: Float[Tensor, "B H T D"], cos: Float[Tensor, "#B T half"], sin: Float[Tensor, "#B T half"]
 ) -> Float[Tensor, "B H T D"]:
     """Turn the pairs (x_i, x_{i + D/2}) of each head by the angle of its position."""
@@ -58,37 +57,6 @@ def plain_apply_rotary(
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return rotated.to(x.dtype)
-
-
-def apply_rotary(
-    x: Float[Tensor, "B H T D"], cos: Float[Tensor, "#B T half"], sin: Float[Tensor, "#B T half"]
-) -> Float[Tensor, "B H T D"]:
-    """`plain_apply_rotary` written into one new tensor; the derivative of a rotation is the rotation back."""
-    return _ApplyRotary.apply(x, cos, sin)
-
-
-class _ApplyRotary(torch.autograd.Function):
-    """y = R x, dx = Rᵀ dy: the same rotation by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, torch.empty(x.shape, dtype=x.dtype, device=x.device))
-
-    @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotate(d_y, cos, -sin, torch.empty_like(d_y)), None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor) -> Tensor:
-    """Write the rotation into y. The halves are first laid out head by head, so that all products run over long rows."""
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    first, second = (half.to(cos.dtype).contiguous() for half in x.chunk(2, dim=-1))
-    y_first, y_second = y.chunk(2, dim=-1)
-    torch.addcmul(first * cos, second, sin, value=-1, out=y_first)
-    torch.addcmul(second * cos, first, sin, out=y_second)
-    return y
 
 
 def interleaved_to_half(weight: Float[np.ndarray, "O *I"], num_heads: int) -> Float[np.ndarray, "O *I"]:

@@ -1,0 +1,160 @@
+"""A model's Hugging Face folder: `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files.
+
+Everything is checked before a model is built: the architecture, the name and the shape of every tensor. Nothing here holds the
+numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py). Level 1: `save_pretrained`, `from_pretrained`.
+
+    python -c "from pathlib import Path; from shared_data.model_files.folder import *; print(read_shapes(Path('runs/v2/tiny/pretrain/model.safetensors')))"
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from shared_data.errors import UserError
+from shared_data.files import atomic_write, read_json, write_json
+from shared_data.model_files.config import ModelConfig
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
+# Constants that older versions of transformers saved among the weights: causal masks and rotary frequencies.
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+_FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
+
+
+def write_folder(
+    folder: Path,
+    weights: bytes,
+    config: dict[str, Any],
+    tokenizer_folder: Path | str | None = None,
+) -> None:
+    """Write the bytes of `model.safetensors`, then `config.json`, then copies of the tokenizer's files.
+
+    Each file appears whole or not at all. Of a language model, generation_config.json says which token ends a text.
+    """
+    with atomic_write(folder / "model.safetensors") as file:
+        file.write(weights)
+    write_json(folder / "config.json", config)
+    if "ForSequenceClassification" not in config["architectures"][0]:
+        tokens = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+        write_json(
+            folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None}
+        )
+    if tokenizer_folder is not None:
+        for source in (Path(tokenizer_folder) / name for name in _TOKENIZER_FILES):
+            if source.is_file():
+                with atomic_write(folder / source.name) as file:
+                    file.write(source.read_bytes())
+
+
+def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None) -> dict[str, Any]:
+    """The `config.json` of a reward model: a sequence classifier of one label, which is regression.
+
+    The library finds the last token of a row by comparing ids with `pad_token_id`, so that is written too, as the tokenizer names it.
+    """
+    family = "GPT2" if config.model_type == "gpt2" else "Llama"
+    return config.to_hf() | {
+        "architectures": [f"{family}ForSequenceClassification"],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "pad_token_id": None if tokenizer_folder is None else _pad_token_id(Path(tokenizer_folder)),
+    }
+
+
+def _pad_token_id(tokenizer_folder: Path) -> int | None:
+    """The id of the token that tokenizer_config.json names for padding; None where there is none."""
+    names, tokens = tokenizer_folder / "tokenizer_config.json", tokenizer_folder / "tokenizer.json"
+    if not (names.is_file() and tokens.is_file()):
+        return None
+    pad = read_json(names).get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    added = {token["content"]: token["id"] for token in read_json(tokens).get("added_tokens", [])}
+    return added.get(pad)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The architecture that a folder's `config.json` describes; `UserError` where it is not one of ours."""
+    return ModelConfig.from_hf(read_json(folder / "config.json"))
+
+
+def read_reward_config(folder: Path) -> ModelConfig:
+    """The same of a reward model's folder; `UserError` for a language model and a classifier with more labels than one."""
+    labels = len(read_json(folder / "config.json").get("id2label", {"0": ""}))
+    if not any("score.weight" in read_shapes(path) for path in tensor_files(folder)):
+        raise UserError(
+            f"{folder} has no score.weight, so it is a language model; train a reward model from it with `reward`"
+        )
+    if labels != 1:
+        raise UserError(
+            f"{folder} classifies into {labels} labels, a reward model has one; choose another folder"
+        )
+    return read_config(folder)
+
+
+def find_tensors(
+    folder: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[Path, str]]:
+    """Where each parameter is stored: our name → (file, its name there). Raises `UserError` unless all have these shapes."""
+    prefix = "transformer." if config.model_type == "gpt2" else "model."
+    places, unexpected = {}, []
+    for path in tensor_files(folder):
+        for stored_name, shape in read_shapes(path).items():
+            # The first GPT-2 checkpoints, and headless models, leave the prefix out.
+            name = stored_name if stored_name in shapes else prefix + stored_name
+            if name in shapes:
+                if shape != shapes[name]:
+                    raise UserError(
+                        f"{path}: tensor {stored_name} has shape {list(shape)}, but config.json asks for {list(shapes[name])}; "
+                        "use the config.json that belongs to these weights"
+                    )
+                places[name] = (path, stored_name)
+            elif not stored_name.endswith(_BUFFERS) and stored_name != "lm_head.weight":  # a tied copy
+                unexpected.append(stored_name)
+    missing = [name for name in shapes if name not in places]
+    for names, problem in ((missing, "lacks"), (unexpected, "has unexpected")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(
+                f"{folder} {problem} tensor {names[0]}{more} for a {config.model_type} model of "
+                f"{config.num_hidden_layers} layers; use the config.json that belongs to these weights"
+            )
+    return {name: places[name] for name in shapes}
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or those that an index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        pickle = any(folder.glob("*.bin"))
+        remedy = "convert its pytorch_model.bin to safetensors" if pickle else "check the path"
+        raise UserError(f"{folder} has no model.safetensors; {remedy}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map; copy it again")
+    paths = [folder / name for name in sorted(set(weight_map.values()))]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} is missing, but {index.name} names it; copy it too")
+    return paths
+
+
+def read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a safetensors file, from its header. Raises `UserError` if it is damaged."""
+    try:
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            for name, piece in slices.items():
+                if piece.get_dtype() not in _FLOAT_TYPES and not name.endswith(_BUFFERS):
+                    raise UserError(
+                        f"{path}: tensor {name} has type {piece.get_dtype()}; only {', '.join(_FLOAT_TYPES)} weights can be read"
+                    )
+            return {name: tuple(piece.get_shape()) for name, piece in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}); copy it again") from error

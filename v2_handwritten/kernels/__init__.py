@@ -1,0 +1,36 @@
+"""Faster versions of the formulas in models/blocks, with the same names and signatures, and how one of them is chosen.
+
+    plain     the formula, differentiated by torch's autograd
+    fused     the same in few passes over memory, with the derivative by hand (kernels/fused)
+    library   torch's own function (kernels/library.py)
+
+Where a choice has no version of its own, the plain one is used. Level 1: `attn_implementation`. Level 3: plain and fused.
+
+    python -c "from v2_handwritten.kernels import kernel; from v2_handwritten.models.blocks.normalization import rms_norm; print(kernel('fused', rms_norm))"
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from shared_data.errors import UserError
+
+KERNELS = ("plain", "fused", "library")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(choice: str, plain: F) -> F:
+    """The version of the function `plain` that `choice` names. Raises `UserError` for an unknown choice."""
+    return plain if choice == "plain" else _find(choice, plain)
+
+
+@functools.cache
+def _find(choice: str, plain: Any) -> Any:
+    if choice not in KERNELS:
+        raise UserError(f"there are no kernels {choice!r}; choose one of {', '.join(KERNELS)}")
+    module = importlib.import_module(
+        f"{__name__}.{choice}"
+    )  # only now: the kernels themselves use the blocks
+    return getattr(module, plain.__name__, plain)

@@ -1,0 +1,74 @@
+"""Which keys each query of a forward pass may see: those before it, without padding and without other documents.
+
+    allowed(t, s)  =  s ≤ t  and  attention_mask[s]  and  document[t] = document[s] (and the same branch, in packing.py)
+
+A model makes one mask for a pass, and all its blocks share it. The plain kernel adds `additive` to the scores: 0 where allowed, and
+so little elsewhere that the softmax gives 0. The fused kernel never forms that square: it derives from the same object which tiles of
+it hold anything, and keeps them in `plan`.
+
+Level 1: transformers' `create_causal_mask`. Level 3: the same class over NumPy.
+
+    python -c "from v2_handwritten.models.blocks.attention_mask import AttentionMask; print(AttentionMask(2, 4).allowed())"
+"""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from v2_handwritten.models.packing import Packing
+
+# Added to a score that must not count; finite, so that a row without any key stays free of NaN.
+MASKED = -1e30
+
+
+class AttentionMask:
+    """Causal attention of T queries, the last of S positions.
+
+    attention_mask: [B, S], 0 marks padding among the keys. packing: documents in a row, which do not see each other; T = S.
+    """
+
+    def __init__(
+        self,
+        T: int,
+        S: int,
+        device: torch.device | str = "cpu",
+        attention_mask: Int[Tensor, "B S"] | Bool[Tensor, "B S"] | None = None,
+        packing: Packing | None = None,
+    ) -> None:
+        assert attention_mask is None or packing is None, "packed rows mark padding by a document of its own"
+        assert packing is None or T == S, "packed rows have no past"
+        self.T, self.S, self.device = T, S, device
+        self.attention_mask = attention_mask
+        self.packing = packing
+        self.queries: Bool[Tensor, "B T"] | None = None  # those whose outputs are wanted; None is all
+        self.plan: Any = None  # what a kernel has derived from this mask
+        self._additive: dict[torch.dtype, Tensor] = {}
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether only the future is hidden."""
+        return self.attention_mask is None and self.packing is None
+
+    def only(self, queries: Bool[Tensor, "B T"]) -> "AttentionMask":
+        """The same mask where only the outputs of these queries are wanted; a kernel may leave 0 at the others."""
+        mask = copy.copy(self)
+        mask.queries = queries
+        return mask
+
+    def allowed(self) -> Bool[Tensor, "#B T S"]:
+        """Whether query t may see key s."""
+        positions = torch.arange(self.S, device=self.device)
+        seen = (positions <= positions[self.S - self.T :, None]).unsqueeze(0)
+        if self.attention_mask is not None:
+            seen = seen & self.attention_mask.bool().unsqueeze(1)
+        return seen if self.packing is None else seen & self.packing.same_text()
+
+    def additive(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "#B T S"]:
+        """0 where query t may see key s, `MASKED` elsewhere; made once."""
+        if dtype not in self._additive:
+            allowed = self.allowed()
+            self._additive[dtype] = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, MASKED)
+        return self._additive[dtype]
