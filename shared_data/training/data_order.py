@@ -25,7 +25,7 @@ class DataOrder:
         arrange: Callable[[np.ndarray], Sequence[Any]] | None = None,
     ) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
-        self.arrange = arrange or (lambda order: order)
+        self.arrange = arrange or list
         self.epoch = 0
         self.position = 0  # of this epoch's rows, how many were taken
         self.rows = self._rows_of_epoch()

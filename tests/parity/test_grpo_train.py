@@ -152,7 +152,7 @@ def test_training_on_texts_is_the_same_at_levels_2_and_3_and_runs_at_level_1(
         (2, load2, Tokenizer2, grpo2),
         (3, load3, Tokenizer3, grpo3),
     ):
-        model = load(run.checkpoint("pretrain"))
+        model = load(run.model("pretrain"))
         model = model if level == 1 else model.to(np.float64 if level == 3 else torch.float64)
         before = {name: np.array(value) for name, value in model.state_dict().items()}
         heard.append([])

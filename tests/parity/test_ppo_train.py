@@ -134,7 +134,7 @@ def test_training_with_a_reward_model_is_the_same_at_levels_2_and_3_and_runs_at_
         (2, load2, Tokenizer2, ppo2, RewardModel2),
         (3, load3, Tokenizer3, ppo3, RewardModel3),
     ):
-        model = load(run.checkpoint("pretrain"))
+        model = load(run.model("pretrain"))
         model = model if level == 1 else model.to(np.float64 if level == 3 else torch.float64)
         value_model, reward_model = (reward_class.from_transformer(model, seed) for seed in (0, 1))
         judged = {name: np.array(value) for name, value in reward_model.state_dict().items()}

@@ -75,10 +75,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(run.documents("test"), run.documents("validation"))
     tokenizer = Tokenizer2.load(run.tokenizer)
     ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.end_of_text_id]
-    model = load_model(run.checkpoint("pretrain"))
+    model = load_model(run.model("pretrain"))
     model.config = replace(model.config, eos_token_id=ends)
-    save_model(model, run.checkpoint("sft"), run.tokenizer.parent)
-    save_reward_model(RewardModel.from_transformer(model, 1), run.checkpoint("reward"), run.tokenizer.parent)
+    save_model(model, run.model("sft"), run.tokenizer.parent)
+    save_reward_model(RewardModel.from_transformer(model, 1), run.model("reward"), run.tokenizer.parent)
     return run.path
 
 
@@ -206,7 +206,7 @@ def test_muon_moves_the_hidden_matrices_of_a_reward_model(tuned: Path, tmp_path:
     """Each by about the same length at a step, 0.2 η √(AB), but in the last layer, where few positions have a gradient, by less."""
     options = ["optimizer=muon", "schedule=constant", "warmup_steps=0", "steps=1"]
     settings, run = prepare(tuned, tmp_path, "reward", *options)
-    before = load_model(run.checkpoint("sft")).state_dict()
+    before = load_model(run.model("sft")).state_dict()
     rm_train.reward(settings, run)
     after = load_reward_model(run.stage("reward")).state_dict()
     hidden = [
@@ -339,7 +339,7 @@ def test_values_begin_at_zero_where_another_function_than_the_reward_model_score
     monkeypatch.setattr(ppo_train, "_train", listening)
     settings, run = prepare(tuned, tmp_path, "ppo", f"reward={scored_by}", "steps=1")
     ppo_train.ppo(settings, run)
-    kept = load_reward_model(run.checkpoint("reward")).score.weight
+    kept = load_reward_model(run.model("reward")).score.weight
     assert torch.equal(heads[0], torch.zeros_like(kept) if scored_by == "story_world" else kept)
 
 
@@ -351,7 +351,7 @@ def test_prompts_of_a_user_are_examined_by_the_reward_model(tuned: Path, tmp_pat
     replies = json.loads((run.stage("ppo") / "replies.json").read_text())
     assert [reply["prompt"] for reply in replies] == ["Tell of 0.", "Tell of 10."]
     assert not any(name.startswith(("question", "request")) for name in numbers)
-    tokenizer, judge = Tokenizer2.load(run.tokenizer), load_reward_model(run.checkpoint("reward"))
+    tokenizer, judge = Tokenizer2.load(run.tokenizer), load_reward_model(run.model("reward"))
     expected = scoring2.model_reward(judge, tokenizer)(
         *([r[k] for r in replies] for k in ("prompt", "after"))
     )

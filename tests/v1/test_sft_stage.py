@@ -121,7 +121,7 @@ def test_packed_rows_stay_apart_and_so_do_the_conversations_in_them(
     loss = sft(settings, run)["loss"]
     assert shapes[0][0] > 1
     assert 800 < shapes[0][1] <= 1000
-    tokenizer, model = Tokenizer.load(run.tokenizer), load_model(run.checkpoint("pretrain"))
+    tokenizer, model = Tokenizer.load(run.tokenizer), load_model(run.model("pretrain"))
     total, trained = 0.0, 0
     told = conversations(0, "train", 1, settings.sft.request_fraction)
     for number, messages in enumerate(islice(told, 8)):
@@ -172,8 +172,8 @@ def test_the_merged_model_is_the_one_that_level_2_merges(
     kept = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (kept["r"], kept["use_dora"]) == (2, True)
     assert bool(kept["modules_to_save"]) == whole
-    assert kept["base_model_name_or_path"] == str(run.checkpoint("pretrain"))
-    theirs: Any = load_model(run.checkpoint("pretrain"))
+    assert kept["base_model_name_or_path"] == str(run.model("pretrain"))
+    theirs: Any = load_model(run.model("pretrain"))
     before = {name: weight.clone() for name, weight in theirs.state_dict().items()}
     if method == "qlora":
         quantize_model(theirs, QuantizationConfig(block_size=32))

@@ -47,7 +47,7 @@ def dpo(settings: Settings, run: RunFolder) -> dict[str, float]:
     section = settings.dpo
     tokenizer = Tokenizer.load(run.tokenizer)
     device = resolve_device(settings.device)
-    model = load_model(run.checkpoint("sft"), device=device)
+    model = load_model(run.model("sft"), device=device)
     given, held_out = open_preferences(settings, "dpo", tokenizer)
     length = min(section.max_length, model.config.max_position_embeddings)
     for preferences in (given, held_out):

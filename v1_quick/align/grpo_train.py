@@ -82,7 +82,7 @@ def grpo(settings: Settings, run: RunFolder) -> dict[str, float]:
     device = resolve_device(settings.device)
     prompts, held_out = open_prompts(settings, "grpo")
     function = open_reward(section.reward)
-    model = load_model(run.checkpoint("sft"), device=device)
+    model = load_model(run.model("sft"), device=device)
     names = [field.name for field in fields(GrpoOptions) if field.name != "gradient_clip"]
     options = GrpoOptions(
         **{name: getattr(section, name) for name in names}, gradient_clip=section.max_grad_norm

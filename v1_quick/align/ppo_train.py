@@ -95,11 +95,11 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
     device = resolve_device(settings.device)
     prompts, held_out = open_prompts(settings, "ppo")
     function = None if section.reward == "reward_model" else open_reward(section.reward)
-    model = load_model(run.checkpoint("sft"), device=device)
-    reward_model = load_reward_model(run.checkpoint("reward"), device=device)
+    model = load_model(run.model("sft"), device=device)
+    reward_model = load_reward_model(run.model("reward"), device=device)
     # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one. Where another
     # function scores, only its body is of use: values off by 5, for rewards of at most 1, would drown the gradient of the policy.
-    value_model = load_reward_model(run.checkpoint("reward"), device=device)
+    value_model = load_reward_model(run.model("reward"), device=device)
     if function is not None:
         torch.nn.init.zeros_(value_model.library.score.weight)
     names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]

@@ -41,7 +41,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
     section = settings.reward
     tokenizer = Tokenizer.load(run.tokenizer)
     device = resolve_device(settings.device)
-    tuned = load_model(run.checkpoint("sft"), device=device)
+    tuned = load_model(run.model("sft"), device=device)
     given, held_out = open_preferences(settings, "reward", tokenizer)
     length = min(section.max_length, tuned.config.max_position_embeddings)
     for preferences in (given, held_out):

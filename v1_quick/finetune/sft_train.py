@@ -116,7 +116,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     if section.adapter.method != "none":
-        save_adapter(model, folder / "adapter", base_name=str(run.checkpoint("pretrain")))
+        save_adapter(model, folder / "adapter", base_name=str(run.model("pretrain")))
         model = _merged(settings, run, model, folder / "adapter")
     ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.end_of_text_id]
     for configuration in (model.library.config, model.library.generation_config):
@@ -137,7 +137,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
 
 def _model_to_tune(settings: Settings, run: RunFolder, device: torch.device) -> Transformer:
     """The pretrained model; with adapters, these on the frozen pretrained model."""
-    model, adapter = load_model(run.checkpoint("pretrain"), device=device), settings.sft.adapter
+    model, adapter = load_model(run.model("pretrain"), device=device), settings.sft.adapter
     if adapter.method == "none":
         return model
     if adapter.method == "qlora":
@@ -195,7 +195,7 @@ def _merged(settings: Settings, run: RunFolder, model: Transformer, adapter: Pat
     """A plain model that computes what the adapted one does: PEFT's `merge_and_unload`, on the decoded base where that was quantized."""
     if settings.sft.adapter.method == "qlora":
         quantized: Any = model.library.get_base_model()
-        model = load_model(run.checkpoint("pretrain"), device=model.library.device)
+        model = load_model(run.model("pretrain"), device=model.library.device)
         for path, layer in quantized.named_modules():
             if isinstance(layer, Linear4bit):
                 plain = model.library.get_submodule(path.removesuffix(".base_layer"))
@@ -219,7 +219,7 @@ def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tok
     from shared_data.story_world.tasks import questions
 
     tasks = list(islice(questions(settings.sft.seed, "test"), settings.sft.test_questions))
-    before = load_model(run.checkpoint("pretrain"), device=model.library.device)
+    before = load_model(run.model("pretrain"), device=model.library.device)
     first = answer_questions(before, tokenizer, tasks)
     last = answer_questions(model, tokenizer, tasks)
     write_json(answers, {"before": first.records, "after": last.records})

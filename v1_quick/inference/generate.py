@@ -170,7 +170,7 @@ def load_for_generation(
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     device = resolve_device(settings.device)
-    given = checkpoint or run.checkpoint("pretrain")
+    given = checkpoint or run.model("pretrain")
     base = None  # of an adapter, the model it belongs to
     if (given / "adapter_config.json").is_file():  # peft takes seconds to import
         from v1_quick.finetune.peft.adapters import base_of_adapter, load_adapter

@@ -191,7 +191,7 @@ def load_for_generation(
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     device = resolve_device(settings.device)
-    given = checkpoint or run.checkpoint("pretrain")
+    given = checkpoint or run.model("pretrain")
     base = base_of_adapter(given)  # of an adapter, the model it belongs to
     folder = base or given
     # A CPU computes bfloat16 many times slower than float32.

@@ -47,7 +47,7 @@ def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     section = settings.dpo
     tokenizer = Tokenizer.load(run.tokenizer)
     resolve_device(settings.device)
-    reference = frozen_copy(load_model(run.checkpoint("sft")))
+    reference = frozen_copy(load_model(run.model("sft")))
     given, held_out = open_preferences(settings, "dpo", tokenizer)
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     length = min(section.max_length, reference.config.max_position_embeddings)
@@ -55,7 +55,7 @@ def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     exam = held_out.loader(section, pad_id, length, shuffle=False)
     folder = run.stage("dpo")  # only now: a wrong record leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("dpo"), section.resume)
-    model = load_model(checkpoint or run.checkpoint("sft"))
+    model = load_model(checkpoint or run.model("sft"))
     optimizer = make_optimizer(parameter_groups(model, section.weight_decay), section)
     options = (section.beta, section.loss_type)
     table = reference_log_probabilities(reference, loader) if section.precompute_reference else None

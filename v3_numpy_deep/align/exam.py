@@ -43,7 +43,7 @@ def take_exam(
     `right_…` the share of its questions that are answered right, in however many words.
     """
     section: ExamSettings = getattr(settings, stage)
-    tuned = load_model(run.checkpoint("sft"))
+    tuned = load_model(run.model("sft"))
     asked: dict[str, Any] = {
         "prompts": prompts,
         "reward": reward,

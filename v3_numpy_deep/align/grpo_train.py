@@ -72,10 +72,10 @@ def grpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     resolve_device(settings.device)
     prompts, held_out = open_prompts(settings, "grpo")
     function = open_reward(section.reward)
-    reference = frozen_copy(load_model(run.checkpoint("sft")))
+    reference = frozen_copy(load_model(run.model("sft")))
     folder = run.stage("grpo")  # only now: what is refused leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("grpo"), section.resume)
-    model = load_model(checkpoint or run.checkpoint("sft"))
+    model = load_model(checkpoint or run.model("sft"))
     optimizer = make_optimizer(parameter_groups(model, section.weight_decay), section)
     names = [field.name for field in fields(GrpoOptions) if field.name != "gradient_clip"]
     options = GrpoOptions(

@@ -87,14 +87,14 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     resolve_device(settings.device)
     prompts, held_out = open_prompts(settings, "ppo")
     function = None if section.reward == "reward_model" else open_reward(section.reward)
-    reference = frozen_copy(load_model(run.checkpoint("sft")))
-    reward_model = load_reward_model(run.checkpoint("reward")).eval()
+    reference = frozen_copy(load_model(run.model("sft")))
+    reward_model = load_reward_model(run.model("reward")).eval()
     folder = run.stage("ppo")  # only now: what is refused leaves no trace
     checkpoint = find_checkpoint(folder / "state", run.fingerprint("ppo"), section.resume)
-    model = load_model(checkpoint or run.checkpoint("sft"))
+    model = load_model(checkpoint or run.model("sft"))
     # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one. Where another
     # function scores, only its body is of use: values off by 5, for rewards of at most 1, would drown the gradient of the policy.
-    value_model = load_reward_model(checkpoint / "value_model" if checkpoint else run.checkpoint("reward"))
+    value_model = load_reward_model(checkpoint / "value_model" if checkpoint else run.model("reward"))
     if function is not None and not checkpoint:
         value_model.score.weight.data[...] = 0
     optimizer = make_optimizer(actor_critic_groups(model, value_model, section.weight_decay), section)

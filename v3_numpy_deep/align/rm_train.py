@@ -41,7 +41,7 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
     section = settings.reward
     tokenizer = Tokenizer.load(run.tokenizer)
     resolve_device(settings.device)
-    tuned = load_model(run.checkpoint("sft"))
+    tuned = load_model(run.model("sft"))
     given, held_out = open_preferences(settings, "reward", tokenizer)
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     length = min(section.max_length, tuned.config.max_position_embeddings)

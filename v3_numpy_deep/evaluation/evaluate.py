@@ -30,7 +30,7 @@ def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None)
     """
     section = settings.evaluate
     device = resolve_device(settings.device)
-    folder = checkpoint or run.checkpoint("pretrain")
+    folder = checkpoint or run.model("pretrain")
     model = load_model(folder, device=device)
     tokenizer = Tokenizer.load(run.tokenizer)
     check_vocabulary(folder, model.config.vocab_size, run.tokenizer, tokenizer.vocab_size)

@@ -111,8 +111,8 @@ def model_to_tune(settings: Settings, run: RunFolder, checkpoint: Path | None) -
     """The pretrained model or that of a checkpoint; with adapters, these on the frozen pretrained model."""
     adapter = settings.sft.adapter
     if adapter.method == "none":
-        return load_model(checkpoint or run.checkpoint("pretrain"))
-    model = load_model(run.checkpoint("pretrain"))
+        return load_model(checkpoint or run.model("pretrain"))
+    model = load_model(run.model("pretrain"))
     if adapter.method == "qlora":
         quantize_model(model, QuantizationConfig(adapter.block_size, adapter.double_quantization))
     if checkpoint:
@@ -158,7 +158,7 @@ def _write_weights(settings: Settings, run: RunFolder, model: Transformer, folde
     if settings.sft.adapter.method == "none":
         save_model(model, folder, run.tokenizer.parent)
     else:
-        save_adapter(model, folder, base_name=str(run.checkpoint("pretrain")))
+        save_adapter(model, folder, base_name=str(run.model("pretrain")))
 
 
 def _merged(model: Transformer) -> Transformer:
@@ -184,7 +184,7 @@ def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tok
     from shared_data.story_world.tasks import questions
 
     tasks = list(islice(questions(settings.sft.seed, "test"), settings.sft.test_questions))
-    before = load_model(run.checkpoint("pretrain"))
+    before = load_model(run.model("pretrain"))
     first = answer_questions(before, tokenizer, tasks)
     last = answer_questions(model, tokenizer, tasks)
     write_json(answers, {"before": first.records, "after": last.records})
