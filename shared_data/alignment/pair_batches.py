@@ -85,8 +85,10 @@ class PairBatches:
 
     def _batch(self, indices: Sequence[int]) -> PairBatch:
         rows = np.array(indices, np.int64)
-        arrays = pad_pairs([self.pairs[i] for i in rows], self.pad_id, self.max_length)
-        return PairBatch(*arrays, rows, self.margins[rows])
+        input_ids, completion_mask, attention_mask = pad_pairs(
+            [self.pairs[i] for i in rows], self.pad_id, self.max_length
+        )
+        return PairBatch(input_ids, completion_mask, attention_mask, rows, self.margins[rows])
 
 
 def encode_pair(tokenizer: Tokenizer, record: PairRecord) -> Pair:

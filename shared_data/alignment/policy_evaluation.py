@@ -9,7 +9,7 @@ the language (bits per byte on held-out text)? The three belong together: a rewa
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from shared_data.alignment.rewards import RewardFunction, score_completions
 from shared_data.corpus.documents import read_documents
@@ -64,7 +64,7 @@ def evaluate_policy(
     words. `kl` is the divergence of the policy from the reference in nats a completion.
     """
     section: PolicyEvaluationSettings = getattr(settings, stage)
-    records = [{"prompt": prompt} for prompt in prompts]
+    records: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
     finished, kl = {"before": 0, "after": 0}, 0.0
     for moment, model in (("before", reference), ("after", policy)):
         for start in range(0, len(prompts), batch_size):

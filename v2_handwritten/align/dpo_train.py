@@ -47,15 +47,18 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     train_reference = reference_log_probs(reference, pairs) if section.precompute_ref_log_probs else None
 
     def loss_of(batch: PairBatch, fixed: Float[Tensor, " N"]) -> tuple[Tensor, Metrics]:
-        log_probs = pair_log_probs(policy, batch)
-        lengths = torch.from_numpy(batch.completion_lengths).to(log_probs.device)
+        chosen, rejected = pair_log_probs(policy, batch).chunk(2)
+        reference_chosen, reference_rejected = fixed.chunk(2)
+        lengths = torch.from_numpy(batch.completion_lengths).to(chosen.device)
         return dpo_loss(
-            *log_probs.chunk(2),
-            *fixed.chunk(2),
-            beta=section.beta,
-            loss_type=section.loss_type,
-            label_smoothing=section.label_smoothing,
-            lengths=lengths.chunk(2),
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            section.beta,
+            section.loss_type,
+            section.label_smoothing,
+            *lengths.chunk(2),
         )
 
     def step(batch: PairBatch) -> tuple[Tensor, Metrics]:
@@ -89,7 +92,8 @@ def pair_log_probs(model: Transformer, batch: PairBatch) -> Float[Tensor, " N"]:
     """log p(completion | prompt) of all 2B completions of a batch, in nats, the chosen ones first."""
     device = model.lm_head.weight.device
     arrays = (batch.input_ids, batch.completion_mask, batch.attention_mask)
-    return completion_log_probs(model, *(torch.from_numpy(array).to(device) for array in arrays)).sum(-1)
+    input_ids, completion_mask, attention_mask = (torch.from_numpy(array).to(device) for array in arrays)
+    return completion_log_probs(model, input_ids, completion_mask, attention_mask).sum(-1)
 
 
 @torch.no_grad()

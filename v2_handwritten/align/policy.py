@@ -21,8 +21,14 @@ def as_policy(model: Transformer, tokenizer: Tokenizer) -> TokenPolicy:
 
 
 @torch.no_grad()
-def _log_probs(model: Transformer, *arrays: np.ndarray, temperature: float) -> Float[np.ndarray, " N"]:
-    """log p of each row's completion, in nats, from arrays of input ids, completion mask and attention mask."""
+def _log_probs(
+    model: Transformer,
+    input_ids: np.ndarray,
+    completion_mask: np.ndarray,
+    attention_mask: np.ndarray,
+    temperature: float,
+) -> Float[np.ndarray, " N"]:
+    """log p of each row's completion, in nats."""
     device = model.lm_head.weight.device
-    tensors = (torch.from_numpy(array).to(device) for array in arrays)
-    return completion_log_probs(model, *tensors, temperature).sum(-1).cpu().numpy()
+    ids, completion, real = (torch.from_numpy(a).to(device) for a in (input_ids, completion_mask, attention_mask))
+    return completion_log_probs(model, ids, completion, real, temperature).sum(-1).cpu().numpy()

@@ -45,12 +45,13 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     def step(batch: PairBatch) -> tuple[Tensor, Metrics]:
         scores = pair_scores(model, batch)
         margin = torch.from_numpy(batch.margins).to(scores)
-        return reward_loss(*scores.chunk(2), margin, section.center_rewards_coefficient)
+        chosen, rejected = scores.chunk(2)
+        return reward_loss(chosen, rejected, margin, section.center_rewards_coefficient)
 
     @torch.no_grad()
     def evaluate() -> Metrics:
         model.eval()
-        found = evaluate_pairs(eval_pairs, lambda batch: reward_loss(*pair_scores(model, batch).chunk(2)))
+        found = evaluate_pairs(eval_pairs, step)
         return {f"validation_{name}": found[name] for name in ("loss", "accuracy", "margin")}
 
     metrics = Training("reward", settings, run).fit(
@@ -65,7 +66,8 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
 def pair_scores(model: RewardModel, batch: PairBatch) -> Float[Tensor, " N"]:
     """The scores of all 2B completions of a batch, the chosen ones first."""
     device = model.score.weight.device
-    return model(*(torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.attention_mask)))
+    input_ids, attention_mask = map(torch.from_numpy, (batch.input_ids, batch.attention_mask))
+    return model(input_ids.to(device), attention_mask.to(device))
 
 
 @torch.no_grad()

@@ -32,12 +32,13 @@ def dpo_loss(
     beta: float = 0.1,
     loss_type: LossType = "sigmoid",
     label_smoothing: float = 0.0,
-    lengths: tuple[Int[Tensor, "B"], Int[Tensor, "B"]] | None = None,
+    chosen_lengths: Int[Tensor, "B"] | None = None,
+    rejected_lengths: Int[Tensor, "B"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Mean loss over B pairs of log-probabilities in nats, and what trl logs.
 
     beta: how strongly the policy is held to the reference (for ipo, the paper's τ). The lengths of the completions in tokens are
-    needed for ipo only, which compares means over tokens. Raises `UserError` for settings out of range.
+    needed for ipo only, which compares means over tokens.
     """
     trained = reference_chosen.requires_grad or reference_rejected.requires_grad
     assert not trained, "the reference must not be trained: compute it under torch.no_grad()"
@@ -49,8 +50,9 @@ def dpo_loss(
     elif loss_type == "hinge":
         losses = (1 - beta * h).clamp(min=0)
     else:
-        assert lengths is not None, "ipo needs the lengths of the chosen and of the rejected completions"
-        mean_h = chosen_ratios / lengths[0] - rejected_ratios / lengths[1]
+        assert chosen_lengths is not None, "ipo needs the lengths of the completions"
+        assert rejected_lengths is not None, "ipo needs the lengths of the completions"
+        mean_h = chosen_ratios / chosen_lengths - rejected_ratios / rejected_lengths
         losses = (mean_h - 1 / (2 * beta)).square()
     chosen_rewards, rejected_rewards = beta * chosen_ratios.detach(), beta * rejected_ratios.detach()
     metrics = {

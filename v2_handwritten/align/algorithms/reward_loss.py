@@ -28,9 +28,9 @@ def reward_loss(
     chosen: Float[Tensor, "B"],
     rejected: Float[Tensor, "B"],
     margin: Float[Tensor, "B"] | None = None,
-    center_coefficient: float = 0.0,
+    center_rewards_coefficient: float | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Mean of -log σ(chosen - rejected - margin) + center_coefficient · (chosen + rejected)², and what trl logs.
+    """Mean of -log σ(chosen - rejected - margin) + center_rewards_coefficient · (chosen + rejected)², and what trl logs.
 
     Metrics, of the scores without margin: `accuracy` (share of pairs in the right order; a tie is not), `margin` (mean
     difference), and the mean, smallest and largest score.
@@ -38,8 +38,8 @@ def reward_loss(
     assert len(chosen) == len(rejected) > 0, "as many chosen as rejected scores, and at least one pair"
     difference = chosen - rejected
     loss = -log_sigmoid(difference if margin is None else difference - margin).mean()
-    if center_coefficient:
-        loss = loss + center_coefficient * (chosen + rejected).square().mean()
+    if center_rewards_coefficient:
+        loss = loss + center_rewards_coefficient * (chosen + rejected).square().mean()
     scores = torch.cat([chosen, rejected]).detach()
     metrics = {
         "accuracy": (difference > 0).to(scores.dtype).mean().item(),

@@ -101,5 +101,10 @@ def collect(
     input_ids, attention_mask, completion_mask, P = lay_out(rows, completions, max_completion_length)
     finished = np.array([completion[-1] in stop_ids for completion in completions])
     device = model.lm_head.weight.device
-    arrays = (input_ids, attention_mask, completion_mask, finished)
-    return Rollout(*(torch.from_numpy(array).to(device) for array in arrays), prompt_length=P)
+    return Rollout(
+        torch.from_numpy(input_ids).to(device),
+        torch.from_numpy(attention_mask).to(device),
+        torch.from_numpy(completion_mask).to(device),
+        torch.from_numpy(finished).to(device),
+        prompt_length=P,
+    )

@@ -28,6 +28,7 @@ from shared_data.training.schedulers import learning_rate
 from shared_data.training.training_run import Metrics, TrainingRun
 from v2_handwritten.models.checkpoint import load_weights, save_model
 from v2_handwritten.models.packing import Packing
+from v2_handwritten.models.transformer import CausalModel, Transformer
 from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
 from v2_handwritten.pretrain.components.muon import make_optimizer
 from v2_handwritten.pretrain.components.optimizers import AdamW
@@ -54,7 +55,7 @@ class Training:
 
     def fit(
         self,
-        model: nn.Module,
+        model: Any,  # what is trained: a language or reward model, or an nn.ModuleDict of several
         batches: Batches,
         step: Callable[[Any], Loss] | Callable[[Any], Iterator[Loss]],
         *,
@@ -138,7 +139,7 @@ class Training:
         return {} if overflow else {"gradient_norm": norm}  # an overflow of float16 is no divergence
 
 
-def train_step(model: nn.Module, optimizer: AdamW, batch: Tensor, max_grad_norm: float = 1.0) -> float:
+def train_step(model: Transformer, optimizer: AdamW, batch: Tensor, max_grad_norm: float = 1.0) -> float:
     """One optimizer step on token ids [B, T + 1], each predicted from those before it; the mean loss in nats, for notebooks."""
     model.train()
     loss = model.loss(batch[:, :-1], batch[:, 1:])
@@ -151,7 +152,7 @@ def train_step(model: nn.Module, optimizer: AdamW, batch: Tensor, max_grad_norm:
 
 @torch.no_grad()
 def evaluate_loss(
-    model: nn.Module, batches: Any, max_batches: int | None = None, documents: bool = True
+    model: Transformer, batches: Any, max_batches: int | None = None, documents: bool = True
 ) -> Metrics:
     """`validation_loss`, in nats per token, over the first batches of held-out data: no randomness, the same every time."""
     device = next(model.parameters()).device
@@ -181,7 +182,7 @@ def _to(array: Any, device: torch.device) -> Tensor:
 def _configure(model: nn.Module, section: Any) -> None:
     """Precision and gradient checkpointing of every model among the modules."""
     for module in model.modules():
-        if hasattr(module, "compute_dtype") and hasattr(module, "config"):
+        if isinstance(module, CausalModel):
             module.compute_dtype = compute_dtype(section, next(module.parameters()).device)
             module.gradient_checkpointing = section.gradient_checkpointing
 
@@ -189,5 +190,5 @@ def _configure(model: nn.Module, section: Any) -> None:
 def _seed_dropout(model: nn.Module, seed: int, step: int) -> None:
     """Dropout draws from a generator seeded anew by (seed, step), so a resumed run has no state of it to restore."""
     for module in model.modules():
-        if hasattr(module, "dropout_generator"):
+        if isinstance(module, CausalModel):
             module.dropout_generator.manual_seed(seed * 1_000_003 + step)
