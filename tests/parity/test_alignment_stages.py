@@ -202,6 +202,7 @@ ADAPTERS = [
     "adapter.rank=2",
     "adapter.block_size=32",
     "conversations=8",
+    "passage_fraction=1.0",
     "test_questions=2",
 ]
 # The loss is logged by level 2 in float32; with double quantization, the last bit of the scales' mean (float32) is in every weight.

@@ -1,5 +1,6 @@
 """Settings: every mistake is one line that names cause and remedy; what is printed can be read back."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ def test_every_configuration_loads_and_is_named_after_its_file(name: str) -> Non
 
 def test_the_promised_configurations_exist() -> None:
     assert {"smoke", "tiny", "small", "gpt2-124m", "llama-1b"} <= set(available_configs())
+
+
+def test_the_default_configuration_sets_at_most_forty_values() -> None:
+    sections = tomllib.loads(Path("shared_data/configs/tiny.toml").read_text()).values()
+    assert sum(map(len, sections)) <= 40
 
 
 MISTAKES = {
