@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
 
 from tests.parity.inference_cases import prompts, small_run, trio
 from tests.parity.recorder import ParityRecorder, as_array
@@ -15,7 +16,6 @@ from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer1
 from v1_quick.models.checkpoint import load_model as load1
 from v1_quick.models.reward_model import RewardModel as RewardModel1
 from v2_handwritten.align import ppo_train as ppo2
-from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
 from v2_handwritten.models.checkpoint import load_model as load2
 from v2_handwritten.models.reward_model import RewardModel as RewardModel2

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from v2_handwritten.align.algorithms.log_probabilities import frozen_copy
 
 from shared_data.errors import UserError
 from tests.parity.inference_cases import prompts, small_run, trio
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.align import scoring as scoring2
-from v2_handwritten.align.algorithms.log_probabilities import frozen_copy
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
 from v2_handwritten.models.checkpoint import load_model as load2
 from v2_handwritten.models.reward_model import RewardModel as RewardModel2

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from shared_data.files import write_json
 from shared_data.reward_functions import RewardFunction
+
+from shared_data.files import write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import ExamSettings, Settings
 from shared_data.story_world.questions import split_prompt

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from shared_data.reward_functions import RewardFunction, score_replies
+
 from shared_data.errors import UserError
 from shared_data.progress import progress
-from shared_data.reward_functions import RewardFunction, score_replies
 from shared_data.runs import RunFolder
 from shared_data.settings import GrpoSettings, Settings
 from v1_quick.align.algorithms.rollout import _check

@@ -30,5 +30,7 @@ def _log_probs(
 ) -> Float[np.ndarray, " N"]:
     """log p of each row's completion, in nats."""
     device = model.lm_head.weight.device
-    ids, completion, real = (torch.from_numpy(a).to(device) for a in (input_ids, completion_mask, attention_mask))
+    ids, completion, real = (
+        torch.from_numpy(a).to(device) for a in (input_ids, completion_mask, attention_mask)
+    )
     return completion_log_probs(model, ids, completion, real, temperature).sum(-1).cpu().numpy()

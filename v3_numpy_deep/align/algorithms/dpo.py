@@ -66,4 +66,3 @@ def dpo_loss(
         "logps/rejected": policy_rejected.data.mean().item(),
     }
     return losses.mean(), metrics
-

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from v3_numpy_deep.models.log_probs import masked_mean
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.models.log_probs import masked_mean
 
 _EPSILON = (
     1e-4  # TRL's: a group of equal rewards has a deviation of 0, and its advantages are 0 / _EPSILON = 0

@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from v3_numpy_deep.models.log_probs import masked_mean
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.models.log_probs import masked_mean
 
 Mask = Int[Array, "B T"] | Bool[Array, "B T"]
 Metrics = dict[str, float]
@@ -84,7 +84,9 @@ def token_rewards(
     """
     kl = token_kl(log_probs, reference_log_probs, completion_mask, kl_estimator)
     rewards = -kl_coef * kl
-    last = np.maximum(value_mask(completion_mask).sum(1) - 1, 0)  # the state after the completion, or its last token
+    last = np.maximum(
+        value_mask(completion_mask).sum(1) - 1, 0
+    )  # the state after the completion, or its last token
     rewards[np.arange(len(rewards)), last] += scores
     return rewards
 
@@ -141,9 +143,7 @@ def make_experience(
 ) -> tuple[Experience, Metrics]:
     """All that happens between the rollout and the first gradient, in TRL's order: returns are made before whitening."""
     judged = value_mask(completion_mask)
-    rewards = token_rewards(
-        log_probs, reference_log_probs, scores, completion_mask, kl_coef, kl_estimator
-    )
+    rewards = token_rewards(log_probs, reference_log_probs, scores, completion_mask, kl_coef, kl_estimator)
     kl = token_kl(log_probs, reference_log_probs, completion_mask, kl_estimator)
     metrics = {
         "objective/kl": kl.sum(1).mean().item(),  # nats a completion

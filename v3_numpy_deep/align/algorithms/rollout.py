@@ -58,7 +58,8 @@ class Rollout:
     def completions(self) -> list[list[int]]:
         """The ids of each completion."""
         return [
-            ids[mask].tolist() for ids, mask in zip(self.input_ids, self.completion_mask.astype(bool), strict=True)
+            ids[mask].tolist()
+            for ids, mask in zip(self.input_ids, self.completion_mask.astype(bool), strict=True)
         ]
 
     def rows(self, rows: Int[Array, " N"]) -> "Rollout":
