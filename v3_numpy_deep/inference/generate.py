@@ -124,9 +124,7 @@ def pad_left(
     return input_ids, np.array([longest - len(row) for row in rows])
 
 
-def _padded_inputs(
-    starts: Int[Array, " B"], begin: int, end: int
-) -> dict[str, Int[Array, "B T"] | Int[Array, "B S"] | None]:
+def _padded_inputs(starts: Int[Array, " B"], begin: int, end: int) -> dict[str, Any]:
     """Positions that count from each row's first token, and the mask of its padding, for slots begin : end."""
     if not starts.any():
         return {}
@@ -147,9 +145,10 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
         for begin in range(0, T, PREFILL_CHUNK):
             end = min(begin + PREFILL_CHUNK, T)
             ids = input_ids[:, begin:end]
-            read = np.zeros_like(ids, bool)
-            read[:, -1] = True
-            last = model.hidden_states(ids, cache=cache, read=read, **_padded_inputs(starts, begin, end))
+            keep = np.zeros_like(ids, bool)
+            keep[:, -1] = True
+            padding = _padded_inputs(starts, begin, end)
+            last = model.hidden_states(ids, cache=cache, logits_to_keep=keep, **padding)
         logits = model.lm_head(last).data
     if repeated:
         number = {prompt: row for row, prompt in enumerate(distinct)}

@@ -19,12 +19,13 @@ from safetensors.numpy import save
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
+from shared_data.model_files.folder import read_shapes
 from v3_numpy_deep.autograd import Module, Parameter
 from v3_numpy_deep.finetune.peft.lora import LoraAdapter, LoraConfig, LoraLinear, inject_lora, lora_parameters
 from v3_numpy_deep.finetune.peft.modules_to_save import module_copies, select_modules
 from v3_numpy_deep.finetune.peft.target_modules import LayerPlace, linear_layers, select_layers
 from v3_numpy_deep.models.blocks.linear import Conv1D
-from v3_numpy_deep.models.checkpoint import _read_shapes, _read_tensor
+from v3_numpy_deep.models.checkpoint import read_tensor
 
 _PREFIX = "base_model.model."
 _TENSORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
@@ -66,7 +67,7 @@ def load_adapter(model: Module, folder: Path | str, name: str = "default") -> li
         pickle = (folder / "adapter_model.bin").is_file()
         remedy = "convert its adapter_model.bin to safetensors" if pickle else "check the path"
         raise UserError(f"{folder} has no adapter_model.safetensors; {remedy}")
-    shapes = _read_shapes(file)
+    shapes = read_shapes(file)
     layers = {place.path: place for place in linear_layers(model)}
     adapted = [path for path in layers if _is_target(path, settings.get("target_modules"))]
     whole = select_modules(model, config.modules_to_save)
@@ -78,7 +79,7 @@ def load_adapter(model: Module, folder: Path | str, name: str = "default") -> li
     _check_tensors(shapes, {path: layers[path].layer for path in adapted}, modules, config, file)
     inject_lora(model, replace(config, target_modules=tuple(adapted)), seed=0, name=name)
     for key, weight in _tensors(model, name).items():
-        weight.data[...] = _read_tensor(file, key)
+        weight.data[...] = read_tensor(file, key)
     return lora_parameters(model)
 
 

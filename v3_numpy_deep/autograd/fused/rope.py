@@ -2,10 +2,10 @@
 
 The pair (x_i, x_(i + D/2)) is the complex number z_i = x_i + i x_(i + D/2), and turning it by the angle of its position is
 z_i e^(i angle). The derivative of a rotation is the rotation back: the product with the conjugate, e^(−i angle).
-The composition, four products of halves, is `plain_apply_rotary` in models/blocks/rope.py; over halves of 16 numbers NumPy
+The composition, four products of halves, is `apply_rotary` in models/blocks/rope.py; over halves of 16 numbers NumPy
 spends its time on starting inner loops, and the complex product is twice as fast.
 
-    python -c "from v3_numpy_deep.autograd.fused.rotary import rotary; help(rotary)"
+    python -c "from v3_numpy_deep.autograd.fused.rope import apply_rotary; help(apply_rotary)"
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
 
-def rotary(
+def apply_rotary(
     x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Tensor, "B H T D"]:
     """Turn each pair of x by its angle;  ∂x = g turned back"""

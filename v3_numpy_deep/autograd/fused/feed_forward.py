@@ -3,10 +3,10 @@
     GELU, GPT-2's form (Hendrycks & Gimpel 2016)   y = x (1 + t) / 2        with t = tanh(√(2/π) (x + 0.044715 x³))
     SwiGLU (Shazeer 2020, equation 6)              y = gate σ(gate) · up    with σ(x) = (1 + tanh(x/2)) / 2
 
-The logistic function through tanh is one vectorised call that cannot overflow. The compositions are `plain_gelu_new` and
-`plain_swiglu` in models/blocks/feed_forward.py, where level 2 has the same derivatives as `torch.autograd.Function`s.
+The logistic function through tanh is one vectorised call that cannot overflow. The compositions are the functions of the same
+names in models/blocks/feed_forward.py. Level 2 has the same derivatives as `torch.autograd.Function`s.
 
-    python -c "from v3_numpy_deep.autograd.fused.activations import swiglu; help(swiglu)"
+    python -c "from v3_numpy_deep.autograd.fused.feed_forward import swiglu; help(swiglu)"
 """
 
 import math
@@ -17,9 +17,8 @@ from jaxtyping import Float
 from v3_numpy_deep.autograd.fused.blocks import row_blocks
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
-ROOT_2_OVER_PI = math.sqrt(
-    2.0 / math.pi
-)  # a Python number: a NumPy float64 scalar would promote float32 arrays
+# A Python number: a NumPy float64 scalar would promote float32 arrays.
+ROOT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 
 def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
