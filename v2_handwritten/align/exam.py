@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from shared_data.evaluation.windows import bits_per_byte, score_tokens
 from shared_data.files import write_json
 from shared_data.reward_functions import RewardFunction
 from shared_data.runs import RunFolder
@@ -21,7 +22,7 @@ from shared_data.story_world.rewards import is_right
 from v2_handwritten.align.scoring import examine_policy
 from v2_handwritten.data_pipeline.prepare import read_documents
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v2_handwritten.evaluation.metrics.perplexity import bits_per_byte, score_tokens
+from v2_handwritten.evaluation.metrics.perplexity import negative_log_probs
 from v2_handwritten.models.checkpoint import load_model
 from v2_handwritten.models.transformer import Transformer
 
@@ -90,6 +91,7 @@ def held_out_bits_per_byte(run: RunFolder, model: Transformer, tokenizer: Tokeni
     documents = islice(read_documents(run.documents("validation")), DOCUMENTS)
     texts = [document.text for document in documents]
     score = score_tokens(
+        negative_log_probs,
         model,
         tokenizer.encode_to_array(texts, end_of_text=True),
         context_length=model.config.max_position_embeddings,

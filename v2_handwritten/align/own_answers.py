@@ -15,10 +15,10 @@ from functools import partial
 
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
+from shared_data.inference.prompts import encode_chat, stop_ids
 from shared_data.progress import progress
 from shared_data.settings import Settings
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v2_handwritten.inference.chat import encode_chat, stop_ids
 from v2_handwritten.inference.generate import generate
 from v2_handwritten.models.transformer import Transformer
 

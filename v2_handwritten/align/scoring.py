@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from shared_data.inference.prompts import encode_chat, stop_ids
 from shared_data.reward_functions import RewardFunction, score_replies
 from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabilities
 from v2_handwritten.align.algorithms.rollout import collect
 from v2_handwritten.align.own_answers import Answered
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v2_handwritten.inference.chat import encode_chat, stop_ids
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer
 

@@ -15,10 +15,10 @@ from functools import partial
 
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
+from shared_data.inference.prompts import encode_chat, stop_ids
 from shared_data.progress import progress
 from shared_data.settings import Settings
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v3_numpy_deep.inference.chat import encode_chat, stop_ids
 from v3_numpy_deep.inference.generate import generate
 from v3_numpy_deep.models.transformer import Transformer
 

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64
 from shared_data.corpus.formatting import format_preference
 from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
+from shared_data.inference.prompts import encode_chat
 from shared_data.preference_pairs import Pair, check_pairs
 from shared_data.settings import PreferenceSettings, Settings
 from shared_data.tokenizer.chat_template import render_chat
@@ -30,7 +31,6 @@ from v3_numpy_deep.align.own_answers import Answered
 from v3_numpy_deep.autograd import Module
 from v3_numpy_deep.autograd.parallel import available_threads, shards
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v3_numpy_deep.inference.chat import encode_chat
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from shared_data.inference.prompts import encode_chat, stop_ids
 from shared_data.reward_functions import RewardFunction, score_replies
 from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities
 from v3_numpy_deep.align.algorithms.rollout import collect
 from v3_numpy_deep.align.own_answers import Answered
 from v3_numpy_deep.autograd import no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v3_numpy_deep.inference.chat import encode_chat, stop_ids
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import Transformer
 

@@ -19,8 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.corpus.conversations import read_conversations
+from shared_data.evaluation.answers import answer_questions
 from shared_data.files import write_json
 from shared_data.metrics_log import MetricsLog
+from shared_data.peft.adapted_model import merged_state_dict
+from shared_data.peft.config import LoraConfig, QuantizationConfig
+from shared_data.peft.memory import memory_bytes
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
@@ -34,14 +38,14 @@ from shared_data.training.training_state import (
 )
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
-from v3_numpy_deep.evaluation.metrics.answers import answer_questions
-from v3_numpy_deep.finetune.peft.adapters import load_adapter, save_adapter
-from v3_numpy_deep.finetune.peft.lora import LoraConfig, inject_lora, merged_state_dict
-from v3_numpy_deep.finetune.peft.qlora import QuantizationConfig, memory_bytes, quantize_model
+from v3_numpy_deep.inference.generate import generate
 from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.peft.adapters import load_adapter, save_adapter
+from v3_numpy_deep.models.peft.lora import inject_lora
+from v3_numpy_deep.models.peft.qlora import quantize_model
 from v3_numpy_deep.models.transformer import Transformer
 from v3_numpy_deep.pretrain.components.after_step import AfterStep
-from v3_numpy_deep.pretrain.components.muon import choose_optimizer
+from v3_numpy_deep.pretrain.components.muon import choose_optimizer, is_hidden
 from v3_numpy_deep.pretrain.components.training_loop import evaluate_loss, train
 
 VALIDATION_PART = 20  # one conversation in so many is held out of training, to watch the loss
@@ -86,7 +90,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
             evaluate=partial(_validate, settings, model, validation),
         )
         train(model, optimizer, loader, section, state, after_step)
-    memory = memory_bytes(model, section.optimizer)
+    memory = memory_bytes(model, is_hidden if section.optimizer == "muon" else None)
     trainable = sum(p.size for p in model.parameters() if p.requires_grad)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     if section.adapter.method != "none":
@@ -186,8 +190,8 @@ def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tok
 
     tasks = list(islice(questions(settings.sft.seed, "test"), settings.sft.test_questions))
     before = load_model(run.checkpoint("pretrain"))
-    first = answer_questions(before, tokenizer, tasks)
-    last = answer_questions(model, tokenizer, tasks)
+    first = answer_questions(generate, before, tokenizer, tasks)
+    last = answer_questions(generate, model, tokenizer, tasks)
     write_json(answers, {"before": first.records, "after": last.records})
     return {
         "qa_accuracy_before": first.accuracy,

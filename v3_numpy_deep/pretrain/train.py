@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from shared_data.errors import UserError
+from shared_data.evaluation.windows import bits_per_byte, perplexity, score_tokens
 from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
 from shared_data.model_files.config import ModelConfig
@@ -33,7 +34,7 @@ from shared_data.training.training_state import (
 )
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.device import resolve_device
-from v3_numpy_deep.evaluation.metrics.perplexity import bits_per_byte, perplexity, score_tokens
+from v3_numpy_deep.evaluation.metrics.perplexity import negative_log_probs
 from v3_numpy_deep.inference.generate import generate
 from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.transformer import Transformer
@@ -141,6 +142,7 @@ def held_out_numbers(
     facts = read_token_facts(run.tokens("validation"))
     context = settings.pretrain.sequence_length
     score = score_tokens(
+        negative_log_probs,
         model,
         open_tokens(run.tokens("validation")).astype(np.int64),
         context_length=context,

@@ -3,6 +3,8 @@
 python -c "from v3_numpy_deep.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
 """
 
+from pathlib import Path
+
 from shared_data.tokenizer import tokenizer as shared
 from v3_numpy_deep.data_pipeline.tokenizer.bpe_encode import WordEncoder
 
@@ -11,3 +13,8 @@ class Tokenizer(shared.Tokenizer):
     """A byte-level BPE tokenizer whose merges are applied by `bpe_encode.py`."""
 
     word_encoder = WordEncoder
+
+
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of a folder, or of a `tokenizer.json`; raises `UserError` where it is missing or damaged."""
+    return Tokenizer.load(folder)
