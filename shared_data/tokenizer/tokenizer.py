@@ -121,7 +121,7 @@ class Tokenizer:
         """The token of an id as the file writes it, or None."""
         return self._tokens.get(id)
 
-    def encode(self, text: str, allow_special: bool = True, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, allow_special: bool = True, add_special_tokens: bool = False) -> list[int]:
         """The ids of a text.
 
         With `allow_special=False` a special token typed in the text is text like any other. `add_special_tokens` adds what
@@ -132,7 +132,7 @@ class Tokenizer:
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
     def encode_batch(
-        self, texts: Iterable[str], allow_special: bool = True, add_special_tokens: bool = True
+        self, texts: Iterable[str], allow_special: bool = True, add_special_tokens: bool = False
     ) -> list[list[int]]:
         """The ids of each text."""
         return [self.encode(text, allow_special, add_special_tokens) for text in texts]

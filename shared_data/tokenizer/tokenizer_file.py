@@ -99,6 +99,12 @@ def write_tokenizer(folder: Path | str, definition: Definition, config: Definiti
     write_json(Path(folder) / "tokenizer_config.json", config)
 
 
+def tokenizer_beside(folder: Path, otherwise: Path) -> Path:
+    """The folder of a model, where a tokenizer stands in it; else the other path."""
+    own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return folder if own else otherwise
+
+
 def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
     """Definition and configuration from a folder, a `tokenizer.json`, or a `vocab.json` with its `merges.txt`.
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.peft.adapted_model import merged_state_dict
+from shared_data.peft.config import QuantizationConfig
+from shared_data.peft.memory import memory_bytes
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings, load_settings
 from shared_data.story_world.conversations import conversations
@@ -18,10 +21,9 @@ from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.finetune import sft_train
 from v1_quick.finetune.chat_data import encode_conversation
 from v1_quick.finetune.sft_train import VALIDATION_PART, sft
-from v2_handwritten.finetune.peft.adapters import load_adapter
-from v2_handwritten.finetune.peft.lora import merged_state_dict
-from v2_handwritten.finetune.peft.qlora import QuantizationConfig, memory_bytes, quantize_model
 from v2_handwritten.models.checkpoint import load_model
+from v2_handwritten.models.peft.adapters import load_adapter
+from v2_handwritten.models.peft.qlora import quantize_model
 
 LLAMA = ["model.hidden_size=32", "model.intermediate_size=64", "model.max_position_embeddings=1024"]
 GPT2 = [*LLAMA, "model.model_type=gpt2", "model.num_key_value_heads=none"]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from v2_handwritten.inference.streaming import TextStream
 
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
@@ -11,7 +12,6 @@ from tests.parity.inference_cases import small_run
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.inference import generate as module
 from v2_handwritten.inference.generate import encode_prompt, generate_command, generate_samples
-from v2_handwritten.inference.streaming import TextStream
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from shared_data.held_out import check_vocabulary, read_held_out
+from shared_data.evaluation.held_out import check_vocabulary, read_held_out
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings

@@ -15,6 +15,6 @@ class Tokenizer(shared.Tokenizer):
     word_encoder = WordEncoder
 
 
-def load_tokenizer(path: Path | str) -> Tokenizer:
-    """The tokenizer of a folder, a `tokenizer.json`, or a `vocab.json` beside its `merges.txt`."""
-    return Tokenizer.load(path)
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of a folder, or of a `tokenizer.json`; raises `UserError` where it is missing or damaged."""
+    return Tokenizer.load(folder)

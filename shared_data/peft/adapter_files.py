@@ -1,32 +1,33 @@
-"""PEFT folders in and out: `adapter_config.json` and `adapter_model.safetensors`, under the names that PEFT gives.
+"""PEFT folders in and out: `adapter_config.json` and `adapter_model.safetensors`, under PEFT's names.
 
 What we save, `PeftModel.from_pretrained(base, folder)` loads, and the other way round. Everything is checked before the
 model is changed: the settings, which layers are adapted, the name and shape of every tensor. An adapter is bound to its base
 by shapes alone, so a mistake that fits (another model of the same architecture) cannot be noticed.
 
-Level 1: PEFT's own functions. Level 2: the same over torch. Theory: v2_handwritten/finetune/peft/lora.md.
+Levels 2 and 3 read and write the tensors themselves (`models/peft/adapters.py`).
 
-    save_adapter(model, "runs/adapter", base_name="runs/v3/tiny/pretrain")
+    base = base_of_adapter("runs/adapter")
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save
-
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
-from shared_data.model_files.folder import read_shapes
-from v3_numpy_deep.autograd import Module, Parameter
-from v3_numpy_deep.finetune.peft.lora import LoraAdapter, LoraConfig, LoraLinear, inject_lora, lora_parameters
-from v3_numpy_deep.finetune.peft.modules_to_save import module_copies, select_modules
-from v3_numpy_deep.finetune.peft.target_modules import LayerPlace, linear_layers, select_layers
-from v3_numpy_deep.models.blocks.linear import Conv1D
-from v3_numpy_deep.models.checkpoint import read_tensor
+from shared_data.peft.config import LoraConfig
+from shared_data.peft.layers import AdaptedLayer, copied_weights
+from shared_data.peft.target_modules import (
+    LayerPlace,
+    features,
+    linear_layers,
+    select_layers,
+    select_modules,
+)
 
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TENSORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 # Settings of PEFT that change what is computed, with the values that mean "not used" (besides null, absent and empty).
@@ -37,50 +38,6 @@ _UNKNOWN_TO_US = (
     *("layer_replication", "layers_to_transform", "monteclora_config", "rank_pattern"),
     *("target_parameters", "trainable_token_indices", "velora_config"),
 )
-
-
-def save_adapter(model: Module, folder: Path | str, base_name: str, name: str = "default") -> None:
-    """Write one adapter of the model. `base_name` is the folder or the hub's name of the model it belongs to.
-
-    Raises `UserError` where there is no such adapter. Each file appears whole or not at all.
-    """
-    places = [place for place in linear_layers(model) if name in _adapters(place.layer)]
-    if not places:
-        raise UserError(f"the model has no adapter {name!r} to save; name one that it has")
-    tensors = {key: np.ascontiguousarray(weight.data) for key, weight in _tensors(model, name).items()}
-    folder = Path(folder)
-    with atomic_write(folder / "adapter_model.safetensors") as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
-    write_json(folder / "adapter_config.json", _settings(model, places, base_name, name))
-
-
-def load_adapter(model: Module, folder: Path | str, name: str = "default") -> list[Parameter]:
-    """Hang a saved adapter on the model and make it the active one; its parameters are returned, and trainable.
-
-    Raises `UserError` for an adapter of another base or kind, for damaged files, and where `inject_lora` does.
-    """
-    folder = Path(folder)
-    settings = read_json(folder / "adapter_config.json")
-    config = _read_config(settings, folder)
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        pickle = (folder / "adapter_model.bin").is_file()
-        remedy = "convert its adapter_model.bin to safetensors" if pickle else "check the path"
-        raise UserError(f"{folder} has no adapter_model.safetensors; {remedy}")
-    shapes = read_shapes(file)
-    layers = {place.path: place for place in linear_layers(model)}
-    adapted = [path for path in layers if _is_target(path, settings.get("target_modules"))]
-    whole = select_modules(model, config.modules_to_save)
-    if any(len(users) > 1 for users in whole) and not settings.get("ensure_weight_tying"):
-        raise UserError(
-            f"{folder} unties the output matrix from the embedding, which this model cannot; train it with ensure_weight_tying"
-        )
-    modules = {path: module for users in whole for path, module in users.items()}
-    _check_tensors(shapes, {path: layers[path].layer for path in adapted}, modules, config, file)
-    inject_lora(model, replace(config, target_modules=tuple(adapted)), seed=0, name=name)
-    for key, weight in _tensors(model, name).items():
-        weight.data[...] = read_tensor(file, key)
-    return lora_parameters(model)
 
 
 def base_of_adapter(folder: Path | str) -> Path | None:
@@ -100,50 +57,92 @@ def base_of_adapter(folder: Path | str) -> Path | None:
     return Path(base)
 
 
-def _adapters(layer: Any) -> dict[str, LoraAdapter]:
-    """The adapters that hang on a layer, by name."""
-    children: Any = layer.adapters.named_children() if isinstance(layer, LoraLinear) else ()
-    return dict(children)
+def adapter_tensors(model: Any, name: str) -> dict[str, Any]:
+    """All parameters of an adapter by PEFT's names; one that two tied modules share has the names of both.
 
-
-def _weights(adapter: LoraAdapter) -> dict[str, Parameter]:
-    """The parameters of an adapter by PEFT's names."""
-    weights = (adapter.lora_A.weight, adapter.lora_B.weight, adapter.magnitude)
-    return {name: weight for name, weight in zip(_TENSORS, weights, strict=True) if weight is not None}
-
-
-def _tensors(model: Module, name: str) -> dict[str, Parameter]:
-    """All parameters of an adapter by PEFT's names; one that two tied modules share has the names of both."""
-    tensors: dict[str, Parameter] = {}
-    for place in linear_layers(model):
-        adapter = _adapters(place.layer).get(name)
-        for tensor_name, weight in (_weights(adapter) if adapter else {}).items():
-            tensors[f"{_PREFIX}{place.path}.{tensor_name}"] = weight
-    for copies in module_copies(model):
+    Raises `UserError` where there is no such adapter.
+    """
+    tensors: dict[str, Any] = {}
+    for place in _places(model, name):
+        adapter = place.layer.adapters[name]
+        weights = (adapter.lora_A.weight, adapter.lora_B.weight, adapter.magnitude)
+        for tensor_name, weight in zip(_TENSORS, weights, strict=True):
+            if weight is not None:
+                tensors[f"{_PREFIX}{place.path}.{tensor_name}"] = weight
+    for copies in copied_weights(model):
         if name in copies.weights:
             tensors |= {f"{_PREFIX}{path}.weight": copies.weights[name] for path in copies.users}
     return tensors
 
 
-def _settings(model: Module, places: list[LayerPlace], base_name: str, name: str) -> dict[str, Any]:
+def write_adapter(folder: Path | str, weights: bytes, model: Any, base_name: str, name: str) -> None:
+    """Write an adapter's `weights`, a safetensors file, and its configuration. Each file appears whole or not at all."""
+    folder = Path(folder)
+    with atomic_write(folder / WEIGHTS) as file:
+        file.write(weights)
+    write_json(folder / "adapter_config.json", _settings(model, base_name, name))
+
+
+def read_adapter(
+    model: Any, folder: Path | str, read_shapes: Callable[[Path], dict[str, tuple[int, ...]]]
+) -> LoraConfig:
+    """The configuration of an adapter whose every tensor fits the model; its targets are the paths of layers.
+
+    Raises `UserError` for an adapter of another base or kind and for damaged files.
+    """
+    folder = Path(folder)
+    settings = read_json(folder / "adapter_config.json")
+    config = _read_config(settings, folder)
+    file = folder / WEIGHTS
+    if not file.is_file():
+        pickle = (folder / "adapter_model.bin").is_file()
+        remedy = "convert its adapter_model.bin to safetensors" if pickle else "check the path"
+        raise UserError(f"{folder} has no {WEIGHTS}; {remedy}")
+    shapes = read_shapes(file)
+    places = [
+        place for place in linear_layers(model) if _is_target(place.path, settings.get("target_modules"))
+    ]
+    whole = select_modules(model, config.modules_to_save)
+    if any(len(users) > 1 for users in whole) and not settings.get("ensure_weight_tying"):
+        raise UserError(
+            f"{folder} unties the output matrix from the embedding, which this model cannot; train it with ensure_weight_tying"
+        )
+    modules = {path: module for users in whole for path, module in users.items()}
+    _check_tensors(shapes, places, modules, config, file)
+    return replace(config, target_modules=tuple(place.path for place in places))
+
+
+def _places(model: Any, name: str) -> list[LayerPlace]:
+    """The layers that carry the adapter."""
+    places = [
+        place
+        for place in linear_layers(model)
+        if isinstance(place.layer, AdaptedLayer) and name in place.layer.adapter_names
+    ]
+    if not places:
+        raise UserError(f"the model has no adapter {name!r} to save; name one that it has")
+    return places
+
+
+def _settings(model: Any, base_name: str, name: str) -> dict[str, Any]:
     """What stands in `adapter_config.json`; settings of PEFT that are left out take its defaults."""
-    config = _adapters(places[0].layer)[name].config
-    bases: list[Any] = [place.layer.base for place in places]
-    whole = [list(copies.users) for copies in module_copies(model) if name in copies.weights]
+    places = _places(model, name)
+    config = places[0].layer.adapters[name].config
+    whole = [list(copies.users) for copies in copied_weights(model) if name in copies.weights]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
         "target_modules": _target_names(model, places),
         # Tied modules by both names: PEFT 0.21.2 sees that GPT-2's "wte" is tied only where "lm_head" is named too.
         "modules_to_save": [path.rpartition(".")[2] for paths in whole for path in paths] or None,
         "ensure_weight_tying": any(len(paths) > 1 for paths in whole),
         "use_rslora": config.use_rslora,
         "use_dora": config.use_dora,
-        "fan_in_fan_out": any(isinstance(b, Conv1D) or getattr(b, "from_conv1d", False) for b in bases),
+        "fan_in_fan_out": any(place.layer.from_conv1d for place in places),
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
@@ -160,9 +159,9 @@ def _read_config(settings: Any, folder: Path) -> LoraConfig:
             raise UserError(f"{file}: {key} is {settings[key]!r}, which cannot be loaded; train without it")
     try:
         return LoraConfig(
-            rank=int(settings["r"]),
-            alpha=float(settings["lora_alpha"]),
-            dropout=float(settings.get("lora_dropout") or 0.0),
+            r=int(settings["r"]),
+            lora_alpha=float(settings["lora_alpha"]),
+            lora_dropout=float(settings.get("lora_dropout") or 0.0),
             use_rslora=bool(settings.get("use_rslora")),
             use_dora=bool(settings.get("use_dora")),
             modules_to_save=tuple(map(str, settings.get("modules_to_save") or ())),
@@ -173,18 +172,18 @@ def _read_config(settings: Any, folder: Path) -> LoraConfig:
 
 def _check_tensors(
     shapes: dict[str, tuple[int, ...]],
-    layers: dict[str, Module],
+    places: list[LayerPlace],
     modules: dict[str, Any],
     config: LoraConfig,
     file: Path,
 ) -> None:
     """Every adapted layer and every whole module must have its tensors, in its shape, and there must be no others."""
     expected: dict[str, tuple[int, ...]] = {}
-    for path, layer in layers.items():
-        O, I = _features(layer)  # noqa: E741 - out and in
-        wanted: list[tuple[int, ...]] = [(config.rank, I), (O, config.rank), (O,)]
+    for place in places:
+        O, I = features(place.layer)  # noqa: E741 - out and in
+        wanted: list[tuple[int, ...]] = [(config.r, I), (O, config.r), (O,)]
         for tensor_name, shape in zip(_TENSORS, wanted[: 3 if config.use_dora else 2], strict=False):
-            expected[f"{_PREFIX}{path}.{tensor_name}"] = shape
+            expected[f"{_PREFIX}{place.path}.{tensor_name}"] = shape
     advice = "load the adapter on the model that it was trained on"
     if not expected:
         raise UserError(f"{file}: none of its target modules is in this model; {advice}")
@@ -201,14 +200,7 @@ def _check_tensors(
         raise UserError(f"{file} has no tensor {missing[0]}, which this model needs; {advice}")
 
 
-def _features(layer: Any) -> tuple[int, int]:
-    """How many features a linear layer gives and takes."""
-    base = layer.base if isinstance(layer, LoraLinear) else layer
-    rows, columns = base.weight.shape
-    return (columns, rows) if isinstance(base, Conv1D) else (rows, columns)
-
-
-def _target_names(model: Module, places: list[LayerPlace]) -> list[str]:
+def _target_names(model: Any, places: list[LayerPlace]) -> list[str]:
     """The adapted layers as PEFT's `target_modules`: by their last names, if these mean no others, else by their paths."""
     names = sorted({place.attribute for place in places})
     paths = [place.path for place in places]

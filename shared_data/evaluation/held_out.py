@@ -3,10 +3,11 @@
 Perplexity counts tokens, bits per byte counts bytes, and the floor is -log2 P(text) / bytes; all three must speak of the
 same text, also when a limit on the tokens cuts it short. So it is cut between documents where that is possible.
 
-    held_out = read_held_out(run, "test", tokens, facts, max_tokens=4096, count_bytes=lambda ids: len(tokenizer.decode_bytes(ids)))
+    metrics = evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length=256)
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +17,12 @@ from typing import Any
 import numpy as np
 
 from shared_data.errors import UserError
+from shared_data.evaluation.windows import NegativeLogProbs, bits_per_byte, perplexity, score_tokens
 from shared_data.files import read_json
+from shared_data.progress import progress
 from shared_data.runs import RunFolder
+from shared_data.settings import EvaluateSettings
+from shared_data.training.data_loader import open_tokens, read_token_facts
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,54 @@ class HeldOut:
     tokens: np.ndarray
     bytes: int
     floor_bits_per_byte: float | None
+
+
+def evaluate_held_out(
+    negative_log_probs: NegativeLogProbs,
+    model: Any,
+    tokenizer: Any,
+    section: EvaluateSettings,
+    run: RunFolder,
+    context_length: int,
+) -> dict[str, int | float]:
+    """The numbers of the stage `evaluate`: a split of the run scored document by document, beside its entropy floor.
+
+    Raises `UserError` for an empty split.
+    """
+    path = run.tokens(section.split)
+    facts = read_token_facts(path)
+    held_out = read_held_out(
+        run,
+        section.split,
+        open_tokens(path),
+        facts,
+        section.max_tokens,
+        lambda ids: len(tokenizer.decode(ids).encode()),
+    )
+    started = time.perf_counter()
+    with progress(len(held_out.tokens), "evaluate", "tokens") as bar:
+        score = score_tokens(
+            negative_log_probs,
+            model,
+            held_out.tokens,
+            context_length,
+            section.stride or max(1, context_length // 2),
+            section.batch_size,
+            facts["end_of_text_id"],
+            bar.update,
+        )
+    seconds = time.perf_counter() - started
+    metrics: dict[str, int | float] = {
+        "perplexity": perplexity(score),
+        "bits_per_byte": bits_per_byte(score, held_out.bytes),
+        "tokens": score.tokens,
+        "bytes": held_out.bytes,
+        "tokens_per_second": score.tokens / seconds,
+    }
+    if held_out.floor_bits_per_byte is not None:
+        metrics["floor_bits_per_byte"] = held_out.floor_bits_per_byte
+        metrics["ratio_to_floor"] = metrics["bits_per_byte"] / held_out.floor_bits_per_byte
+    return metrics
 
 
 def read_held_out(

@@ -6,59 +6,23 @@ in 8 bits. A layer decodes its weight for each product, and again in the backwar
 
 Level 1: bitsandbytes. Level 3: the same in NumPy. Theory: qlora.md.
 
-    python -c "import torch; from v2_handwritten.finetune.peft.qlora import *; x = torch.randn(2, 64); print(dequantize_nf4(quantize_nf4(x)) - x)"
+    python -c "import torch; from v2_handwritten.models.peft.qlora import *; x = torch.randn(2, 64); print(dequantize_nf4(quantize_nf4(x)) - x)"
 """
 
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from shared_data.errors import UserError
-from v2_handwritten.finetune.peft.target_modules import select_layers
+from shared_data.peft.config import QuantizationConfig
+from shared_data.peft.layers import ReplacesLinear
+from shared_data.peft.nf4 import NF4_CODES, SCALES_PER_BLOCK, SMALLEST_SCALE, dynamic_codes, levels_of_bytes
+from shared_data.peft.target_modules import select_plain_layers
 from v2_handwritten.models.blocks.linear import Conv1D, linear
-from v2_handwritten.pretrain.components.muon import is_hidden
-
-# The levels of NF4 (Dettmers et al. 2023, appendix E); qlora.md derives them.
-NF4_CODES = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-_SCALES_PER_BLOCK = 256  # of the second quantization
-_SMALLEST_SCALE = 1e-38  # a block of zeros is divided by this
-
-
-@dataclass(frozen=True)
-class QuantizationConfig:
-    """How the base is stored; the same fields at all levels."""
-
-    block_size: int = 64  # weights that share a scale
-    double_quantization: bool = True  # store the scales themselves in 8 bits
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-
-    def __post_init__(self) -> None:
-        if self.block_size not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
-            raise UserError(
-                f"blocks of {self.block_size} weights are not among 32, 64, 128, … 4096; choose one of these"
-            )
 
 
 @dataclass
@@ -94,33 +58,17 @@ def quantize_nf4(
 def dequantize_nf4(quantized: QuantizedTensor) -> Float[Tensor, "..."]:
     """Each element's level times its block's scale, in float32."""
     # Both levels of a byte are read at once, as if they were one number of 8 bytes: ten times as fast as one by one.
-    pairs = _levels_of_bytes(quantized.codes.device).view(torch.float64).flatten()
+    pairs = _levels_of_bytes_on(quantized.codes.device).view(torch.float64).flatten()
     values = pairs.index_select(0, quantized.codes.int()).view(torch.float32)
     values = values[: math.prod(quantized.shape)]
     return _scale_blocks(values, _decoded_scales(quantized), quantized.block_size).view(quantized.shape)
 
 
-def dynamic_codes() -> Float[Tensor, "256"]:
-    """The 8-bit levels of the scales: sign, decimal exponent, and fraction share the bits (Dettmers 2016).
-
-    The smaller a number's exponent, the fewer bits are left for its fraction: 64 levels each side from 0.1 to 1, 32 from
-    0.01 to 0.1, and so on; 0, and 1 itself.
-    """
-    levels = [0.0, 1.0]
-    for exponent in range(7):
-        edges = torch.linspace(0.1, 1, 2**exponent + 1, device="cpu")
-        magnitudes = 10.0 ** (exponent - 6) * ((edges[:-1] + edges[1:]) / 2)
-        levels += [*magnitudes.tolist(), *(-magnitudes).tolist()]
-    return torch.tensor(sorted(levels), device="cpu")
-
-
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(ReplacesLinear, nn.Module):
     """Stands in place of a `Linear` or `Conv1D`, with its weight in 4 bits, always as [out, in]. It does not train.
 
     `compute_dtype` as in `Linear`; where it is None, products are computed in the type that the weight had.
     """
-
-    replaces_linear = True
 
     def __init__(self, base: nn.Module, block_size: int = 64, double_quantization: bool = True) -> None:
         super().__init__()
@@ -178,35 +126,8 @@ def quantize_model(model: nn.Module, config: QuantizationConfig) -> None:
 
     Load weights and set `compute_dtype` before, adapters after. Raises `UserError` for a layer that carries adapters already.
     """
-    places = select_layers(model, config.target_modules)
-    for place in places:
-        if getattr(place.layer, "replaces_linear", False):
-            raise UserError(
-                f"{place.path} is quantized or carries adapters already; quantize the plain model first"
-            )
-    for place in places:
+    for place in select_plain_layers(model, config.target_modules):
         place.replace(QuantizedLinear(place.layer, config.block_size, config.double_quantization))
-
-
-def memory_bytes(model: nn.Module, optimizer: Literal["adamw", "muon"] = "adamw") -> dict[str, int]:
-    """What training keeps besides activations: weights, gradients, moments (float32), and their sum.
-
-    AdamW has two moments of every parameter, Muon one of each hidden matrix.
-    """
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = sum(parameter.nbytes for parameter in trainable)
-    moments = sum(
-        4 * parameter.numel() * (1 if optimizer == "muon" and is_hidden(name, parameter) else 2)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    )
-    return {
-        "weights": weights,
-        "gradients": gradients,
-        "moments": moments,
-        "total": weights + gradients + moments,
-    }
 
 
 def _normalize(flat: Float[Tensor, " n"], block_size: int) -> tuple[Tensor, Tensor]:
@@ -215,7 +136,7 @@ def _normalize(flat: Float[Tensor, " n"], block_size: int) -> tuple[Tensor, Tens
     blocks = nn.functional.pad(flat, (0, -n % block_size)).view(-1, block_size)
     scales = blocks.abs().amax(dim=1)
     # bitsandbytes multiplies by the inverse; dividing would round a few elements to another level.
-    inverses = scales.clamp(min=_SMALLEST_SCALE).reciprocal().unsqueeze(1)
+    inverses = scales.clamp(min=SMALLEST_SCALE).reciprocal().unsqueeze(1)
     return scales, (blocks * inverses).clamp_(-1, 1).flatten()[:n]
 
 
@@ -223,13 +144,13 @@ def _encode_scales(quantized: QuantizedTensor) -> None:
     """Double quantization (section 3): the scales less their mean, in blocks of 256, as codes of 8 bits."""
     scales = quantized.scales
     quantized.offset = scales.mean()
-    quantized.nested_scales, normalized = _normalize(scales - quantized.offset, _SCALES_PER_BLOCK)
+    quantized.nested_scales, normalized = _normalize(scales - quantized.offset, SCALES_PER_BLOCK)
     if not scales.is_cuda:
         # On a CPU, bitsandbytes looks codes up in a table of 65,536 entries: the values are rounded to its grid first.
         entry = ((normalized + 1) * 0.5 * 65535 + 0.5).floor()
         normalized = 2 * entry / 65535 - 1
     codes = _nearest(normalized, _dynamic_codes_on(scales.device))
-    is_zero = _scale_blocks(torch.ones_like(normalized), quantized.nested_scales, _SCALES_PER_BLOCK) == 0
+    is_zero = _scale_blocks(torch.ones_like(normalized), quantized.nested_scales, SCALES_PER_BLOCK) == 0
     quantized.scales = codes.masked_fill_(is_zero, 0)  # where all scales are the mean, any code would do
 
 
@@ -244,7 +165,7 @@ def _decoded_scales(quantized: QuantizedTensor) -> Float[Tensor, " blocks"]:
     if quantized.nested_scales is None or quantized.offset is None:
         return quantized.scales
     values = _dynamic_codes_on(quantized.scales.device)[quantized.scales.long()]
-    return _scale_blocks(values, quantized.nested_scales, _SCALES_PER_BLOCK) + quantized.offset
+    return _scale_blocks(values, quantized.nested_scales, SCALES_PER_BLOCK) + quantized.offset
 
 
 def _scale_blocks(
@@ -258,12 +179,11 @@ def _scale_blocks(
 
 @functools.cache
 def _dynamic_codes_on(device: torch.device) -> Float[Tensor, "256"]:
-    """`dynamic_codes`, made once for each device."""
-    return dynamic_codes().to(device)
+    """The levels of the scales, moved once to each device."""
+    return torch.from_numpy(dynamic_codes()).to(device)
 
 
 @functools.cache
-def _levels_of_bytes(device: torch.device) -> Float[Tensor, "256 2"]:
-    """The two levels that each byte stands for."""
-    levels, byte = torch.tensor(NF4_CODES, device=device), torch.arange(256, device=device)
-    return torch.stack([levels[byte >> 4], levels[byte & 15]], dim=-1)
+def _levels_of_bytes_on(device: torch.device) -> Float[Tensor, "256 2"]:
+    """The two levels of each byte, moved once to each device."""
+    return torch.from_numpy(levels_of_bytes()).to(device)
