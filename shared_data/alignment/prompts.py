@@ -10,8 +10,8 @@ from typing import Any
 
 from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
+from shared_data.inference.prompts import encode_chat
 from shared_data.settings import OnlineSettings, PolicyEvaluationSettings, Settings
-from shared_data.tokenizer.chat_template import encode_chat
 from shared_data.tokenizer.tokenizer import Tokenizer
 from shared_data.training.data_order import DataOrder
 

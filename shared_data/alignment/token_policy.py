@@ -1,9 +1,8 @@
 """A policy of levels 2 and 3 for `policy_evaluation.py`: texts in and out, around the level's `generate` and log-probabilities.
 
-policy = TokenPolicy(model, tokenizer, generate, completion_log_probs, token_nats)
+policy = TokenPolicy(model, tokenizer, generate, completion_log_probs, negative_log_probs)
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,8 @@ from jaxtyping import Float, Int64
 
 from shared_data.alignment.policy_evaluation import Completion
 from shared_data.alignment.prompts import encode_prompts
-from shared_data.tokenizer.chat_template import stop_ids
+from shared_data.evaluation.windows import NegativeLogProbs, bits_per_byte, score_tokens
+from shared_data.inference.prompts import stop_ids
 from shared_data.tokenizer.tokenizer import Tokenizer
 
 
@@ -20,7 +20,7 @@ class TokenPolicy:
     """A language model and its tokenizer.
 
     generate: the level's. log_probs(model, input_ids, completion_mask, attention_mask, temperature): nats of each row's completion.
-    token_nats(model, tokens, context_length, stride, batch_size, end_of_text_id): -ln p of each token of documents.
+    negative_log_probs(model, input_ids, targets): -ln p of targets, for documents.
     """
 
     def __init__(
@@ -29,10 +29,11 @@ class TokenPolicy:
         tokenizer: Tokenizer,
         generate: Callable[..., list[list[int]]],
         log_probs: Callable[..., Float[np.ndarray, " N"]],
-        token_nats: Callable[..., Float[np.ndarray, " T"]],
+        negative_log_probs: NegativeLogProbs,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.generate, self.completion_log_probs, self.token_nats = generate, log_probs, token_nats
+        self.generate, self.completion_log_probs = generate, log_probs
+        self.negative_log_probs = negative_log_probs
 
     def complete(
         self, prompts: Sequence[str], max_completion_length: int, temperature: float, seed: int
@@ -55,16 +56,11 @@ class TokenPolicy:
 
     def bits_per_byte(self, texts: Sequence[str]) -> float:
         """Of documents, each read by itself."""
-        positions = self.model.config.max_position_embeddings
-        nats = self.token_nats(
-            self.model,
-            self.tokenizer.encode_to_array(texts, end_of_text=True),
-            context_length=positions,
-            stride=max(1, positions // 2),
-            batch_size=2,
-            end_of_text_id=self.tokenizer.end_of_text_id,
-        )
-        return float(np.nansum(nats)) / math.log(2) / sum(len(text.encode()) for text in texts)
+        positions, end = self.model.config.max_position_embeddings, self.tokenizer.end_of_text_id
+        tokens = self.tokenizer.encode_to_array(texts, end_of_text=True)
+        stride = max(1, positions // 2)
+        score = score_tokens(self.negative_log_probs, self.model, tokens, positions, stride, 2, end)
+        return bits_per_byte(score, sum(len(text.encode()) for text in texts))
 
 
 def decode_completions(tokenizer: Tokenizer, completions: Sequence[Sequence[int]]) -> list[str]:

@@ -8,9 +8,13 @@ Completions are greedy, so the number does not depend on chance.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from shared_data.files import write_json
 from shared_data.inference.chat import Generate, complete_chat
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
 
 ANSWER_TOKENS = 32  # more than any right answer has
 
@@ -40,3 +44,23 @@ def answer_questions(
     matches = [match for of_kind in right.values() for match in of_kind]
     by_kind = {kind: sum(of_kind) / len(of_kind) for kind, of_kind in sorted(right.items())}
     return Answers(sum(matches) / max(1, len(matches)), by_kind, records)
+
+
+def evaluate_answers(
+    settings: Settings, run: RunFolder, generate: Generate, before: Any, after: Any, tokenizer: Any
+) -> dict[str, float]:
+    """Accuracy on the story world's held-out questions before and after tuning; all answers are kept in answers.json."""
+    file = run.stage("sft") / "answers.json"
+    file.unlink(missing_ok=True)  # of an earlier run, on other data
+    if settings.data.source != "story_world":
+        return {}
+    from shared_data.story_world.tasks import questions
+
+    tasks = list(islice(questions(settings.sft.seed, "test"), settings.sft.eval_questions))
+    first, last = (answer_questions(generate, model, tokenizer, tasks) for model in (before, after))
+    write_json(file, {"before": first.records, "after": last.records})
+    return {
+        "qa_accuracy_before": first.accuracy,
+        "qa_accuracy": last.accuracy,
+        "unanswerable_accuracy": last.by_kind.get("unanswerable", 0.0),
+    }

@@ -21,7 +21,7 @@ from shared_data.evaluation.windows import NegativeLogProbs, bits_per_byte, perp
 from shared_data.files import read_json
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
-from shared_data.settings import EvaluateSettings
+from shared_data.settings import EvaluateSettings, Settings
 from shared_data.training.data_loader import open_tokens, read_token_facts
 
 
@@ -80,6 +80,20 @@ def evaluate_held_out(
         metrics["floor_bits_per_byte"] = held_out.floor_bits_per_byte
         metrics["ratio_to_floor"] = metrics["bits_per_byte"] / held_out.floor_bits_per_byte
     return metrics
+
+
+def pretrained_metrics(
+    negative_log_probs: NegativeLogProbs, model: Any, settings: Settings, run: RunFolder
+) -> dict[str, float]:
+    """Perplexity and bits per byte on the whole validation split, and the fewest bits per byte possible where that is known."""
+    path, context = run.tokens("validation"), settings.pretrain.sequence_length
+    facts = read_token_facts(path)
+    stride = min(settings.evaluate.stride or max(1, context // 2), context)
+    batch_size, end = settings.evaluate.batch_size, facts["end_of_text_id"]
+    score = score_tokens(negative_log_probs, model, open_tokens(path), context, stride, batch_size, end)
+    metrics = {"perplexity": perplexity(score), "bits_per_byte": bits_per_byte(score, facts["bytes"])}
+    floor = _floor(facts.get("log2_probability"), facts["bytes"])
+    return metrics | ({} if floor is None else {"floor_bits_per_byte": floor})
 
 
 def read_held_out(

@@ -5,7 +5,7 @@ it does not, and on the story world it has a floor that is known exactly. Sums a
 of window averages, as in the well-known recipe of transformers' documentation, weighs tokens unequally.
 
 A level's `negative_log_probs(model, input_ids, targets)` computes -ln p of targets [N, T] after input_ids [N, T], 0 where a target
-is IGNORE_INDEX. Theory: v2_handwritten/evaluation/metrics/perplexity.md.
+is IGNORE_INDEX. Theory: v2_handwritten/inference/scoring.md.
 
     score = score_tokens(negative_log_probs, model, tokens, context_length=256, stride=128, batch_size=16, end_of_text_id=0)
 """

@@ -4,10 +4,11 @@ python -c "from shared_data.peft.config import LoraConfig; print(LoraConfig(r=16
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from shared_data.errors import UserError
+from shared_data.settings import AdapterSettings
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class LoraConfig:
             raise UserError(
                 f"{both[0]} stands in target_modules and in modules_to_save; a module that trains whole needs no update beside it: choose one"
             )
+
+    @classmethod
+    def from_settings(cls, section: AdapterSettings) -> "LoraConfig":
+        """The adapter that `[sft.adapter]` of a configuration asks for."""
+        values = {field.name: getattr(section, field.name) for field in fields(cls)}
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
     @property
     def scaling(self) -> float:

@@ -15,15 +15,9 @@ assistant's answer begins.
     python -c "from shared_data.tokenizer.chat_template import render_chat; print(render_chat([{'role': 'user', 'content': 'Hi'}], True))"
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from shared_data.errors import UserError
-
-if TYPE_CHECKING:
-    from shared_data.tokenizer.tokenizer import Tokenizer  # whose file holds the template
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -51,14 +45,3 @@ def render_chat(messages: Sequence[Mapping[str, object]], add_generation_prompt:
     if add_generation_prompt:
         turns.append("<|im_start|>assistant\n")
     return "".join(turns)
-
-
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, object]]) -> list[int]:
-    """The ids of a conversation up to where the assistant's next turn begins."""
-    return tokenizer.encode(render_chat(messages, add_generation_prompt=True))
-
-
-def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """What ends a completion: the end of the turn, or of the text."""
-    end_of_turn = tokenizer.special_tokens.get("<|im_end|>")
-    return [id for id in (end_of_turn, tokenizer.end_of_text_id) if id is not None]

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from shared_data.errors import UserError
+from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.files import write_json
 from shared_data.generated_text import consistent_story_ratio, describe
-from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.runs import RunFolder
 from shared_data.settings import GenerateSettings, Settings
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer

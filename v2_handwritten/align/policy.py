@@ -10,14 +10,14 @@ from jaxtyping import Float
 from shared_data.alignment.token_policy import TokenPolicy
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.inference.generate import generate
-from v2_handwritten.inference.scoring import token_nats
+from v2_handwritten.inference.scoring import negative_log_probs
 from v2_handwritten.models.log_probs import completion_log_probs
 from v2_handwritten.models.transformer import Transformer
 
 
 def as_policy(model: Transformer, tokenizer: Tokenizer) -> TokenPolicy:
     """The model with this level's sampling and log-probabilities."""
-    return TokenPolicy(model, tokenizer, generate, _log_probs, token_nats)
+    return TokenPolicy(model, tokenizer, generate, _log_probs, negative_log_probs)
 
 
 @torch.no_grad()

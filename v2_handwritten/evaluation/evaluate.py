@@ -14,8 +14,8 @@ from shared_data.evaluation.held_out import check_vocabulary, evaluate_held_out
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v2_handwritten.evaluation.metrics.perplexity import negative_log_probs
 from v2_handwritten.inference.loading import load_for_inference
+from v2_handwritten.inference.scoring import negative_log_probs
 
 
 def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None) -> dict[str, int | float]:

@@ -15,12 +15,12 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
+
 from shared_data.evaluation.answers import evaluate_answers
 from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.config import LoraConfig, QuantizationConfig
 from shared_data.peft.memory import memory_bytes
-from torch import Tensor
-
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import open_conversations

@@ -12,6 +12,7 @@ Level 1 calls transformers' `model.generate`; level 3 is the same in NumPy. Theo
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,9 +103,7 @@ def pad_left(
     return input_ids, torch.tensor([longest - len(row) for row in rows], device=device)
 
 
-def _padded_inputs(
-    starts: Int[Tensor, " B"], begin: int, end: int
-) -> dict[str, Int[Tensor, "B T"] | Int[Tensor, "B S"] | None]:
+def _padded_inputs(starts: Int[Tensor, " B"], begin: int, end: int) -> dict[str, Any]:
     """Positions that count from each row's first token, and the mask of its padding, for slots begin : end."""
     if not starts.any():
         return {}

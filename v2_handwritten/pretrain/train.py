@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import check_same_architecture, check_same_vocabulary
 from shared_data.model_files.config import ModelConfig
 from shared_data.runs import RunFolder
@@ -23,7 +24,7 @@ from shared_data.training.training_run import Metrics
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.device import resolve_device
 from v2_handwritten.inference.generate import generate
-from v2_handwritten.inference.scoring import held_out_metrics
+from v2_handwritten.inference.scoring import negative_log_probs
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.transformer import Transformer, new_model
 from v2_handwritten.pretrain.components.training import Training, evaluate_loss, model_inputs
@@ -56,7 +57,7 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     save_model(model, run.stage("pretrain"), run.tokenizer.parent)
     metrics["epochs"] = metrics["tokens"] / len(train.tokens)
     metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    return metrics | held_out_metrics(settings, run, model, tokenizer)
+    return metrics | pretrained_metrics(negative_log_probs, model, settings, run)
 
 
 def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Transformer:

@@ -10,14 +10,14 @@ from shared_data.alignment.token_policy import TokenPolicy
 from v3_numpy_deep.autograd import no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.inference.generate import generate
-from v3_numpy_deep.inference.scoring import token_nats
+from v3_numpy_deep.inference.scoring import negative_log_probs
 from v3_numpy_deep.models.log_probs import completion_log_probs
 from v3_numpy_deep.models.transformer import Transformer
 
 
 def as_policy(model: Transformer, tokenizer: Tokenizer) -> TokenPolicy:
     """The model with this level's sampling and log-probabilities."""
-    return TokenPolicy(model, tokenizer, generate, _log_probs, token_nats)
+    return TokenPolicy(model, tokenizer, generate, _log_probs, negative_log_probs)
 
 
 @no_grad()

@@ -13,6 +13,7 @@ Theory: v2_handwritten/inference/generate.md.
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -101,9 +102,7 @@ def pad_left(
     return input_ids, np.array([longest - len(row) for row in rows])
 
 
-def _padded_inputs(
-    starts: Int[Array, " B"], begin: int, end: int
-) -> dict[str, Int[Array, "B T"] | Int[Array, "B S"] | None]:
+def _padded_inputs(starts: Int[Array, " B"], begin: int, end: int) -> dict[str, Any]:
     """Positions that count from each row's first token, and the mask of its padding, for slots begin : end."""
     if not starts.any():
         return {}

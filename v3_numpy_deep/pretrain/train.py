@@ -11,6 +11,7 @@ Level 1 hands the training to `transformers.Trainer`; level 2 is the same over t
 from dataclasses import replace
 from pathlib import Path
 
+from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import check_same_architecture, check_same_vocabulary
 from shared_data.model_files.config import ModelConfig
 from shared_data.runs import RunFolder
@@ -21,7 +22,7 @@ from v3_numpy_deep.autograd import Tensor
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.inference.generate import generate
-from v3_numpy_deep.inference.scoring import held_out_metrics
+from v3_numpy_deep.inference.scoring import negative_log_probs
 from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.transformer import Transformer, new_model
 from v3_numpy_deep.pretrain.components.training import Training, evaluate_loss, model_inputs
@@ -54,7 +55,7 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     save_model(model, run.stage("pretrain"), run.tokenizer.parent)
     metrics["epochs"] = metrics["tokens"] / len(train.tokens)
     metrics["parameters"] = sum(parameter.data.size for parameter in model.parameters())
-    return metrics | held_out_metrics(settings, run, model, tokenizer)
+    return metrics | pretrained_metrics(negative_log_probs, model, settings, run)
 
 
 def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Transformer:

@@ -33,8 +33,12 @@ def load_adapter(model: nn.Module, folder: Path | str, name: str = "default") ->
     """
     config = read_adapter(model, folder, read_shapes)
     parameters = inject_lora(model, config, seed=0, name=name)
-    file = Path(folder) / WEIGHTS
-    with torch.no_grad():
-        for key, weight in adapter_tensors(model, name).items():
-            weight.copy_(read_tensor(file, key))
+    restore_adapter(model, folder, name)
     return parameters
+
+
+@torch.no_grad()
+def restore_adapter(model: nn.Module, folder: Path | str, name: str = "default") -> None:
+    """Copy the weights of a saved adapter into the same adapter of the model, in place."""
+    for key, weight in adapter_tensors(model, name).items():
+        weight.copy_(read_tensor(Path(folder) / WEIGHTS, key))

@@ -9,7 +9,6 @@ Level 1: PEFT. Level 3: the same classes over its own autograd. Theory: lora.md.
     python -c "from v2_handwritten.models.transformer import *; from v2_handwritten.models.peft.lora import *; print(len(inject_lora(Transformer(ModelConfig()), LoraConfig(), seed=0)))"
 """
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from shared_data.peft.adapted_model import add_adapter
 from shared_data.peft.config import LoraConfig
-from shared_data.peft.layers import AdaptedLayer, adapted_layers
+from shared_data.peft.layers import AdaptedLayer
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.linear import Conv1D, Linear
 from v2_handwritten.models.peft.modules_to_save import ModuleCopies

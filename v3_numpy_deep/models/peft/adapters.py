@@ -33,7 +33,11 @@ def load_adapter(model: Module, folder: Path | str, name: str = "default") -> li
     """
     config = read_adapter(model, folder, read_shapes)
     parameters = inject_lora(model, config, seed=0, name=name)
-    file = Path(folder) / WEIGHTS
-    for key, weight in adapter_tensors(model, name).items():
-        weight.data[...] = read_tensor(file, key)
+    restore_adapter(model, folder, name)
     return parameters
+
+
+def restore_adapter(model: Module, folder: Path | str, name: str = "default") -> None:
+    """Copy the weights of a saved adapter into the same adapter of the model, in place."""
+    for key, weight in adapter_tensors(model, name).items():
+        weight.data[...] = read_tensor(Path(folder) / WEIGHTS, key)

@@ -4,7 +4,7 @@ The sum over the vocabulary is in float64, whatever the logits are in. Windows o
 `shared_data/evaluation/windows.py`.
 
 Level 1 takes logits and cross-entropy from the libraries; level 2 is the same in torch.
-Theory: v2_handwritten/evaluation/metrics/perplexity.md.
+Theory: v2_handwritten/inference/scoring.md.
 
     score = score_tokens(negative_log_probs, model, tokens, context_length=256, stride=128, batch_size=16, end_of_text_id=0)
 """
