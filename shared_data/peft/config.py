@@ -5,7 +5,7 @@ python -c "from shared_data.peft.config import LoraConfig; print(LoraConfig(r=16
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from shared_data.errors import UserError
 from shared_data.settings import AdapterSettings
@@ -39,7 +39,7 @@ class LoraConfig:
     @classmethod
     def from_settings(cls, section: AdapterSettings) -> "LoraConfig":
         """The adapter that `[sft.adapter]` of a configuration asks for."""
-        values = {field.name: getattr(section, field.name) for field in fields(cls)}
+        values: dict[str, Any] = {field.name: getattr(section, field.name) for field in fields(cls)}
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
     @property
