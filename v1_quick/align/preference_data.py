@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from shared_data.corpus.formatting import format_preference
+from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
 from shared_data.preference_pairs import Pair
 from shared_data.settings import PreferenceSettings, Settings
 from v1_quick.align.own_answers import Answered
-from v1_quick.data_pipeline.download.records import open_records
 from v1_quick.data_pipeline.tokenizer.chat_template import CHAT_TEMPLATE
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.finetune.chat_data import _template, check_turns

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from shared_data.corpus.splits import read_documents
 from shared_data.files import write_json
 from shared_data.reward_functions import RewardFunction
 from shared_data.runs import RunFolder
@@ -19,7 +20,6 @@ from shared_data.settings import ExamSettings, Settings
 from shared_data.story_world.questions import split_prompt
 from shared_data.story_world.rewards import is_right
 from v2_handwritten.align.scoring import examine_policy
-from v2_handwritten.data_pipeline.prepare import read_documents
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.evaluation.metrics.perplexity import bits_per_byte, score_tokens
 from v2_handwritten.models.checkpoint import load_model
