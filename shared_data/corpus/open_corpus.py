@@ -49,9 +49,7 @@ def open_corpus(
 
 def find_files(source: str) -> list[Path]:
     """The files a source names, in order: a file, all known files in a folder, or a glob; none for a hub dataset."""
-    path = Path(
-        os.path.expanduser(source)
-    )  # unlike `Path.expanduser`, it leaves the home of a user who is not there
+    path = Path(os.path.expanduser(source))  # unlike `Path.expanduser`, it raises nothing for an unknown user
     if path.is_dir():
         files = (file for file in path.rglob("*") if file.is_file() and has_known_suffix(file))
         paths = sorted(

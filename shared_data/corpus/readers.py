@@ -167,10 +167,7 @@ def _jsonl_records(chunks: Iterable[str], path: Path) -> Records:
             continue
         try:
             yield number, _without_surrogates(json.loads(line), line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # ValueError: malformed, or a number of thousands of digits
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise UserError(
                 f"{path}, line {number:,} is not valid JSON ({error}); correct or remove that line"
             ) from error

@@ -50,9 +50,7 @@ class WordEncoder:
         """Ids of each pre-token."""
         data = [word.encode("utf-8") for word in words]
         ids = self._merge_words([self._bytes_to_ids(word) for word in data], self._merges)
-        if (
-            self._vocab
-        ):  # Llama-3's ignore_merges: a word that is a token is that token, whatever the merges make of it
+        if self._vocab:  # ignore_merges (Llama-3): a word that is a token is that token, whatever the merges
             for place, word in enumerate(data):
                 whole = self._vocab.get("".join(map(BYTE_TO_SYMBOL.__getitem__, word)))
                 if whole is not None:
