@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from shared_data.alignment.rewards import RewardFunction, score_completions
-from shared_data.corpus.documents import read_documents
+from shared_data.corpus.splits import read_documents
 from shared_data.files import write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import PolicyEvaluationSettings, Settings

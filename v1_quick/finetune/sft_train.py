@@ -18,6 +18,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers.pytorch_utils import Conv1D
 
+from shared_data.corpus.conversations import read_conversations
 from shared_data.errors import UserError
 from shared_data.files import write_json
 from shared_data.progress import progress
@@ -31,7 +32,6 @@ from v1_quick.align.alignment_loop import (
     _kept_configuration,
     _listen,
 )
-from v1_quick.data_pipeline.download.conversations import read_conversations
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.evaluation.metrics.answers import answer_questions

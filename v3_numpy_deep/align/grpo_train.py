@@ -111,7 +111,9 @@ def grpo_update(
                 "reward": rewards.mean().item(),
                 "reward_std": rewards.std(ddof=1).item(),
                 "kl": (log_probs.data - reference_log_probs)[mask == 1].mean().item(),  # k1, penalized or not
-                "entropy": -log_probs.data[mask == 1].mean().item(),  # nats a token, as the samples estimate it
+                "entropy": -log_probs.data[mask == 1]
+                .mean()
+                .item(),  # nats a token, as the samples estimate it
                 "completion_length": mask.sum().item() / len(mask),
                 "finished": rollout.finished.sum().item() / len(mask),
                 "tokens": int(rollout.attention_mask.sum()),

@@ -1,8 +1,7 @@
-"""Opening a corpus: the same documents from every format at every level, and a line for every fault."""
+"""Opening a corpus: the same documents from every format, by hand and by `datasets`, and a line for every fault."""
 
 import csv
 import gzip
-import importlib
 import json
 import os
 import threading
@@ -15,19 +14,23 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from shared_data import text_units
+from shared_data.corpus import text_units
+from shared_data.corpus.hub import hub_documents
+from shared_data.corpus.open_corpus import open_corpus
+from shared_data.corpus.readers import read_documents
+from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
 from shared_data.settings import DataSettings
+from v1_quick.data_pipeline.download import readers as v1
 
-LEVELS = ["v1_quick", "v2_handwritten", "v3_numpy_deep"]
-BY_HAND = LEVELS[1:]
+READERS = {"by hand": (read_documents, hub_documents), "datasets": (v1.read_documents, v1.hub_documents)}
 TEXTS = ["First text,\nof two lines.", 'Second: "quoted", café 日本 😀', "Third — the last."]
 
 
-def open_texts(level: str, source: Path | str, **settings: Any) -> list[str]:
-    """The texts of a corpus as a level opens it."""
-    module = importlib.import_module(f"{level}.data_pipeline.download.open_corpus")
-    return [document.text for document in module.open_corpus(DataSettings(source=str(source), **settings))]
+def open_texts(source: Path | str, readers: str = "by hand", **settings: Any) -> list[str]:
+    """The texts of a corpus."""
+    documents = open_corpus(DataSettings(source=str(source), **settings), *READERS[readers])
+    return [document.text for document in documents]
 
 
 def write_corpus(folder: Path, name: str, texts: list[str], field: str = "text") -> Path:
@@ -57,15 +60,15 @@ def write_corpus(folder: Path, name: str, texts: list[str], field: str = "text")
 
 @pytest.mark.parametrize("packed", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "json", "csv", "parquet"])
-def test_every_format_gives_the_same_documents_at_every_level(tmp_path: Path, kind: str, packed: str) -> None:
+def test_every_format_gives_the_same_documents(tmp_path: Path, kind: str, packed: str) -> None:
     path = write_corpus(tmp_path, f"corpus.{kind}{packed}", TEXTS, field="story")
-    levels = BY_HAND if f"{kind}{packed}" == "parquet.gz" else LEVELS  # datasets has no packed parquet
-    for level in levels:
-        assert open_texts(level, path, text_field="story") == TEXTS
+    for readers in READERS:
+        if readers == "by hand" or f"{kind}{packed}" != "parquet.gz":  # datasets has no packed parquet
+            assert open_texts(path, readers, text_field="story") == TEXTS
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_folder_or_a_glob_gives_its_files_in_order(tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize("readers", READERS)
+def test_a_folder_or_a_glob_gives_its_files_in_order(tmp_path: Path, readers: str) -> None:
     (tmp_path / "deep").mkdir()
     for name, text in (
         ("b.txt", "second"),
@@ -75,19 +78,18 @@ def test_a_folder_or_a_glob_gives_its_files_in_order(tmp_path: Path, level: str)
     ):
         write_corpus(tmp_path, name, [text])
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    assert open_texts(level, tmp_path) == ["first", "second", "third"]
-    assert open_texts(level, tmp_path / "*.txt") == ["second"]
+    assert open_texts(tmp_path, readers) == ["first", "second", "third"]
+    assert open_texts(tmp_path / "*.txt", readers) == ["second"]
     (tmp_path / ".cache").mkdir()
     write_corpus(tmp_path, ".cache/d.txt", ["in a hidden folder"])
-    assert open_texts(level, tmp_path) == ["first", "second", "third"]
-    assert open_texts(level, tmp_path / ".cache") == ["in a hidden folder"], (
+    assert open_texts(tmp_path, readers) == ["first", "second", "third"]
+    assert open_texts(tmp_path / ".cache", readers) == ["in a hidden folder"], (
         "but it may be the one that is asked for"
     )
-    assert open_texts(level, tmp_path / "**" / "*.txt") == ["second", "third"]
+    assert open_texts(tmp_path / "**" / "*.txt", readers) == ["second", "third"]
 
 
-@pytest.mark.parametrize("level", BY_HAND)
-def test_json_may_be_one_object_or_several_and_larger_than_a_block(tmp_path: Path, level: str) -> None:
+def test_json_may_be_one_object_or_several_and_larger_than_a_block(tmp_path: Path) -> None:
     path = tmp_path / "corpus.json"
     texts = ["x" * 200_000, 'y[]{},\\"', "z"]
     for text in (
@@ -95,24 +97,24 @@ def test_json_may_be_one_object_or_several_and_larger_than_a_block(tmp_path: Pat
         json.dumps([{"text": text} for text in texts]),
     ):
         path.write_text(text)
-        assert open_texts(level, path) == texts
+        assert open_texts(path) == texts
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_the_stream_ends_at_the_size_limit(tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize("readers", READERS)
+def test_the_stream_ends_at_the_size_limit(tmp_path: Path, readers: str) -> None:
     path = write_corpus(tmp_path, "corpus.jsonl", ["0123456789"] * 100)
-    assert len(open_texts(level, path, max_megabytes=95e-6)) == 10
+    assert len(open_texts(path, readers, max_megabytes=95e-6)) == 10
 
 
 # --- Plain text -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_large_single_text_is_cut_at_paragraphs_and_nothing_is_lost(tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize("readers", READERS)
+def test_a_large_single_text_is_cut_at_paragraphs_and_nothing_is_lost(tmp_path: Path, readers: str) -> None:
     paragraphs = [f"Paragraph {number}.\nIt says: " + "word " * (number % 90) for number in range(400)]
     path = tmp_path / "book.txt"
     path.write_bytes("\r\n\r\n".join(paragraphs).replace("\n", "\r\n").replace("\r\r", "\r").encode())
-    texts = open_texts(level, path)
+    texts = open_texts(path, readers)
     assert "\n\n".join(texts).split() == "\n\n".join(paragraphs).split()
     assert len(texts) > 20
     assert all(text.startswith("Paragraph") for text in texts)
@@ -135,11 +137,11 @@ def test_the_size_of_chunks_does_not_matter(cut: int) -> None:
 def test_the_unit_of_text_follows_the_corpus_and_the_setting(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
     (tmp_path / "b.txt").write_text("four\n\nfive")
-    assert open_texts("v2_handwritten", tmp_path) == ["one\n\ntwo\n\nthree", "four\n\nfive"]
-    assert open_texts("v2_handwritten", tmp_path, text_unit="line") == ["one", "two", "three", "four", "five"]
+    assert open_texts(tmp_path) == ["one\n\ntwo\n\nthree", "four\n\nfive"]
+    assert open_texts(tmp_path, text_unit="line") == ["one", "two", "three", "four", "five"]
     (tmp_path / "b.txt").write_text("four\n<|endoftext|>\nfive")
-    assert open_texts("v2_handwritten", tmp_path / "b.txt") == ["four", "five"]
-    assert open_texts("v2_handwritten", tmp_path / "b.txt", text_unit="file") == ["four\n<|endoftext|>\nfive"]
+    assert open_texts(tmp_path / "b.txt") == ["four", "five"]
+    assert open_texts(tmp_path / "b.txt", text_unit="file") == ["four\n<|endoftext|>\nfive"]
 
 
 # --- Faults -----------------------------------------------------------------------------------------------------------
@@ -163,6 +165,8 @@ def faulty_files(folder: Path) -> dict[str, tuple[Path, str]]:
             b'[{"text": "a"}, {"text" "b"}, {"text": "c"}]' + b" " * 100,
             "record 2 is not valid JSON",
         ),
+        "digits.jsonl": (b'{"text": "a"}\n{"text": ' + b"1" * 5000 + b"}\n", "line 2 is not valid JSON"),
+        "digits.json": (b'[{"text": "a"}, {"text": ' + b"1" * 5000 + b"}]", "record 2 is not valid JSON"),
         "cut.json": (b'[{"text": "a"}, {"text": "b', "record 2 is cut off"),
         "cut-values.json": (b'{"text": "a"}\n{"text": "b', "record 2 is cut off"),
         "field.csv": (b"number,story\n1,hello\n", "has no field 'text'"),
@@ -180,33 +184,59 @@ def faulty_files(folder: Path) -> dict[str, tuple[Path, str]]:
         field,
         "has no field 'text'; set data.text_field to one it has: 'number', 'story'",
     )
+    # pyarrow takes the bytes of a text column on trust, when it writes and when it reads.
+    latin = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": latin}), folder / "latin.parquet")
+    cases["latin.parquet"] = (folder / "latin.parquet", "holds text that is not UTF-8")
+    cases["nobody"] = (Path("~nobody-at-all/nobody.txt"), "does not exist")
     (folder / "nothing").mkdir()
     cases["folder without text"] = (folder / "nothing", "holds no file that ends in .txt")
     return cases
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_fault_is_one_line_with_cause_and_remedy(tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize("readers", READERS)
+def test_every_fault_is_one_line_with_cause_and_remedy(tmp_path: Path, readers: str) -> None:
     for name, (path, expected) in faulty_files(tmp_path).items():
-        if level == "v1_quick" and name in ("binary.txt", "field.jsonl"):
+        if readers == "datasets" and name in ("binary.txt", "field.jsonl"):
             continue  # datasets reads a zero byte as text (ftfy removes it), and a missing field as null
         with pytest.raises(UserError) as caught:
-            open_texts(level, path)
+            open_texts(path, readers)
         message = str(caught.value)
         assert "\n" not in message
         assert ";" in message, "no remedy"
         assert path.name in message, "the file is not named"
-        if level != "v1_quick":
+        if readers != "datasets":
             assert expected in message, name
 
 
-@pytest.mark.parametrize("level", BY_HAND)
-def test_the_encoding_is_a_setting(tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize("readers", READERS)
+def test_half_a_character_in_json_becomes_the_replacement_character(tmp_path: Path, readers: str) -> None:
+    """`"\\ud83d"` alone is half of an emoji: valid JSON, and no Unicode text."""
+    record = '{"text": "half \\ud83d a pair \\uD83D\\ude00", "messages": [{"role": "user", "content": "\\udc00?"}]}'
+    for name in ("broken.jsonl", "broken.json"):
+        (tmp_path / name).write_text(record + "\n")
+        if readers == "by hand":
+            assert open_texts(tmp_path / name) == ["half \ufffd a pair 😀"]
+            _, found = next(open_records(DataSettings(source=str(tmp_path / name))))
+            assert found["messages"][0]["content"] == "\ufffd?"
+        else:
+            with pytest.raises(UserError, match=r"broken\.json.*; correct the file"):
+                open_texts(tmp_path / name, readers)
+
+
+def test_a_file_name_without_a_utf8_form_still_names_its_documents(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("text")
+    (document,) = open_corpus(DataSettings(source=str(path)))
+    assert document.id.encode().endswith(b"caf?.txt#0")
+
+
+def test_the_encoding_is_a_setting(tmp_path: Path) -> None:
     for encoding in ("latin-1", "utf-16", "utf-8-sig"):
         path = tmp_path / f"{encoding}.txt"
         path.write_text("café\n", encoding=encoding)
         used = "utf-8" if encoding == "utf-8-sig" else encoding
-        assert open_texts(level, path, encoding=used) == ["café"]
+        assert open_texts(path, encoding=used) == ["café"]
 
 
 # --- The hub ----------------------------------------------------------------------------------------------------------
@@ -229,6 +259,9 @@ class FakeHub(BaseHTTPRequestHandler):
             self.send_error(status)
             return
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        if start >= len(content):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -255,6 +288,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
     }
     FakeHub.files = {
         "/api/datasets/a/b/parquet": json.dumps(listing).encode(),
+        "/api/datasets/a/list/parquet": b"[]",
         **{path: part.read_bytes() for path, part in zip(paths, parts, strict=True)},
     }
     FakeHub.drop_after, FakeHub.requests = None, []
@@ -264,42 +298,47 @@ def hub(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("level", BY_HAND)
-def test_a_hub_dataset_is_downloaded_once_and_only_as_far_as_needed(
-    hub: str, tmp_path: Path, level: str
-) -> None:
+def test_a_hub_dataset_is_downloaded_once_and_only_as_far_as_needed(hub: str, tmp_path: Path) -> None:
     options = {"hub_endpoint": hub, "hub_cache": str(tmp_path / "cache")}
-    assert len(open_texts(level, "a/b", **options, max_megabytes=0.02)) == 4
+    assert len(open_texts("a/b", **options, max_megabytes=0.02)) == 4
     assert [path for path, _ in FakeHub.requests if path.endswith("1.parquet")] == []
-    texts = open_texts(level, "a/b", **options)
+    texts = open_texts("a/b", **options)
     assert [text.split()[1] for text in texts] == [f"{n}-{i}" for n in (0, 1) for i in range(40)]
-    assert open_texts(level, "a/b", **options) == texts
+    assert open_texts("a/b", **options) == texts
     assert sum(path.endswith(".parquet") for path, _ in FakeHub.requests) == 2, "a file was fetched twice"
-    assert len(open_texts(level, "a/b", hub_config="big", **options)) == 40, (
+    assert len(open_texts("a/b", hub_config="big", **options)) == 40, (
         "the first 5 GB are called partial-train"
     )
 
 
-@pytest.mark.parametrize("level", BY_HAND)
-def test_a_broken_download_continues_where_it_stopped(hub: str, tmp_path: Path, level: str) -> None:
+def test_a_broken_download_continues_where_it_stopped(hub: str, tmp_path: Path) -> None:
     options = {"hub_endpoint": hub, "hub_cache": str(tmp_path / "cache")}
     size = max(len(content) for content in FakeHub.files.values())
     FakeHub.drop_after = size // 10
     with pytest.raises(UserError, match=r"broke off.*start again"):
-        open_texts(level, "a/b", **options)
+        open_texts("a/b", **options)
     assert not list(tmp_path.glob("cache/**/*.parquet")), "half a file under its final name"
     FakeHub.requests.clear()
     FakeHub.drop_after = None
-    assert len(open_texts(level, "a/b", **options)) == 80
+    assert len(open_texts("a/b", **options)) == 80
     first = next(part_range for path, part_range in FakeHub.requests if path.endswith("0.parquet"))
     assert first is not None
     assert int(first.removeprefix("bytes=").removesuffix("-")) >= 4 * (size // 10) - 4
 
 
-@pytest.mark.parametrize("level", BY_HAND)
+def test_a_download_killed_before_its_last_rename_is_made_again(hub: str, tmp_path: Path) -> None:
+    options = {"hub_endpoint": hub, "hub_cache": str(tmp_path / "cache")}
+    texts = open_texts("a/b", **options)
+    for whole in tmp_path.glob("cache/**/*.parquet"):
+        whole.rename(whole.with_suffix(".parquet.part"))
+    assert open_texts("a/b", **options) == texts
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "expected"),
     [
+        ("a/list", {}, "did not answer with a list of files"),
+        ("a/b", {"hub_endpoint": "hub.example"}, r"no address.*correct data\.hub_endpoint"),
         ("a/missing", {}, "not found"),
         ("a/private", {}, "private or gated"),
         ("a/broken", {}, "HTTP 500"),
@@ -308,13 +347,13 @@ def test_a_broken_download_continues_where_it_stopped(hub: str, tmp_path: Path, 
     ],
 )
 def test_what_the_hub_refuses_is_explained(
-    hub: str, tmp_path: Path, level: str, name: str, settings: dict, expected: str
+    hub: str, tmp_path: Path, name: str, settings: dict, expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected):
-        open_texts(level, name, hub_endpoint=hub, hub_cache=str(tmp_path / "cache"), **settings)
+        open_texts(name, **{"hub_endpoint": hub, "hub_cache": str(tmp_path / "cache")} | settings)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_without_a_connection_the_remedy_is_a_local_file(tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize("readers", READERS)
+def test_without_a_connection_the_remedy_is_a_local_file(tmp_path: Path, readers: str) -> None:
     with pytest.raises(UserError, match=r"set data\.source to a local file"):
-        open_texts(level, "a/b", hub_endpoint="http://127.0.0.1:9", hub_cache=str(tmp_path))
+        open_texts("a/b", readers, hub_endpoint="http://127.0.0.1:9", hub_cache=str(tmp_path))

@@ -1,4 +1,4 @@
-"""What the tokenizer of level 2 promises for itself: fast ways equal slow ones, and memory stays bounded."""
+"""What the shared tokenizer promises for itself: fast ways equal slow ones, and memory stays bounded."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_data.errors import UserError
+from shared_data.tokenizer import tokenizer as module
 from shared_data.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
-from v2_handwritten.data_pipeline.tokenizer import tokenizer as module
-from v2_handwritten.data_pipeline.tokenizer.bpe_train import count_words, train_bpe
+from shared_data.tokenizer.training import count_words
+from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 
 ASCII = st.text(st.characters(max_codepoint=127), max_size=30) | st.lists(
     st.sampled_from(["'s", "'LL", " ", "\n", "\r\n", "\x1c", "\t", "1234", "word", "Word", "--", "."]),

@@ -1,4 +1,4 @@
-"""Cleaning of the three levels: the same repairs, the same reasons, and what each must do to a text."""
+"""Cleaning: what it must do to a text, and which texts it drops and why; level 1 repairs encodings with ftfy."""
 
 import unicodedata
 from itertools import islice
@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared_data.cleaning import filters, repair
+from shared_data.cleaning.cleaning import Cleaner
+from shared_data.cleaning.filters import rejection_reason
+from shared_data.cleaning.repair import REPAIRS, Repairs, repair_text
 from shared_data.corpus.documents import Document
 from shared_data.settings import CleaningSettings
 from shared_data.story_world import StoryWorld
-from v1_quick.data_pipeline.processing import cleaning as v1
-from v2_handwritten.data_pipeline.processing import cleaning as v2
-from v2_handwritten.data_pipeline.processing import filters, repair
-from v3_numpy_deep.data_pipeline.processing import cleaning as v3
+from v1_quick.data_pipeline.processing.repair import REPAIRS as FTFY_REPAIRS
 
 PHRASES = CleaningSettings().boilerplate_phrases
 STORY = next(StoryWorld().stories(5)).text
 
-# Broken and repaired: all three levels agree on these.
+# Broken and repaired: ftfy and our own repairs agree on these.
 REPAIRED = {
     "plain text\n\nwith “quotes” – and café": "plain text\n\nwith “quotes” – and café",
     # mojibake: Windows-1252, Latin-1, twice over, other alphabets, emoji
@@ -34,12 +35,15 @@ REPAIRED = {
     "São João e AÇÃO": "São João e AÇÃO",
     # markup
     "<p>One.</p><p>Two &amp; three.</p>": "One.\n\nTwo & three.",
-    "a <b>bold</b> <a href='x>y'>link</a><br/>next": None,
+    "a <b>bold</b> <a href='xy'>link</a><br/>next": "a bold link\nnext",
+    "&amp;amp;lt;p&amp;gt;text": "text",
     "<script>alert('x < y')</script>After <!-- hidden -->all": "After all",
     "I <3 you, and a < b > c": "I <3 you, and a < b > c",
     "Tom&rsquo;s &#8220;ball&#8221; &lt;3": "Tom’s “ball” <3",
     # control characters, line ends, Unicode forms, whitespace
-    "a\x00b\x1b[31mred\x1b[0m\ufeff\u200bc": None,
+    "a\x00b\x1b[31mred\x1b[0m\ufeff\u200bc": "abredc",
+    "it\x92s \x93quoted\x94": "it’s “quoted”",
+    "half \ud83d a pair \ud83d\ude00": "half \ufffd a pair 😀",
     "one\r\ntwo\rthree": "one\ntwo\nthree",
     "cafe\u0301": "café",
     "  a \t b\u00a0 c  \n\n\n\n d ": "a b c\n\nd",
@@ -47,26 +51,12 @@ REPAIRED = {
     f"{STORY}\n\nClick here to read our privacy policy.": STORY,
     "": "",
 }
-# What only the hand-written levels decide as we want; ftfy or the HTML parser see it otherwise.
-BY_HAND = {
-    "a <b>bold</b> <a href='xy'>link</a><br/>next": "a bold link\nnext",
-    "a\x00b\x1b[31mred\x1b[0m\ufeff\u200bc": "abredc",
-    "half \ud83d a pair \ud83d\ude00": "half \ufffd a pair 😀",
-    "&amp;amp;lt;p&amp;gt;text": "text",
-    "it\x92s \x93quoted\x94": "it’s “quoted”",
-}
 
 
-@pytest.mark.parametrize("level", [v1, v2, v3])
-@pytest.mark.parametrize("broken", [text for text, repaired in REPAIRED.items() if repaired is not None])
-def test_known_damage_is_repaired_alike(level, broken: str) -> None:
-    assert level.repair_text(broken, PHRASES) == REPAIRED[broken]
-
-
-@pytest.mark.parametrize("level", [v2, v3])
-@pytest.mark.parametrize("broken", BY_HAND)
-def test_damage_that_only_the_hand_written_levels_repair(level, broken: str) -> None:
-    assert level.repair_text(broken, PHRASES) == BY_HAND[broken]
+@pytest.mark.parametrize("repairs", [REPAIRS, FTFY_REPAIRS], ids=["by hand", "ftfy"])
+@pytest.mark.parametrize("broken", REPAIRED)
+def test_known_damage_is_repaired_alike_by_hand_and_by_ftfy(repairs: Repairs, broken: str) -> None:
+    assert repair_text(broken, PHRASES, repairs) == REPAIRED[broken]
 
 
 PIECES = st.sampled_from(
@@ -78,13 +68,12 @@ TEXTS = st.one_of(st.text(st.characters(), max_size=60), st.lists(PIECES, max_si
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXTS)
-def test_repair_never_raises_is_idempotent_and_equal_in_levels_2_and_3(text: str) -> None:
-    repaired = v2.repair_text(text, PHRASES)
-    assert repaired == v3.repair_text(text, PHRASES)
-    assert v2.repair_text(repaired, PHRASES) == repaired
-    assert repaired == unicodedata.normalize("NFC", repaired)
-    repaired.encode("utf-8")
-    v1.repair_text(text, PHRASES)
+def test_repair_never_raises_is_idempotent_and_leaves_unicode_text(text: str) -> None:
+    for repairs in (REPAIRS, FTFY_REPAIRS):
+        repaired = repair_text(text, PHRASES, repairs)
+        assert repair_text(repaired, PHRASES, repairs) == repaired
+        assert repaired == unicodedata.normalize("NFC", repaired)
+        repaired.encode("utf-8")
 
 
 WORDS = [
@@ -118,9 +107,9 @@ def test_mojibake_of_any_alphabet_is_undone(words: list[str]) -> None:
 
 def test_an_onion_of_markup_takes_no_time() -> None:
     onion = "<" * 3000 + "b>" * 3000 + "&amp" * 3000 + ";lt;" * 3000
-    peeled = v2.repair_text(onion)
+    peeled = repair_text(onion)
     assert "<" not in peeled
-    assert v2.repair_text(peeled) == peeled
+    assert repair_text(peeled) == peeled
 
 
 GOOD = " ".join(STORY.split())
@@ -141,10 +130,8 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("reason", filters.REASONS)
-def test_every_rule_rejects_its_example_at_every_level(reason: str) -> None:
-    rules = CleaningSettings()
-    for level in (v1, v2, v3):
-        assert level.rejection_reason(REJECTED[reason], rules) == reason
+def test_every_rule_rejects_its_example(reason: str) -> None:
+    assert rejection_reason(REJECTED[reason], CleaningSettings()) == reason
 
 
 def test_good_prose_passes_every_rule() -> None:
@@ -152,7 +139,7 @@ def test_good_prose_passes_every_rule() -> None:
     prose = """Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and
         nothing particular to interest me on shore, I thought I would sail about a little and see the watery part."""
     for text in [story.text for story in islice(StoryWorld().stories(3), 200)] + [prose]:
-        assert v2.rejection_reason(text, rules) is None
+        assert rejection_reason(text, rules) is None
 
 
 def test_one_bound_for_repeated_ngrams_is_tightest_for_the_shortest() -> None:
@@ -165,20 +152,18 @@ def test_one_bound_for_repeated_ngrams_is_tightest_for_the_shortest() -> None:
 
 
 def test_the_report_counts_repairs_and_reasons_with_examples() -> None:
-    for level in (v1, v2, v3):
-        cleaner = level.Cleaner(CleaningSettings())
-        texts = [STORY, f"<p>{STORY}</p>", "Too short.", REJECTED["symbols"]]
-        cleaned = [cleaner.clean(Document(text, str(number))) for number, text in enumerate(texts)]
-        assert [document is None for document in cleaned] == [False, False, True, True]
-        assert cleaned[1].text == STORY
-        report = cleaner.report.as_dict()
-        assert (report["documents"], report["kept"], report["repaired"]) == (4, 2, 1)
-        assert report["dropped"] == {"too_few_words": 1, "symbols": 1}
-        assert report["examples"]["too_few_words"] == ["Too short."]
-        assert report["repairs"]["markup"] == 1
+    cleaner = Cleaner(CleaningSettings())
+    texts = [STORY, f"<p>{STORY}</p>", "Too short.", REJECTED["symbols"]]
+    cleaned = [cleaner.clean(Document(text, str(number))) for number, text in enumerate(texts)]
+    assert [document is None for document in cleaned] == [False, False, True, True]
+    assert cleaned[1].text == STORY
+    report = cleaner.report.as_dict()
+    assert (report["documents"], report["kept"], report["repaired"]) == (4, 2, 1)
+    assert report["dropped"] == {"too_few_words": 1, "symbols": 1}
+    assert report["examples"]["too_few_words"] == ["Too short."]
+    assert report["repairs"]["markup"] == 1
 
 
-@pytest.mark.parametrize("level", [v1, v2, v3])
-def test_cleaning_can_be_switched_off_and_still_gives_text_with_a_utf8_form(level) -> None:
-    cleaner = level.Cleaner(CleaningSettings(enabled=False))
+def test_cleaning_can_be_switched_off_and_still_gives_text_with_a_utf8_form() -> None:
+    cleaner = Cleaner(CleaningSettings(enabled=False))
     assert cleaner.clean(Document("<p>x \ud800", "0")).text == "<p>x \ufffd"
