@@ -141,14 +141,17 @@ def tinygrad(weights: Arrays, batch: Arrays) -> Step:
 
 def level_3(weights: Arrays, batch: Arrays) -> Step:
     """This project's engine."""
+    from v3_numpy_deep.models.packing import Packing
     from v3_numpy_deep.models.transformer import Transformer
 
     model = Transformer(CONFIG)
     model.load_state_dict(weights, strict=False)
+    packing = Packing.from_documents(batch["document_ids"])
+    inputs = [batch[name] for name in ("input_ids", "labels", "position_ids")]
 
     def step() -> tuple[float, np.ndarray]:
         model.zero_grad()
-        loss = model.loss(**batch)
+        loss = model.loss(*inputs, packing)
         loss.backward()
         return loss.item(), model.token_embedding.weight.grad
 

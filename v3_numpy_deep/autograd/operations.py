@@ -249,6 +249,13 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     return record(x.data[index], (x,), derivative)
 
 
+def scatter(x: Tensor, places: Array) -> Tensor:
+    """0 except at the places that a mask marks, which receive the rows of x in their order;  ∂x = g at these places"""
+    y = np.zeros((*places.shape, *x.shape[1:]), x.dtype)
+    y[places] = x.data
+    return record(y, (x,), lambda g: (g[places],))
+
+
 def _is_basic(index: Any) -> bool:
     """Slices and integers select each entry at most once; arrays of integers may repeat entries."""
     parts = index if isinstance(index, tuple) else (index,)

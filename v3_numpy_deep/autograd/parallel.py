@@ -2,13 +2,12 @@
 
 NumPy computes elementwise operations on one core, and most of a training step is elementwise. But it lets go of Python's
 lock while it computes, so threads that work on different sequences, or on different documents of a packed one, run at the
-same time. The mean loss of the batch is the
-weighted sum of the shards' losses, and its gradient is the sum of theirs: data parallelism, as between many GPUs
-(Li et al. 2020, "PyTorch Distributed", section 3), inside one process.
+same time. The rows that the shards compute stand behind one another in the result, and the gradient of a parameter is the sum of
+the shards': data parallelism, as between many GPUs (Li et al. 2020, "PyTorch Distributed", section 3), inside one process.
 
-`data_parallel` is one operation to the engine: its derivative runs the shards' backward passes in the same threads and adds
-their gradients in a fixed order, so that the same number of threads gives the same bits. Levels 1 and 2 need none of this:
-torch's kernels use all cores by themselves.
+`in_threads` is one operation to the engine: its derivative runs the shards' backward passes in the same threads and adds
+their gradients in a fixed order, so that the same number of threads gives the same bits. models/sharding.py says how a batch
+is cut. Levels 1 and 2 need none of this: torch's kernels use all cores by themselves.
 
     python -c "from v3_numpy_deep.autograd.parallel import available_threads; print(available_threads())"
 """
@@ -24,15 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
-from v3_numpy_deep.autograd.tensor import Tensor, is_recording, no_grad, record
+from v3_numpy_deep.autograd.tensor import Array, Tensor, is_recording, no_grad, record
 
 MOST_THREADS = 4  # only one thread at a time runs Python itself; with more of them, they would wait for it
 
 
 def available_threads() -> int:
-    """As many threads as NumPy's BLAS was told to use (all cores, if it was told nothing), up to four."""
+    """As many threads as NumPy's BLAS is set to use (by default all cores), up to four."""
     blas = _openblas()
     cores = blas.scipy_openblas_get_num_threads64_() if blas is not None else os.cpu_count() or 1
     return min(cores, MOST_THREADS)
@@ -45,23 +43,12 @@ def shards(size: int, threads: int) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def cut_documents(document_ids: Int[np.ndarray, "T"], parts: int) -> list[slice]:
-    """A packed sequence in at most `parts` parts of about the same length, cut only where a document ends."""
-    T = len(document_ids)
-    ends = np.append(np.flatnonzero(np.diff(document_ids)) + 1, T)
-    nearest = {int(ends[np.abs(ends - T * part / parts).argmin()]) for part in range(1, parts)}
-    return [slice(start, end) for start, end in itertools.pairwise(sorted({0, *nearest, T}))]
-
-
-def data_parallel(
-    function: Callable[[Any], Tensor],
-    parts: Sequence[Any],
-    weights: Sequence[float],
-    parameters: Sequence[Tensor],
+def in_threads(
+    function: Callable[[Any], Tensor], parts: Sequence[Any], parameters: Sequence[Tensor]
 ) -> Tensor:
-    """Σ weight · function(part) over the shards, computed at the same time.
+    """The rows of `function(part)` of all parts, behind one another, computed at the same time.
 
-    `function` returns one number and may read tensors that require gradients only among `parameters`.
+    `function` may read tensors that require gradients only among `parameters`.
     """
     recording = is_recording()
 
@@ -71,18 +58,16 @@ def data_parallel(
         with no_grad():
             return function(part)
 
-    losses = _run(forward, parts)
-    total = sum(loss.data * loss.dtype.type(weight) for loss, weight in zip(losses, weights, strict=True))
+    outputs = _run(forward, parts)
+    ends = np.cumsum([len(output) for output in outputs])
 
-    def derivative(g: Any) -> list[Any]:
-        def backward(index: int) -> dict[Tensor, Any]:
-            return losses[index].gradients(g * losses[index].dtype.type(weights[index]))
-
-        found = _run(backward, range(len(losses)))
-        losses.clear()
+    def derivative(g: Array) -> list[Any]:
+        pieces = np.split(g, ends[:-1])
+        found = _run(lambda index: outputs[index].gradients(pieces[index]), range(len(outputs)))
+        outputs.clear()
         return [_add([gradients.get(parameter) for gradients in found]) for parameter in parameters]
 
-    return record(total, tuple(parameters), derivative)
+    return record(np.concatenate([output.data for output in outputs]), tuple(parameters), derivative)
 
 
 def _add(gradients: Sequence[Any]) -> Any:

@@ -1,8 +1,8 @@
-"""Hugging Face folders in and out: `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files.
+"""Models in and out of Hugging Face folders: the numbers of their tensors.
 
-Everything is checked before anything is built: the architecture, the name and the shape of every tensor. What we save,
-`AutoModelForCausalLM.from_pretrained(folder)` loads; what transformers saves of GPT-2 and Llama, we load. No pickle is
-read or written (safetensors is a JSON header and the raw numbers).
+What we save, `AutoModelForCausalLM.from_pretrained(folder)` loads (of a reward model, `AutoModelForSequenceClassification`); what
+transformers saves of GPT-2 and Llama, we load. What a folder must hold is checked first, in shared_data/model_files/folder.py. No
+pickle is read or written: a safetensors file is a JSON header and the raw numbers, which `read_tensor` reads by hand.
 
 Level 1: `save_pretrained` and `from_pretrained`. Level 2: the same functions over torch.
 
@@ -10,91 +10,69 @@ Level 1: `save_pretrained` and `from_pretrained`. Level 2: the same functions ov
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from jaxtyping import Float
 from safetensors.numpy import save
 
-from shared_data.errors import UserError
-from shared_data.files import atomic_write, read_json, write_json
-from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.initialization import parameter_shapes
-from v3_numpy_deep.autograd import Array
-from v3_numpy_deep.models.transformer import Transformer
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
+from shared_data.model_files.folder import (
+    find_tensors,
+    read_config,
+    read_reward_config,
+    reward_model_to_hf,
+    write_folder,
 )
-# Constants that older versions of transformers saved among the weights: causal masks and rotary frequencies.
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
+from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.models.reward_model import RewardModel
+from v3_numpy_deep.models.transformer import CausalModel, Transformer
+
+M = TypeVar("M", bound=CausalModel)
 # How NumPy reads each type. It has no bfloat16, which is the upper half of a float32.
 _FLOAT_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
 
 
-def save_model(model: Transformer, folder: Path | str, tokenizer_folder: Path | str | None = None) -> None:
-    """Write the model as a Hugging Face folder, with a copy of the tokenizer's files.
+def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | str | None = None) -> None:
+    """Write a language or reward model as a Hugging Face folder, with a copy of the tokenizer's files.
 
     A tied output matrix is left out, as transformers does. Each file appears whole or not at all.
     """
-    folder = Path(folder)
     weights = dict(model.named_parameters())  # a tied matrix appears here once, as the embedding
-    tensors = {name: np.ascontiguousarray(weights[name].data) for name in parameter_shapes(model.config)}
-    dtype = str(model.lm_head.weight.dtype)
-    with atomic_write(folder / "model.safetensors") as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
-    write_json(folder / "config.json", model.config.to_hf() | {"dtype": dtype})
-    tokens = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id")}
-    write_json(folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None})
-    if tokenizer_folder is not None:
-        for name in _TOKENIZER_FILES:
-            source = Path(tokenizer_folder) / name
-            if source.is_file():
-                with atomic_write(folder / name) as file:
-                    file.write(source.read_bytes())
+    tensors = {name: np.ascontiguousarray(weights[name].data) for name in _shapes(model)}
+    is_reward_model = isinstance(model, RewardModel)
+    config = reward_model_to_hf(model.config, tokenizer_folder) if is_reward_model else model.config.to_hf()
+    config |= {"dtype": str(model.token_embedding.weight.dtype)}
+    write_folder(Path(folder), save(tensors, metadata={"format": "pt"}), config, tokenizer_folder)
 
 
-def load_model(folder: Path | str, dtype: type | None = None, device: str = "cpu") -> Transformer:
+def load_model(
+    folder: Path | str, dtype: type | None = None, device: str = "cpu", kernels: str = "fused"
+) -> Transformer:
     """Read a Hugging Face folder of a GPT-2 or Llama model. `dtype` None keeps float32 and float64, and widens the rest.
 
     Raises `UserError` for another architecture, a missing, superfluous or wrongly shaped tensor, or a damaged file.
     """
-    assert device == "cpu", "NumPy computes on the CPU"
-    folder = Path(folder)
-    config = ModelConfig.from_hf(read_json(folder / "config.json"))
-    files = _tensor_files(folder)
-    places = _match_names(config, files, folder)
-    tensors = {}
-    for name, (path, stored_name) in places.items():
-        tensor = _read_tensor(path, stored_name)
-        tensors[name] = tensor if dtype is None else tensor.astype(dtype, copy=False)
-    model = Transformer(config)
-    for name, parameter in model.named_parameters():  # a tied output matrix is the embedding, and comes once
-        parameter.data = tensors[name]
-    return model
+    return _fill(Transformer(read_config(Path(folder)), kernels), Path(folder), dtype, device)
 
 
-def _read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the floating-point tensors of a safetensors file, from its header."""
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            for name, piece in slices.items():
-                if piece.get_dtype() not in _FLOAT_TYPES and not name.endswith(_BUFFERS):
-                    raise UserError(
-                        f"{path}: tensor {name} has type {piece.get_dtype()}; only {', '.join(_FLOAT_TYPES)} weights can be read"
-                    )
-            return {name: tuple(piece.get_shape()) for name, piece in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); copy it again") from error
+def load_reward_model(
+    folder: Path | str, dtype: type | None = None, device: str = "cpu", kernels: str = "fused"
+) -> RewardModel:
+    """The same of a sequence classifier with one label. Raises `UserError` for a language model or another classifier, too."""
+    return _fill(RewardModel(read_reward_config(Path(folder)), kernels), Path(folder), dtype, device)
 
 
-def _read_tensor(path: Path, name: str) -> Array:
+def load_weights(model: CausalModel, folder: Path | str) -> None:
+    """Copy the tensors of a Hugging Face folder into a model of the same shape, in place; it keeps its own types."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in _tensors(model, Path(folder)):
+        parameters[name].data[...] = tensor
+
+
+def read_tensor(path: Path, name: str) -> Float[Array, "..."]:
     """One tensor of a safetensors file whose header was read (and found sound) before.
 
     A file is the length of its header (8 bytes), the header (JSON: type, shape and place of each tensor), and the numbers.
@@ -110,51 +88,21 @@ def _read_tensor(path: Path, name: str) -> Array:
     return numbers.astype(np.float32) if entry["dtype"] == "F16" else numbers
 
 
-def _tensor_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or those that an index names."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        pickle = any(folder.glob("*.bin"))
-        remedy = "convert its pytorch_model.bin to safetensors" if pickle else "check the path"
-        raise UserError(f"{folder} has no model.safetensors; {remedy}")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} has no weight_map; copy it again")
-    paths = [folder / name for name in sorted(set(weight_map.values()))]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} is missing, but {index.name} names it; copy it too")
-    return paths
+def _fill(model: M, folder: Path, dtype: type | None, device: str) -> M:
+    """Give a model the folder's tensors as its parameters: not copies, so the folder's types are the model's."""
+    assert device == "cpu", "NumPy computes on the CPU"
+    parameters = dict(model.named_parameters())
+    for name, tensor in _tensors(model, folder):
+        parameters[name].data = tensor if dtype is None else tensor.astype(dtype, copy=False)
+    return model
 
 
-def _match_names(config: ModelConfig, files: list[Path], folder: Path) -> dict[str, tuple[Path, str]]:
-    """Where each parameter of the model is stored: our name → (file, its name there). Raises `UserError` on any mismatch."""
-    expected = parameter_shapes(config)
-    prefix = "transformer." if config.model_type == "gpt2" else "model."
-    places, unexpected = {}, []
-    for path in files:
-        for stored_name, shape in _read_shapes(path).items():
-            # The first GPT-2 checkpoints, and headless models, leave the prefix out.
-            name = stored_name if stored_name in expected else prefix + stored_name
-            if name in expected:
-                if shape != expected[name]:
-                    raise UserError(
-                        f"{path}: tensor {stored_name} has shape {list(shape)}, but config.json asks for {list(expected[name])}; "
-                        "use the config.json that belongs to these weights"
-                    )
-                places[name] = (path, stored_name)
-            elif (
-                not stored_name.endswith(_BUFFERS) and stored_name != "lm_head.weight"
-            ):  # a tied copy may be there
-                unexpected.append(stored_name)
-    missing = [name for name in expected if name not in places]
-    for names, problem in ((missing, "lacks"), (unexpected, "has unexpected")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(
-                f"{folder} {problem} tensor {names[0]}{more} for a {config.model_type} model of "
-                f"{config.num_hidden_layers} layers; use the config.json that belongs to these weights"
-            )
-    return {name: places[name] for name in expected}
+def _tensors(model: CausalModel, folder: Path) -> Iterator[tuple[str, Array]]:
+    """Name and numbers of each of the model's parameters, one at a time, once all have been found in the folder."""
+    for name, (path, stored_name) in find_tensors(folder, model.config, _shapes(model)).items():
+        yield name, read_tensor(path, stored_name)
+
+
+def _shapes(model: CausalModel) -> dict[str, tuple[int, ...]]:
+    """The parameters of a checkpoint of this kind of model."""
+    return (reward_parameter_shapes if isinstance(model, RewardModel) else parameter_shapes)(model.config)

@@ -1,28 +1,31 @@
-"""Fused operations: compositions of primitives with one derivative of their own.
+"""Fused operations: compositions of primitives with one derivative of their own, forward and backward side by side.
 
 Composed from primitives, an operation writes each intermediate array to memory and keeps it for the backward pass. A fused
 one works on blocks that stay in the processor's cache, keeps only what the derivative needs, and often has a derivative
-far shorter than its composition's. The composition of each is the `plain_…` function of the block that uses it (models/blocks), and tests hold the two equal.
+far shorter than its composition's. Each has the name and signature of the formula it replaces (models/blocks);
+`kernel` (../kernels.py) chooses between the two, and tests hold them equal. Theory: ../fused.md.
 """
 
-from v3_numpy_deep.autograd.fused.activations import gelu_new, swiglu
-from v3_numpy_deep.autograd.fused.attention import attention
+from v3_numpy_deep.autograd.fused.attention import causal_attention
 from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy, linear_cross_entropy
-from v3_numpy_deep.autograd.fused.embedding import embedding
-from v3_numpy_deep.autograd.fused.linear import conv1d, linear
+from v3_numpy_deep.autograd.fused.embeddings import embed
+from v3_numpy_deep.autograd.fused.feed_forward import gelu_new, swiglu
+from v3_numpy_deep.autograd.fused.linear import linear, merged_linear
+from v3_numpy_deep.autograd.fused.log_probs import linear_log_probs
 from v3_numpy_deep.autograd.fused.normalization import layer_norm, rms_norm
-from v3_numpy_deep.autograd.fused.rotary import rotary
+from v3_numpy_deep.autograd.fused.rope import apply_rotary
 
 __all__ = [
-    "attention",
-    "conv1d",
+    "apply_rotary",
+    "causal_attention",
     "cross_entropy",
-    "embedding",
+    "embed",
     "gelu_new",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "linear_log_probs",
+    "merged_linear",
     "rms_norm",
-    "rotary",
     "swiglu",
 ]

@@ -8,9 +8,9 @@ output and the logarithm of each softmax sum, L; it makes P again, as exp(q kᵀ
 
 and, since o = P v, the sum Σ_keys P ∂P is Σ_D o ∂o, one number a query (FlashAttention, section 3.1 and appendix B).
 H query heads share K key-value heads in groups of H / K (Ainslie et al. 2023); their gradients add up in ∂k and ∂v.
-The composition is `plain_attention` in models/blocks/attention.py.
+The composition is `causal_attention` in models/blocks/attention.py.
 
-    python -c "from v3_numpy_deep.autograd.fused.attention import attention; help(attention)"
+    python -c "from v3_numpy_deep.autograd.fused.attention import causal_attention; help(causal_attention)"
 """
 
 import itertools
@@ -21,6 +21,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
+from v3_numpy_deep.models.blocks.attention import causal_attention as plain_causal_attention
+from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
 
 TILE_QUERIES = 64  # measured: fewer, larger products against fewer products with hidden keys
 
@@ -28,35 +30,34 @@ TILE_QUERIES = 64  # measured: fewer, larger products against fewer products wit
 class Tile(NamedTuple):
     """Some queries of one sequence and the keys at least one of them may see."""
 
-    queries: slice
+    queries: slice | Int[Array, "t"]
     keys: slice
     masked: slice  # the keys, counted from the start of `keys`, that not all of the queries may see
-    bias: Array  # for these: 0 where allowed, −∞ where not [masked keys, 1, queries]
+    bias: Float[Array, "m 1 t"]  # for these: 0 where allowed, −∞ where not
 
 
-def attention(
-    q: Float[Tensor, "rows H T D"],
+def causal_attention(
+    q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
     v: Float[Tensor, "B K S D"],
-    tiles: list[list[Tile]],
-) -> Float[Tensor, "rows H T D"]:
-    """Attention over the keys that the mask behind `tiles` (see `plan_tiles`) allows; a query that sees none gets zeros.
-
-    q may be one row of the queries of all sequences, behind one another; the tiles of each then say where in it their own are.
-    """
-    Q, K, V = q.data, k.data, v.data
-    output = _heads_inside(Q)
-    log_sums = np.empty((*Q.shape[:3], 1), Q.dtype)
-    for b in range(len(K)):
-        a = b % len(Q)
-        _attend(Q[a], K[b], V[b], tiles[b % len(tiles)], output[a], log_sums[a])
+    mask: AttentionMask | None = None,
+    dropout_p: float = 0.0,
+    generator: np.random.Generator | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """softmax(q kᵀ / √D + mask) v; a query that sees no key, or that the mask does not want, gets zeros."""
+    mask = mask or AttentionMask(q.shape[2], k.shape[2])
+    if dropout_p > 0.0:
+        return plain_causal_attention(q, k, v, mask, dropout_p, generator)
+    Q, K, V, tiles = q.data, k.data, v.data, plan_tiles(mask)
+    output, log_sums = _zeros(Q), np.empty((*Q.shape[:3], 1), Q.dtype)
+    for b in range(len(Q)):
+        _attend(Q[b], K[b], V[b], tiles[b % len(tiles)], output[b], log_sums[b])
 
     def derivative(g: Array) -> tuple[Array, Array, Array]:
-        grad_q, grad_k, grad_v = _heads_inside(Q), _heads_inside(K), _heads_inside(V)
-        for b in range(len(K)):
-            a = b % len(Q)
-            saved = (Q[a], K[b], V[b], tiles[b % len(tiles)], output[a], log_sums[a])
-            _attend_backward(g[a], *saved, grad_q[a], grad_k[b], grad_v[b])
+        grad_q, grad_k, grad_v = _zeros(Q), _zeros(K), _zeros(V)
+        for b in range(len(Q)):
+            saved = (Q[b], K[b], V[b], tiles[b % len(tiles)], output[b], log_sums[b])
+            _attend_backward(g[b], *saved, grad_q[b], grad_k[b], grad_v[b])
         return grad_q, grad_k, grad_v
 
     return record(output, (q, k, v), derivative)
@@ -101,7 +102,6 @@ def _attend_backward(
 ) -> None:
     """The derivative of `_attend`: a tile's weights P are made again, then come the formulas at the top of the file."""
     scale, K = 1.0 / math.sqrt(q.shape[-1]), len(k)
-    grad_k[...] = grad_v[...] = 0.0
     for tile in tiles:
         queries = _group(q, tile, K) * scale
         weights = _scores(queries, k, tile)
@@ -141,91 +141,45 @@ def _ungroup(x: Float[Array, "H T D"], tile: Tile, rows: Float[Array, "K Gt D"])
     x[:, tile.queries] = rows.reshape(len(x), -1, x.shape[-1])
 
 
-def _heads_inside(x: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
-    """A new array whose memory is laid out as [B, T, H, D], so that joining the heads afterwards needs no copy."""
+def _zeros(x: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
+    """A new array whose memory is laid out as [B, T, H, D]: joining the heads afterwards needs no copy."""
     B, H, T, D = x.shape
-    return np.empty((B, T, H, D), x.dtype).transpose(0, 2, 1, 3)
+    return np.zeros((B, T, H, D), x.dtype).transpose(0, 2, 1, 3)
 
 
-def plan_tiles(mask: Float[Array, "#B T S"] | None, T: int, S: int) -> list[list[Tile]]:
-    """Cut the queries of each sequence into tiles, and find the keys of each tile; one list a sequence of the mask.
-
-    `mask` is 0 where a query may see a key; without one, the T queries are the last of S positions and see what is before
-    them. A tile ends where a document does (where the first visible key changes), so it needs no key of another one.
-    """
-    allowed = np.tri(T, S, S - T, dtype=bool)[None] if mask is None else mask == 0.0
-    return [_plan_sequence(sequence) for sequence in allowed]
-
-
-def document_tiles(
-    document_ids: Int[Array, "B T"], branch_ids: Int[Array, "B T"] | None = None
-) -> list[list[Tile]]:
-    """The tiles of causal attention within documents, from where these end: no T × T mask is ever made.
-
-    With branches, which follow the trunk (branch 0) of their document, a query sees the trunk and its own branch.
-    """
-    keys, queries = np.indices((TILE_QUERIES, TILE_QUERIES))
-    triangle = np.where(keys <= queries, np.float32(0), np.float32(-np.inf))[:, None]  # [keys, 1, queries]
-    branches = np.zeros_like(document_ids) if branch_ids is None else branch_ids
-    return [_document_sequence(*row, triangle) for row in zip(document_ids, branches, strict=True)]
+def plan_tiles(mask: AttentionMask) -> list[list[Tile]]:
+    """The tiles of each sequence (one list, where all sequences have the same mask); planned once for all layers."""
+    if mask.plan is None:
+        allowed = mask.allowed()
+        wanted = np.ones((1, mask.T), bool) if mask.queries is None else mask.queries
+        mask.plan = [
+            _plan_sequence(allowed[b % len(allowed)], wanted[b % len(wanted)])
+            for b in range(max(len(allowed), len(wanted)))
+        ]
+    return mask.plan
 
 
-def _document_sequence(
-    document_ids: Int[Array, "T"], branch_ids: Int[Array, "T"], triangle: Array
-) -> list[Tile]:
-    """The tiles of one sequence of documents. In a trunk, only a tile's own keys have something to hide; then, all from the fork on."""
-    ends = [0, *(np.flatnonzero(np.diff(document_ids)) + 1).tolist(), len(document_ids)]
+def _plan_sequence(allowed: Bool[Array, "T S"], wanted: Bool[Array, "T"]) -> list[Tile]:
+    """Cut the wanted queries into tiles. One ends where a document does (where the first visible key changes)."""
+    positions = np.flatnonzero(wanted)
+    allowed = allowed[positions]
+    first_key = allowed.argmax(axis=1)
+    ends = [0, *(np.flatnonzero(np.diff(first_key)) + 1).tolist(), len(allowed)]
     tiles = []
     for begin, end in itertools.pairwise(ends):
-        fork = begin + int((branch_ids[begin:end] == 0).sum())
-        starts = [*range(begin, fork, TILE_QUERIES), *range(fork, end, TILE_QUERIES)]
-        for start, stop in itertools.pairwise([*starts, end]):
-            first, bias = start, triangle[: stop - start, :, : stop - start]
-            if start >= fork:
-                first = fork
-                seen = np.tri(stop - start, stop - fork, start - fork, dtype=bool)
-                seen &= branch_ids[start:stop, None] == branch_ids[fork:stop]
-                bias = np.where(seen.T, np.float32(0), np.float32(-np.inf))[:, None]
-            tiles.append(
-                Tile(slice(start, stop), slice(begin, stop), slice(first - begin, stop - begin), bias)
-            )
-    return tiles
-
-
-def read_tiles(tiles: list[list[Tile]], read: Bool[Array, "B T"]) -> list[list[Tile]]:
-    """What is left of the tiles when only the queries at `read` count, which stand behind one another in a single row."""
-    before = np.cumsum([0, *read.sum(axis=1)]).tolist()  # how many are read in the sequences before
-    return [
-        _read_sequence(tiles[row % len(tiles)], asks, first)
-        for row, (asks, first) in enumerate(zip(read, before[:-1], strict=True))
-    ]
-
-
-def _read_sequence(tiles: list[Tile], read: Bool[Array, "T"], first: int) -> list[Tile]:
-    """`read_tiles` of one sequence, whose queries stand from `first` on."""
-    before = [first, *(first + read.cumsum()).tolist()]
-    left = []
-    for tile in tiles:
-        begin, end = before[tile.queries.start], before[tile.queries.stop]
-        if begin < end:
-            bias = tile.bias[:, :, read[tile.queries]]
-            left.append(tile._replace(queries=slice(begin, end), bias=bias))
-    return left
-
-
-def _plan_sequence(allowed: Bool[Array, "T S"]) -> list[Tile]:
-    """The tiles of one sequence."""
-    first_key = allowed.argmax(axis=1)
-    starts = [0, *(np.flatnonzero(np.diff(first_key)) + 1).tolist(), len(allowed)]
-    tiles = []
-    for document_start, document_end in itertools.pairwise(starts):
-        for start in range(document_start, document_end, TILE_QUERIES):
-            queries = slice(start, min(start + TILE_QUERIES, document_end))
-            visible = np.flatnonzero(allowed[queries].any(axis=0))
+        for start in range(begin, end, TILE_QUERIES):
+            rows = slice(start, min(start + TILE_QUERIES, end))
+            visible = np.flatnonzero(allowed[rows].any(axis=0))
             keys = slice(visible[0], visible[-1] + 1) if visible.size else slice(0, 1)
-            block = allowed[queries, keys]
+            block = allowed[rows, keys]
             some_masked = ~block.all(axis=0)
             masked = slice(int(some_masked.argmax()) if some_masked.any() else block.shape[1], block.shape[1])
-            bias = np.where(block[:, masked].T, np.float32(0), np.float32(-np.inf))
-            tiles.append(Tile(queries, keys, masked, bias[:, None]))
+            bias = np.where(block[:, masked].T, np.float32(0), np.float32(-np.inf))[:, None]
+            tiles.append(Tile(_as_slice(positions[rows]), keys, masked, bias))
     return tiles
+
+
+def _as_slice(positions: Int[Array, "t"]) -> slice | Int[Array, "t"]:
+    """Consecutive positions as a slice, which reads them without a copy."""
+    first, last = int(positions[0]), int(positions[-1])
+    return slice(first, last + 1) if last - first + 1 == len(positions) else positions

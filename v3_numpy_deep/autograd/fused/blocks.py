@@ -8,9 +8,12 @@ kernels do several steps of a formula for each number they read.
 from collections.abc import Iterator
 
 BLOCK = 1 << 16  # numbers in a block: 256 KiB of float32, of which a level-2 cache holds several
+LOGITS_BLOCK = (
+    1 << 18
+)  # logits in memory at a time: each block is also a matrix product, which gains from its size
 
 
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Consecutive slices of rows, of about BLOCK numbers each."""
-    height = max(1, BLOCK // columns)
+def row_blocks(rows: int, columns: int, block: int = BLOCK) -> Iterator[slice]:
+    """Consecutive slices of rows, of about `block` numbers each."""
+    height = max(1, block // columns)
     return (slice(start, start + height) for start in range(0, rows, height))

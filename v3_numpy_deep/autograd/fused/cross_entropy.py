@@ -3,8 +3,9 @@
 Derivative: ∂z = (softmax(z) − onehot(y)) · g / n. Both need the same exponentials, so the forward pass leaves the
 derivative where the logits were. `linear_cross_entropy` also holds the output matrix: it makes a few rows of logits at a
 time, and keeps the gradients of its two inputs instead of the logits, which with V = 50,000 would be the largest array of
-a training step (the idea of Wijmans et al. 2024, "Cut Your Losses", and of the Liger kernels).
-The composition is `plain_cross_entropy` in models/blocks/cross_entropy.py; level 1 calls `torch.nn.functional.cross_entropy`.
+a training step (the idea of Wijmans et al. 2024, "Cut Your Losses", and of the Liger kernels). It can, because the loss is one
+number: g only scales what is known already.
+The compositions are the functions of the same names in models/blocks/cross_entropy.py.
 
     python -c "from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy; help(cross_entropy)"
 """
@@ -14,15 +15,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from v3_numpy_deep.autograd.fused.blocks import LOGITS_BLOCK, row_blocks
 from v3_numpy_deep.autograd.tensor import Array, Tensor, is_recording, record
-
-CHUNK_ELEMENTS = 2**18  # logits in memory at a time: 1 MiB of float32 stays in a core's cache
 
 
 def cross_entropy(
     logits: Float[Tensor, "N V"], targets: Int[Array, "N"], ignore_index: int = -100
 ) -> Float[Tensor, ""]:
-    """The mean over the targets that are not `ignore_index`; 0 if there is none."""
+    """The mean over the targets that are not `ignore_index`; 0 if there is none.  ∂z = (softmax(z) − onehot(y)) g / n"""
     scale = _scale(targets, ignore_index, logits.dtype)
     grad_logits = logits.data.copy()
     loss = _loss_and_gradient(grad_logits, targets, ignore_index, scale)
@@ -35,22 +35,20 @@ def linear_cross_entropy(
     targets: Int[Array, "N"],
     ignore_index: int = -100,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the logits hidden · weightᵀ, a few rows at a time;  ∂hidden = ∂z W,  ∂W = ∂zᵀ hidden"""
+    """Cross-entropy of the logits z = hidden · Wᵀ, a few rows at a time;  ∂hidden = ∂z W,  ∂W = ∂zᵀ hidden"""
     h, W = hidden.data, weight.data
     scale = _scale(targets, ignore_index, W.dtype)
     needs_gradient = is_recording() and (hidden.requires_grad or weight.requires_grad)
     grad_hidden = np.empty_like(h) if needs_gradient else None
     grad_weight = np.zeros_like(W) if needs_gradient and weight.requires_grad else None
     loss = W.dtype.type(0)
-    rows = max(1, CHUNK_ELEMENTS // len(W))
-    for start in range(0, len(h), rows):
-        chunk = slice(start, start + rows)
-        logits = h[chunk] @ W.T
-        loss += _loss_and_gradient(logits, targets[chunk], ignore_index, scale)  # logits are now ∂z
+    for rows in row_blocks(len(h), len(W), LOGITS_BLOCK):
+        logits = h[rows] @ W.T
+        loss += _loss_and_gradient(logits, targets[rows], ignore_index, scale)  # logits are now ∂z
         if grad_hidden is not None:
-            np.matmul(logits, W, out=grad_hidden[chunk])
-            if grad_weight is not None:
-                grad_weight += logits.T @ h[chunk]
+            np.matmul(logits, W, out=grad_hidden[rows])
+        if grad_weight is not None:
+            grad_weight += logits.T @ h[rows]
     return record(
         loss, (hidden, weight), lambda g: (grad_hidden * g, None if grad_weight is None else grad_weight * g)
     )

@@ -9,8 +9,8 @@ LayerNorm (Ba et al. 2016, equation 4) subtracts the mean and divides by the sta
     both       ∂w = Σ rows of g n        ∂b = Σ rows of g
 
 In words: normalising removes the scale of x (and its mean), so no gradient can flow along n (and along the ones).
-The compositions are `plain_rms_norm` and `plain_layer_norm` in models/blocks/normalization.py, where level 2 has the same
-derivatives as `torch.autograd.Function`s; level 1 calls `torch.nn.RMSNorm` and `torch.nn.LayerNorm`.
+The compositions are the functions of the same names in models/blocks/normalization.py. Level 2 has the same derivatives as
+`torch.autograd.Function`s; level 1 calls `torch.nn.RMSNorm` and `torch.nn.LayerNorm`.
 
     python -c "from v3_numpy_deep.autograd.fused.normalization import rms_norm; help(rms_norm)"
 """
@@ -23,9 +23,7 @@ from v3_numpy_deep.autograd.fused.linear import column_sums
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
 
-def rms_norm(
-    x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], eps: float
-) -> Float[Tensor, "*batch C"]:
+def rms_norm(x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float) -> Float[Tensor, "*rows C"]:
     """w · x / √(mean(x²) + ε)"""
     shape, w = x.shape, weight.data
     X = x.data.reshape(-1, shape[-1])
@@ -53,8 +51,8 @@ def rms_norm(
 
 
 def layer_norm(
-    x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float
-) -> Float[Tensor, "*batch C"]:
+    x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float
+) -> Float[Tensor, "*rows C"]:
     """w · (x − mean) / √(variance + ε) + b"""
     shape, w = x.shape, weight.data
     X = x.data.reshape(-1, shape[-1])

@@ -3,8 +3,8 @@
     GPT-2   y = gelu(x W_fc + b_fc) W_proj + b_proj            gelu: Hendrycks & Gimpel 2016, the tanh form ("gelu_new")
     Llama   y = (silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ          SwiGLU: Shazeer 2020, equation 6
 
-The elementwise part comes twice: `plain_…` with the engine's derivative, and fused, with the derivative written by hand and
-no more than the input kept for it (autograd/fused/activations.py).
+The fused versions of `gelu_new` and `swiglu` have derivatives of their own and keep no more than the input
+(autograd/fused/feed_forward.py).
 
 Level 1: transformers' `GPT2MLP` and `LlamaMLP`. Level 2: the same over torch.
 
@@ -17,15 +17,16 @@ import numpy as np
 from jaxtyping import Float
 
 from shared_data.model_files.config import ModelConfig
-from v3_numpy_deep.autograd import Module, Tensor, fused
+from v3_numpy_deep.autograd import Module, Tensor
 from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.autograd.kernels import kernel
 from v3_numpy_deep.models.blocks.dropout import dropout
-from v3_numpy_deep.models.blocks.linear import Conv1D, Linear, fused_linear
+from v3_numpy_deep.models.blocks.linear import Conv1D, Linear, merged_linear
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 
 
-def plain_gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))), GPT-2's approximation of x · Φ(x)."""
     return 0.5 * x * (1 + ops.tanh(_SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)))
 
@@ -40,25 +41,17 @@ def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x * ops.sigmoid(x)
 
 
-def plain_swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
+def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     """silu(gate) · up, where the two stand side by side in the last axis."""
     F = gate_up.shape[-1] // 2
     gate, up = ops.split(gate_up, [F, F], axis=-1)
     return silu(gate) * up
 
 
-def gelu_new(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`plain_gelu_new`, fused."""
-    return fused.gelu_new(x)
-
-
-def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
-    """`plain_swiglu`, fused."""
-    return fused.swiglu(gate_up)
-
-
 class Gpt2FeedForward(Module):
     """C → F → C with a GELU between."""
+
+    kernels = "fused"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -71,11 +64,14 @@ class Gpt2FeedForward(Module):
         self, x: Float[Tensor, "*rows C"], generator: np.random.Generator | None = None
     ) -> Float[Tensor, "*rows C"]:
         """`generator` draws the dropout masks."""
-        return dropout(self.c_proj(self.activation(self.c_fc(x))), self.dropout, self.training, generator)
+        y = self.c_proj(kernel(self.kernels, self.activation)(self.c_fc(x)))
+        return dropout(y, self.dropout, self.training, generator)
 
 
 class LlamaFeedForward(Module):
     """C → F twice, one gating the other, → C. Gate and up are one matrix product."""
+
+    kernels = "fused"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -86,4 +82,5 @@ class LlamaFeedForward(Module):
 
     def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
         """(silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ"""
-        return self.down_proj(swiglu(fused_linear(x, [self.gate_proj, self.up_proj])))
+        gate_up = kernel(self.kernels, merged_linear)(x, [self.gate_proj, self.up_proj])
+        return self.down_proj(kernel(self.kernels, swiglu)(gate_up))

@@ -2,8 +2,8 @@
 
     LayerNorm   y = (x - mean(x)) / sqrt(var(x) + ε) · w + b        RMSNorm   y = x / sqrt(mean(x²) + ε) · w
 
-Each comes twice: `plain_…` from primitive operations with the engine's derivative, and fused, with the derivative written
-by hand (autograd/fused/normalization.py).
+Both are formulas over primitive operations, with the engine's derivative; the fused versions have a derivative of their own
+(autograd/fused/normalization.py).
 
 Level 1: `torch.nn.LayerNorm` and transformers' `LlamaRMSNorm`. Level 2: the same over torch.
 
@@ -13,41 +13,30 @@ Level 1: `torch.nn.LayerNorm` and transformers' `LlamaRMSNorm`. Level 2: the sam
 import numpy as np
 from jaxtyping import Float
 
-from v3_numpy_deep.autograd import Module, Parameter, Tensor, fused
+from v3_numpy_deep.autograd import Module, Parameter, Tensor
 from v3_numpy_deep.autograd import operations as ops
-
-
-def plain_layer_norm(
-    x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float
-) -> Float[Tensor, "*rows C"]:
-    """LayerNorm over the last axis, from primitive operations."""
-    centered = x - x.mean(-1, keepdims=True)
-    variance = (centered * centered).mean(-1, keepdims=True)
-    return centered / ops.sqrt(variance + eps) * weight + bias
-
-
-def plain_rms_norm(
-    x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float
-) -> Float[Tensor, "*rows C"]:
-    """RMSNorm over the last axis, from primitive operations."""
-    mean_square = (x * x).mean(-1, keepdims=True)
-    return x / ops.sqrt(mean_square + eps) * weight
+from v3_numpy_deep.autograd.kernels import kernel
 
 
 def layer_norm(
     x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float
 ) -> Float[Tensor, "*rows C"]:
-    """LayerNorm over the last axis, fused."""
-    return fused.layer_norm(x, weight, bias, eps)
+    """LayerNorm over the last axis: x minus its mean, divided by its standard deviation."""
+    centered = x - x.mean(-1, keepdims=True)
+    variance = (centered * centered).mean(-1, keepdims=True)
+    return centered / ops.sqrt(variance + eps) * weight + bias
 
 
 def rms_norm(x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float) -> Float[Tensor, "*rows C"]:
-    """RMSNorm over the last axis, fused."""
-    return fused.rms_norm(x, weight, eps)
+    """RMSNorm over the last axis: x divided by its root mean square."""
+    mean_square = (x * x).mean(-1, keepdims=True)
+    return x / ops.sqrt(mean_square + eps) * weight
 
 
 class LayerNorm(Module):
     """LayerNorm with gain and bias (GPT-2)."""
+
+    kernels = "fused"
 
     def __init__(self, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -57,11 +46,13 @@ class LayerNorm(Module):
 
     def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
         """Normalise the last axis."""
-        return layer_norm(x, self.weight, self.bias, self.eps)
+        return kernel(self.kernels, layer_norm)(x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(Module):
     """RMSNorm with gain (Llama)."""
+
+    kernels = "fused"
 
     def __init__(self, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -70,4 +61,4 @@ class RMSNorm(Module):
 
     def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
         """Normalise the last axis."""
-        return rms_norm(x, self.weight, self.eps)
+        return kernel(self.kernels, rms_norm)(x, self.weight, self.eps)

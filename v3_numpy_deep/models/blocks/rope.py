@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shared_data.model_files.config import ModelConfig
-from v3_numpy_deep.autograd import Array, Tensor, fused
+from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 
 
@@ -46,7 +46,7 @@ def rotary_tables(
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
-def plain_apply_rotary(
+def apply_rotary(
     x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Tensor, "B H T D"]:
     """Turn the pairs (x_i, x_{i + D/2}) of each head by the angle of its position."""
@@ -54,13 +54,6 @@ def plain_apply_rotary(
     half = x.shape[-1] // 2
     first, second = ops.split(x, [half, half], axis=-1)
     return ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def apply_rotary(
-    x: Float[Tensor, "B H T D"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
-) -> Float[Tensor, "B H T D"]:
-    """`plain_apply_rotary` as a product of complex numbers; the derivative of a rotation is the rotation back."""
-    return fused.rotary(x, cos, sin)
 
 
 def interleaved_to_half(weight: Float[np.ndarray, "O *I"], num_heads: int) -> Float[np.ndarray, "O *I"]:

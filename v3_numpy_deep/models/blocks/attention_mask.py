@@ -1,0 +1,67 @@
+"""Which keys each query of a forward pass may see: those before it, without padding and without other documents.
+
+    allowed[t, s]  =  s ≤ t  and  attention_mask[s]  and  document[t] = document[s] (and the same branch, packing.py)
+
+A model makes one mask for a pass, and all its blocks share it. It is an array of booleans, made by broadcasting. The plain kernel
+adds `additive` to the scores: 0 where allowed, and so little elsewhere that the softmax gives 0. The fused kernel cuts the same
+booleans into tiles (autograd/fused/attention.py), once, and keeps these in `plan`.
+
+Level 1: transformers' `create_causal_mask`. Level 2: the same class over torch.
+
+    python -c "from v3_numpy_deep.models.blocks.attention_mask import AttentionMask; print(AttentionMask(2, 4).allowed())"
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.models.packing import Packing
+
+# Added to a score that must not count; finite, so that a row without any key stays free of NaN.
+MASKED = -1e30
+
+
+class AttentionMask:
+    """Causal attention of T queries, the last of S positions.
+
+    attention_mask: [B, S], 0 marks padding among the keys. packing: documents in a row, which do not see each other; T = S.
+    """
+
+    def __init__(
+        self,
+        T: int,
+        S: int,
+        attention_mask: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
+        packing: Packing | None = None,
+    ) -> None:
+        assert attention_mask is None or packing is None, "packed rows mark padding by a document of its own"
+        assert packing is None or T == S, "packed rows have no past"
+        self.T, self.S, self.attention_mask, self.packing = T, S, attention_mask, packing
+        self.queries: Bool[Array, "B T"] | None = None  # those whose outputs are wanted; None is all
+        self.plan: Any = None  # what a kernel has derived from this mask
+        self._allowed: Bool[Array, "#B T S"] | None = None
+        self._additive: Float[Array, "#B T S"] | None = None
+
+    def only(self, queries: Bool[Array, "B T"]) -> "AttentionMask":
+        """The same mask where only the outputs of these queries are wanted; a kernel may leave 0 at the others."""
+        mask = copy.copy(self)
+        mask.queries, mask.plan = queries, None
+        return mask
+
+    def allowed(self) -> Bool[Array, "#B T S"]:
+        """Whether query t may see key s; made once."""
+        if self._allowed is None:
+            allowed = np.tri(self.T, self.S, self.S - self.T, dtype=bool)[None]
+            if self.attention_mask is not None:
+                allowed = allowed & self.attention_mask.astype(bool)[:, None]
+            self._allowed = allowed if self.packing is None else allowed & self.packing.same_text()
+        return self._allowed
+
+    def additive(self, dtype: Any = np.float32) -> Float[Array, "#B T S"]:
+        """0 where query t may see key s, `MASKED` elsewhere; made once."""
+        if self._additive is None or self._additive.dtype != dtype:
+            self._additive = np.where(self.allowed(), 0.0, MASKED).astype(dtype)
+        return self._additive
