@@ -3,7 +3,6 @@
 python -m shared_data.figures
 """
 
-import math
 from pathlib import Path
 
 from shared_data.plots import plot_lines
@@ -41,23 +40,6 @@ def draw_newton_schulz(path: Path) -> None:
     _recolor(path)
 
 
-def draw_previous_token(path: Path) -> None:
-    """The score Σ s_i cos θ_i (d - 1) of the token d positions back, 16 pairs with base 500,000 (`models/transformer.md`)."""
-    angles = [500_000 ** (-i / 16) for i in range(16)]
-    distances = [float(d) for d in range(41)]
-    curves = {}
-    for name, weights in (("s ∝ √θ", [math.sqrt(angle) for angle in angles]), ("all s alike", [1.0] * 16)):
-        strengths = [8 * weight / sum(weights) for weight in weights]
-        scores = [
-            sum(s * math.cos(angle * (d - 1)) for s, angle in zip(strengths, angles, strict=True))
-            for d in distances
-        ]
-        curves[name] = (distances, scores)
-    plot_lines(curves, path, x_label="positions back, d", y_label="score")
-    _recolor(path)
-
-
 if __name__ == "__main__":
     draw_s_curves(_ROOT / "v2_handwritten/data_pipeline/processing/s_curves.svg")
     draw_newton_schulz(_ROOT / "v2_handwritten/pretrain/components/newton_schulz.svg")
-    draw_previous_token(_ROOT / "v2_handwritten/models/previous_token.svg")

@@ -29,12 +29,15 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress(total: float, description: str, unit: str = "steps", done: float = 0) -> Iterator[Progress]:
+def progress(
+    total: float, description: str, unit: str = "steps", done: float = 0, show: bool = True
+) -> Iterator[Progress]:
     """Show how far the work is, its numbers, the time it took and the time it still needs.
 
-    `total` and `done` are in `unit`; `done` is what an earlier, interrupted run had finished.
+    `total` and `done` are in `unit`; `done` is what an earlier, interrupted run had finished. With `show=False`, nothing
+    is printed.
     """
-    kind = _Bar if sys.stdout.isatty() else _Lines
+    kind = (_Bar if sys.stdout.isatty() else _Lines) if show else _Silent
     with kind(total, description, unit, done) as bar:
         yield bar
 
@@ -152,3 +155,10 @@ class _Lines:
 
     def print(self, text: str) -> None:
         print(text, flush=True)
+
+
+class _Silent(_Lines):
+    """Nothing, for a caller that shows nothing."""
+
+    def print(self, text: str) -> None:
+        pass

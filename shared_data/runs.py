@@ -68,7 +68,7 @@ class RunFolder:
         """The tokenizer, as `tokenizer.json` of Hugging Face."""
         return self.stage("tokenizer") / "tokenizer.json"
 
-    def checkpoint(self, stage: str = "pretrain") -> Path:
+    def model(self, stage: str = "pretrain") -> Path:
         """The model of a stage: a Hugging Face folder."""
         return self.stage(stage)
 

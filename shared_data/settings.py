@@ -4,7 +4,7 @@ A configuration has one section a stage (`shared_data/configs/*.toml`, or a file
 and impossible sizes are a `UserError` of one line. What each setting means stands in `settings_schema.py` and
 the files it names.
 
-    python -c "from shared_data.settings import load_settings; print(load_settings('tiny', ['pretrain.steps=200']).pretrain)"
+    python -c "from shared_data.settings import load_settings; print(load_settings('tiny', ['pretrain.max_steps=200']).pretrain)"
 """
 
 import difflib
@@ -19,9 +19,9 @@ from pydantic import BaseModel, ValidationError
 from shared_data.errors import UserError
 from shared_data.settings_align import (
     DpoSettings,
-    ExamSettings,
     GrpoSettings,
-    PolicySettings,
+    OnlineSettings,
+    PolicyEvaluationSettings,
     PpoSettings,
     PreferenceSettings,
     RewardSettings,
@@ -37,29 +37,26 @@ from shared_data.settings_data import (
 from shared_data.settings_schema import EvaluateSettings, GenerateSettings, ModelSettings, Settings
 from shared_data.settings_training import (
     AdapterSettings,
-    ChosenOptimizerSettings,
     OptimizerSettings,
     PretrainSettings,
     SftSettings,
-    TrainingSettings,
 )
 
 __all__ = [
     "CONFIG_FOLDER",
     "SPECIAL_TOKENS",
     "AdapterSettings",
-    "ChosenOptimizerSettings",
     "CleaningSettings",
     "DataSettings",
     "DeduplicationSettings",
     "DpoSettings",
     "EvaluateSettings",
-    "ExamSettings",
     "GenerateSettings",
     "GrpoSettings",
     "ModelSettings",
+    "OnlineSettings",
     "OptimizerSettings",
-    "PolicySettings",
+    "PolicyEvaluationSettings",
     "PpoSettings",
     "PreferenceSettings",
     "PretrainSettings",
@@ -68,7 +65,6 @@ __all__ = [
     "Settings",
     "SftSettings",
     "TokenizerSettings",
-    "TrainingSettings",
     "available_configs",
     "load_settings",
     "seed_overrides",
@@ -77,6 +73,58 @@ __all__ = [
 ]
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+
+_TRAINING = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
+_RENAMED_IN_ALL = {
+    "steps": "max_steps",
+    "schedule": "lr_scheduler_type",
+    "min_learning_rate_ratio": "lr_scheduler_kwargs.min_lr_rate",
+    "decay_fraction": "lr_scheduler_kwargs.num_decay_steps",
+    "optimizer": "optim",
+    "batch_size": "per_device_train_batch_size",
+    "prompts_per_step": "per_device_train_batch_size",
+    "log_every": "logging_steps",
+    "eval_every": "eval_steps",
+    "sample_every": "sample_steps",
+    "checkpoint_every": "save_steps",
+    "keep_checkpoints": "save_total_limit",
+    "resume": "resume_from_checkpoint",
+    "activation_checkpointing": "gradient_checkpointing",
+    "compile": "torch_compile",
+    "test_prompts": "eval_prompts",
+    "test_pairs": "eval_pairs",
+    "test_questions": "eval_questions",
+    "max_new_tokens": "max_completion_length",
+    "center_coefficient": "center_rewards_coefficient",
+    "precompute_reference": "precompute_ref_log_probs",
+    "kl_coefficient": "kl_coef",
+    "missing_end_penalty": "missing_eos_penalty",
+    "clip_range": "cliprange",
+    "clip_range_value": "cliprange_value",
+    "value_coefficient": "vf_coef",
+    "minibatches": "num_mini_batches",
+    "group_size": "num_generations",
+    "unbiased_kl": "use_bias_correction_kl",
+    "epsilon_low": "epsilon",
+}
+# What a setting of an earlier version is called now; `_remedy_for_unknown_key` names it.
+_RENAMED = {
+    f"{stage}.{old}": f"{stage}.{new}" for stage in _TRAINING for old, new in _RENAMED_IN_ALL.items()
+} | {
+    "sft.sequence_length": "sft.max_length",
+    "ppo.epochs": "ppo.num_ppo_epochs",
+    "grpo.epochs": "grpo.num_iterations",
+    "pretrain.precision": "pretrain.bf16 or pretrain.fp16",
+    "sft.precision": "sft.bf16 or sft.fp16",
+    "pretrain.attention_kernel": "kernels",
+    "sft.attention_kernel": "kernels",
+    "sft.adapter.rank": "sft.adapter.r",
+    "sft.adapter.alpha": "sft.adapter.lora_alpha",
+    "sft.adapter.dropout": "sft.adapter.lora_dropout",
+    "sft.adapter.block_size": "sft.adapter.bnb_4bit_blocksize",
+    "sft.adapter.double_quantization": "sft.adapter.bnb_4bit_use_double_quant",
+}
 
 
 def available_configs() -> list[str]:
@@ -88,7 +136,9 @@ def parse_override(assignment: str) -> tuple[list[str], Any]:
     """Split `section.key=value`; the value is read as TOML, and as a plain string where TOML refuses it."""
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"--set {assignment!r} is not KEY=VALUE; write for example --set pretrain.steps=200")
+        raise UserError(
+            f"--set {assignment!r} is not KEY=VALUE; write for example --set pretrain.max_steps=200"
+        )
     if text.strip().lower() in ("null", ""):
         return key.strip().split("."), None
     if text.strip().lower() == "none":  # absence, where a setting may be absent (`Section`); of some, a value
@@ -151,7 +201,9 @@ def validate_settings(values: dict[str, Any], source: str) -> Settings:
 
 
 def _remedy_for_unknown_key(where: str) -> str:
-    """Name the nearest known key, or the known keys of that section."""
+    """Name the key's new name, the nearest known key, or the known keys of that section."""
+    if where in _RENAMED:
+        return f"it is now {_RENAMED[where]}"
     parts = where.split(".")
     section: Any = Settings
     for part in parts[:-1]:

@@ -1,7 +1,6 @@
 """Settings of the stages that align a tuned model: reward model, DPO, PPO, GRPO.
 
-Names and defaults are TRL's where it has the setting; learning rates and sizes are for large models, the small
-configurations change them.
+Names and defaults are TRL's where it has the setting (`RewardConfig`, `DPOConfig`, `PPOConfig`, `GRPOConfig`).
 
     python -c "from shared_data.settings_align import DpoSettings; print(DpoSettings(beta=0.2))"
 """
@@ -11,27 +10,27 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from shared_data.settings_data import Section
-from shared_data.settings_training import ChosenOptimizerSettings, OptimizerSettings
+from shared_data.settings_training import OptimizerSettings, SchedulerType
 
 
-class ExamSettings(Section):
-    """The exam before and after: replies to prompts that no training saw, and what they are worth."""
+class PolicyEvaluationSettings(Section):
+    """The evaluation of a policy before and after training, on prompts that no training uses."""
 
-    test_prompts: int = Field(
+    eval_prompts: int = Field(
         default=200, ge=1, description="held-out prompts that measure reward and KL before and after"
     )
     question_fraction: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="story world: share of prompts (of DPO, and of pairs) that are questions, not requests",
+        description="story world: share of prompts (and of pairs) that are questions, not requests for a story",
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="tokens of a reply at most")
-    temperature: float = Field(default=1.0, gt=0, description="of the sampled replies")
+    max_completion_length: int = Field(default=256, ge=1, description="tokens of a completion at most")
+    temperature: float = Field(default=1.0, gt=0, description="of the sampled completions")
 
 
 class PreferenceSettings(OptimizerSettings):
-    """What the stages have that learn from pairs of replies."""
+    """What the stages have that learn from preference pairs."""
 
     source: str = Field(
         default="story_world",
@@ -41,7 +40,7 @@ class PreferenceSettings(OptimizerSettings):
     pairs: int = Field(
         default=6000, ge=1, description="at most so many are read, or drawn from the story world"
     )
-    test_pairs: int = Field(
+    eval_pairs: int = Field(
         default=400, ge=1, description="held-out pairs that measure the accuracy; of records, a tenth at most"
     )
     question_fraction: float = Field(
@@ -50,73 +49,50 @@ class PreferenceSettings(OptimizerSettings):
         le=1,
         description="story world: share of pairs and prompts that are questions, not requests for a story",
     )
-    passages: int = Field(
-        default=0,
-        ge=0,
-        description="story world: so many of the pairs are about one to four sentences, and come before all others",
-    )
     passage_fraction: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="story world: share of the pairs after the first passages that are about passages still, of up to eight sentences",
+        description="story world: share of the pairs that are about one to eight sentences, not about a whole story",
     )
-    shuffle: bool = Field(
-        default=True,
-        description="draw the order of the pairs anew for each epoch; if false, the first keeps that of the source: a curriculum",
+    per_device_train_batch_size: int = Field(
+        default=16, ge=1, description="pairs in one forward and backward pass"
     )
-    batch_size: int = Field(default=16, ge=1, description="pairs in one forward and backward pass")
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="passes whose gradients add up to one optimizer step"
     )
     max_length: int = Field(
         default=1024,
         ge=8,
-        description="tokens of prompt and reply at most; what is longer is cut off at the end",
-    )
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
+        description="tokens of prompt and completion at most; what is longer is cut off at the end",
     )
 
     @property
-    def lessons(self) -> dict[str, Any]:
-        """What the story world is asked for (`story_world.preferences`)."""
-        names = ("question_fraction", "passages", "passage_fraction")
-        return {name: getattr(self, name) for name in names}
+    def story_world_options(self) -> dict[str, Any]:
+        """The arguments of `story_world.preferences`."""
+        return {name: getattr(self, name) for name in ("question_fraction", "passage_fraction")}
 
 
-class RewardSettings(PreferenceSettings, ChosenOptimizerSettings):
-    """The reward model: a score for a reply, learned from pairs."""
+class RewardSettings(PreferenceSettings):
+    """The reward model: a score for a completion, learned from pairs."""
 
     stage: ClassVar[str] = "reward"
 
-    steps: int = Field(default=400, ge=1, description="optimizer steps")
-    learning_rate: float = Field(default=1e-4, gt=0, description="the peak")
+    max_steps: int = Field(default=400, ge=1, description="optimizer steps")
+    learning_rate: float = Field(default=1e-4, gt=0, description="the peak of the learning rate")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up from zero")
-    center_coefficient: float = Field(
-        default=0.0,
-        ge=0,
-        description="pull of the mean score of a pair towards zero (TRL: center_rewards_coefficient)",
-    )
-    freeze_embeddings: bool = Field(
-        default=False,
-        description="leave the vectors of tokens and positions as the tuned model has them (Kumar et al. 2022)",
-    )
-    own_answer_tokens: int = Field(
-        default=0,
-        ge=0,
-        description="where the prompt ends with a question mark, show the reward model what the tuned model itself would answer, if it does "
-        "so in at most so many tokens (reference-guided grading, Zheng et al. 2023); 0: never",
+    center_rewards_coefficient: float | None = Field(
+        default=None, ge=0, description="pull of the mean score of a pair towards zero"
     )
 
 
-class DpoSettings(ExamSettings, PreferenceSettings):
+class DpoSettings(PolicyEvaluationSettings, PreferenceSettings):
     """Direct preference optimization (Rafailov et al. 2023)."""
 
     stage: ClassVar[str] = "dpo"
 
-    steps: int = Field(default=300, ge=1, description="optimizer steps")
-    learning_rate: float = Field(default=1e-6, gt=0, description="the peak")
+    max_steps: int = Field(default=300, ge=1, description="optimizer steps")
+    learning_rate: float = Field(default=1e-6, gt=0, description="the peak of the learning rate")
     warmup_steps: int = Field(default=10, ge=0, description="steps of linear warm-up from zero")
     beta: float = Field(default=0.1, gt=0, description="how strongly the policy is held to the reference")
     loss_type: Literal["sigmoid", "hinge", "ipo"] = Field(default="sigmoid", description="the loss of a pair")
@@ -124,11 +100,11 @@ class DpoSettings(ExamSettings, PreferenceSettings):
         default=0.0,
         ge=0,
         lt=0.5,
-        description="share of pairs that are taken to be labelled the wrong way round (sigmoid)",
+        description="share of pairs that are taken to be labelled the wrong way round (sigmoid; levels 2 and 3)",
     )
-    precompute_reference: bool = Field(
-        default=True,
-        description="ask the reference once for each pair before training, not again in every batch",
+    precompute_ref_log_probs: bool = Field(
+        default=False,
+        description="compute the reference's log-probabilities once before training, not again in every batch",
     )
 
     @model_validator(mode="after")
@@ -140,8 +116,8 @@ class DpoSettings(ExamSettings, PreferenceSettings):
         return self
 
 
-class PolicySettings(ExamSettings, OptimizerSettings):
-    """What the stages have that learn from replies of their own."""
+class OnlineSettings(PolicyEvaluationSettings, OptimizerSettings):
+    """What the stages have that learn from completions of the policy itself."""
 
     source: str = Field(
         default="story_world",
@@ -151,64 +127,63 @@ class PolicySettings(ExamSettings, OptimizerSettings):
     prompts: int = Field(
         default=4000, ge=1, description="at most so many are read, or drawn from the story world"
     )
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
+    max_steps: int = Field(
+        default=100, ge=1, description="updates: each samples completions and learns from them"
     )
-    minibatches: int = Field(default=1, ge=1, description="optimizer steps in one pass over the replies")
+    warmup_steps: int = Field(default=5, ge=0, description="updates of linear warm-up from zero")
+    lr_scheduler_type: SchedulerType = Field(
+        default="constant_with_warmup", description="shape of the learning rate"
+    )
 
 
-class PpoSettings(PolicySettings):
+class PpoSettings(OnlineSettings):
     """Proximal policy optimization (Schulman et al. 2017) as for language models by Ziegler et al. 2019."""
 
     stage: ClassVar[str] = "ppo"
 
-    steps: int = Field(default=100, ge=1, description="updates: each samples replies and learns from them")
-    prompts_per_step: int = Field(default=64, ge=1, description="prompts of an update, with one reply each")
-    learning_rate: float = Field(default=3e-6, gt=0, description="the peak")
-    warmup_steps: int = Field(default=5, ge=0, description="updates of linear warm-up from zero")
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        default="constant", description="shape of the learning rate after the warm-up"
+    per_device_train_batch_size: int = Field(
+        default=64, ge=1, description="prompts of an update, with one completion each"
     )
+    learning_rate: float = Field(default=3e-6, gt=0, description="the peak of the learning rate")
+    temperature: float = Field(default=0.7, gt=0, description="of the sampled completions")
     reward: str = Field(
         default="reward_model",
-        description="what scores a reply: reward_model (of the stage `reward`), story_world, or FILE.py:FUNCTION of prompts and replies",
+        description="what scores a completion: reward_model (of the stage `reward`), story_world, or FILE.py:FUNCTION of prompts and "
+        "completions (levels 2 and 3)",
     )
-    kl_coefficient: float = Field(
-        default=0.05, ge=0, description="price of a nat of KL to the reference, per token"
-    )
+    kl_coef: float = Field(default=0.05, ge=0, description="price of a nat of KL to the reference, per token")
     kl_estimator: Literal["k1", "k3"] = Field(
         default="k1", description="how KL is estimated from the sampled tokens (Schulman 2020)"
     )
-    missing_end_penalty: float | None = Field(
-        default=1.0, ge=0, description="off the score of a reply that was cut off; none for no penalty"
+    missing_eos_penalty: float | None = Field(
+        default=None, ge=0, description="off the score of a completion that was cut off; none for no penalty"
     )
     gamma: float = Field(default=1.0, gt=0, le=1, description="discount of later rewards")
     lam: float = Field(default=0.95, ge=0, le=1, description="λ of generalized advantage estimation")
     whiten_rewards: bool = Field(default=False, description="scale the rewards of tokens to variance one")
-    clip_range: float = Field(default=0.2, gt=0, description="how far an update may move a probability ratio")
-    clip_range_value: float = Field(default=0.2, gt=0, description="how far an update may move a value")
-    value_coefficient: float = Field(default=0.1, ge=0, description="weight of the value loss")
-    epochs: int = Field(default=4, ge=1, description="passes over the replies of an update")
+    cliprange: float = Field(default=0.2, gt=0, description="how far an update may move a probability ratio")
+    cliprange_value: float = Field(default=0.2, gt=0, description="how far an update may move a value")
+    vf_coef: float = Field(default=0.1, ge=0, description="weight of the value loss")
+    num_ppo_epochs: int = Field(default=4, ge=1, description="passes over the completions of an update")
+    num_mini_batches: int = Field(default=1, ge=1, description="optimizer steps in one such pass")
 
 
-class GrpoSettings(PolicySettings):
+class GrpoSettings(OnlineSettings):
     """Group relative policy optimization (Shao et al. 2024)."""
 
     stage: ClassVar[str] = "grpo"
 
-    steps: int = Field(
-        default=100, ge=1, description="updates: each samples groups of replies and learns from them"
+    per_device_train_batch_size: int = Field(
+        default=64, ge=2, description="completions of an update: prompts times num_generations"
     )
-    prompts_per_step: int = Field(default=8, ge=1, description="prompts of an update")
-    group_size: int = Field(default=8, ge=2, description="replies to each prompt, compared with one another")
-    learning_rate: float = Field(default=1e-6, gt=0, description="the peak")
-    warmup_steps: int = Field(default=5, ge=0, description="updates of linear warm-up from zero")
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        default="constant", description="shape of the learning rate after the warm-up"
+    num_generations: int = Field(
+        default=8, ge=2, description="completions of each prompt, compared with one another"
     )
+    learning_rate: float = Field(default=1e-6, gt=0, description="the peak of the learning rate")
+    max_completion_length: int = Field(default=512, ge=1, description="tokens of a completion at most")
     reward: str = Field(
         default="story_world",
-        description="what scores a reply: story_world, or FILE.py:FUNCTION of prompts and replies",
+        description="what scores a completion: story_world, or FILE.py:FUNCTION of prompts and completions",
     )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         default="group", description="whose standard deviation advantages are divided by"
@@ -217,10 +192,22 @@ class GrpoSettings(PolicySettings):
         default="dapo", description="how the loss of tokens is averaged"
     )
     beta: float = Field(default=0.0, ge=0, description="weight of the KL to the reference in the loss")
-    unbiased_kl: bool = Field(
-        default=True,
-        description="weigh the KL of a token by its probability ratio (TRL: use_bias_correction_kl)",
+    use_bias_correction_kl: bool = Field(
+        default=True, description="weigh the KL of a token by its probability ratio"
     )
-    epsilon_low: float = Field(default=0.2, gt=0, description="how far a probability ratio may fall")
-    epsilon_high: float = Field(default=0.2, gt=0, description="how far a probability ratio may rise")
-    epochs: int = Field(default=1, ge=1, description="passes over the replies of an update")
+    epsilon: float = Field(default=0.2, gt=0, description="how far a probability ratio may fall")
+    epsilon_high: float | None = Field(
+        default=None, gt=0, description="how far a probability ratio may rise; default epsilon"
+    )
+    num_iterations: int = Field(
+        default=1, ge=1, description="optimizer steps on the completions of an update"
+    )
+
+    @model_validator(mode="after")
+    def _batch_is_whole_groups(self) -> Self:
+        if self.per_device_train_batch_size % self.num_generations:
+            raise ValueError(
+                f"per_device_train_batch_size {self.per_device_train_batch_size} is not a multiple of num_generations "
+                f"{self.num_generations}; change one of them"
+            )
+        return self

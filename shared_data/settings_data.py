@@ -1,6 +1,5 @@
 """Settings of the stages `data` and `tokenizer`, and the base class of all sections (see `settings_schema.py`)."""
 
-import codecs
 from types import NoneType
 from typing import Any, Literal, Self, get_args
 
@@ -177,8 +176,8 @@ class DataSettings(Section):
     @classmethod
     def _encoding_is_known(cls, encoding: str) -> str:
         try:
-            codecs.lookup(encoding)
-        except LookupError as error:
+            b"".decode(encoding)  # refuses "hex" and the like, which encode no text
+        except (LookupError, UnicodeError) as error:
             raise ValueError(
                 f"unknown encoding {encoding!r}, use for example utf-8, latin-1 or cp1252"
             ) from error

@@ -49,22 +49,6 @@ class ModelSettings(Section):
     initializer_range: float = Field(
         default=0.02, gt=0, description="standard deviation of the initial weights"
     )
-    equal_query_key: bool = Field(
-        default=False, description="the keys' matrix starts as the queries': each token looks for its like"
-    )
-    induction_heads: bool = Field(
-        default=False,
-        description="the first layers start as a circuit that finds what followed a token earlier (llama)",
-    )
-
-    @model_validator(mode="after")
-    def _induction_has_its_layers(self) -> Self:
-        if self.induction_heads and (self.model_type != "llama" or self.num_hidden_layers < 2):
-            raise ValueError(
-                "induction_heads needs rotary positions and two layers; set model_type = llama and num_hidden_layers of 2 or more, "
-                "or leave it off"
-            )
-        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -123,7 +107,11 @@ class Settings(Section):
     """One experiment."""
 
     name: str = Field(default="custom", description="names the run folder runs/<level>/<name>")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N (levels 1 and 2)")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps (levels 1 and 2)")
+    kernels: Literal["plain", "fused", "library"] = Field(
+        default="fused",
+        description="plain: the formulas; fused: faster versions by hand; library: torch's own (levels 1 and 2)",
+    )
     threads: int = Field(
         default=0, ge=0, description="CPU threads of the mathematics; 0 leaves the library's choice"
     )

@@ -1,6 +1,8 @@
 """Settings of the stages `pretrain` and `sft`, and what all stages share that take optimizer steps.
 
-python -c "from shared_data.settings_training import SftSettings; print(SftSettings(steps=10))"
+Names and defaults are those of transformers' `TrainingArguments`, TRL's `SFTConfig` and PEFT's `LoraConfig` where these have the setting.
+
+    python -c "from shared_data.settings_training import SftSettings; print(SftSettings(max_steps=10))"
 """
 
 from typing import Any, ClassVar, Literal
@@ -9,67 +11,82 @@ from pydantic import Field
 
 from shared_data.settings_data import Section
 
+SchedulerType = Literal[
+    "linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup", "warmup_stable_decay"
+]
+
 
 class OptimizerSettings(Section):
     """What every stage has that takes optimizer steps; a stage changes the defaults it must."""
 
     stage: ClassVar[str] = "pretrain"  # the section's name, for messages
 
-    steps: int = Field(default=600, ge=1, description="optimizer steps")
-    learning_rate: float = Field(default=3e-3, gt=0, description="the peak")
-    min_learning_rate_ratio: float = Field(
-        default=0.1, ge=0, le=1, description="last learning rate as a part of the peak (all but constant)"
+    max_steps: int = Field(default=600, ge=1, description="optimizer steps")
+    learning_rate: float = Field(default=3e-3, gt=0, description="the peak of the learning rate")
+    lr_scheduler_type: SchedulerType = Field(default="linear", description="shape of the learning rate")
+    lr_scheduler_kwargs: dict[str, float] = Field(
+        default={},
+        description="cosine_with_min_lr: min_lr_rate; warmup_stable_decay: num_decay_steps and min_lr_ratio",
     )
     warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up from zero")
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        default="cosine",
-        description="shape of the learning rate after the warm-up; wsd (warm-up, stable, decay) stays at the peak and then falls",
-    )
-    decay_fraction: float = Field(
-        default=0.2,
-        ge=0,
-        le=1,
-        description="wsd: the last part of the steps, in which the learning rate falls",
-    )
     weight_decay: float = Field(
-        default=0.1, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
+        default=0.0, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
     )
+    optim: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw for all parameters; or muon for the matrices between hidden states, and adamw for the rest",
+    )
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of gradients")
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the mean of squared gradients")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the mean of squared gradients")
     adam_epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="largest global norm of the gradient; 0 turns clipping off"
     )
-    log_every: int = Field(default=10, ge=1, description="steps between rows of the metrics log")
-    eval_every: int = Field(
-        default=100,
-        ge=0,
-        description="steps between evaluations on held-out data; 0 is only at the end",
+    bf16: bool = Field(default=False, description="matrix products in bfloat16 (levels 1 and 2)")
+    fp16: bool = Field(
+        default=False, description="matrix products in float16, with a loss scale (levels 1 and 2)"
     )
-    checkpoint_every: int = Field(
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="recompute blocks in the backward pass instead of keeping their activations (levels 1 and 2)",
+    )
+    torch_compile: bool = Field(
+        default=False, description="compile the model (levels 1 and 2; on a CPU it needs a C++ compiler)"
+    )
+    logging_steps: int = Field(default=10, ge=1, description="steps between rows of the metrics log")
+    eval_steps: int = Field(
+        default=100, ge=0, description="steps between evaluations on held-out data; 0 is only at the end"
+    )
+    save_steps: int = Field(
         default=100, ge=0, description="steps between resumable checkpoints; 0 is only at the end"
     )
-    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk, the newest")
-    resume: bool = Field(default=True, description="continue from the newest checkpoint of the same settings")
+    save_total_limit: int = Field(default=2, ge=1, description="checkpoints kept on disk, the newest")
+    resume_from_checkpoint: bool = Field(
+        default=True, description="continue from the newest checkpoint of the same settings"
+    )
     seed: int = Field(
         default=0, ge=0, description="seed of the weights, of dropout and of the order of the data"
     )
 
 
-class ChosenOptimizerSettings(OptimizerSettings):
-    """What the stages have that may be trained with Muon."""
+class PretrainSettings(OptimizerSettings):
+    """The training run on packed documents."""
 
-    optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw",
-        description="adamw for all parameters; or muon for the matrices between hidden states, and adamw for the rest",
+    lr_scheduler_type: SchedulerType = Field(
+        default="cosine_with_min_lr", description="shape of the learning rate"
     )
-    muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
-
-
-class TrainingSettings(ChosenOptimizerSettings):
-    """What the stages have that train on packed sequences."""
-
-    batch_size: int = Field(default=16, ge=1, description="B, sequences in one forward and backward pass")
+    lr_scheduler_kwargs: dict[str, float] = Field(
+        default={"min_lr_rate": 0.1},
+        description="cosine_with_min_lr: min_lr_rate; warmup_stable_decay: num_decay_steps and min_lr_ratio",
+    )
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
+    )
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the mean of squared gradients")
+    per_device_train_batch_size: int = Field(
+        default=16, ge=1, description="B, sequences in one forward and backward pass"
+    )
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="passes whose gradients add up to one optimizer step"
     )
@@ -77,27 +94,8 @@ class TrainingSettings(ChosenOptimizerSettings):
     document_masks: bool = Field(
         default=True, description="attention stays inside a document, and positions restart with it"
     )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="type of the matrix products (mixed precision; levels 1 and 2)"
-    )
-    activation_checkpointing: bool = Field(
-        default=False,
-        description="recompute blocks in the backward pass instead of keeping their activations (level 2)",
-    )
-    attention_kernel: Literal["handwritten", "library"] = Field(
-        default="handwritten",
-        description="level 2: our attention, or torch's scaled_dot_product_attention beside it",
-    )
-    compile: bool = Field(
-        default=False, description="level 2: torch.compile the model (needs a C++ compiler on CPU)"
-    )
     eval_batches: int = Field(default=8, ge=1, description="batches of an evaluation during training")
-
-
-class PretrainSettings(TrainingSettings):
-    """The training run."""
-
-    sample_every: int = Field(default=200, ge=0, description="steps between samples of text; 0 is never")
+    sample_steps: int = Field(default=200, ge=0, description="steps between samples of text; 0 is never")
     sample_prompt: str = Field(
         default="Once", description="the beginning that samples continue; may be empty"
     )
@@ -114,34 +112,36 @@ class AdapterSettings(Section):
         default="none",
         description="none tunes all weights; lora adapters only; qlora adapters on a 4-bit base",
     )
-    rank: int = Field(default=8, ge=1, description="columns of B and rows of A")
-    alpha: float = Field(
-        default=16.0, gt=0, description="strength of the update, before the division by the rank"
+    r: int = Field(default=8, ge=1, description="rank: columns of B and rows of A")
+    lora_alpha: float = Field(
+        default=8.0, gt=0, description="strength of the update, before the division by the rank"
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapter's input, in training only")
+    lora_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="of the adapter's input, in training only"
+    )
     target_modules: list[str] | Literal["all-linear"] = Field(
         default="all-linear",
         description='which layers are adapted: names such as ["q_proj", "v_proj"], or all-linear',
     )
     use_rslora: bool = Field(
-        default=False, description="divide alpha by the root of the rank, not by the rank"
+        default=False, description="divide lora_alpha by the root of the rank, not by the rank"
     )
     use_dora: bool = Field(
         default=False, description="learn the length of each row of a weight apart from its direction"
     )
     modules_to_save: list[str] = Field(
         default=[],
-        description='whole modules that train and are saved beside the adapters, such as ["embed_tokens"], for words that the base has never met',
+        description='whole modules that train and are saved beside the adapters, such as ["embed_tokens"], for words that are new to the base',
     )
-    block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = Field(
+    bnb_4bit_blocksize: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = Field(
         default=64, description="qlora: weights that share a scale"
     )
-    double_quantization: bool = Field(
-        default=True, description="qlora: store the scales themselves in 8 bits"
+    bnb_4bit_use_double_quant: bool = Field(
+        default=False, description="qlora: store the scales themselves in 8 bits"
     )
 
 
-class SftSettings(TrainingSettings):
+class SftSettings(OptimizerSettings):
     """Instruction tuning on conversations; the loss counts the assistant's tokens only."""
 
     stage: ClassVar[str] = "sft"
@@ -161,47 +161,38 @@ class SftSettings(TrainingSettings):
         default=0.05,
         ge=0,
         le=1,
-        description="story world: share of the conversations after the first passages that ask for a story instead",
-    )
-    passages: int = Field(
-        default=0,
-        ge=0,
-        description="story world: so many conversations are about how a story begins or a sentence of it, and come before all others",
+        description="story world: share of the conversations that ask for a story instead",
     )
     passage_fraction: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="story world: share of the conversations after these that are about one to six sentences, not about a whole story",
+        description="story world: share of the other conversations that are about one to six sentences, not about a whole story",
     )
     wordy_fraction: float = Field(
         default=0.25,
         ge=0,
         le=1,
-        description="story world: share of replies about whole stories that go on with a phrase nobody asked for, which alignment is to "
-        "take away",
+        description="story world: share of answers about whole stories that end with an unwanted phrase, which alignment takes away",
     )
-    shuffle: bool = Field(
-        default=True,
-        description="draw the order of the conversations anew for each epoch; if false, the first keeps that of the source: a curriculum",
+    max_length: int = Field(
+        default=1024, ge=8, description="T, tokens in a packed sequence; at most the model's positions"
     )
-    sequence_length: int = Field(
-        default=2048, ge=8, description="T, tokens in a packed sequence; at most the model's positions"
-    )
-    batch_size: int = Field(
+    per_device_train_batch_size: int = Field(
         default=1, ge=1, description="B, packed sequences in one forward and backward pass"
     )
-    test_questions: int = Field(default=300, ge=1, description="held-out questions that measure the accuracy")
-    steps: int = Field(default=900, ge=1, description="optimizer steps")
-    learning_rate: float = Field(default=2e-5, gt=0, description="the peak")
-    warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up from zero")
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled decay of matrices; norms and biases are not decayed"
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="passes whose gradients add up to one optimizer step"
     )
+    eval_batches: int = Field(default=8, ge=1, description="batches of an evaluation during training")
+    eval_questions: int = Field(default=300, ge=1, description="held-out questions that measure the accuracy")
+    max_steps: int = Field(default=900, ge=1, description="optimizer steps")
+    learning_rate: float = Field(default=2e-5, gt=0, description="the peak of the learning rate")
+    warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up from zero")
     adapter: AdapterSettings = AdapterSettings()
 
     @property
-    def lessons(self) -> dict[str, Any]:
-        """What the story world is asked for (`story_world.conversations`)."""
-        names = ("questions_per_story", "request_fraction", "passages", "passage_fraction", "wordy_fraction")
+    def story_world_options(self) -> dict[str, Any]:
+        """The arguments of `story_world.conversations`."""
+        names = ("questions_per_story", "request_fraction", "passage_fraction", "wordy_fraction")
         return {name: getattr(self, name) for name in names}

@@ -195,7 +195,6 @@ THEORY_PAGES = [
     "align/algorithms/ppo.md",
     "align/algorithms/grpo.md",
     "align/exam.md",
-    "align/own_answers.md",
     "inference/sampling.md",
     "inference/kv_cache.md",
 ]

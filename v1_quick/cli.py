@@ -15,6 +15,7 @@ from shared_data.command_line import build_app
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it would print its errors beside ours
 # They also speak of what is meant: a mask that follows `position_ids`, token ids, an experimental trainer, each other's old names.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

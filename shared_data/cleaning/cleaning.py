@@ -10,11 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared_data.cleaning.filters import rejection_reason
-from shared_data.cleaning.repair import join_surrogates, repair_and_name, repair_text
+from shared_data.cleaning.repair import Repairs, join_surrogates, repair_and_name
 from shared_data.corpus.documents import Document
 from shared_data.settings import CleaningSettings
-
-__all__ = ["Cleaner", "CleaningReport", "rejection_reason", "repair_text"]
 
 _EXAMPLES = 3  # kept of each kind
 _EXAMPLE_LENGTH = 200  # characters
@@ -47,8 +45,10 @@ class CleaningReport:
 class Cleaner:
     """Repairs and filters documents one by one; memory does not grow."""
 
-    def __init__(self, settings: CleaningSettings) -> None:
+    def __init__(self, settings: CleaningSettings, repairs: Repairs | None = None) -> None:
+        """`repairs` replace those of `repair.py`."""
         self.settings = settings
+        self.repairs = repairs
         self.report = CleaningReport()
 
     def clean(self, document: Document) -> Document | None:
@@ -60,7 +60,7 @@ class Cleaner:
             return replace(
                 document, text=join_surrogates(document.text)
             )  # the least: text that has a UTF-8 form
-        text, repairs = repair_and_name(document.text, self.settings.boilerplate_phrases)
+        text, repairs = repair_and_name(document.text, self.settings.boilerplate_phrases, self.repairs)
         reason = rejection_reason(text, self.settings)
         if reason is not None:
             report.dropped[reason] += 1

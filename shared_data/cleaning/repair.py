@@ -4,7 +4,7 @@
 
 The repairs uncover each other's work (an entity may hide a tag, a tag may stand in a boilerplate line), so they are
 applied until the text stays as it is; `repair_text(repair_text(x)) == repair_text(x)` holds by construction.
-Theory: `cleaning.md`. Level 1 asks ftfy and `html`; levels 2 and 3 do it by hand.
+Theory: `cleaning.md`. Level 1 leaves the encoding, line ends and Unicode to ftfy (`v1_quick/data_pipeline/processing/repair.py`).
 
     python -c "from shared_data.cleaning.repair import repair_text; \
 print(repair_text('<p>Tom&rsquo;s  cafÃ©</p>'))"
@@ -15,21 +15,25 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
+Repairs = dict[str, Callable[[str], str]]  # by name, in the order in which they are applied
+
 _PASSES = 8  # no honest text needs more
 
 
-def repair_text(text: str, boilerplate_phrases: Sequence[str] = ()) -> str:
-    """The repaired text; never raises, and repairing twice changes nothing more."""
-    return repair_and_name(text, boilerplate_phrases)[0]
+def repair_text(text: str, boilerplate_phrases: Sequence[str] = (), repairs: Repairs | None = None) -> str:
+    """The repaired text; never raises, and repairing twice changes nothing more. `repairs` replace `REPAIRS`."""
+    return repair_and_name(text, boilerplate_phrases, repairs)[0]
 
 
-def repair_and_name(text: str, boilerplate_phrases: Sequence[str] = ()) -> tuple[str, set[str]]:
+def repair_and_name(
+    text: str, boilerplate_phrases: Sequence[str] = (), repairs: Repairs | None = None
+) -> tuple[str, set[str]]:
     """The repaired text, and the names of the repairs that changed it."""
     done: set[str] = set()
     passes = 0
     while True:
         before = text
-        for name, repair in REPAIRS.items():
+        for name, repair in (repairs or REPAIRS).items():
             repaired = repair(text)
             if repaired != text:
                 done.add(name)
@@ -114,7 +118,7 @@ def drop_boilerplate_lines(text: str, phrases: Sequence[str]) -> str:
     return "\n".join(kept)
 
 
-REPAIRS: dict[str, Callable[[str], str]] = {
+REPAIRS: Repairs = {
     "surrogates": join_surrogates,
     "mojibake": fix_mojibake,
     "markup": strip_markup,

@@ -7,12 +7,13 @@ The hub keeps a parquet copy of every public dataset. `GET /api/datasets/<name>/
 and the files are downloaded one by one, only as far as `data.max_megabytes` needs, into `data.hub_cache`. A download that
 was cut off continues where it stopped (`Range: bytes=N-`); a file carries its final name only when it is complete.
 
-Level 1: `datasets.load_dataset(name, streaming=True)`. Levels 2 and 3: urllib and pyarrow.
+Level 1: `datasets.load_dataset(name, streaming=True)`; levels 2 and 3 read with urllib and pyarrow.
 
     v2 data --set data.source=roneneldan/TinyStories --set data.max_megabytes=20
 """
 
 import json
+import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -35,21 +36,24 @@ _TIMEOUT = 30  # seconds without a byte
 
 def hub_documents(settings: DataSettings) -> Iterator[Document]:
     """Stream the documents of `data.source`, downloading its parquet files as they are needed."""
-    folder = Path(settings.hub_cache).expanduser() / settings.source.replace("/", "--")
-    for number, url in enumerate(list_parquet_files(settings)):
-        path = folder / f"{_config_and_split(url)}-{number:05d}.parquet"
-        download(url, path)
+    for number, path in enumerate(_downloaded_files(settings)):
         for row, document in enumerate(read_documents(path, settings, False)):
             yield replace(document, id=f"{settings.source}/{number}#{row}")
 
 
 def hub_records(settings: DataSettings) -> Iterator[tuple[str, dict[str, Any]]]:
     """Stream the whole records of `data.source`, each with the words that name it in an error."""
-    folder = Path(settings.hub_cache).expanduser() / settings.source.replace("/", "--")
+    for path in _downloaded_files(settings):
+        yield from read_records(path)
+
+
+def _downloaded_files(settings: DataSettings) -> Iterator[Path]:
+    """The parquet files of `data.source` in order, each downloaded when it is asked for."""
+    folder = Path(os.path.expanduser(settings.hub_cache)) / settings.source.replace("/", "--")
     for number, url in enumerate(list_parquet_files(settings)):
         path = folder / f"{_config_and_split(url)}-{number:05d}.parquet"
         download(url, path)
-        yield from read_records(path)
+        yield path
 
 
 def list_parquet_files(settings: DataSettings) -> list[str]:
@@ -61,6 +65,8 @@ def list_parquet_files(settings: DataSettings) -> list[str]:
             configs: dict[str, dict[str, list[str]]] = json.loads(answer.read())
         except ValueError as error:
             raise UserError(f"{url} did not answer in JSON; check data.hub_endpoint") from error
+    if not isinstance(configs, dict) or not all(isinstance(splits, dict) for splits in configs.values()):
+        raise UserError(f"{url} did not answer with a list of files; check data.hub_endpoint")
     config = settings.hub_config or ("default" if "default" in configs else next(iter(configs), ""))
     if config not in configs:
         raise UserError(
@@ -120,8 +126,8 @@ def _fetch(url: str, partial: Path, description: str) -> bool:
 
 def _open_url(url: str, name: str, headers: dict[str, str] | None = None) -> HTTPResponse:
     """Open an address; what the hub refuses becomes one line for the user."""
-    request = urllib.request.Request(url, headers={"User-Agent": "llm-from-scratch", **(headers or {})})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "llm-from-scratch", **(headers or {})})
         answer: HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
         return answer
     except urllib.error.HTTPError as error:
@@ -129,6 +135,8 @@ def _open_url(url: str, name: str, headers: dict[str, str] | None = None) -> HTT
             raise UserError(
                 f"hub dataset {name!r} does not exist, or is private or gated (HTTP {error.code}); check the name, or download its files yourself and set data.source to their folder"
             ) from error
+        if error.code == 416 and headers:  # nothing left to send, or another file by now: from its beginning
+            return _open_url(url, name)
         if error.code == 404:
             raise UserError(
                 f"hub dataset {name!r} was not found, or has no parquet copy (HTTP 404); check the name, or set data.source to a local file"
@@ -136,6 +144,8 @@ def _open_url(url: str, name: str, headers: dict[str, str] | None = None) -> HTT
         raise UserError(
             f"the hub answered HTTP {error.code} for {name!r}; try again later, or set data.source to a local file"
         ) from error
+    except ValueError as error:
+        raise UserError(f"{url} is no address ({error}); correct data.hub_endpoint") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(

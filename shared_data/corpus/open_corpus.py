@@ -1,18 +1,20 @@
 """Open a corpus: the story world, local files or a hub dataset, as one stream of documents.
 
 Nothing here holds more than a few documents in memory, so a corpus may be larger than the machine. `data.max_megabytes`
-ends the stream, whatever the source. What a document of a file is, `shared_data/text_units.py` and `readers.py` say; how a dataset
-comes from the hub, `hub.py`.
+ends the stream, whatever the source. What a document of a file is, `text_units.py` and `readers.py` say; how a dataset comes from the
+hub, `hub.py`.
 
-Level 1 leaves files and hub to `datasets.load_dataset(..., streaming=True)`; levels 2 and 3 read them by hand.
+Level 1 hands in readers that call `datasets.load_dataset(..., streaming=True)`
+(`v1_quick/data_pipeline/download/readers.py`).
 
     python -c "from shared_data.corpus.open_corpus import open_corpus; \
 from shared_data.settings import DataSettings; print(next(open_corpus(DataSettings())).text)"
 """
 
 import glob
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -25,29 +27,29 @@ from shared_data.settings import DataSettings
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/dataset
 
 
-def open_corpus(settings: DataSettings, split: str = "train") -> Iterator[Document]:
-    """Stream the documents of a corpus.
+def open_corpus(
+    settings: DataSettings,
+    read_file: Callable[[Path, DataSettings, bool], Iterator[Document]] = read_documents,
+    read_hub: Callable[[DataSettings], Iterator[Document]] = hub_documents,
+) -> Iterator[Document]:
+    """Stream the documents of a corpus; `read_file` and `read_hub` replace the readers of this folder.
 
-    The story world has the splits "train" (dirty: the truth stands in each document's `label` and `duplicate_of`),
-    "validation" and "test" (clean, with their exact probability). Another source is one stream, "train"; `prepare.py`
-    holds documents out of it. Raises `UserError` for whatever keeps the corpus from being read.
+    Raises `UserError` for whatever keeps the corpus from being read.
     """
     if settings.source == "story_world":
-        megabytes = settings.max_megabytes if split == "train" else settings.validation_megabytes
-        return _limited(_story_world_documents(settings, split), megabytes, settings.source)
-    assert split == "train", f"a corpus of the user's is split by prepare.py, not opened as {split!r}"
+        return story_world_documents(settings, "train")
     paths = find_files(settings.source)
     documents: Iterator[Document]
     if paths:
-        documents = chain.from_iterable(read_documents(path, settings, len(paths) == 1) for path in paths)
+        documents = chain.from_iterable(read_file(path, settings, len(paths) == 1) for path in paths)
     else:
-        documents = hub_documents(settings)
+        documents = read_hub(settings)
     return _limited(documents, settings.max_megabytes, settings.source)
 
 
 def find_files(source: str) -> list[Path]:
     """The files a source names, in order: a file, all known files in a folder, or a glob; none for a hub dataset."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # unlike `Path.expanduser`, it raises nothing for an unknown user
     if path.is_dir():
         files = (file for file in path.rglob("*") if file.is_file() and has_known_suffix(file))
         paths = sorted(
@@ -71,16 +73,21 @@ def find_files(source: str) -> list[Path]:
     return paths
 
 
-def _story_world_documents(settings: DataSettings, split: str) -> Iterator[Document]:
-    """Stories with dirt for training; clean stories of known probability, with held-out combinations, otherwise."""
+def story_world_documents(settings: DataSettings, split: str) -> Iterator[Document]:
+    """The stories of a split: "train" is dirty, with the truth in each document's `label` and `duplicate_of`.
+
+    "validation" and "test" are clean, hold combinations that training does not, and carry their exact probability.
+    """
     from shared_data.story_world import StoryWorld
     from shared_data.story_world.dirt import dirty_documents
 
     if split == "train":
-        for dirty in dirty_documents(settings.seed, split, settings.dirt_fraction):
-            yield Document(dirty.text, dirty.id, dirty.label, dirty.duplicate_of, dirty.expected_text)
-    for number, story in enumerate(StoryWorld().stories(settings.seed, split)):
-        yield Document(story.text, f"{split}-{number}", log2_probability=story.log2_probability)
+        dirty = dirty_documents(settings.seed, split, settings.dirt_fraction)
+        documents = (Document(d.text, d.id, d.label, d.duplicate_of, d.expected_text) for d in dirty)
+        return _limited(documents, settings.max_megabytes, settings.source)
+    stories = enumerate(StoryWorld().stories(settings.seed, split))
+    documents = (Document(s.text, f"{split}-{n}", log2_probability=s.log2_probability) for n, s in stories)
+    return _limited(documents, settings.validation_megabytes, settings.source)
 
 
 def _limited(documents: Iterator[Document], megabytes: float, source: str) -> Iterator[Document]:

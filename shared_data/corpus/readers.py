@@ -23,9 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shared_data.cleaning.text_units import split_at, split_text
+from shared_data.cleaning.repair import join_surrogates
 from shared_data.corpus.documents import Document
 from shared_data.corpus.formatting import format_text
+from shared_data.corpus.text_units import split_at, split_text
 from shared_data.errors import UserError, explain_os_error
 from shared_data.settings import DataSettings
 
@@ -33,48 +34,35 @@ SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 BLOCK = 1 << 16  # bytes read at a time
 _LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields over 131,072 characters unless told otherwise
 _JSON_SPACE = " \t\n\r"
+Records = Iterator[tuple[int, Any]]
 
 
 def has_known_suffix(path: Path) -> bool:
     """Whether the name ends as one of the formats does; without that, a file given by its full name is read as text."""
-    return _format_of(path) in SUFFIXES
+    return format_of(path) in SUFFIXES
 
 
 def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Iterator[Document]:
-    """Stream the documents of one file; `only_file` says that it is the whole corpus (see `shared_data/text_units.py`).
+    """Stream the documents of one file; `only_file` says that it is the whole corpus (see `text_units.py`).
 
     Records become text through `data.text_field`. An id is the path and the number of the document in it.
     """
-    kind = _format_of(path)
     with _faults_named(path):
-        if kind == ".parquet":
-            texts = _texts_of(_parquet_records(path, settings.text_field), path, "row", settings.text_field)
+        unit, records = _open_records(path, settings.encoding, settings.text_field)
+        if records is not None:
+            texts = texts_of(records, str(path), unit, settings.text_field)
         else:
-            chunks = _text_chunks(path, settings.encoding)
-            if kind == ".jsonl":
-                texts = _texts_of(_jsonl_records(chunks, path), path, "line", settings.text_field)
-            elif kind == ".json":
-                texts = _texts_of(_json_records(chunks, path), path, "record", settings.text_field)
-            elif kind == ".csv":
-                texts = _texts_of(_csv_records(chunks), path, "line", settings.text_field)
-            else:
-                texts = split_text(chunks, settings.text_unit, only_file)
+            texts = split_text(_text_chunks(path, settings.encoding), settings.text_unit, only_file)
+        name = str(path).encode("utf-8", "replace").decode()  # a file name may hold bytes that are no UTF-8
         for number, text in enumerate(texts):
-            yield Document(text, f"{path}#{number}")
+            yield Document(text, f"{name}#{number}")
 
 
 def read_records(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]]:
     """Stream the records of one file whole, each with the words that name it in an error; of plain text there are none."""
-    kind = _format_of(path)
     with _faults_named(path):
-        if kind == ".parquet":
-            unit, records = "row", _parquet_records(path, None)
-        elif kind in (".jsonl", ".json", ".csv"):
-            chunks = _text_chunks(path, encoding)
-            unit = "record" if kind == ".json" else "line"
-            read = {".jsonl": _jsonl_records, ".json": _json_records}
-            records = read[kind](chunks, path) if kind in read else _csv_records(chunks)
-        else:
+        unit, records = _open_records(path, encoding)
+        if records is None:
             raise UserError(
                 f"{path} holds no records; give a file that ends in .jsonl, .json, .csv or .parquet"
             )
@@ -87,7 +75,25 @@ def read_records(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any
             yield where, record
 
 
-def _format_of(path: Path) -> str:
+def _open_records(path: Path, encoding: str, column: str | None = None) -> tuple[str, Records | None]:
+    """What a record of this format is called, and the numbered records; None for plain text.
+
+    column: all that is needed of a parquet file, which is then all that is read.
+    """
+    match format_of(path):
+        case ".parquet":
+            return "row", _parquet_records(path, column)
+        case ".jsonl":
+            return "line", _jsonl_records(_text_chunks(path, encoding), path)
+        case ".json":
+            return "record", _json_records(_text_chunks(path, encoding), path)
+        case ".csv":
+            return "line", _csv_records(_text_chunks(path, encoding))
+        case _:
+            return "line", None
+
+
+def format_of(path: Path) -> str:
     """ ".csv" for corpus.csv and for corpus.csv.gz."""
     return path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
@@ -107,6 +113,10 @@ def _faults_named(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} is not a whole parquet file ({str(error).splitlines()[0]}); copy or download it again"
         ) from error
+    except UnicodeDecodeError as error:  # of a column of parquet, which is not checked when it is written
+        raise UserError(f"{path} holds text that is not UTF-8; write it again from its source") from error
+    except csv.Error as error:
+        raise UserError(f"{path} is no valid CSV ({error}); correct the file or data.encoding") from error
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; correct data.source") from error
     except OSError as error:
@@ -143,27 +153,27 @@ def _text_chunks(path: Path, encoding: str) -> Iterator[str]:
             offset += len(block)
 
 
-def _texts_of(records: Iterable[tuple[int, Any]], path: Path, unit: str, text_field: str) -> Iterator[str]:
+def texts_of(records: Iterable[tuple[int, Any]], source: str, unit: str, text_field: str) -> Iterator[str]:
     """The text of each numbered record; empty and null texts are passed over."""
     for number, record in records:
-        text = format_text(record, text_field, f"{path}, {unit} {number:,}")
+        text = format_text(record, text_field, f"{source}, {unit} {number:,}")
         if text and not text.isspace():
             yield text
 
 
-def _jsonl_records(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
+def _jsonl_records(chunks: Iterable[str], path: Path) -> Records:
     for number, line in enumerate(split_at(chunks, "\n"), start=1):
         if not line or line.isspace():
             continue
         try:
-            yield number, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            yield number, _without_surrogates(json.loads(line), line)
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise UserError(
                 f"{path}, line {number:,} is not valid JSON ({error}); correct or remove that line"
             ) from error
 
 
-def _json_records(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
+def _json_records(chunks: Iterable[str], path: Path) -> Records:
     """The elements of a top-level array, or the values that follow one another; never the whole file at once.
 
     The standard library cannot stream JSON, but `raw_decode` says where a value ends: try, and read on where it is cut.
@@ -178,9 +188,10 @@ def _json_records(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, Any]
         position = _skip(buffer, position, _JSON_SPACE + ",")
         if in_array and buffer[position : position + 1] == "]":
             return
+        start = position
         try:
-            record, position = decode(buffer, position)
-        except (json.JSONDecodeError, RecursionError) as error:
+            record, position = decode(buffer, start)
+        except (ValueError, RecursionError) as error:
             cut_off = _is_cut_off(error, buffer)
             more = next(chunks, None) if cut_off else None
             if more is not None:
@@ -193,7 +204,14 @@ def _json_records(chunks: Iterable[str], path: Path) -> Iterator[tuple[int, Any]
                 f"{path}, record {number + 1:,} {fault}; correct the file or copy it again"
             ) from error
         number += 1
-        yield number, record
+        yield number, _without_surrogates(record, buffer[start:position])
+
+
+def _without_surrogates(value: Any, source: str) -> Any:
+    """A JSON value whose lone surrogates, half characters that only an escape can write, became U+FFFD."""
+    if "\\ud" not in source and "\\uD" not in source:
+        return value
+    return json.loads(join_surrogates(json.dumps(value, ensure_ascii=False)))
 
 
 def _skip(buffer: str, position: int, characters: str) -> int:
@@ -210,14 +228,14 @@ def _is_cut_off(error: Exception, buffer: str) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - len("-Infinity")
 
 
-def _csv_records(chunks: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_records(chunks: Iterable[str]) -> Records:
     csv.field_size_limit(_LARGEST_FIELD)
     rows = csv.DictReader(line + "\n" for line in split_at(chunks, "\n"))
     for row in rows:
         yield rows.line_num, row
 
 
-def _parquet_records(path: Path, column: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_records(path: Path, column: str | None) -> Records:
     """Rows with one column only, or with all; parquet stores columns apart, so the others are never read."""
     import pyarrow.parquet
 

@@ -102,9 +102,7 @@ class ModelConfig:
         """The architecture that `[model]` of a configuration asks for; the vocabulary comes from the tokenizer."""
         values = {
             name: value
-            for name, value in settings.model_dump(
-                exclude={"dropout", "equal_query_key", "induction_heads"}
-            ).items()
+            for name, value in settings.model_dump(exclude={"dropout"}).items()
             if value is not None
         }
         gpt2_dropout = settings.dropout if settings.model_type == "gpt2" else 0.0

@@ -1,9 +1,9 @@
-"""Lessons about a passage: some sentences of a story in a row, and questions that these sentences answer, or do not.
+"""Questions about a passage: some sentences of a story in a row, and what these sentences answer, or do not.
 
 A model that has not yet learned where to look spreads its attention evenly over all T tokens before it. A fact then makes up
 1/T of what it reads, and 1/T of the gradient that could teach it to look there: among the four hundred tokens of a long
-conversation that is next to nothing, in one sentence it is much. So the easy lessons come first (curriculum learning, Bengio
-et al. 2009); measurements in v2_handwritten/finetune/chat_data.md.
+conversation that is next to nothing, in one sentence it is much. So passages are mixed among whole stories
+(v2_handwritten/finetune/chat_data.md).
 
 What a passage tells is decided by how the world tells it (`_TELLS`): `telling_sentences` fits its phrasings, which tests check
 against the facts of whole stories.
@@ -23,7 +23,6 @@ from shared_data.story_world.lexicon import NAMES
 from shared_data.story_world.questions import (
     KINDS,
     STATEMENTS,
-    TRAIT_FRACTION,
     kinds_and_names,
     question_about,
     question_prompt,
@@ -110,19 +109,6 @@ def ask_about_passage(
     return tasks
 
 
-def ask_about_introduction(story: Story, rng: random.Random) -> Task:
-    """A question about who one of the two friends is, and the beginning of the story, which says so of both.
-
-    One question and no more: a second one could be answered with what the first left over, without knowing whose it is.
-    """
-    facts, sentences = story.facts, sentences_of(story.text)
-    last = telling_sentences("species", facts, facts.friend, facts.kind_of(facts.friend), sentences)[0]
-    kind = "trait" if rng.random() < TRAIT_FRACTION else "species"
-    name = rng.choice((facts.hero, facts.friend))
-    prompt = question_prompt(" ".join(sentences[: last + 1]), question_about(kind, facts, name, rng))
-    return Task(kind, prompt, reply_with(kind, facts, name, KINDS[kind].answer(facts, name)), story)
-
-
 def _start_of_passage(
     telling: Mapping[tuple[str, str], list[int]], sentences: int, length: int, rng: random.Random
 ) -> int:
@@ -163,7 +149,7 @@ def telling_sentences(kind: str, facts: Facts, name: str, answer: str, sentences
 def _tells(words: str, needed: list[list[str]], unwanted: list[str]) -> bool:
     """Whether of each list of phrases one is there, and none that is unwanted: a row of `_TELLS`.
 
-    Loops: `any` over so few costs twice as much, and this is called a hundred times a lesson.
+    Loops: `any` over so few costs twice as much, and this is called a hundred times a passage.
     """
     for phrases in needed:
         for phrase in phrases:

@@ -8,17 +8,15 @@ The rejected reply is the chosen one with a single flaw, named by `reason`:
 
 The programmatic reward (`rewards.py`) agrees with every pair about a story, which a test checks.
 
-To see that a word is wrong, a reward model must compare it with another one. It learns that from short texts much sooner, and
-so the first pairs may be scenes of two sentences, answers about passages and longer scenes, as the first lessons of
-fine-tuning are about passages (`conversations.py`).
+To see that a word is wrong, a reward model must compare it with another one. It learns that from short texts much sooner, so a
+part of the pairs may be about passages: answers about a few sentences, and scenes of six or eight sentences.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from shared_data.story_world.lexicon import NAMES, THINGS
@@ -33,9 +31,8 @@ _WORDY = 0.25  # of the rejected answers about stories are right, and say more t
 _PASSAGE_LENGTHS = (1, 1, 2, 3)  # in sentences
 _PASSAGE_QUESTIONS = 4  # about one passage, at most
 _PASSAGE_YES_NO = 0.2
-_SHORT_SCENES, _ANSWERS = 0.55, 0.15  # of the first lessons; the rest are longer scenes
-_LATER_SCENES = 0.25  # of the passages that come later are scenes
-_SHORT, _LONGER, _LONG = (2,), (3, 4), (6, 8)  # sentences of a scene
+_SCENES = 0.25  # of the pairs about passages are scenes
+_SCENE_LENGTHS = (6, 8)  # in sentences
 
 
 def _wrong_answer(task: Task, rng: random.Random, wordy_fraction: float = _WORDY) -> tuple[str, str]:
@@ -113,34 +110,23 @@ def preference_pairs(
     split: str = "train",
     world: StoryWorld | None = None,
     question_fraction: float = 0.5,
-    passages: int = 0,
     passage_fraction: float = 0.0,
 ) -> Iterator[PreferencePair]:
     """Pairs without end, about questions and requests: in turn, or so that questions are this share of them.
 
-    The first `passages` are lessons: scenes of two sentences, at the end of which somebody or something is another, then answers about
-    one to three sentences, then scenes of three or four. Of the pairs after these `passage_fraction` are about passages, too: answers,
-    and scenes of six and eight sentences. The pairs about whole stories are the same with and without.
+    `passage_fraction` of all pairs are about passages: answers about one to three sentences, and scenes of six or eight. The pairs about
+    whole stories are the same with and without.
     """
     rng = random.Random(f"preferences/{seed}/{split}")
     choice = random.Random(f"preferences/kind/{seed}/{split}")
     mixture = random.Random(f"preferences/mixture/{seed}/{split}")
     world = world or StoryWorld()
-
-    def scenes(lesson: int, lengths: Sequence[int]) -> Iterator[PreferencePair]:
-        return _scene_pairs(seed + lesson, split, world, lengths)  # other stories in every lesson
-
-    answers, long = _passage_pairs(seed, split, world), scenes(3, _LONG)
-    short, told = round(_SHORT_SCENES * passages), round(_ANSWERS * passages)
-    yield from itertools.islice(scenes(1, _SHORT), short)
-    yield from itertools.islice(answers, told)
-    yield from itertools.islice(scenes(2, _LONGER), passages - short - told)
-
+    answers, scenes = _passage_pairs(seed, split, world), _scene_pairs(seed, split, world)
     asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
     number = 0
     while True:
         if mixture.random() < passage_fraction:
-            yield next(long if mixture.random() < _LATER_SCENES else answers)
+            yield next(scenes if mixture.random() < _SCENES else answers)
             continue
         about_question = number % 2 == 0 if question_fraction == 0.5 else choice.random() < question_fraction
         yield next(asked if about_question else wished)
@@ -156,18 +142,16 @@ def _passage_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[Prefere
             yield PreferencePair(task.kind, task.prompt, task.reply, rejected, reason, task.story)
 
 
-def _scene_pairs(
-    seed: int, split: str, world: StoryWorld, lengths: Sequence[int]
-) -> Iterator[PreferencePair]:
-    """So many sentences of a story in a row, and the same where the main thing or the friend is another one in the end.
+def _scene_pairs(seed: int, split: str, world: StoryWorld) -> Iterator[PreferencePair]:
+    """Some sentences of a story in a row, and the same where the main thing or the friend is another one in the end.
 
     A story that has no such scene is left out.
     """
     rng = random.Random(f"preferences/scenes/{seed}/{split}")
     reason = rng.choice(("contradiction", "stranger"))
-    for task in requests(seed, split, world):
+    for task in requests(seed + 1, split, world):  # other stories than those of whole replies
         parts = sentences_of(task.reply)
-        length = rng.choice([length for length in lengths if length <= len(parts)] or [len(parts)])
+        length = min(rng.choice(_SCENE_LENGTHS), len(parts))
         starts = list(range(len(parts) - length + 1))
         rng.shuffle(starts)
         for start in starts:

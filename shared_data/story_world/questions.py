@@ -159,7 +159,7 @@ KINDS: dict[str, Kind] = {
 }
 
 ABOUT_A_PERSON = tuple(kind for kind, entry in KINDS.items() if "{name}" in entry.phrasings[0])
-TRAIT_FRACTION = 0.75  # of the lessons about what somebody is: the harder of the two
+TRAIT_FRACTION = 0.75  # of the questions about what somebody is: the harder of the two
 NEVER_TOLD = ("age", "family", "breakfast")
 ALWAYS_TOLD = (
     "hero",
@@ -282,7 +282,7 @@ def kinds_and_names(facts: Facts) -> list[tuple[str, str]]:
 
 
 def repeats(facts: Facts, rng: random.Random) -> set[tuple[str, str]]:
-    """What a lesson leaves out, lest it asks for a fact twice: of each friend either the trait, whose reply tells both, or the species."""
+    """What a conversation leaves out, so that it does not ask for a fact twice: of each friend either the trait, whose reply tells both, or the species."""
     return {
         ("species" if rng.random() < TRAIT_FRACTION else "trait", name) for name in (facts.hero, facts.friend)
     }
@@ -388,7 +388,7 @@ def _any_question(story: Story, rng: random.Random) -> Task:
 
 
 def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
-    """At most `count` questions about one story, all different: a good lesson, and not a sample of `questions`.
+    """At most `count` questions about one story, all different; not a sample of `questions`.
 
     A sixth has no answer in the story, a quarter is yes/no, which takes most practice. The others go through what the story tells,
     each kind once, or once for each of the two whom it may ask about; what few stories tell tends to come first, since a model would
@@ -402,9 +402,9 @@ def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
     told = [task for asked, task in _told_questions(story, rng) if asked not in known]
     tasks += told[: count - unanswerable - len(tasks)]
     tasks += [_open_question(story, rng, answerable=False) for _ in range(unanswerable)]
-    lesson = list({task.prompt: task for task in tasks}.values())
-    rng.shuffle(lesson)
-    return lesson
+    chosen = list({task.prompt: task for task in tasks}.values())
+    rng.shuffle(chosen)
+    return chosen
 
 
 def _told_questions(story: Story, rng: random.Random) -> list[tuple[tuple[str, str], Task]]:

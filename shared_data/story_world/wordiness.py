@@ -1,7 +1,7 @@
 """Words that nobody asked for: what demonstrations by many hands are full of, and what alignment is to take away again.
 
 A reply to a question is a sentence. A part of the replies that instruction tuning learns from goes on with a phrase that says
-nothing (`conversations.py`; lessons about passages are spared, which have harder things to teach), so a tuned model does so as
+nothing (`conversations.py`; conversations about passages are spared), so a tuned model does so as
 often. A pair prefers the plain reply (`preferences.py`), and the reward of a wordy one is less (`rewards.py`): a habit that a
 model can drop within a few updates, which what it has not understood is not (Zhou et al. 2023, LIMA: alignment teaches which of
 its ways to talk a model should use).
@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 
 FILLERS = ("I hope this helps.", "That is what the story tells.", "Is there anything else?")
-WORDY_FRACTION = 0.25  # of the replies about whole stories, in lessons
+WORDY_FRACTION = 0.25  # of the replies about whole stories, in conversations
 
 
 def wordy(reply: str, rng: random.Random) -> str:

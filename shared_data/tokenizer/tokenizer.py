@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Int64, UInt32
@@ -34,31 +34,16 @@ from shared_data.tokenizer.tokenizer_file import (
     template_of,
     write_tokenizer,
 )
+from shared_data.tokenizer.word_encoder import MergeWords, WordEncoder
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
-class WordEncoder(Protocol):
-    """What turns pre-tokens into ids: a level's BPE."""
-
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: list[tuple[str, str]],
-        ignore_merges: bool,
-        unknown_token: str | None,
-        fuse_unknown: bool,
-    ) -> None:
-        """From the fields of a `tokenizer.json` model."""
-
-    def encode(self, words: Sequence[str]) -> list[list[int]]:
-        """The ids of each pre-token."""
-
-
 class Tokenizer:
-    """A byte-level BPE tokenizer. A level names its `word_encoder`; build it with `train_bpe` or `Tokenizer.load`."""
+    """A byte-level BPE tokenizer. A level names its way to merge; build it with `train_bpe` or `Tokenizer.load`."""
 
-    word_encoder: ClassVar[type[WordEncoder]]
+    merges_type: ClassVar[Any]
+    merge_words: ClassVar[MergeWords]
 
     def __init__(self, definition: Definition, config: Definition | None = None) -> None:
         """From the content of `tokenizer.json` and `tokenizer_config.json`."""
@@ -71,7 +56,9 @@ class Tokenizer:
         self._added = AddedTokens(added, normalize)
         self._before, self._after = template_of(definition)
         self._words = _WordMemory(
-            self.word_encoder(
+            WordEncoder(
+                self.merges_type,
+                self.merge_words,
                 model["vocab"],
                 merges_of(definition),
                 bool(model.get("ignore_merges")),
@@ -109,7 +96,7 @@ class Tokenizer:
         if isinstance(configured, dict):  # older files have the fields of the added token
             configured = configured.get("content")
         for token in (*END_OF_TEXT_NAMES, configured, *self.special_tokens):
-            if token in self.special_tokens:
+            if isinstance(token, str) and token in self.special_tokens:
                 return self.special_tokens[token]
         raise UserError("the tokenizer has no special token to end a document; train it with <|endoftext|>")
 
@@ -121,7 +108,7 @@ class Tokenizer:
         """The token of an id as the file writes it, or None."""
         return self._tokens.get(id)
 
-    def encode(self, text: str, allow_special: bool = True, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, allow_special: bool = True, add_special_tokens: bool = False) -> list[int]:
         """The ids of a text.
 
         With `allow_special=False` a special token typed in the text is text like any other. `add_special_tokens` adds what
@@ -132,7 +119,7 @@ class Tokenizer:
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
     def encode_batch(
-        self, texts: Iterable[str], allow_special: bool = True, add_special_tokens: bool = True
+        self, texts: Iterable[str], allow_special: bool = True, add_special_tokens: bool = False
     ) -> list[list[int]]:
         """The ids of each text."""
         return [self.encode(text, allow_special, add_special_tokens) for text in texts]

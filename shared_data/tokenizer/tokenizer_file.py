@@ -99,6 +99,12 @@ def write_tokenizer(folder: Path | str, definition: Definition, config: Definiti
     write_json(Path(folder) / "tokenizer_config.json", config)
 
 
+def tokenizer_beside(folder: Path, otherwise: Path) -> Path:
+    """The folder of a model, where a tokenizer stands in it; else the other path."""
+    own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return folder if own else otherwise
+
+
 def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
     """Definition and configuration from a folder, a `tokenizer.json`, or a `vocab.json` with its `merges.txt`.
 
@@ -120,6 +126,9 @@ def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
     config = read_json(config_path) if config_path.is_file() else {}
     if not isinstance(config, dict):
         raise UserError(f"{config_path} is not a JSON object; it is damaged: copy it again")
+    template_path = folder / "chat_template.jinja"  # where newer versions of transformers keep it
+    if template_path.is_file():
+        config["chat_template"] = template_path.read_text(encoding="utf-8", errors="replace")
     return definition, config
 
 
@@ -169,7 +178,11 @@ def _check(definition: Any, path: Path) -> None:
                 " without it (GPT-2, Llama-3, Qwen2 …)"
             )
     vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not all(type(id) is int and id >= 0 for id in vocab.values()):
+    if (
+        not isinstance(vocab, dict)
+        or not vocab
+        or not all(type(id) is int and id >= 0 for id in vocab.values())
+    ):
         raise UserError(damaged % "its vocabulary is not a dictionary of tokens and ids")
     if len(set(vocab.values())) != len(vocab):
         raise UserError(damaged % "two tokens of its vocabulary have the same id")

@@ -13,16 +13,21 @@ the same as here. Theory: chat_data.md.
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from shared_data.corpus.conversations import read_conversations
 from shared_data.errors import UserError
+from shared_data.settings import Settings
 from shared_data.tokenizer.chat_template import render_chat
 from shared_data.tokenizer.tokenizer import Tokenizer
 from shared_data.training.data_loader import IGNORED_LABEL, Batch
+from shared_data.training.data_order import DataOrder
 
+HELD_OUT_PART = 20  # one conversation in so many is held out of training
 PACKED_TOGETHER = 1000  # conversations among which those of a row are chosen; as many as TRL's
 
 
@@ -68,7 +73,7 @@ def encode_conversation(
                     f"{where} contains {token}, which the template writes itself; remove it from the text"
                 )
     text, spans = render_chat(messages), assistant_spans(messages)
-    tokens = tokenizer.encode(text, add_special_tokens=False)
+    tokens = tokenizer.encode(text)
     ids = np.array(tokens, dtype=np.int64)
     lengths = tokenizer.byte_lengths[ids]
     ends = lengths.cumsum()
@@ -81,7 +86,7 @@ def encode_conversation(
     if not trained[:max_length].any():
         raise UserError(
             f"{where} has {int(trained.argmax())} tokens before its first reply, more than the {max_length} that a sequence "
-            "holds; shorten it or raise sft.sequence_length"
+            "holds; shorten it or raise sft.max_length"
         )
     return Example(ids[:max_length], trained[:max_length])
 
@@ -99,11 +104,7 @@ def assistant_spans(messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, in
 
 
 class PackedConversations:
-    """Endless batches of packed conversations; in an epoch each comes once, in an order drawn from (seed, epoch).
-
-    Without `shuffle` the first epoch keeps the order of the examples, but for who shares a row: a curriculum (Bengio et al. 2009).
-    What a row has left is padding that no loss counts.
-    """
+    """Endless batches of packed conversations; in an epoch each comes once. What a row has left is padding that no loss counts."""
 
     def __init__(
         self,
@@ -120,57 +121,17 @@ class PackedConversations:
         self.batch_size = batch_size
         self.sequence_length = sequence_length
         self.pad_id = pad_id
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-        self.position = 0  # rows of this epoch that were given out
-        self._rows = self._rows_of_epoch()
+        self.order = DataOrder(len(self.examples), seed, shuffle, self._rows_in)
 
     def next_batch(self) -> Batch:
         """The next B rows."""
-        rows: list[list[int]] = []
-        while len(rows) < self.batch_size:
-            if self.position == len(self._rows):
-                self.epoch, self.position = self.epoch + 1, 0
-                self._rows = self._rows_of_epoch()
-            rows.append(self._rows[self.position])
-            self.position += 1
-        return self._pack(rows)
+        return self._pack(self.order.take(self.batch_size))
 
     def one_pass(self, max_batches: int | None = None) -> Iterator[Batch]:
         """Every conversation once, the last batch smaller; training's position stays."""
         rows = self._rows_in(np.arange(len(self.examples)))
         for start in range(0, len(rows), self.batch_size)[:max_batches]:
             yield self._pack(rows[start : start + self.batch_size])
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that decides which batches follow; plain numbers, for JSON."""
-        return {
-            "epoch": self.epoch,
-            "position": self.position,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "conversations": len(self.examples),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken. Raises `UserError` for the state of other conversations or another seed."""
-        own = self.state_dict()
-        for key in ("seed", "shuffle", "conversations"):
-            if state[key] != own[key]:
-                raise UserError(
-                    f"the checkpoint's data order has {key} {state[key]}, this run has {own[key]}; "
-                    "start over with --set sft.resume=false"
-                )
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._rows = self._rows_of_epoch()
-
-    def _rows_of_epoch(self) -> list[list[int]]:
-        """Which conversations share a row, and which row comes when; a function of (seed, epoch) alone."""
-        order = np.arange(len(self.examples))
-        if self.shuffle or self.epoch > 0:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return self._rows_in(order)
 
     def _rows_in(self, order: Int64[np.ndarray, " S"]) -> list[list[int]]:
         """Rows of conversations in this order, of so many at a time."""
@@ -222,3 +183,21 @@ def best_fit_rows(lengths: Int64[np.ndarray, " N"], room: int) -> list[list[int]
         rows[row].append(place)
         insort(rooms, (left - length, row))
     return sorted(sorted(row) for row in rows)
+
+
+def open_conversations(
+    settings: Settings, tokenizer: Tokenizer, positions: int
+) -> tuple[PackedConversations, PackedConversations]:
+    """Packed conversations to train on, and held-out ones. Raises `UserError` naming the record that is wrong."""
+    section = settings.sft
+    length = min(section.max_length, positions)
+    records = read_conversations(settings.data, section.source, section.seed, section.story_world_options)
+    examples = [
+        encode_conversation(tokenizer, messages, length, where)
+        for where, messages in islice(records, section.conversations)
+    ]
+    held_out = examples[::HELD_OUT_PART] if len(examples) > 1 else examples
+    kept = [example for number, example in enumerate(examples) if number % HELD_OUT_PART] or examples
+    pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
+    packing = (section.per_device_train_batch_size, length, pad_id, section.seed)
+    return PackedConversations(kept, *packing), PackedConversations(held_out, *packing, shuffle=False)

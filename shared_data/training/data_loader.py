@@ -6,22 +6,25 @@ stream into sequences of T tokens, so that no position is wasted on padding (Bro
 label of exactly one position, and each document begins AT the end-of-text before it (data_loader.md has the picture).
 `document_ids` and `position_ids` say where the documents are, for the models' document masks.
 
-Every level returns the same NumPy arrays. Level 1 hands the sequences to torch's `DataLoader` and to the `Trainer`;
-levels 2 and 3 read rows of the file themselves.
+Levels 2 and 3 train on these batches; level 1 hands the same rows to the `Trainer`.
 
-    PackedDataLoader("runs/v2/tiny/tokenizer/train.bin", 16, 256, end_of_text_id=0, seed=0).next_batch()
+    PackedDocuments("runs/v2/tiny/tokenizer/train.bin", 16, 256, end_of_text_id=0, seed=0).next_batch()
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64
 
 from shared_data.errors import UserError
 from shared_data.files import read_json
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
+from shared_data.tokenizer.tokenizer import Tokenizer
+from shared_data.training.data_order import DataOrder
 
 IGNORED_LABEL = -100  # a position that is no prediction; the value torch and transformers use
 
@@ -36,31 +39,15 @@ class Batch:
     document_ids: Int64[np.ndarray, "B T"]  # equal inside a document
 
     @property
-    def num_targets(self) -> int:
+    def num_items(self) -> int:
         """How many positions of the batch are predictions: what a mean loss is a mean over."""
         return int(np.count_nonzero(self.labels != IGNORED_LABEL))
 
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """What the training loop needs of a loader."""
-
-    def next_batch(self) -> Batch:
-        """The next batch, without end."""
-
-    def one_pass(self, max_batches: int | None = None) -> Iterator[Batch]:
-        """All batches once, for evaluation."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that decides which batches follow."""
+    num_tokens = num_items  # what training counts
 
 
-class PackedDataLoader:
-    """Endless batches; within an epoch every token of the file is the label of exactly one position.
-
-    The order is a permutation of the sequences drawn from (seed, epoch), one array of integers an epoch. A batch that
-    reaches the end of an epoch is filled up from the next one, so that all batches are full and nothing is dropped.
-    """
+class PackedDocuments:
+    """Endless batches; within an epoch every token of the file is the label of exactly one position."""
 
     def __init__(
         self,
@@ -77,27 +64,14 @@ class PackedDataLoader:
                 f"{path} holds {len(self.tokens)} tokens, less than one sequence of {sequence_length}; "
                 "bring more text or lower pretrain.sequence_length"
             )
-        self.batch_size = batch_size
-        self.sequence_length = sequence_length
+        self.batch_size, self.sequence_length = batch_size, sequence_length
         self.end_of_text_id = end_of_text_id
-        self.seed = seed
-        self.shuffle = shuffle
         self.num_sequences = -(-len(self.tokens) // sequence_length)  # rounded up: the tail is a sequence too
-        self.epoch = 0
-        self.position = 0  # sequences of this epoch that were given out
-        self._order = self._order_of_epoch()
+        self.order = DataOrder(self.num_sequences, seed, shuffle)
 
     def next_batch(self) -> Batch:
         """The next B sequences."""
-        rows: list[int] = []
-        while len(rows) < self.batch_size:
-            if self.position == self.num_sequences:
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order = self._order_of_epoch()
-            taken = self._order[self.position : self.position + self.batch_size - len(rows)]
-            self.position += len(taken)
-            rows.extend(taken.tolist())
-        return self._read(rows)
+        return self._read(self.order.take(self.batch_size))
 
     def one_pass(self, max_batches: int | None = None) -> Iterator[Batch]:
         """Every sequence once, in the order of the file, the last batch smaller; training's position stays."""
@@ -105,48 +79,37 @@ class PackedDataLoader:
         for start in starts[:max_batches]:
             yield self._read(range(start, min(start + self.batch_size, self.num_sequences)))
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that decides which batches follow; plain numbers, for JSON."""
-        return {
-            "epoch": self.epoch,
-            "position": self.position,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "num_sequences": self.num_sequences,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken. Raises `UserError` for the state of another token file or seed."""
-        own = self.state_dict()
-        for key in ("seed", "shuffle", "num_sequences"):
-            if state[key] != own[key]:
-                raise UserError(
-                    f"the checkpoint's data order has {key} {state[key]}, this run has {own[key]}; "
-                    "start over with --set pretrain.resume=false"
-                )
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._order_of_epoch()
-
-    def _order_of_epoch(self) -> Integer[np.ndarray, "S"]:
-        """Which sequence comes when; a function of (seed, epoch) alone, so the shuffle state is two numbers."""
-        # Four bytes a sequence: a corpus of 10 billion tokens in sequences of 1024 needs 40 MB.
-        order = np.arange(self.num_sequences, dtype=np.uint32)
-        if self.shuffle:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return order
-
-    def _read(self, rows: list[int] | range) -> Batch:
+    def _read(self, rows: Sequence[int]) -> Batch:
         """Sequence i predicts tokens[i T : (i + 1) T] from the same tokens one place earlier."""
         B, T, end = len(rows), self.sequence_length, self.end_of_text_id
         stream = np.full((B, T + 1), end, dtype=np.int64)
         labels = np.full((B, T), IGNORED_LABEL, dtype=np.int64)
-        for b, row in enumerate(rows):
+        for b, row in enumerate(map(int, rows)):
             targets = self.tokens[row * T : (row + 1) * T]  # shorter than T only at the end of the file
             stream[b, 0] = self.tokens[row * T - 1] if row > 0 else end
             stream[b, 1 : len(targets) + 1] = targets
             labels[b, : len(targets)] = targets
         input_ids = stream[:, :T]
         return Batch(input_ids, labels, *document_layout(input_ids, end))
+
+
+def open_documents(settings: Settings, run: RunFolder, split: str, tokenizer: Tokenizer) -> PackedDocuments:
+    """The packed documents of a split of a run; the training split is shuffled. Raises `UserError` for another tokenizer's file."""
+    path, section = run.tokens(split), settings.pretrain
+    facts = read_token_facts(path)
+    if facts["vocab_size"] != tokenizer.vocab_size:
+        raise UserError(
+            f"{path} was made with a tokenizer of {facts['vocab_size']} tokens, {run.tokenizer} has "
+            f"{tokenizer.vocab_size}; run the stage `tokenizer` again with --force"
+        )
+    return PackedDocuments(
+        path,
+        section.per_device_train_batch_size,
+        section.sequence_length,
+        tokenizer.end_of_text_id,
+        section.seed,
+        shuffle=split == "train",
+    )
 
 
 def document_layout(

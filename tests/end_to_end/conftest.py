@@ -46,7 +46,6 @@ steps = 2
 learning_rate = 1e-3
 eval_batches = 1
 [reward]
-own_answer_tokens = 16
 pairs = 12
 test_pairs = 4
 batch_size = 2

@@ -42,11 +42,11 @@ def prepare(root: Path) -> Path:
     tokenizer.save(run.stage("tokenizer"))
     config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
     model = Transformer(config).initialize(0).to(torch.float64)
-    save_model(model, run.checkpoint("pretrain"), run.tokenizer.parent)
+    save_model(model, run.model("pretrain"), run.tokenizer.parent)
     ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.end_of_text_id]
     model.config = replace(config, eos_token_id=ends)
-    save_model(model, run.checkpoint("sft"), run.tokenizer.parent)
-    save_reward_model(RewardModel.from_transformer(model, 1), run.checkpoint("reward"), run.tokenizer.parent)
+    save_model(model, run.model("sft"), run.tokenizer.parent)
+    save_reward_model(RewardModel.from_transformer(model, 1), run.model("reward"), run.tokenizer.parent)
     return root
 
 

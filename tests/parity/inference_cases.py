@@ -52,5 +52,5 @@ def small_run(root: Path, *overrides: str, stories: int = 12) -> RunFolder:
     tokenizer.save(run.stage("tokenizer"))
     encode_split(run.documents("test"), run.tokens("test"), tokenizer)
     config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
-    save_model(Transformer(config).initialize(0), run.checkpoint("pretrain"), run.stage("tokenizer"))
+    save_model(Transformer(config).initialize(0), run.model("pretrain"), run.stage("tokenizer"))
     return run

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 import v1_quick.data_pipeline.tokenizer.bpe_train as v1
 import v2_handwritten.data_pipeline.tokenizer.bpe_train as v2
@@ -42,9 +43,16 @@ TEXTS = {
 }
 
 
-def definition_of(level: str, tokens) -> dict:
-    """The content of `tokenizer.json`."""
-    return json.loads(tokens.backend.to_str()) if level == "v1" else tokens.definition
+def definition_of(tokens) -> dict:
+    """The content of `tokenizer.json`; transformers adds a post-processor that adds nothing."""
+    if not isinstance(tokens, PreTrainedTokenizerFast):
+        return tokens.definition
+    return json.loads(tokens.backend_tokenizer.to_str()) | {"post_processor": None}
+
+
+def vocab_of(tokens) -> dict[str, int]:
+    """Tokens and their ids."""
+    return definition_of(tokens)["model"]["vocab"]
 
 
 @pytest.mark.parametrize("level", ["v2", "v3"])
@@ -52,7 +60,7 @@ def definition_of(level: str, tokens) -> dict:
 @pytest.mark.parametrize("name", TEXTS)
 def test_merges_and_ids_equal_those_of_the_library(name, pattern, level, parity):
     reference, ours = (
-        definition_of(key, LEVELS[key].train_bpe(TEXTS[name], 420, pattern, SPECIAL_TOKENS))
+        definition_of(LEVELS[key].train_bpe(TEXTS[name], 420, pattern, SPECIAL_TOKENS))
         for key in ("v1", level)
     )
     assert ours == reference
@@ -79,7 +87,7 @@ def test_small_random_corpora_with_many_ties_train_alike():
         ]
         special = rng.choice([[], ["<|endoftext|>"], ["a"], ["ab", "<|x|>", "<|x|>"]])
         options = (rng.choice([262, 290, 400]), rng.choice(["gpt2", "gpt4"]), special, rng.choice([1, 2, 3]))
-        reference = definition_of("v1", v1.train_bpe(texts, *options))
+        reference = definition_of(v1.train_bpe(texts, *options))
         assert v2.train_bpe(texts, *options).definition == reference, (texts, options)
         assert v3.train_bpe(texts, *options).definition == reference, (texts, options)
 
@@ -87,10 +95,10 @@ def test_small_random_corpora_with_many_ties_train_alike():
 @pytest.mark.parametrize("level", LEVELS)
 def test_special_tokens_come_first_then_bytes_in_the_order_of_their_characters(level):
     tokens = LEVELS[level].train_bpe(["low low low"], 270, special_tokens=SPECIAL_TOKENS)
-    assert [tokens.id_to_token(id) for id in range(6)] == [*SPECIAL_TOKENS, "!", '"']
-    assert tokens.id_to_token(4 + 188) == "Ā"  # byte 0, after the 188 printable ones
-    assert tokens.special_tokens == {token: id for id, token in enumerate(SPECIAL_TOKENS)}
-    assert tokens.end_of_text_id == 0
+    assert list(vocab_of(tokens))[:6] == [*SPECIAL_TOKENS, "!", '"']
+    assert list(vocab_of(tokens).values()) == list(range(263))
+    assert vocab_of(tokens)["Ā"] == 4 + 188  # byte 0, after the 188 printable ones
+    assert [token["content"] for token in definition_of(tokens)["added_tokens"]] == SPECIAL_TOKENS
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -98,25 +106,25 @@ def test_the_worked_example_of_the_theory_page(level):
     """`bpe_train.md`: low ×5, lower ×2, newest ×6, widest ×3, one word a text."""
     texts = ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3
     tokens = LEVELS[level].train_bpe(texts, 266)
-    merges = definition_of(level, tokens)["model"]["merges"]
+    merges = definition_of(tokens)["model"]["merges"]
     assert [" ".join(pair) for pair in merges] == [
         *("e s", "es t", "l o", "lo w", "e w", "n ew", "new est", "d est", "i dest", "w idest"),
     ]
-    assert [tokens.id_to_token(id) for id in tokens.encode("lowest")] == ["low", "est"]
+    assert tokens.encode("lowest") == [vocab_of(tokens)["low"], vocab_of(tokens)["est"]]
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_exercise_a_tie_goes_to_the_smaller_pair_of_ids(level):
     """`bpe_train.md`, exercise: which merge comes first in "ba ca", and why not the other?"""
     tokens = LEVELS[level].train_bpe(["ca", "ba"], 257, min_frequency=1)
-    assert definition_of(level, tokens)["model"]["merges"] == [["b", "a"]]
+    assert definition_of(tokens)["model"]["merges"] == [["b", "a"]]
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_no_pair_below_the_minimum_frequency_is_merged(level):
     texts = ["abab", "xyz"]
-    assert LEVELS[level].train_bpe(texts, 300, min_frequency=2).vocab_size == 257
-    assert LEVELS[level].train_bpe(texts, 300, min_frequency=1).vocab_size == 260
+    assert len(vocab_of(LEVELS[level].train_bpe(texts, 300, min_frequency=2))) == 257
+    assert len(vocab_of(LEVELS[level].train_bpe(texts, 300, min_frequency=1))) == 260
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -130,7 +138,7 @@ def test_texts_are_read_once_from_any_iterable(level):
     )
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["v2", "v3"])
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [

@@ -12,10 +12,10 @@ from tests.parity.inference_cases import prompts, trio
 from tests.parity.model_cases import CASES
 from tests.parity.recorder import ParityRecorder
 from v1_quick.inference.generate import generate as generate_v1
-from v2_handwritten.evaluation.metrics.perplexity import score_tokens as score_v2
 from v2_handwritten.inference.generate import generate as generate_v2
-from v3_numpy_deep.evaluation.metrics.perplexity import score_tokens as score_v3
+from v2_handwritten.inference.scoring import score_tokens as score_v2
 from v3_numpy_deep.inference.generate import generate as generate_v3
+from v3_numpy_deep.inference.scoring import score_tokens as score_v3
 
 GENERATORS = (generate_v1, generate_v2, generate_v3)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
+from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
 
 from shared_data.errors import UserError
 from tests.parity.inference_cases import prompts, small_run, trio
@@ -22,7 +23,6 @@ from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokeni
 from v2_handwritten.models.checkpoint import load_model as load2
 from v2_handwritten.pretrain.components import optimizers as optimizers2
 from v3_numpy_deep.align import grpo_train as grpo3
-from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer3
 from v3_numpy_deep.models.checkpoint import load_model as load3
 from v3_numpy_deep.pretrain.components import optimizers as optimizers3
@@ -152,7 +152,7 @@ def test_training_on_texts_is_the_same_at_levels_2_and_3_and_runs_at_level_1(
         (2, load2, Tokenizer2, grpo2),
         (3, load3, Tokenizer3, grpo3),
     ):
-        model = load(run.checkpoint("pretrain"))
+        model = load(run.model("pretrain"))
         model = model if level == 1 else model.to(np.float64 if level == 3 else torch.float64)
         before = {name: np.array(value) for name, value in model.state_dict().items()}
         heard.append([])

@@ -10,40 +10,42 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
-from shared_data.model_files.config import ModelConfig as ModelConfig3
+from shared_data.model_files.config import ModelConfig
+from shared_data.peft.adapted_model import (
+    lora_parameters,
+    merge_lora,
+    merged_state_dict,
+    set_adapter,
+    unmerge_lora,
+)
+from shared_data.peft.config import LoraConfig
 from tests.parity.arrays import array
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, pair
+from tests.parity.peft_cases import inject_peft, peft_parameters
 from tests.parity.recorder import ParityRecorder, as_array
-from v1_quick.finetune.peft import lora as library
-from v1_quick.models.transformer import Transformer as LibraryTransformer
-from v2_handwritten.finetune.peft import lora
-from v2_handwritten.finetune.peft.lora import (
-    LoraConfig,
-    inject_lora,
-    merge_lora,
-    merged_state_dict,
-)
 from v2_handwritten.models.blocks.linear import Linear
+from v2_handwritten.models.peft import lora
+from v2_handwritten.models.peft.lora import inject_lora
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
-from v3_numpy_deep.finetune.peft import lora as lora3
 from v3_numpy_deep.models import transformer as transformer3
+from v3_numpy_deep.models.peft import lora as lora3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
 from v3_numpy_deep.pretrain.components.optimizers import parameter_groups as parameter_groups3
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "LoRA": {"rank": 4},
-    "rsLoRA": {"rank": 4, "alpha": 3.0, "use_rslora": True},
-    "DoRA": {"rank": 4, "use_dora": True},
-    "all-linear": {"rank": 3, "target_modules": "all-linear"},
-    "DoRA, all-linear": {"rank": 3, "target_modules": "all-linear", "use_dora": True},
+    "LoRA": {"r": 4},
+    "rsLoRA": {"r": 4, "lora_alpha": 3.0, "use_rslora": True},
+    "DoRA": {"r": 4, "use_dora": True},
+    "all-linear": {"r": 3, "target_modules": "all-linear"},
+    "DoRA, all-linear": {"r": 3, "target_modules": "all-linear", "use_dora": True},
 }
 WHOLE: dict[str, dict[str, Any]] = {
-    "LoRA, whole embedding": {"rank": 4, "modules_to_save": ("embed_tokens",)},
+    "LoRA, whole embedding": {"r": 4, "modules_to_save": ("embed_tokens",)},
     "DoRA, whole embedding and output matrix": {
-        "rank": 3,
+        "r": 3,
         "use_dora": True,
         "modules_to_save": ("embed_tokens", "lm_head"),
     },
@@ -89,33 +91,15 @@ def adapter_values(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return array(seed, *shape, scale=0.3) + (1.0 if len(shape) == 1 else 0.0)
 
 
-def library_names(model: LibraryTransformer, name: str) -> dict[str, torch.nn.Parameter]:
-    """PEFT's adapter parameters by our names."""
-    found = {}
-    for key, parameter in model.library.get_base_model().named_parameters():
-        for theirs, ours in (
-            ("lora_A", "lora_A"),
-            ("lora_B", "lora_B"),
-            ("lora_magnitude_vector", "magnitude"),
-        ):
-            if f".{theirs}.{name}.weight" in key:
-                path = key.split(f".{theirs}.")[0]
-                tail = ours if ours == "magnitude" else f"{ours}.weight"
-                found[f"{path}.adapters.{name}.{tail}"] = parameter
-        if f".modules_to_save.{name}." in key:
-            found[key.replace(f".modules_to_save.{name}.", ".")] = parameter
-    return found
-
-
 def adapted_pair(
     case: str, variant: str, **more: Any
-) -> tuple[Transformer, LibraryTransformer, dict[str, torch.nn.Parameter]]:
+) -> tuple[Transformer, Any, dict[str, torch.nn.Parameter]]:
     """Levels 2 and 1 with the same weights and the same trained adapter, and level 1's adapter parameters by our names."""
     ours, theirs = pair(case)
     values = settings(case, variant, **more)
     inject_lora(ours, LoraConfig(**values), seed=5)
-    library.inject_lora(theirs, library.LoraConfig(**values), seed=5)
-    names = library_names(theirs, "default")
+    inject_peft(theirs, LoraConfig(**values), seed=5)
+    names = peft_parameters(theirs)
     trainable = {name: p for name, p in ours.named_parameters() if p.requires_grad}
     assert trainable.keys() == names.keys()
     with torch.no_grad():
@@ -143,7 +127,7 @@ def test_output_gradients_and_merged_weights_equal_peft(
         ),
     }
     merge_lora(ours)
-    library.merge_lora(theirs)
+    theirs.library.merge_adapter()
     merged = merged_state_dict(ours)
     base = {
         key.replace(".base_layer.", ".").replace(".modules_to_save.default.", "."): value
@@ -172,14 +156,14 @@ def test_output_gradients_and_merged_weights_equal_peft(
 
 def level_3_like(ours: Transformer, case: str, values: dict[str, Any]) -> Transformer3:
     """Level 3's model with the same base and, after an injection of its own, the same trained adapter."""
-    model = Transformer3(ModelConfig3(**MODEL_CASES[case])).to(np.float64)
+    model = Transformer3(ModelConfig(**MODEL_CASES[case])).to(np.float64)
     state = ours.state_dict().items()
     plain = {n.replace(".base.", "."): p for n, p in state if ".adapters." not in n and ".copies." not in n}
     model.load_state_dict({name: weight.numpy() for name, weight in plain.items()})
     fresh = Transformer(ours.config).double()
     fresh.load_state_dict(plain)
     inject_lora(fresh, LoraConfig(**values), seed=5)
-    lora3.inject_lora(model, lora3.LoraConfig(**values), seed=5)
+    lora3.inject_lora(model, LoraConfig(**values), seed=5)
     parameters = dict(model.named_parameters())
     for name, parameter in fresh.named_parameters():
         np.testing.assert_allclose(
@@ -209,9 +193,9 @@ def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, va
         ),
     }
     merge_lora(ours)
-    lora3.merge_lora(model)
-    lora3.merge_lora(model)
-    merged, merged3 = merged_state_dict(ours), lora3.merged_state_dict(model)
+    merge_lora(model)
+    merge_lora(model)
+    merged, merged3 = merged_state_dict(ours), merged_state_dict(model)
     assert merged.keys() == merged3.keys()
     rows["merged weights"] = tuple(
         np.concatenate([np.ravel(state[key]) for key in merged]) for state in (merged3, merged)
@@ -227,7 +211,7 @@ def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, va
             tolerance=(WHOLE_FLOAT64 if variant in WHOLE else FLOAT64)[quantity],
         )
     before = model(arrays["input_ids"]).data
-    lora3.unmerge_lora(model)
+    unmerge_lora(model)
     assert not np.array_equal(model(arrays["input_ids"]).data, before)
     assert np.array_equal(model(arrays["input_ids"]).data, rows["logits"][0].data)
 
@@ -236,9 +220,9 @@ def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, va
 def test_ten_steps_of_adamw_in_lockstep(parity: ParityRecorder, variant: str) -> None:
     """Losses, and adapters at the end, of all three levels; the frozen base must have kept its bits at each."""
     ours, theirs, names = adapted_pair(
-        "gpt2", variant, alpha=1.0
+        "gpt2", variant, lora_alpha=1.0
     )  # a gentle start: chaos would amplify rounding
-    model = level_3_like(ours, "gpt2", settings("gpt2", variant, alpha=1.0))
+    model = level_3_like(ours, "gpt2", settings("gpt2", variant, lora_alpha=1.0))
     bases = [{n: p.clone() for n, p in m.named_parameters() if not p.requires_grad} for m in (ours, theirs)]
     base3 = {n: p.data.copy() for n, p in model.named_parameters() if not p.requires_grad}
     optimizer = AdamW(parameter_groups(ours, weight_decay=0.1), learning_rate=0.01)
@@ -280,8 +264,8 @@ def test_ten_steps_of_adamw_in_lockstep(parity: ParityRecorder, variant: str) ->
 
 
 def test_level_3_drops_in_training_only_and_switches_adapters() -> None:
-    values = settings("llama GQA", "LoRA", dropout=0.5)
-    ours, _, _ = adapted_pair("llama GQA", "LoRA", dropout=0.5)
+    values = settings("llama GQA", "LoRA", lora_dropout=0.5)
+    ours, _, _ = adapted_pair("llama GQA", "LoRA", lora_dropout=0.5)
     model, ids = level_3_like(ours, "llama GQA", values), batch("llama GQA", T=9)["input_ids"].numpy()
     assert not np.array_equal(model(ids).data, model(ids).data)
     model.dropout_generator = np.random.default_rng(8)  # as the training loop does at every step
@@ -294,37 +278,37 @@ def test_level_3_drops_in_training_only_and_switches_adapters() -> None:
     model.eval()
     first = model(ids).data
     assert np.array_equal(first, model(ids).data)
-    lora3.inject_lora(model, lora3.LoraConfig(dropout=0.5, use_dora=True), seed=3, name="second")
-    for seed, parameter in enumerate(lora3.lora_parameters(model)):
+    lora3.inject_lora(model, LoraConfig(lora_dropout=0.5, use_dora=True), seed=3, name="second")
+    for seed, parameter in enumerate(lora_parameters(model)):
         parameter.data[...] = adapter_values(parameter.shape, seed)
     second = model(ids).data
     assert not any(module.training for module in model.modules())
     assert np.array_equal(second, model(ids).data)
     assert not np.allclose(second, first)
-    lora3.set_adapter(model, "default")
+    set_adapter(model, "default")
     assert np.array_equal(model(ids).data, first)
-    lora3.set_adapter(model, None)
+    set_adapter(model, None)
     base = Transformer3(model.config).to(np.float64)
-    base.load_state_dict(lora3.merged_state_dict(model))
+    base.load_state_dict(merged_state_dict(model))
     assert np.allclose(model(ids).data, base(ids).data, rtol=0, atol=1e-14)
     base.eval()
     lora3.inject_lora(
-        base, lora3.LoraConfig(dropout=0.5), seed=0
+        base, LoraConfig(lora_dropout=0.5), seed=0
     )  # new layers in a model that is being evaluated
-    for seed, parameter in enumerate(lora3.lora_parameters(base)):
+    for seed, parameter in enumerate(lora_parameters(base)):
         parameter.data[...] = adapter_values(parameter.shape, seed)
     assert not any(module.training for module in base.modules())
     assert np.array_equal(base(ids).data, base(ids).data)
     for name in ("default", "two.words", "training", "train"):
         with pytest.raises(UserError, match="choose"):
-            lora3.inject_lora(model, lora3.LoraConfig(), seed=0, name=name)
+            lora3.inject_lora(model, LoraConfig(), seed=0, name=name)
 
 
 @pytest.mark.parametrize("case", TIED_OR_NOT)
 def test_whole_modules_take_turns_on_a_base_that_keeps_its_bits(case: str) -> None:
     """At each level: two adapters with an embedding each, one with none, and the base alone."""
-    ours, theirs = pair(case)
-    model = Transformer3(ModelConfig3(**MODEL_CASES[case])).to(np.float64)
+    ours, _ = pair(case)
+    model = Transformer3(ModelConfig(**MODEL_CASES[case])).to(np.float64)
     model.load_state_dict({name: weight.numpy() for name, weight in ours.state_dict().items()})
     inputs = batch(case, T=9)
     arrays = {name: value.numpy() for name, value in inputs.items()}
@@ -332,7 +316,6 @@ def test_whole_modules_take_turns_on_a_base_that_keeps_its_bits(case: str) -> No
     targets = {"target_modules": ("mlp.c_proj",) if case.startswith("gpt2") else ("down_proj",)}
     whole, none = settings(case, "LoRA, whole embedding", **targets), settings(case, "LoRA", **targets)
     levels: tuple[Any, ...] = (
-        (theirs, library, AdamW, parameter_groups, inputs),
         (ours, lora, AdamW, parameter_groups, inputs),
         (model, lora3, AdamW3, parameter_groups3, arrays),
     )
@@ -345,7 +328,7 @@ def test_whole_modules_take_turns_on_a_base_that_keeps_its_bits(case: str) -> No
         bits = {name: as_array(parameter).copy() for name, parameter in base.items()}
         outputs: dict[str | None, np.ndarray] = {None: logits()}
         for name, values, steps in (("first", whole, 3), ("second", whole, 1), ("bare", none, 0)):
-            module.inject_lora(level, module.LoraConfig(**values), seed=0, name=name)
+            module.inject_lora(level, LoraConfig(**values), seed=0, name=name)
             assert np.array_equal(logits(), outputs[None]), "a new adapter changes nothing yet"
             optimizer = optimizer_class(groups(level, weight_decay=0.1), learning_rate=0.01)
             for _ in range(steps):
@@ -355,17 +338,14 @@ def test_whole_modules_take_turns_on_a_base_that_keeps_its_bits(case: str) -> No
             outputs[name] = logits()
         assert not np.allclose(outputs["first"], outputs["second"])
         for name in ("second", None, "first", "bare", None):
-            module.set_adapter(level, name)
+            set_adapter(level, name)
             assert np.array_equal(logits(), outputs[name])
         for name, parameter in base.items():
             assert np.array_equal(as_array(parameter), bits[name]), f"{name} was written to"
             assert parameter.grad is None
-        if level is not theirs:
-            assert (
-                dict(level.named_parameters())[f"{embedding_of(case)}.weight"] is level.token_embedding.weight
-            )
-            assert level.token_embedding.weight is base[f"{embedding_of(case)}.weight"]
-            assert (level.lm_head.weight is level.token_embedding.weight) == level.config.tie_word_embeddings
+        assert dict(level.named_parameters())[f"{embedding_of(case)}.weight"] is level.token_embedding.weight
+        assert level.token_embedding.weight is base[f"{embedding_of(case)}.weight"]
+        assert (level.lm_head.weight is level.token_embedding.weight) == level.config.tie_word_embeddings
 
 
 def embedding_of(case: str) -> str:
@@ -400,16 +380,15 @@ def test_the_gradient_of_tied_modules_is_the_sum_of_both_uses(
 @pytest.mark.parametrize("case", ["gpt2", "llama MHA, untied"])
 def test_modules_that_no_adapter_can_bring_are_refused(case: str) -> None:
     embedding = embedding_of(case).rpartition(".")[2]
-    ours, theirs = pair(case)
-    model = Transformer3(ModelConfig3(**MODEL_CASES[case]))
-    for level, module in ((theirs, library), (ours, lora), (model, lora3)):
+    levels = ((pair(case)[0], lora), (Transformer3(ModelConfig(**MODEL_CASES[case])), lora3))
+    for level, module in levels:
         before = [(name, parameter.requires_grad) for name, parameter in level.named_parameters()]
         for name in ("nothing", "c_attn", "q_proj", "head", "norm", "wpe", ""):
-            config = module.LoraConfig(target_modules="all-linear", modules_to_save=(name,))
+            config = LoraConfig(target_modules="all-linear", modules_to_save=(name,))
             with pytest.raises(UserError, match=f"cannot bring '{name}'; choose among {embedding}, lm_head"):
                 module.inject_lora(level, config, seed=0)
         with pytest.raises(UserError, match="lm_head stands in target_modules and in modules_to_save"):
-            module.LoraConfig(target_modules=("lm_head",), modules_to_save=("lm_head",))
+            LoraConfig(target_modules=("lm_head",), modules_to_save=("lm_head",))
         assert before == [(name, parameter.requires_grad) for name, parameter in level.named_parameters()]
 
 
@@ -434,8 +413,8 @@ def test_one_layer_equals_peft_in_training_with_dropout(
     ours, theirs = OneLayer(Linear(6, 5, bias)), OneLayer(torch.nn.Linear(6, 5, bias))
     ours.double().load_state_dict(theirs.double().state_dict())
     values: dict[str, Any] = {
-        "rank": 2,
-        "dropout": dropout,
+        "r": 2,
+        "lora_dropout": dropout,
         "target_modules": ("proj",),
         "use_dora": use_dora,
     }

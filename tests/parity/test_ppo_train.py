@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
+from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
 
 from tests.parity.inference_cases import prompts, small_run, trio
 from tests.parity.recorder import ParityRecorder, as_array
@@ -21,7 +22,6 @@ from v2_handwritten.models.checkpoint import load_model as load2
 from v2_handwritten.models.reward_model import RewardModel as RewardModel2
 from v2_handwritten.pretrain.components.optimizers import AdamW as AdamW2
 from v3_numpy_deep.align import ppo_train as ppo3
-from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer3
 from v3_numpy_deep.models.checkpoint import load_model as load3
 from v3_numpy_deep.models.reward_model import RewardModel as RewardModel3
@@ -134,7 +134,7 @@ def test_training_with_a_reward_model_is_the_same_at_levels_2_and_3_and_runs_at_
         (2, load2, Tokenizer2, ppo2, RewardModel2),
         (3, load3, Tokenizer3, ppo3, RewardModel3),
     ):
-        model = load(run.checkpoint("pretrain"))
+        model = load(run.model("pretrain"))
         model = model if level == 1 else model.to(np.float64 if level == 3 else torch.float64)
         value_model, reward_model = (reward_class.from_transformer(model, seed) for seed in (0, 1))
         judged = {name: np.array(value) for name, value in reward_model.state_dict().items()}

@@ -1,28 +1,40 @@
 """NF4 and QLoRA at all levels: the same codes, the same decoded values, the same products, gradients and memory."""
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import create_dynamic_map, dequantize_4bit, get_4bit_type, quantize_4bit
 
 from shared_data.errors import UserError
-from shared_data.model_files.config import ModelConfig as ModelConfig3
+from shared_data.model_files.config import ModelConfig
+from shared_data.peft import nf4
+from shared_data.peft.adapted_model import merge_lora, merged_state_dict
+from shared_data.peft.config import LoraConfig, QuantizationConfig
+from shared_data.peft.memory import memory_bytes
+from shared_data.peft.target_modules import select_layers
 from tests.parity.arrays import array
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, pair
+from tests.parity.peft_cases import (
+    inject_peft,
+    library_memory_bytes,
+    peft_parameters,
+    quantize_library,
+    quantize_linear,
+)
 from tests.parity.recorder import ParityRecorder
-from tests.parity.test_lora import adapter_values, library_names
-from v1_quick.finetune.peft import lora as library_lora
-from v1_quick.finetune.peft import qlora as library
-from v2_handwritten.finetune.peft import qlora
-from v2_handwritten.finetune.peft.lora import LoraConfig, inject_lora, merge_lora, merged_state_dict
+from tests.parity.test_lora import adapter_values
 from v2_handwritten.models.blocks.linear import Conv1D, Linear
+from v2_handwritten.models.peft import qlora
+from v2_handwritten.models.peft.lora import inject_lora
 from v2_handwritten.models.transformer import Transformer
 from v3_numpy_deep.autograd import Tensor as Tensor3
-from v3_numpy_deep.finetune.peft import lora as lora3
-from v3_numpy_deep.finetune.peft import qlora as qlora3
 from v3_numpy_deep.models.blocks.linear import Linear as Linear3
+from v3_numpy_deep.models.peft import lora as lora3
+from v3_numpy_deep.models.peft import qlora as qlora3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 
 SHAPES = {
@@ -61,11 +73,11 @@ def test_codes_and_decoded_values_are_those_of_bitsandbytes_bit_for_bit(
 ) -> None:
     x = torch.from_numpy(weights(kind, scale))
     ours = qlora.quantize_nf4(x, double_quantization=double)
-    codes, state = library.quantize_nf4(x, double_quantization=double)
+    codes, state = quantize_4bit(x, compress_statistics=double, quant_type="nf4")
     rows: dict[str, tuple[Any, Any]] = {
         "codes": (ours.codes, codes.flatten()),
         "scales": (ours.scales, state.absmax),
-        "decoded": (qlora.dequantize_nf4(ours), library.dequantize_nf4((codes, state))),
+        "decoded": (qlora.dequantize_nf4(ours), dequantize_4bit(codes, state)),
     }
     if double:
         rows["scales of scales"] = (ours.nested_scales, state.state2.absmax)
@@ -85,13 +97,13 @@ def test_elements_on_the_border_of_two_levels_fall_to_the_side_that_bitsandbytes
     parity: ParityRecorder,
 ) -> None:
     """Within a rounding error of a midpoint, it matters whether one divides by the scale or multiplies by its inverse."""
-    levels = np.array(qlora.NF4_CODES, np.float32)
+    levels = np.array(nf4.NF4_CODES, np.float32)
     scales = np.abs(array(0, 500, 1, dtype=np.float32)) + np.float32(0.01)
     borders = (levels[:-1] + levels[1:]) / 2 * scales
     around = [np.nextafter(borders, np.float32(side)) for side in (-9, 9)]
     x = np.concatenate([scales, borders, *around, np.zeros((500, 18), np.float32)], axis=1)
     divided = np.searchsorted((levels[:-1] + levels[1:]) / 2, x / scales)
-    codes, _ = library.quantize_nf4(torch.from_numpy(x), double_quantization=False)
+    codes, _ = quantize_4bit(torch.from_numpy(x), quant_type="nf4")
     expected = torch.stack([codes >> 4, codes & 15], dim=-1).numpy().reshape(x.shape)
     assert (divided != expected).any(), "the case does not test what it should"
     for level, name, argument in ((qlora, "v2-v1", torch.from_numpy(x)), (qlora3, "v3-v1", x)):
@@ -130,36 +142,24 @@ def test_level_3_gives_the_codes_of_level_2(parity: ParityRecorder, kind: str, d
 
 def test_the_levels_are_those_of_the_paper_and_of_bitsandbytes(parity: ParityRecorder) -> None:
     """The exercise of qlora.md: quantiles of the normal distribution, 8 from -1 to 0 and 9 from 0 to 1, sharing the 0."""
-    from statistics import NormalDist
-
-    from bitsandbytes.functional import create_dynamic_map
-
     outermost = 0.9677083  # the quantile of the largest level, before all are divided by it
     quantile = NormalDist().inv_cdf
     negative = [-quantile(p) for p in np.linspace(outermost, 0.5, 8)[:-1]]
     positive = [quantile(p) for p in np.linspace(outermost, 0.5, 9)[:-1]]
     derived = np.array(sorted([*negative, 0.0, *positive])) / max(positive)
-    for levels, actual, expected, tolerance in (
-        ("v2-v1", np.array(qlora.NF4_CODES), np.array(library.NF4_CODES), 1e-8),
-        ("v2-v3", np.array(qlora3.NF4_CODES), np.array(qlora.NF4_CODES), 0.0),
-        ("v2-derived", np.array(qlora.NF4_CODES), derived, 5e-7),
+    for levels, quantity, expected, tolerance in (
+        ("v2-v1", "16 levels", get_4bit_type("nf4", "cpu"), 1e-8),
+        ("v2-derived", "16 levels", derived, 5e-7),
+        ("v2-v1", "256 levels of the scales", create_dynamic_map(), 0.0),
     ):
+        actual = nf4.NF4_CODES if quantity == "16 levels" else nf4.dynamic_codes()
         parity(
             component="NF4",
-            quantity="16 levels",
+            quantity=quantity,
             levels=levels,
-            actual=actual,
+            actual=np.array(actual),
             expected=expected,
             tolerance=tolerance,
-        )
-    for levels, table in (("v2-v1", create_dynamic_map()), ("v2-v3", qlora3.dynamic_codes())):
-        parity(
-            component="NF4",
-            quantity="256 levels of the scales",
-            levels=levels,
-            actual=qlora.dynamic_codes(),
-            expected=table,
-            tolerance=0.0,
         )
 
 
@@ -167,7 +167,7 @@ def test_every_element_gets_its_nearest_level() -> None:
     x = weights("whole blocks")
     decoded = qlora.dequantize_nf4(qlora.quantize_nf4(torch.from_numpy(x), double_quantization=False)).numpy()
     scales = np.abs(x.reshape(-1, 64)).max(1).repeat(64).reshape(x.shape)
-    choices = np.array(qlora.NF4_CODES, np.float32) * scales[..., None]
+    choices = np.array(nf4.NF4_CODES, np.float32) * scales[..., None]
     nearest = np.abs(choices - x[..., None]).min(-1)
     np.testing.assert_allclose(np.abs(decoded - x), nearest, rtol=0, atol=1e-8)
 
@@ -181,7 +181,7 @@ def test_the_layer_equals_linear4bit_forward_and_backward(parity: ParityRecorder
             base.bias.copy_(torch.from_numpy(array(3, 64)))
     plain = torch.nn.Linear(128, 64, bias)
     plain.load_state_dict(base.state_dict())
-    theirs = library._quantized(plain, library.QuantizationConfig())
+    theirs = quantize_linear(plain)
     base3 = Linear3(128, 64, bias).to(np.float32)
     base3.load_state_dict({name: p.numpy() for name, p in base.state_dict().items()})
     results = []
@@ -212,14 +212,14 @@ def test_the_layer_equals_linear4bit_forward_and_backward(parity: ParityRecorder
 def test_qlora_equals_peft_on_bitsandbytes(parity: ParityRecorder, case: str) -> None:
     """Whole models in float32: quantized base, trained adapters on all layers."""
     ours, theirs = pair(case, torch.float32)
-    qlora.quantize_model(ours, qlora.QuantizationConfig())
-    library.quantize_model(theirs, library.QuantizationConfig())
-    assert qlora.memory_bytes(ours) == library.memory_bytes(theirs)
-    settings: dict[str, Any] = {"rank": RANK, "target_modules": "all-linear"}
+    qlora.quantize_model(ours, QuantizationConfig())
+    quantize_library(theirs)
+    assert memory_bytes(ours) == library_memory_bytes(theirs)
+    settings: dict[str, Any] = {"r": RANK, "target_modules": "all-linear"}
     inject_lora(ours, LoraConfig(**settings), seed=0)
-    library_lora.inject_lora(theirs, library_lora.LoraConfig(**settings), seed=0)
-    assert qlora.memory_bytes(ours) == library.memory_bytes(theirs)
-    names, found = library_names(theirs, "default"), dict(ours.named_parameters())
+    inject_peft(theirs, LoraConfig(**settings), seed=0)
+    assert memory_bytes(ours) == library_memory_bytes(theirs)
+    names, found = peft_parameters(theirs), dict(ours.named_parameters())
     with torch.no_grad():
         for seed, name in enumerate(names):
             found[name].copy_(torch.from_numpy(adapter_values(tuple(found[name].shape), seed)))
@@ -247,18 +247,15 @@ def test_qlora_equals_peft_on_bitsandbytes(parity: ParityRecorder, case: str) ->
         )
 
 
-def test_level_1_refuses_what_its_library_decodes_wrongly() -> None:
-    """When this fails, the library has learned it: drop the refusal in v1_quick/finetune/peft/qlora.py."""
+def test_bitsandbytes_decodes_rows_that_end_inside_a_block_wrongly() -> None:
+    """So level 1 needs blocks that divide a layer's width. When this fails, the library has learned it: say so there."""
     x = torch.from_numpy(array(0, 64, 96, dtype=np.float32))
-    codes, state = library.quantize_nf4(x, double_quantization=False)
+    codes, state = quantize_4bit(x, quant_type="nf4")
     right = qlora.dequantize_nf4(qlora.quantize_nf4(x, double_quantization=False))
-    wrong_here = not torch.equal(library.dequantize_nf4((codes, state)), right)
+    wrong_here = not torch.equal(dequantize_4bit(codes, state), right)
     assert wrong_here or torch.backends.cpu.get_cpu_capability() != "AVX512"
     state.shape = torch.Size([1, x.numel()])  # the same codes as one long row are decoded rightly
-    assert torch.equal(library.dequantize_nf4((codes, state)).view(64, 96), right)
-    _, theirs = pair("llama GQA", torch.float32)
-    with pytest.raises(UserError, match="such as 32"):
-        library.quantize_model(theirs, library.QuantizationConfig())
+    assert torch.equal(dequantize_4bit(codes, state).view(64, 96), right)
 
 
 @pytest.mark.parametrize(
@@ -272,14 +269,14 @@ def test_level_3_equals_level_2_in_float64(
 ) -> None:
     """With double quantization, the last bit of the scales' mean (float32) is in every weight."""
     ours, _ = pair(case)
-    model = Transformer3(ModelConfig3(**MODEL_CASES[case])).to(np.float64)
+    model = Transformer3(ModelConfig(**MODEL_CASES[case])).to(np.float64)
     model.load_state_dict({name: weight.numpy() for name, weight in ours.state_dict().items()})
-    qlora.quantize_model(ours, qlora.QuantizationConfig(double_quantization=double))
-    qlora3.quantize_model(model, qlora3.QuantizationConfig(double_quantization=double))
-    settings: dict[str, Any] = {"rank": RANK, "target_modules": "all-linear", "use_dora": use_dora}
+    qlora.quantize_model(ours, QuantizationConfig(double_quantization=double))
+    qlora3.quantize_model(model, QuantizationConfig(double_quantization=double))
+    settings: dict[str, Any] = {"r": RANK, "target_modules": "all-linear", "use_dora": use_dora}
     inject_lora(ours, LoraConfig(**settings), seed=0)
-    lora3.inject_lora(model, lora3.LoraConfig(**settings), seed=0)
-    assert qlora.memory_bytes(ours) == qlora3.memory_bytes(model)
+    lora3.inject_lora(model, LoraConfig(**settings), seed=0)
+    assert memory_bytes(ours) == memory_bytes(model)
     found, found3 = dict(ours.named_parameters()), dict(model.named_parameters())
     names = [name for name, parameter in found.items() if parameter.requires_grad]
     for seed, name in enumerate(names):
@@ -296,13 +293,13 @@ def test_level_3_equals_level_2_in_float64(
             for p in (found3, found)
         ),
     }
-    merged, merged3 = merged_state_dict(ours), lora3.merged_state_dict(model)
+    merged, merged3 = merged_state_dict(ours), merged_state_dict(model)
     assert merged.keys() == merged3.keys()
     rows["merged weights"] = tuple(
         np.concatenate([np.ravel(state[key]) for key in merged]) for state in (merged3, merged)
     )
     merge_lora(ours)
-    lora3.merge_lora(model)
+    merge_lora(model)
     rows["logits when merged"] = (model(arrays["input_ids"]), ours(inputs["input_ids"]))
     for quantity, (actual, expected) in rows.items():
         parity(
@@ -332,22 +329,22 @@ def test_memory_of_full_tuning_lora_and_qlora() -> None:
     """Full: 16 bytes a parameter. QLoRA: 4 bits, 8 bits for 64 weights, 32 bits for 64 · 256, and an offset a matrix."""
     model, _ = pair("llama GQA", torch.float32)
     total = sum(parameter.numel() for parameter in model.parameters())
-    full = qlora.memory_bytes(model)
+    full = memory_bytes(model)
     assert full == {"weights": 4 * total, "gradients": 4 * total, "moments": 8 * total, "total": 16 * total}
-    matrices = [place.layer.weight.numel() for place in qlora.select_layers(model, "all-linear")]
-    inject_lora(model, LoraConfig(rank=2), seed=0)
+    matrices = [place.layer.weight.numel() for place in select_layers(model, "all-linear")]
+    inject_lora(model, LoraConfig(r=2), seed=0)
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lora = qlora.memory_bytes(model)
+    lora = memory_bytes(model)
     assert lora["total"] == 4 * total + 16 * adapter
     model, _ = pair("llama GQA", torch.float32)
-    qlora.quantize_model(model, qlora.QuantizationConfig())
+    qlora.quantize_model(model, QuantizationConfig())
     codes = sum(n // 2 + n // 64 + 4 * -(-n // (64 * 256)) + 4 for n in matrices)
-    assert qlora.memory_bytes(model)["weights"] == 4 * (total - sum(matrices)) + codes
+    assert memory_bytes(model)["weights"] == 4 * (total - sum(matrices)) + codes
     with pytest.raises(UserError, match="already"):
-        qlora.quantize_model(model, qlora.QuantizationConfig())
-    frozen = qlora.memory_bytes(model)["weights"]
-    inject_lora(model, LoraConfig(rank=2, modules_to_save=("embed_tokens",)), seed=0)
+        qlora.quantize_model(model, QuantizationConfig())
+    frozen = memory_bytes(model)["weights"]
+    inject_lora(model, LoraConfig(r=2, modules_to_save=("embed_tokens",)), seed=0)
     whole = model.config.vocab_size * model.config.hidden_size
-    assert qlora.memory_bytes(model)["total"] == frozen + 16 * (adapter + whole)
+    assert memory_bytes(model)["total"] == frozen + 16 * (adapter + whole)
     with pytest.raises(UserError, match="63"):
-        qlora.QuantizationConfig(block_size=63)
+        QuantizationConfig(block_size=63)

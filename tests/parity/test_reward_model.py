@@ -98,33 +98,6 @@ def test_scores_and_every_gradient_agree_at_all_levels(parity: ParityRecorder, c
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_frozen_embeddings_have_no_gradient_and_all_else_has_the_same(
-    parity: ParityRecorder, case: str
-) -> None:
-    found: dict[str, list[dict[str, Any]]] = {"v1": [], "v2": [], "v3": []}
-    for frozen in (False, True):
-        models = reward_trio(*trio(case))
-        for level, model in zip(found, models, strict=True):
-            if frozen:
-                model.freeze_embeddings()
-            result = model(IDS, MASK) if level == "v3" else model(*torch_inputs())
-            result.sum().backward()
-            body = model.library if level == "v1" else model
-            there = {name: p.grad for name, p in body.named_parameters() if p.grad is not None}
-            found[level].append(there)
-    for level, (trained, frozen_too) in found.items():
-        tables = {"transformer.wte.weight", "transformer.wpe.weight"}
-        tables = tables if case == "gpt2" else {"model.embed_tokens.weight"}
-        assert trained.keys() - frozen_too.keys() == tables, level
-        others = {name: gradient for name, gradient in trained.items() if name not in tables}
-        actual, expected = relative(frozen_too, others)
-        parity(
-            component=f"reward_model, {case}, frozen embeddings", quantity="every other gradient",
-            levels=f"{level}-{level}", actual=actual, expected=expected, tolerance=1e-15,
-        )  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CASES)
 def test_right_padded_scores_equal_the_library_class_itself(parity: ParityRecorder, case: str) -> None:
     """`GPT2ForSequenceClassification` and `LlamaForSequenceClassification` find the last token by `pad_token_id`."""
     library, model, _ = reward_trio(*trio(case))

@@ -32,7 +32,7 @@ def length(prompts: list[str], replies: list[str]) -> list[float]:
 def level(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """Model and tokenizer of a small run, as levels 2 and 3 load them; and the same model with other weights."""
     run = small_run(tmp_path_factory.mktemp("scoring"), "model.max_position_embeddings=128")
-    folder: Path = run.checkpoint("pretrain")
+    folder: Path = run.model("pretrain")
     two, three = load2(folder).double(), load3(folder).to(np.float64)
     other = frozen_copy(two)
     for parameter in other.parameters():

@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data.training.training_state import TrainingState as State2
+from shared_data.training.training_state import TrainingState as State3
 
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.config import ModelConfig as Config3
 from shared_data.settings import SPECIAL_TOKENS, SftSettings
 from shared_data.story_world.conversations import conversations
-from shared_data.training.training_state import TrainingState as State2
-from shared_data.training.training_state import TrainingState as State3
 from tests.parity.recorder import ParityRecorder
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer1
 from v1_quick.finetune import chat_data as data1
@@ -282,24 +282,6 @@ def test_each_conversation_comes_once_an_epoch_and_the_order_resumes_exactly(mod
         assert np.array_equal(getattr(resumed, name), getattr(following, name))
     with pytest.raises(UserError, match="seed"):
         module.PackedConversations(examples, 2, 20, 0, seed=5).load_state_dict(kept)
-
-
-@pytest.mark.parametrize("module", [data2, data3], ids=["v2", "v3"])
-def test_a_curriculum_keeps_the_order_in_the_first_epoch_only(
-    module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But for who shares a row with whom, which is decided among a few neighbours."""
-    monkeypatch.setattr(module, "PACKED_TOGETHER", 20)
-    examples = [module.Example(np.full(n, n), np.ones(n, dtype=bool)) for n in range(5, 65)]
-    loader = module.PackedConversations(examples, 1, 100, 0, seed=4, shuffle=False)
-    order: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    while loader.epoch < 2:
-        row = loader.next_batch().input_ids[0]
-        order[loader.epoch] += list(dict.fromkeys(row[row != 0].tolist()))
-    for start in range(5, 65, 20):
-        assert sorted(order[0][start - 5 : start + 15]) == list(range(start, start + 20))
-    assert sorted(order[1]) == sorted(order[0]) == list(range(5, 65))
-    assert [n // 20 for n in order[1]] != sorted(n // 20 for n in order[1])
 
 
 @pytest.mark.parametrize("module", [data2, data3], ids=["v2", "v3"])

@@ -1,4 +1,6 @@
-"""Our own tokenizers: the same ids, texts and files at all levels, and in transformers."""
+"""Our own tokenizers: the same ids, texts and files at levels 2 and 3 as in transformers, which is level 1."""
+
+import json
 
 import numpy as np
 import pytest
@@ -13,8 +15,12 @@ from shared_data.errors import UserError
 from shared_data.settings import SPECIAL_TOKENS
 from shared_data.tokenizer.byte_level import ALPHABET, BYTE_TO_SYMBOL
 from tests.parity.test_bpe_train import TEXTS as CORPORA
+from tests.parity.test_bpe_train import definition_of
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer3
 
-LEVELS = {"v1": v1, "v2": v2, "v3": v3}
+BY_HAND = {"v2": v2, "v3": v3}
+LEVELS = {"v1": v1, **BY_HAND}
 CORPUS = [text for texts in CORPORA.values() for text in texts]
 
 
@@ -54,16 +60,17 @@ SETTINGS = settings(
 @SETTINGS
 @given(text=TEXTS, allow_special=st.booleans())
 def test_any_text_gets_the_same_ids_and_comes_back(tokens, text, allow_special):
-    expected = tokens["v1"].encode(text, allow_special)
+    expected = tokens["v1"](text, split_special_tokens=not allow_special).input_ids
+    for level in BY_HAND:
+        assert tokens[level].encode(text, allow_special) == expected
     for level in tokens.values():
-        assert level.encode(text, allow_special) == expected
         assert level.decode(expected) == text
 
 
 @SETTINGS
 @given(ids=st.lists(st.integers(0, 700), max_size=30), skip=st.booleans())
 def test_any_ids_give_the_text_of_the_library(tokens, ids, skip):
-    expected = tokens["v1"].decode(ids, skip)
+    expected = tokens["v1"].decode(ids, skip_special_tokens=skip)
     assert tokens["v2"].decode(ids, skip) == tokens["v3"].decode(ids, skip) == expected
 
 
@@ -73,80 +80,79 @@ def test_bytes_that_are_no_utf8_decode_as_in_the_library(tokens, data):
     alphabet = {symbol: id for id, symbol in enumerate(ALPHABET, len(SPECIAL_TOKENS))}
     ids = [alphabet[BYTE_TO_SYMBOL[byte]] for byte in data]
     expected = tokens["v1"].decode(ids)
-    for level in ("v2", "v3"):
+    for level in BY_HAND:
         assert tokens[level].decode(ids) == expected
         assert tokens[level].decode_bytes(ids) == data
 
 
 def test_ids_of_a_corpus_are_the_same_arrays(tokens, parity):
-    expected = tokens["v1"].encode_to_array(CORPUS, end_of_text=True)
-    for level in ("v2", "v3"):
+    rows = tokens["v1"](CORPUS, split_special_tokens=True).input_ids
+    for level in BY_HAND:
         actual = tokens[level].encode_to_array(iter(CORPUS), end_of_text=True)
-        assert actual.dtype == expected.dtype == np.uint32
+        assert actual.dtype == np.uint32
         parity(
             component="tokenizer, own file",
             quantity=f"ids of {len(CORPUS)} texts",
             levels=f"v1-{level}",
             actual=actual.astype(np.int64),
-            expected=expected.astype(np.int64),
+            expected=np.asarray([id for row in rows for id in [*row, 0]], np.int64),
             tolerance=0,
         )
-    rows = tokens["v2"].encode_batch(CORPUS)
-    assert rows == tokens["v3"].encode_batch(CORPUS) == tokens["v1"].encode_batch(CORPUS)
-    assert expected.tolist() == [id for row in rows for id in [*row, 0]]
-    assert all(len(level.encode_to_array([])) == 0 for level in tokens.values())
+        assert tokens[level].encode_batch(CORPUS) == tokens["v1"](CORPUS).input_ids
+        assert len(tokens[level].encode_to_array([])) == 0
 
 
-def test_every_special_token_is_one_id_where_allowed_and_text_where_not(tokens):
-    for level in tokens.values():
-        for token, id in level.special_tokens.items():
-            assert level.encode(f"a{token}b") == [*level.encode("a"), id, *level.encode("b")]
-            plain = level.encode(token, allow_special=False)
-            assert id not in plain
-            assert level.decode(plain) == token
-            assert level.encode_to_array([token]).tolist() == plain  # documents cannot end themselves
-            assert level.decode([id, *plain], skip_special_tokens=True) == token
-        assert level.encode("") == []
-        assert level.decode([]) == ""
+@pytest.mark.parametrize("level", BY_HAND)
+def test_every_special_token_is_one_id_where_allowed_and_text_where_not(tokens, level):
+    tokenizer = tokens[level]
+    for token, id in tokenizer.special_tokens.items():
+        assert tokenizer.encode(f"a{token}b") == [*tokenizer.encode("a"), id, *tokenizer.encode("b")]
+        plain = tokenizer.encode(token, allow_special=False)
+        assert id not in plain
+        assert tokenizer.decode(plain) == token
+        assert tokenizer.encode_to_array([token]).tolist() == plain  # documents cannot end themselves
+        assert tokenizer.decode([id, *plain], skip_special_tokens=True) == token
+    assert tokenizer.encode("") == []
+    assert tokenizer.decode([]) == ""
 
 
 @pytest.mark.parametrize("text", ["\ud800", "half \udfff a pair", "a<|pad|>\udc00"])
-def test_lone_surrogates_are_refused_as_the_library_refuses_them(tokens, text):
-    for level in tokens.values():
-        with pytest.raises(UserError, match="lone surrogate"):
-            level.encode(text)
-        with pytest.raises(UserError, match="lone surrogate"):
-            level.encode_to_array(["fine", text])
+@pytest.mark.parametrize("level", BY_HAND)
+def test_lone_surrogates_are_refused(tokens, level, text):
+    with pytest.raises(UserError, match="lone surrogate"):
+        tokens[level].encode(text)
+    with pytest.raises(UserError, match="lone surrogate"):
+        tokens[level].encode_to_array(["fine", text])
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_saved_folder_is_the_same_at_all_levels_and_loads_in_transformers(tokens, level, tmp_path):
-    tokens[level].save(tmp_path / level)
-    tokens["v1"].save(tmp_path / "reference")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / level / name).read_bytes() == (tmp_path / "reference" / name).read_bytes()
+def test_a_saved_folder_is_the_same_tokenizer_at_all_levels_and_in_transformers(tokens, level, tmp_path):
+    save = tokens[level].save_pretrained if level == "v1" else tokens[level].save
+    save(tmp_path / level)
+    saved = json.loads((tmp_path / level / "tokenizer.json").read_text())
+    assert saved | {"post_processor": None} == definition_of(tokens["v1"])
     text = "".join(CORPUS) + "".join(SPECIAL_TOKENS)
-    expected = tokens["v1"].encode(text)
+    expected, vocab_size = tokens["v1"].encode(text), len(tokens["v1"])
+    conversation = [{"role": "user", "content": "Who?"}]
+    template = tokens["v1"].apply_chat_template(conversation, tokenize=False)
     for loader in (AutoTokenizer, PreTrainedTokenizerFast):
         hf = loader.from_pretrained(tmp_path / level)
         assert hf(text).input_ids == expected
         assert hf.decode(expected) == text
-        assert (hf.eos_token_id, hf.pad_token_id, len(hf)) == (0, 1, tokens[level].vocab_size)
-    for other in LEVELS.values():
-        again = other.Tokenizer.load(tmp_path / level)
+        assert (hf.bos_token_id, hf.eos_token_id, hf.pad_token_id, len(hf)) == (0, 0, 1, vocab_size)
+        assert hf.apply_chat_template(conversation, tokenize=False) == template
+    for other in (Tokenizer2, Tokenizer3):
+        again = other.load(tmp_path / level)
         assert again.encode(text) == expected
-        assert (again.vocab_size, again.end_of_text_id, again.special_tokens) == (
-            tokens[level].vocab_size,
-            0,
-            tokens[level].special_tokens,
-        )
+        assert (again.vocab_size, again.end_of_text_id) == (vocab_size, 0)
+        assert again.special_tokens == {token: id for id, token in enumerate(SPECIAL_TOKENS)}
         again.save(tmp_path / "again")
-        assert (tmp_path / "again/tokenizer.json").read_bytes() == (
-            tmp_path / level / "tokenizer.json"
-        ).read_bytes()
+        assert json.loads((tmp_path / "again/tokenizer.json").read_text()) == saved
+        hf = AutoTokenizer.from_pretrained(tmp_path / "again")
+        assert hf.apply_chat_template(conversation, tokenize=False) == template
 
 
-def test_a_tokenizer_without_special_tokens_has_no_end_of_text():
-    for level in LEVELS.values():
-        with pytest.raises(UserError, match="no special token"):
-            _ = level.train_bpe(["low"], 256).end_of_text_id
+@pytest.mark.parametrize("level", BY_HAND)
+def test_a_tokenizer_without_special_tokens_has_no_end_of_text(level):
+    with pytest.raises(UserError, match="no special token"):
+        _ = BY_HAND[level].train_bpe(["low"], 256).end_of_text_id

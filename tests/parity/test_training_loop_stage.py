@@ -66,7 +66,7 @@ def pretrain(level: str, settings: Settings, run: RunFolder) -> dict[str, Any]:
 
 
 def weights(run: RunFolder) -> np.ndarray:
-    tensors = load_file(run.checkpoint() / "model.safetensors")
+    tensors = load_file(run.model() / "model.safetensors")
     return np.concatenate([tensors[name].ravel() for name in sorted(tensors)])
 
 

@@ -29,12 +29,12 @@ def do_tokenizer(settings: Settings, run: RunFolder) -> dict[str, float]:
 
 def do_pretrain(settings: Settings, run: RunFolder) -> dict[str, float]:
     resumed.append(settings.pretrain.resume)
-    (run.checkpoint() / "config.json").write_text("{}")
+    (run.model() / "config.json").write_text("{}")
     return {"loss": 1.5, "seconds": 99.0}
 
 
 def do_sft(settings: Settings, run: RunFolder) -> dict[str, float]:
-    (run.checkpoint("sft") / "config.json").write_text("{}")
+    (run.model("sft") / "config.json").write_text("{}")
     return {"qa_accuracy": 0.5}
 
 

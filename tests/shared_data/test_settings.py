@@ -1,5 +1,6 @@
 """Settings: every mistake is one line that names cause and remedy; what is printed can be read back."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ def test_the_promised_configurations_exist() -> None:
     assert {"smoke", "tiny", "small", "gpt2-124m", "llama-1b"} <= set(available_configs())
 
 
+def test_the_default_configuration_sets_at_most_forty_values() -> None:
+    sections = tomllib.loads(Path("shared_data/configs/tiny.toml").read_text()).values()
+    assert sum(map(len, sections)) <= 40
+
+
 MISTAKES = {
     "pretrain.step=3": r"unknown setting 'pretrain.step' in tiny; did you mean 'steps'\?",
     "nonsense.x=3": "unknown setting 'nonsense' in tiny; known here: name, device",
@@ -38,8 +44,6 @@ MISTAKES = {
     "model.num_attention_heads=5": "hidden_size 128 is not a multiple of num_attention_heads 5; change one",
     "model.num_key_value_heads=3": "num_attention_heads 4 is not a multiple of num_key_value_heads 3; change one",
     "model.head_dim=7": "head size is 7, an odd number; change",
-    "model.num_hidden_layers=1": "induction_heads needs rotary positions and two layers; set model_type",
-    "model.model_type=gpt2": "induction_heads needs rotary positions and two layers; set model_type",
     "model.model_type=bert": "bad setting model.model_type: .*'gpt2' or 'llama'",
     "pretrain.sequence_length=4096": "sequence_length 4096 is above model.max_position_embeddings 2048; lower",
     "tokenizer.vocab_size=255": "bad setting tokenizer.vocab_size: .*256",

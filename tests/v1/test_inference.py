@@ -36,7 +36,7 @@ def test_the_command_writes_prompt_and_continuation_piece_by_piece(run: RunFolde
     written: list[str] = []
     generate_command(run.settings, run, ["Once upon", ""], None, True, written.append)
     again: list[str] = []
-    generate_command(run.settings, run, ["Once upon", ""], run.checkpoint(), False, again.append)
+    generate_command(run.settings, run, ["Once upon", ""], run.model(), False, again.append)
     assert "".join(written) == "".join(again), "with and without cache, from the run and from its folder"
     assert written[0] == "Once upon"
     assert len(written) > 16, "a piece for each token"

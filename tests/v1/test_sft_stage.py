@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.peft.adapted_model import merged_state_dict
+from shared_data.peft.config import QuantizationConfig
+from shared_data.peft.memory import memory_bytes
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings, load_settings
 from shared_data.story_world.conversations import conversations
@@ -18,10 +21,9 @@ from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.finetune import sft_train
 from v1_quick.finetune.chat_data import encode_conversation
 from v1_quick.finetune.sft_train import VALIDATION_PART, sft
-from v2_handwritten.finetune.peft.adapters import load_adapter
-from v2_handwritten.finetune.peft.lora import merged_state_dict
-from v2_handwritten.finetune.peft.qlora import QuantizationConfig, memory_bytes, quantize_model
 from v2_handwritten.models.checkpoint import load_model
+from v2_handwritten.models.peft.adapters import load_adapter
+from v2_handwritten.models.peft.qlora import quantize_model
 
 LLAMA = ["model.hidden_size=32", "model.intermediate_size=64", "model.max_position_embeddings=1024"]
 GPT2 = [*LLAMA, "model.model_type=gpt2", "model.num_key_value_heads=none"]
@@ -88,7 +90,7 @@ def test_a_tuned_model_ends_its_turn_and_counts_what_it_learned_from(
     assert numbers["training_bytes"] == memory_bytes(tuned)["total"] == 16 * parameters
 
     section = settings.sft
-    told = list(islice(conversations(0, "train", 1, section.request_fraction, section.passages), 8))
+    told = list(islice(conversations(0, "train", 1, section.request_fraction), 8))
     learned = [messages for number, messages in enumerate(told) if number % VALIDATION_PART]
     assert numbers["conversations"] == len(learned) == 7
     replies = sum(int(encode_conversation(tokenizer, messages, 1000).trained.sum()) for messages in learned)
@@ -121,9 +123,9 @@ def test_packed_rows_stay_apart_and_so_do_the_conversations_in_them(
     loss = sft(settings, run)["loss"]
     assert shapes[0][0] > 1
     assert 800 < shapes[0][1] <= 1000
-    tokenizer, model = Tokenizer.load(run.tokenizer), load_model(run.checkpoint("pretrain"))
+    tokenizer, model = Tokenizer.load(run.tokenizer), load_model(run.model("pretrain"))
     total, trained = 0.0, 0
-    told = conversations(0, "train", 1, settings.sft.request_fraction, settings.sft.passages)
+    told = conversations(0, "train", 1, settings.sft.request_fraction)
     for number, messages in enumerate(islice(told, 8)):
         if number % VALIDATION_PART:
             example = encode_conversation(tokenizer, messages, 1000)
@@ -134,32 +136,6 @@ def test_packed_rows_stay_apart_and_so_do_the_conversations_in_them(
             total += losses[answers[1:].bool()].sum().item()
             trained += int(answers[1:].sum())
     assert loss == pytest.approx(total / trained, rel=1e-5)
-
-
-def watch_orders(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The order of every epoch that a trainer will ask a curriculum for."""
-    orders: list[list[int]] = []
-
-    class Watched(sft_train._CurriculumSampler):
-        def __iter__(self) -> Any:
-            orders.append(list(super().__iter__()))
-            return iter(orders[-1])
-
-    monkeypatch.setattr(sft_train, "_CurriculumSampler", Watched)
-    return orders
-
-
-def test_a_curriculum_keeps_its_order_in_the_first_epoch_only(
-    pretrained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    epochs = watch_orders(monkeypatch)
-    overrides = ["sft.shuffle=false", "sft.conversations=30", "sft.sequence_length=1000", "sft.steps=60"]
-    sft(*prepare(pretrained, tmp_path, *overrides, "sft.eval_every=0"))
-    first, *others = epochs
-    assert first == list(range(len(first)))
-    assert len(others) >= 2
-    assert all(sorted(order) == first != order for order in others)
-    assert others[0] != others[1]
 
 
 def test_muon_tunes_the_hidden_matrices(pretrained: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -177,22 +153,6 @@ def test_muon_tunes_the_hidden_matrices(pretrained: tuple[Path, list[str]], tmp_
         assert 0.6 * length < moved < 1.2 * length, name
     saved = 4 * sum(after[name].numel() for name in hidden)
     assert numbers["training_bytes"] == memory_bytes(load_model(run.stage("sft")))["total"] - saved
-
-
-def test_a_curriculum_is_not_shuffled(
-    pretrained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-    configure = sft_train._configure
-
-    def spy(*arguments: Any, **keywords: Any) -> Any:
-        asked.append(keywords)
-        return configure(*arguments, **keywords)
-
-    monkeypatch.setattr(sft_train, "_configure", spy)
-    for shuffle in ("true", "false"):
-        sft(*prepare(pretrained, tmp_path / shuffle, "sft.steps=1", f"sft.shuffle={shuffle}"))
-    assert [keywords["train_sampling_strategy"] for keywords in asked] == ["random", "sequential"]
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["frozen embedding", "whole embedding"])
@@ -214,8 +174,8 @@ def test_the_merged_model_is_the_one_that_level_2_merges(
     kept = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (kept["r"], kept["use_dora"]) == (2, True)
     assert bool(kept["modules_to_save"]) == whole
-    assert kept["base_model_name_or_path"] == str(run.checkpoint("pretrain"))
-    theirs: Any = load_model(run.checkpoint("pretrain"))
+    assert kept["base_model_name_or_path"] == str(run.model("pretrain"))
+    theirs: Any = load_model(run.model("pretrain"))
     before = {name: weight.clone() for name, weight in theirs.state_dict().items()}
     if method == "qlora":
         quantize_model(theirs, QuantizationConfig(block_size=32))

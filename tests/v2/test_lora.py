@@ -6,19 +6,18 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
-from tests.parity.arrays import array
-from tests.parity.model_cases import batch, pair
-from v2_handwritten.finetune.peft.lora import (
-    LoraConfig,
-    LoraLinear,
-    inject_lora,
+from shared_data.peft.adapted_model import (
     lora_parameters,
     merge_lora,
     merged_state_dict,
     set_adapter,
     unmerge_lora,
 )
+from shared_data.peft.config import LoraConfig
+from tests.parity.arrays import array
+from tests.parity.model_cases import batch, pair
 from v2_handwritten.models.blocks.linear import Linear
+from v2_handwritten.models.peft.lora import LoraLinear, inject_lora
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 
@@ -26,7 +25,7 @@ from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_group
 def trained(case: str = "llama GQA", **values: Any) -> Transformer:
     """Level 2's model with an adapter that is not zero."""
     model, _ = pair(case)
-    inject_lora(model, LoraConfig(**{"rank": 4, "target_modules": "all-linear"} | values), seed=1)
+    inject_lora(model, LoraConfig(**{"r": 4, "target_modules": "all-linear"} | values), seed=1)
     give_values(model)
     return model
 
@@ -65,7 +64,7 @@ def test_only_the_active_adapter_trains_and_the_base_keeps_its_bits() -> None:
 def test_an_adapter_added_to_an_evaluated_model_does_not_drop_its_inputs() -> None:
     model, _ = pair("llama GQA")
     model.eval()
-    inject_lora(model, LoraConfig(dropout=0.5, target_modules="all-linear"), seed=0)
+    inject_lora(model, LoraConfig(lora_dropout=0.5, target_modules="all-linear"), seed=0)
     give_values(model)
     ids = batch("llama GQA", T=9)["input_ids"]
     assert torch.equal(model(ids), model(ids))
@@ -100,7 +99,7 @@ def test_several_adapters_share_one_base() -> None:
     model = trained()
     ids = batch("llama GQA", T=9)["input_ids"]
     first = model(ids)
-    inject_lora(model, LoraConfig(rank=2, use_dora=True, target_modules=("q_proj",)), seed=2, name="second")
+    inject_lora(model, LoraConfig(r=2, use_dora=True, target_modules=("q_proj",)), seed=2, name="second")
     give_values(model)
     second = model(ids)
     assert not torch.allclose(first, second)
@@ -127,7 +126,7 @@ def test_gradients_reach_the_adapters_through_activation_checkpoints(whole: tupl
     """The input of the first block requires no gradient by itself where the embeddings are frozen."""
     results = []
     for checkpointing in (False, True):
-        model = trained(dropout=0.3, modules_to_save=whole)
+        model = trained(lora_dropout=0.3, modules_to_save=whole)
         model.activation_checkpointing = checkpointing
         model.dropout_generator.manual_seed(7)
         model.loss(**batch("llama GQA", T=9)).backward()
@@ -152,8 +151,8 @@ def test_mixed_precision_computes_the_adapter_in_its_type_too() -> None:
     [
         ({"target_modules": ("c_attn",)}, "q_proj"),
         ({"target_modules": ("lm_head",)}, "lm_head"),
-        ({"rank": 0}, "rank"),
-        ({"dropout": 1.0}, "dropout"),
+        ({"r": 0}, "rank"),
+        ({"lora_dropout": 1.0}, "lora_dropout"),
     ],
 )
 def test_impossible_settings_are_refused_with_a_remedy(values: dict[str, Any], message: str) -> None:

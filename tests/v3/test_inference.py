@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from v3_numpy_deep.inference.streaming import TextStream
 
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
@@ -11,7 +12,6 @@ from tests.parity.inference_cases import small_run
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v3_numpy_deep.inference import generate as module
 from v3_numpy_deep.inference.generate import encode_prompt, generate_command, generate_samples
-from v3_numpy_deep.inference.streaming import TextStream
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_command_writes_prompt_and_continuation_piece_by_piece(run: RunFolde
     written: list[str] = []
     generate_command(run.settings, run, ["Once upon", ""], None, True, written.append)
     again: list[str] = []
-    generate_command(run.settings, run, ["Once upon", ""], run.checkpoint(), False, again.append)
+    generate_command(run.settings, run, ["Once upon", ""], run.model(), False, again.append)
     assert "".join(written) == "".join(again), "with and without cache, from the run and from its folder"
     assert written[0] == "Once upon"
     assert len(written) > 16, "a piece for each token"

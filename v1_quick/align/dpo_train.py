@@ -9,6 +9,7 @@ import tempfile
 from typing import Any
 
 from shared_data.preference_pairs import check_pairs
+
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import DpoSettings, Settings
@@ -21,7 +22,6 @@ from v1_quick.align.rm_train import _even_batch
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.finetune.chat_data import _library_tokenizer
-from v1_quick.finetune.sft_train import _curriculum_sampler
 from v1_quick.models.checkpoint import load_model, save_model
 
 _METRICS = {
@@ -47,7 +47,7 @@ def dpo(settings: Settings, run: RunFolder) -> dict[str, float]:
     section = settings.dpo
     tokenizer = Tokenizer.load(run.tokenizer)
     device = resolve_device(settings.device)
-    model = load_model(run.checkpoint("sft"), device=device)
+    model = load_model(run.model("sft"), device=device)
     given, held_out = open_preferences(settings, "dpo", tokenizer)
     length = min(section.max_length, model.config.max_position_embeddings)
     for preferences in (given, held_out):
@@ -77,7 +77,6 @@ def dpo(settings: Settings, run: RunFolder) -> dict[str, float]:
                 label_smoothing=section.label_smoothing,
                 precompute_ref_log_probs=section.precompute_reference,
                 disable_dropout=False,
-                train_sampling_strategy="random" if section.shuffle else "sequential",
             ),
             train_dataset=_dataset(given),
             eval_dataset=_dataset(held_out),
@@ -143,8 +142,5 @@ def _trainer_class() -> Any:
 
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return _curriculum_sampler(self) or super()._get_train_sampler(train_dataset)
 
     return Trainer

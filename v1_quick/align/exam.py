@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from shared_data.files import write_json
 from shared_data.reward_functions import RewardFunction
+
+from shared_data.files import write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import ExamSettings, Settings
 from shared_data.story_world.questions import split_prompt
@@ -43,7 +44,7 @@ def take_exam(
     `right_…` the share of its questions that are answered right, in however many words.
     """
     section: ExamSettings = getattr(settings, stage)
-    tuned = load_model(run.checkpoint("sft")).to(next(model.parameters()).device)
+    tuned = load_model(run.model("sft")).to(next(model.parameters()).device)
     asked: dict[str, Any] = {
         "prompts": prompts,
         "reward": reward,

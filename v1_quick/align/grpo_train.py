@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from shared_data.reward_functions import RewardFunction, score_replies
+
 from shared_data.errors import UserError
 from shared_data.progress import progress
-from shared_data.reward_functions import RewardFunction, score_replies
 from shared_data.runs import RunFolder
 from shared_data.settings import GrpoSettings, Settings
 from v1_quick.align.algorithms.rollout import _check
@@ -82,7 +83,7 @@ def grpo(settings: Settings, run: RunFolder) -> dict[str, float]:
     device = resolve_device(settings.device)
     prompts, held_out = open_prompts(settings, "grpo")
     function = open_reward(section.reward)
-    model = load_model(run.checkpoint("sft"), device=device)
+    model = load_model(run.model("sft"), device=device)
     names = [field.name for field in fields(GrpoOptions) if field.name != "gradient_clip"]
     options = GrpoOptions(
         **{name: getattr(section, name) for name in names}, gradient_clip=section.max_grad_norm

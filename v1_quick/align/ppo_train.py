@@ -13,16 +13,15 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from shared_data.reward_functions import RewardFunction, score_replies
 from torch import Tensor, nn
 
 from shared_data.errors import UserError
 from shared_data.progress import progress
-from shared_data.reward_functions import RewardFunction, score_replies
 from shared_data.runs import RunFolder
 from shared_data.settings import PpoSettings, Settings
 from v1_quick.align.algorithms.rollout import _check
@@ -35,9 +34,8 @@ from v1_quick.align.alignment_loop import (
     _without_dropout,
 )
 from v1_quick.align.exam import take_exam
-from v1_quick.align.own_answers import answers_for
 from v1_quick.align.prompt_data import open_prompts, open_reward
-from v1_quick.align.scoring import decode_replies, encode_prompts, model_reward, model_score
+from v1_quick.align.scoring import decode_replies, encode_prompts, model_reward
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.finetune.chat_data import _library_tokenizer
@@ -97,11 +95,11 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
     device = resolve_device(settings.device)
     prompts, held_out = open_prompts(settings, "ppo")
     function = None if section.reward == "reward_model" else open_reward(section.reward)
-    model = load_model(run.checkpoint("sft"), device=device)
-    reward_model = load_reward_model(run.checkpoint("reward"), device=device)
+    model = load_model(run.model("sft"), device=device)
+    reward_model = load_reward_model(run.model("reward"), device=device)
     # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one. Where another
     # function scores, only its body is of use: values off by 5, for rewards of at most 1, would drown the gradient of the policy.
-    value_model = load_reward_model(run.checkpoint("reward"), device=device)
+    value_model = load_reward_model(run.model("reward"), device=device)
     if function is not None:
         torch.nn.init.zeros_(value_model.library.score.weight)
     names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
@@ -115,15 +113,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
         options.temperature,
         model.config.max_position_embeddings,
     )
-    answered = answers_for(settings, model, tokenizer)
-    if function is not None:
-        score = partial(_score_texts, function, tokenizer)
-        judge: nn.Module = _Judge(score, tokenizer, prompts)
-    elif answered is not None:
-        shown = dict(zip(prompts, encode_prompts(tokenizer, prompts, answered), strict=True))
-        judge = _Judge(partial(_score_shown, reward_model, shown), tokenizer, prompts)
-    else:
-        judge = reward_model.library
+    judge = reward_model.library if function is None else _Judge(function, tokenizer, prompts)
     folder = run.stage("ppo")  # only now: what is refused leaves no trace
     with progress(section.steps, "ppo") as bar:
         after_step = _AfterStep(settings, run, "ppo", bar, shown=("reward", "objective/kl"))
@@ -133,9 +123,7 @@ def ppo(settings: Settings, run: RunFolder) -> dict[str, float]:
     numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}
     if function is None:
         on_stories = section.source == "story_world"
-        function = (
-            open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer, answered)
-        )
+        function = open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer)
     return numbers | take_exam(settings, run, "ppo", model, tokenizer, held_out, function)
 
 
@@ -289,40 +277,23 @@ class _Counts:
         return numbers
 
 
-# prompts, the ids of a reply to each -> a number each
-_Scored = Callable[[list[str], list[list[int]]], Sequence[float]]
-
-
-def _score_texts(
-    function: RewardFunction, tokenizer: Tokenizer, prompts: list[str], replies: list[list[int]]
-) -> Sequence[float]:
-    return score_replies(function, prompts, decode_replies(tokenizer, replies))
-
-
-def _score_shown(
-    reward_model: RewardModel, shown: dict[str, list[int]], prompts: list[str], replies: list[list[int]]
-) -> Sequence[float]:
-    """By a reward model that reads other ids than the policy, those `shown` for each prompt."""
-    return model_score(reward_model, [shown[prompt] for prompt in prompts])(replies)
-
-
 class _Judge(nn.Module):
     """A function in the place of a reward model: what the trainer asks for a hidden state answers with the reward."""
 
     base_model_prefix = "reader"
 
-    def __init__(self, score: _Scored, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
+    def __init__(self, function: RewardFunction, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
         super().__init__()
-        self.reader = _Reader(score, tokenizer, prompts)
+        self.reader = _Reader(function, tokenizer, prompts)
         self.score = nn.Identity()
 
 
 class _Reader(nn.Module):
     """Reads prompts and replies from ids, and repeats the reward of each row at all of its tokens."""
 
-    def __init__(self, score: _Scored, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
+    def __init__(self, function: RewardFunction, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
         super().__init__()
-        self.score = score
+        self.function, self.tokenizer = function, tokenizer
         ids = encode_prompts(tokenizer, prompts)
         self.prompts = {tuple(row): prompt for row, prompt in zip(ids, prompts, strict=True)}
         self.lengths = sorted({len(row) for row in ids}, reverse=True)
@@ -339,5 +310,6 @@ class _Reader(nn.Module):
             length = next(n for n in self.lengths if tuple(row[:n]) in self.prompts)
             asked.append(self.prompts[tuple(row[:length])])
             replies.append(row[length:])
-        column = torch.tensor(self.score(asked, replies), device=input_ids.device)[:, None, None]
+        rewards = score_replies(self.function, asked, decode_replies(self.tokenizer, replies))
+        column = torch.tensor(rewards, device=input_ids.device)[:, None, None]
         return SimpleNamespace(hidden_states=[column.expand(-1, input_ids.shape[1], -1)])

@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from shared_data.preference_pairs import Pair
 
 from shared_data.corpus.formatting import format_preference
 from shared_data.errors import UserError
-from shared_data.preference_pairs import Pair
 from shared_data.settings import PreferenceSettings, Settings
-from v1_quick.align.own_answers import Answered
 from v1_quick.data_pipeline.download.records import open_records
 from v1_quick.data_pipeline.tokenizer.chat_template import CHAT_TEMPLATE
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.finetune.chat_data import _template, check_turns
-from v1_quick.inference.chat import encode_chat
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 
@@ -69,12 +67,8 @@ class Preferences:
     reasons: list[str]  # empty where the record has no `reason`
 
 
-def open_preferences(
-    settings: Settings, stage: str, tokenizer: Tokenizer, answered: Answered | None = None
-) -> tuple[Preferences, Preferences]:
+def open_preferences(settings: Settings, stage: str, tokenizer: Tokenizer) -> tuple[Preferences, Preferences]:
     """Pairs of a stage to learn from, and others that are held out: of the story world's test split, or of a user's records.
-
-    answered: changes all prompts, as a reward model needs it that is shown answers (own_answers.py).
 
     Raises `UserError` naming the record that is wrong.
     """
@@ -82,8 +76,8 @@ def open_preferences(
     if section.source == "story_world":
         told = _told(section.seed, "train", **section.lessons)
         exam = _told(0, "test", question_fraction=section.question_fraction)
-        given = _encode(tokenizer, islice(told, section.pairs), answered)
-        return given, _encode(tokenizer, islice(exam, section.test_pairs), answered)
+        given = _encode(tokenizer, islice(told, section.pairs))
+        return given, _encode(tokenizer, islice(exam, section.test_pairs))
     data = settings.data.model_copy(
         update={"source": section.source, "hub_config": None, "hub_split": "train"}
     )
@@ -93,7 +87,7 @@ def open_preferences(
     ]
     held_out = records[::HELD_OUT_PART][: section.test_pairs]
     kept = [record for i, record in enumerate(records) if i % HELD_OUT_PART] or records
-    return _encode(tokenizer, kept, answered), _encode(tokenizer, held_out, answered)
+    return _encode(tokenizer, kept), _encode(tokenizer, held_out)
 
 
 def record_extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -117,17 +111,10 @@ def _told(seed: int, split: str, **lessons: Any) -> Iterator[tuple[str, dict[str
         yield where, format_preference(record, where) | {"margin": 0.0, "reason": pair.reason}
 
 
-def _encode(
-    tokenizer: Tokenizer, records: Iterable[tuple[str, dict[str, Any]]], answered: Answered | None
-) -> Preferences:
+def _encode(tokenizer: Tokenizer, records: Iterable[tuple[str, dict[str, Any]]]) -> Preferences:
     """All records as ids."""
     given = list(records)
     pairs = [encode_pair(tokenizer, record, where) for where, record in given]
-    if answered is not None:  # after every record has been found to be a pair
-        prompts = [record["prompt"] for _, record in given]
-        for number, (prompt, shown) in enumerate(zip(prompts, answered(prompts), strict=True)):
-            if shown != prompt:
-                pairs[number] = (encode_chat(tokenizer, shown), *pairs[number][1:])
     return Preferences(
         pairs,
         [where for where, _ in given],

@@ -11,10 +11,11 @@ The same at all levels.
 from itertools import islice
 from typing import Any
 
-from shared_data.errors import UserError
 from shared_data.reward_functions import RewardFunction, load_reward_function
+
+from shared_data.corpus.records import open_records
+from shared_data.errors import UserError
 from shared_data.settings import ExamSettings, PolicySettings, Settings
-from v1_quick.data_pipeline.download.records import open_records
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is for the exam
 

@@ -12,20 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from shared_data.preference_pairs import check_pairs
 
 from shared_data.files import write_json
-from shared_data.preference_pairs import check_pairs
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import PreferenceSettings, Settings
 from v1_quick.align.algorithms.dpo import preference_batch
 from v1_quick.align.alignment_loop import _LOGGED, _AfterStep, _configure, _listen
-from v1_quick.align.own_answers import answers_for
 from v1_quick.align.preference_data import Preferences, open_preferences
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.finetune.chat_data import _library_tokenizer
-from v1_quick.finetune.sft_train import _curriculum_sampler
 from v1_quick.models.checkpoint import load_model
 from v1_quick.models.reward_model import RewardModel, save_reward_model
 from v1_quick.pretrain.components.muon import choose_optimizer
@@ -38,24 +36,22 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
 
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.
     """
-    from trl import RewardConfig
+    from trl import RewardConfig, RewardTrainer
 
     section = settings.reward
     tokenizer = Tokenizer.load(run.tokenizer)
     device = resolve_device(settings.device)
-    tuned = load_model(run.checkpoint("sft"), device=device)
-    given, held_out = open_preferences(settings, "reward", tokenizer, answers_for(settings, tuned, tokenizer))
+    tuned = load_model(run.model("sft"), device=device)
+    given, held_out = open_preferences(settings, "reward", tokenizer)
     length = min(section.max_length, tuned.config.max_position_embeddings)
     for preferences in (given, held_out):
         check_pairs(preferences.pairs, length, preferences.names)
     folder = run.stage("reward")  # only now: a wrong record leaves no trace
     model = RewardModel.from_transformer(tuned, section.seed).to(device)
-    if section.freeze_embeddings:
-        model.freeze_embeddings()
     library_tokenizer = _library_tokenizer(tokenizer)
     center_coefficient = section.center_coefficient or None
     with tempfile.TemporaryDirectory() as scratch, progress(section.steps, "reward") as bar:
-        trainer = _trainer_class()(
+        trainer = RewardTrainer(
             model=model.library,
             args=_configure(
                 RewardConfig,
@@ -68,7 +64,6 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
                 max_length=None,  # it would leave out what is longer; the dataset is cut instead
                 center_rewards_coefficient=center_coefficient,
                 disable_dropout=False,
-                train_sampling_strategy="random" if section.shuffle else "sequential",
             ),
             train_dataset=_dataset(given, length).add_column("margin", given.margins),
             eval_dataset=_dataset(held_out, length),
@@ -103,19 +98,6 @@ def reward(settings: Settings, run: RunFolder) -> dict[str, float]:
         "accuracy": float(right.mean()),
         "margin": float((scores[:, 0] - scores[:, 1]).mean()),
     }
-
-
-def _trainer_class() -> Any:
-    """trl's trainer, which takes seconds to import."""
-    from trl import RewardTrainer
-
-    class Trainer(RewardTrainer):
-        """Keeps the order of a curriculum."""
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return _curriculum_sampler(self) or super()._get_train_sampler(train_dataset)
-
-    return Trainer
 
 
 def _dataset(preferences: Preferences, length: int) -> Any:

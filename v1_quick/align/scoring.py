@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-
 from shared_data.reward_functions import RewardFunction, score_replies
+
 from v1_quick.align.algorithms.log_probabilities import reply_log_probabilities
 from v1_quick.align.algorithms.rollout import collect
-from v1_quick.align.own_answers import Answered
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.inference.chat import encode_chat, stop_ids
 from v1_quick.models.reward_model import RewardModel
@@ -24,13 +23,9 @@ Score = Callable[
 ]  # the ids of all replies, in order -> a finite number each
 
 
-def encode_prompts(
-    tokenizer: Tokenizer, prompts: Sequence[str], answered: Answered | None = None
-) -> list[list[int]]:
-    """Each prompt as the first turn of a conversation, up to where the reply begins; `answered` as a reward model reads it."""
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    shown = conversations if answered is None else answered(conversations)
-    return [encode_chat(tokenizer, messages) for messages in shown]
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Each prompt as the first turn of a conversation, up to where the reply begins."""
+    return [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
 
 
 def decode_replies(tokenizer: Tokenizer, replies: Sequence[Sequence[int]]) -> list[str]:
@@ -57,9 +52,7 @@ def model_score(
     return score
 
 
-def model_reward(
-    reward_model: RewardModel, tokenizer: Tokenizer, answered: Answered | None = None
-) -> RewardFunction:
+def model_reward(reward_model: RewardModel, tokenizer: Tokenizer) -> RewardFunction:
     """A reward model as a function of texts, for an exam on prompts whose truth nobody knows."""
 
     def reward(prompts: list[str], replies: list[str]) -> list[float]:
@@ -67,7 +60,7 @@ def model_reward(
             [*tokenizer.encode(reply, add_special_tokens=False), *stop_ids(tokenizer)[:1]]
             for reply in replies
         ]
-        return list(model_score(reward_model, encode_prompts(tokenizer, prompts, answered))(ids))
+        return list(model_score(reward_model, encode_prompts(tokenizer, prompts))(ids))
 
     return reward
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from shared_data.held_out import check_vocabulary, read_held_out
+from shared_data.evaluation.held_out import check_vocabulary, read_held_out
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
@@ -32,7 +32,7 @@ def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None)
     """
     section = settings.evaluate
     device = resolve_device(settings.device)
-    folder = checkpoint or run.checkpoint("pretrain")
+    folder = checkpoint or run.model("pretrain")
     # A CPU computes bfloat16 many times slower than float32.
     model = load_model(folder, dtype=torch.float32 if device.type == "cpu" else None, device=device)
     tokenizer = Tokenizer.load(run.tokenizer)

@@ -7,11 +7,9 @@ over.
     uv run v1 sft --config tiny
 """
 
-import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers.pytorch_utils import Conv1D
 
+from shared_data.corpus.conversations import read_conversations
 from shared_data.errors import UserError
 from shared_data.files import write_json
 from shared_data.progress import progress
@@ -33,7 +32,6 @@ from v1_quick.align.alignment_loop import (
     _kept_configuration,
     _listen,
 )
-from v1_quick.data_pipeline.download.conversations import read_conversations
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v1_quick.device import resolve_device
 from v1_quick.evaluation.metrics.answers import answer_questions
@@ -70,7 +68,6 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
         encode_conversation(tokenizer, messages, length, where)
         records.append({"messages": messages})
     held_out = records[::VALIDATION_PART] if len(records) > 1 else records
-    random.Random(section.seed).shuffle(held_out)  # the first of a curriculum are not like the rest
     kept = [record for i, record in enumerate(records) if i % VALIDATION_PART] or records
     folder = run.stage("sft")  # only now: what is refused leaves no trace
     with (
@@ -89,8 +86,6 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
                 per_device_eval_batch_size=section.batch_size,
                 gradient_accumulation_steps=section.gradient_accumulation_steps,
                 max_length=length,
-                # The trainer packs a thousand conversations at a time: the order is kept from one thousand to the next.
-                train_sampling_strategy="random" if section.shuffle else "sequential",
                 packing=True,
                 assistant_only_loss=True,
                 bf16=section.precision == "bfloat16",
@@ -121,7 +116,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     if section.adapter.method != "none":
-        save_adapter(model, folder / "adapter", base_name=str(run.checkpoint("pretrain")))
+        save_adapter(model, folder / "adapter", base_name=str(run.model("pretrain")))
         model = _merged(settings, run, model, folder / "adapter")
     ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.end_of_text_id]
     for configuration in (model.library.config, model.library.generation_config):
@@ -142,7 +137,7 @@ def sft(settings: Settings, run: RunFolder) -> dict[str, float | int | None]:
 
 def _model_to_tune(settings: Settings, run: RunFolder, device: torch.device) -> Transformer:
     """The pretrained model; with adapters, these on the frozen pretrained model."""
-    model, adapter = load_model(run.checkpoint("pretrain"), device=device), settings.sft.adapter
+    model, adapter = load_model(run.model("pretrain"), device=device), settings.sft.adapter
     if adapter.method == "none":
         return model
     if adapter.method == "qlora":
@@ -175,9 +170,6 @@ def _trainer_class() -> Any:
                 self.reply_tokens += int((inputs["labels"] != -100).sum())
             return super().compute_loss(model, inputs, *arguments, **keywords)
 
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return _curriculum_sampler(self) or super()._get_train_sampler(train_dataset)
-
     return Trainer
 
 
@@ -199,35 +191,11 @@ def _rows_apart(pad_id: int) -> Any:
     return RowsApart(pad_token_id=pad_id, return_position_ids=True)
 
 
-def _curriculum_sampler(trainer: Any) -> "_CurriculumSampler | None":
-    """The sampler of a trainer that is not to shuffle; None where it is, or is to sample as the library does."""
-    if trainer.args.train_sampling_strategy != "sequential":
-        return None
-    return _CurriculumSampler(len(trainer.train_dataset), trainer.args.seed)
-
-
-class _CurriculumSampler(torch.utils.data.Sampler):
-    """The order of the source in the first epoch, one drawn anew in each that follows, as at levels 2 and 3."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(range(self.length))
-        if self.epoch:
-            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        self.epoch += 1
-        return iter(order)
-
-
 def _merged(settings: Settings, run: RunFolder, model: Transformer, adapter: Path) -> Transformer:
     """A plain model that computes what the adapted one does: PEFT's `merge_and_unload`, on the decoded base where that was quantized."""
     if settings.sft.adapter.method == "qlora":
         quantized: Any = model.library.get_base_model()
-        model = load_model(run.checkpoint("pretrain"), device=model.library.device)
+        model = load_model(run.model("pretrain"), device=model.library.device)
         for path, layer in quantized.named_modules():
             if isinstance(layer, Linear4bit):
                 plain = model.library.get_submodule(path.removesuffix(".base_layer"))
@@ -251,7 +219,7 @@ def _exam(settings: Settings, run: RunFolder, model: Transformer, tokenizer: Tok
     from shared_data.story_world.tasks import questions
 
     tasks = list(islice(questions(settings.sft.seed, "test"), settings.sft.test_questions))
-    before = load_model(run.checkpoint("pretrain"), device=model.library.device)
+    before = load_model(run.model("pretrain"), device=model.library.device)
     first = answer_questions(before, tokenizer, tasks)
     last = answer_questions(model, tokenizer, tasks)
     write_json(answers, {"before": first.records, "after": last.records})

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from shared_data.errors import UserError
+from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.files import write_json
 from shared_data.generated_text import consistent_story_ratio, describe
-from shared_data.held_out import check_vocabulary
 from shared_data.runs import RunFolder
 from shared_data.settings import GenerateSettings, Settings
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
@@ -170,7 +170,7 @@ def load_for_generation(
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     device = resolve_device(settings.device)
-    given = checkpoint or run.checkpoint("pretrain")
+    given = checkpoint or run.model("pretrain")
     base = None  # of an adapter, the model it belongs to
     if (given / "adapter_config.json").is_file():  # peft takes seconds to import
         from v1_quick.finetune.peft.adapters import base_of_adapter, load_adapter

@@ -17,8 +17,6 @@ from shared_data.errors import UserError
 from v1_quick.models.checkpoint import _quiet
 from v1_quick.models.transformer import Transformer
 
-_EMBEDDINGS = frozenset({"embed_tokens", "wte", "wpe"})  # tables of tokens and positions
-
 
 class RewardModel(nn.Module):
     """A language model's body with a score. `library` is the model of transformers, for trl's trainers."""
@@ -40,12 +38,6 @@ class RewardModel(nn.Module):
         with torch.no_grad():
             reward_model.library.score.weight.copy_(torch.from_numpy(initial_score(model.config, seed)))
         return reward_model
-
-    def freeze_embeddings(self) -> None:
-        """From here on training leaves the tables of tokens and positions as they are (Kumar et al. 2022)."""
-        for name, parameter in self.named_parameters():
-            if not _EMBEDDINGS.isdisjoint(name.split(".")):
-                parameter.requires_grad = False
 
     def scores(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, read: Tensor | None = None

@@ -21,13 +21,11 @@ class Transformer(nn.Module):
         self.config = config
         self.library = library if library is not None else AutoModelForCausalLM.from_config(config)
 
-    def initialize(
-        self, seed: int, equal_query_key: bool = False, induction_heads: bool = False
-    ) -> "Transformer":
+    def initialize(self, seed: int) -> "Transformer":
         """Set the initial weights of `initialization.py`; the same seed gives the same weights at all levels."""
         parameters = dict(self.library.named_parameters())
         with torch.no_grad():
-            for name, weight in initial_weights(self.config, seed, equal_query_key, induction_heads):
+            for name, weight in initial_weights(self.config, seed):
                 parameters[name].copy_(torch.from_numpy(weight))
         return self
 

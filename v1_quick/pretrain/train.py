@@ -122,10 +122,7 @@ def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Tra
     """
     config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
     if settings.pretrain.init_from is None:
-        start = settings.model
-        return Transformer(config).initialize(
-            settings.pretrain.seed, start.equal_query_key, start.induction_heads
-        )
+        return Transformer(config).initialize(settings.pretrain.seed)
     source = load_model(Path(settings.pretrain.init_from))
     _check_vocabulary(Path(settings.pretrain.init_from), source.config, run, tokenizer)
     _check_shape(settings.pretrain.init_from, source.config, config)

@@ -1,277 +1,174 @@
-"""The stage `ppo`: sample replies, score them, improve policy and value model (Ziegler et al. 2019; Stiennon et al. 2020).
+"""The stage `ppo`: sample completions, score them, improve policy and value model (Ziegler et al. 2019; Stiennon et al. 2020).
 
-`ppo_step` is one update. The functions stand in algorithms/ppo.py and algorithms/rollout.py; here they are called in order.
-Scores come from a function of the replies: a reward model, the story world's reward, or a user's own
-(`shared_data.reward_functions`).
+Scores come from the reward model of the stage `reward`, or from a function of prompts and completions: the story world's reward, or a
+user's own (`shared_data/alignment/rewards.py`).
 
 Level 1: `trl.experimental.ppo.PPOTrainer`. Level 3: the same over its own autograd; from the same weights it samples the same
-replies and ends with the same weights. Theory: algorithms/ppo.md.
+completions and ends with the same weights. Theory: algorithms/ppo.md.
 
     uv run v2 ppo --config tiny
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, fields
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shared_data.reward_functions import check_rewards
+from shared_data.alignment.policy_evaluation import evaluate_policy
+from shared_data.alignment.prompts import PromptBatch, PromptBatches, encode_prompts, open_prompts
+from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
+from shared_data.alignment.token_policy import decode_completions, pad_completions
 from shared_data.runs import RunFolder
-from shared_data.settings import Settings
-from shared_data.training.schedulers import Schedule
-from shared_data.training.schedulers import learning_rate as scheduled
-from shared_data.training.training_state import find_checkpoint
-from v2_handwritten.align.algorithms.ppo import (
-    Metrics,
-    make_experience,
-    penalize_missing_end,
-    ppo_minibatch_loss,
-    value_mask,
-)
+from shared_data.settings import PpoSettings, Settings
+from shared_data.training.training_run import Metrics
+from v2_handwritten.align.algorithms.ppo import make_experience, penalize_missing_eos, ppo_loss, value_mask
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
-from v2_handwritten.align.alignment_loop import make_optimizer, train_steps
-from v2_handwritten.align.exam import take_exam
-from v2_handwritten.align.own_answers import answers_for
-from v2_handwritten.align.prompt_data import open_prompts, open_reward
-from v2_handwritten.align.scoring import (
-    Score,
-    choose_prompts,
-    encode_prompts,
-    model_reward,
-    model_score,
-    text_score,
-)
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v2_handwritten.align.grpo_train import rollout_log_probs
+from v2_handwritten.align.policy import as_policy
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.device import resolve_device
-from v2_handwritten.models.checkpoint import load_model, load_reward_model, save_model
-from v2_handwritten.models.log_probs import completion_log_probs
+from v2_handwritten.models.checkpoint import load_model, load_reward_model, load_weights, save_model
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer, frozen_copy
-from v2_handwritten.pretrain.components.gradient_clipping import clip_gradients
-from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+from v2_handwritten.pretrain.components.training import Training
+
+Score = Callable[[PromptBatch, Rollout], list[float]]  # a number for each completion
 
 
-@dataclass(frozen=True)
-class PpoOptions:
-    """The numbers of an update, with TRL's defaults; in brackets TRL's name where it is another."""
-
-    max_new_tokens: int  # a reply may have [response_length]
-    temperature: float = 0.7
-    kl_coefficient: float = 0.05  # [kl_coef]
-    kl_estimator: Literal["k1", "k3"] = "k1"
-    missing_end_penalty: float | None = (
-        None  # off the score of a reply that was cut off [missing_eos_penalty]
-    )
-    gamma: float = 1.0
-    lam: float = 0.95
-    whiten_rewards: bool = False
-    clip_range: float = 0.2  # [cliprange]
-    clip_range_value: float = 0.2  # [cliprange_value]
-    value_coefficient: float = 0.1  # [vf_coef]
-    epochs: int = 4  # over the same replies [num_ppo_epochs]
-    minibatches: int = 1  # optimizer steps an epoch [num_mini_batches]
-    gradient_clip: float = 0.0  # 0 for none, as in TRL's PPO
-
-
-def ppo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
-    """Improve the tuned model of the run by the scores of its own replies; returns the numbers of the stage.
+def ppo(settings: Settings, run: RunFolder) -> Metrics:
+    """Improve the tuned model of the run by the scores of its own completions; returns the metrics of the stage.
 
     Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.
     """
-    section = settings.ppo
-    tokenizer = Tokenizer.load(run.tokenizer)
-    device = resolve_device(settings.device)
-    prompts, held_out = open_prompts(settings, "ppo")
-    function = None if section.reward == "reward_model" else open_reward(section.reward)
-    reference = frozen_copy(load_model(run.checkpoint("sft")).to(device))
-    reward_model = load_reward_model(run.checkpoint("reward")).to(device).eval()
-    folder = run.stage("ppo")  # only now: what is refused leaves no trace
-    checkpoint = find_checkpoint(folder / "state", run.fingerprint("ppo"), section.resume)
-    model = load_model(checkpoint or run.checkpoint("sft")).to(device)
-    # The value model starts as the reward model: what a whole reply is worth is a good guess for the beginning of one. Where another
-    # function scores, only its body is of use: values off by 5, for rewards of at most 1, would drown the gradient of the policy.
-    value_model = load_reward_model(
-        checkpoint / "value_model" if checkpoint else run.checkpoint("reward")
-    ).to(device)
-    if function is not None and not checkpoint:
-        nn.init.zeros_(value_model.score.weight)
-    answered = answers_for(settings, reference, tokenizer)
-    optimizer = make_optimizer(actor_critic_groups(model, value_model, section.weight_decay), section)
-    names = [field.name for field in fields(PpoOptions) if field.name != "gradient_clip"]
-    options = PpoOptions(
-        **{name: getattr(section, name) for name in names}, gradient_clip=section.max_grad_norm
-    )
-
-    def step(number: int) -> Metrics:
-        asked = choose_prompts(prompts, section.prompts_per_step, section.seed, number)
-        ids = encode_prompts(tokenizer, asked)
-        if function is None:
-            read = ids if answered is None else encode_prompts(tokenizer, asked, answered)
-            score = model_score(reward_model, read)
-        else:
-            score = text_score(tokenizer, asked, function)
-        seed = section.seed * 1_000_003 + number
-        metrics = ppo_step(model, value_model, optimizer, reference, ids, score, options, seed)
-        tokens = sum(map(len, ids)) + metrics["reply_tokens"] * len(ids)
-        return metrics | {"tokens": tokens}
-
-    def write_weights(target: Path) -> None:
-        save_model(model, target, run.tokenizer.parent)
-        save_model(value_model, target / "value_model", run.tokenizer.parent)
-
-    last = train_steps(
-        settings, run, "ppo", optimizer, checkpoint, step, write_weights, shown=("reward", "objective/kl")
-    )
-    save_model(model, folder, run.tokenizer.parent)
-    numbers = {name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")}
-    if function is None:
+    section, device = settings.ppo, resolve_device(settings.device)
+    tokenizer = load_tokenizer(run.model("sft"))
+    policy = load_model(run.model("sft"), kernels=settings.kernels).to(device)
+    reference = frozen_copy(policy)
+    reward_model = load_reward_model(run.model("reward"), kernels=settings.kernels).to(device).eval()
+    value_model = copy.deepcopy(
+        reward_model
+    )  # what a whole completion is worth is a good guess for its beginning
+    train, held_out = open_prompts(settings, "ppo")
+    prompts = PromptBatches(train, tokenizer, section.per_device_train_batch_size, section.seed)
+    if section.reward == "reward_model":
+        score: Score = partial(model_scores, reward_model)
         on_stories = section.source == "story_world"
-        function = (
-            open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer, answered)
-        )
-    return numbers | take_exam(settings, run, "ppo", model, tokenizer, held_out, function)
+        reward = open_reward("story_world") if on_stories else model_reward(reward_model, tokenizer)
+    else:
+        reward = open_reward(section.reward)
+        score = partial(text_scores, reward, tokenizer)
+        # Values of another scale than the rewards would drown the gradient of the policy: only the body is of use then.
+        nn.init.zeros_(value_model.score.weight)
 
+    def save(folder: Path) -> None:
+        save_model(policy, folder, run.model("sft"))
+        save_model(value_model, folder / "value_model", run.model("sft"))
 
-def actor_critic_groups(model: Transformer, value_model: RewardModel, weight_decay: float) -> list[dict]:
-    """The parameters of both models for one optimizer."""
-    return parameter_groups(nn.ModuleDict({"policy": model, "value": value_model}), weight_decay)
+    def load(folder: Path) -> None:
+        load_weights(policy, folder)
+        load_weights(value_model, folder / "value_model")
 
-
-def ppo_step(
-    model: Transformer,
-    value_model: RewardModel,
-    optimizer: AdamW,
-    reference: Transformer,
-    prompts: Sequence[Sequence[int]],
-    score: Score,
-    options: PpoOptions,
-    seed: int,
-) -> Metrics:
-    """Sample a reply to each prompt, and take `epochs` · `minibatches` optimizer steps on both models.
-
-    reference: stays as it is (`frozen_copy`). optimizer: over `actor_critic_groups`.
-    seed: decides the replies and the minibatches, so an update that is done again from the same state gives the same.
-    Dropout is off throughout: with it, old and new log-probabilities would differ before anything is learned.
-    Raises `UserError` for a reward that is no finite number.
-    """
-    model.eval()
-    value_model.eval()
-    rollout = collect(
-        model, prompts, options.max_new_tokens, options.temperature, seed, model.config.eos_token_id
+    models = nn.ModuleDict({"policy": policy, "value": value_model})
+    step = partial(ppo_update, policy, value_model, reference, score, section)
+    metrics = Training("ppo", settings, run).fit(
+        models, prompts, step, save=save, load=load, shown=("reward", "objective/kl"), dropout=False
     )
-    weight = model.lm_head.weight
-    given = check_rewards(score(rollout.replies()), len(rollout.finished))
-    scores = torch.tensor(given, dtype=weight.dtype, device=weight.device)
-    mask = rollout.reply_mask[:, rollout.prompt_length :]
-    # Where it learns from all replies at once, the first update has its forward pass behind it: that of the experience.
-    whole = options.minibatches == 1
-    with nullcontext() if whole else torch.no_grad():
-        old, old_values = _log_probabilities(model, rollout, options), _values(value_model, rollout)
+    save_model(policy, run.stage("ppo"), run.model("sft"))
+    policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)
+    return metrics | evaluate_policy(settings, run, "ppo", *policies, held_out, reward)
+
+
+def ppo_update(
+    policy: Transformer,
+    value_model: RewardModel,
+    reference: Transformer,
+    score: Score,
+    section: PpoSettings,
+    batch: PromptBatch,
+) -> Iterator[tuple[Tensor, Metrics]]:
+    """Sample a completion of each prompt; yield a loss on them, with its metrics, for each optimizer step on both models.
+
+    Dropout must be off: with it, old and new log-probabilities would differ before anything is learned. Raises `UserError` for a
+    score that is no finite number.
+    """
+    temperature = section.temperature
+    rollout = collect(policy, batch.ids, section.max_completion_length, temperature, batch.seed)
+    given = check_rewards(score(batch, rollout), len(batch.prompts))
+    scores = torch.tensor(given).to(policy.lm_head.weight)
     with torch.no_grad():
         experience, metrics = make_experience(
-            old.detach(),
-            _log_probabilities(reference, rollout, options),
-            penalize_missing_end(scores, rollout.finished, options.missing_end_penalty),
-            old_values.detach(),
-            mask,
-            options.kl_coefficient,
-            options.kl_estimator,
-            options.gamma,
-            options.lam,
-            options.whiten_rewards,
+            rollout_log_probs(policy, rollout, temperature),
+            rollout_log_probs(reference, rollout, temperature),
+            penalize_missing_eos(scores, rollout.finished, section.missing_eos_penalty),
+            rollout_values(value_model, rollout),
+            rollout.mask,
+            section.kl_coef,
+            section.kl_estimator,
+            section.gamma,
+            section.lam,
+            section.whiten_rewards,
         )
     metrics |= {
         "reward": scores.mean().item(),  # without the penalty
-        "reply_tokens": mask.sum().item() / len(scores),
+        "completion_length": rollout.mask.sum().item() / len(scores),
         "finished": rollout.finished.sum().item() / len(scores),
+        "tokens": int(rollout.attention_mask.sum()),
     }
-
-    parameters = [*model.parameters(), *value_model.parameters()]
-    generator = np.random.default_rng([seed, len(scores)])
-    logs: list[Metrics] = []
-    for epoch in range(options.epochs):
-        for part in np.array_split(generator.permutation(len(scores)), options.minibatches):
-            rows = torch.from_numpy(part).to(mask.device)
-            if whole and epoch == 0:
-                new, new_values = old[rows], old_values[rows]
-            else:
-                some = rollout.rows(rows)
-                new, new_values = _log_probabilities(model, some, options), _values(value_model, some)
-            loss, log = ppo_minibatch_loss(
-                new,
-                new_values,
+    generator = np.random.default_rng([batch.seed, len(scores)])
+    for _ in range(section.num_ppo_epochs):
+        for part in np.array_split(generator.permutation(len(scores)), section.num_mini_batches):
+            rows = torch.from_numpy(part).to(scores.device)
+            minibatch = rollout.rows(rows)
+            loss, log = ppo_loss(
+                rollout_log_probs(policy, minibatch, temperature),
+                rollout_values(value_model, minibatch),
                 experience.rows(rows),
-                options.clip_range,
-                options.clip_range_value,
-                options.value_coefficient,
+                section.cliprange,
+                section.cliprange_value,
+                section.vf_coef,
             )
-            loss.backward()
-            norm = clip_gradients(parameters, options.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            logs.append({"loss": loss.item(), "gradient_norm": norm, **log})
-    return metrics | {name: sum(log[name] for log in logs) / len(logs) for name in logs[0]}
+            yield loss, metrics | log
 
 
-def train_ppo(
-    model: Transformer,
-    value_model: RewardModel,
-    reward_model: RewardModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    options: PpoOptions,
-    *,
-    steps: int,
-    prompts_per_step: int = 64,
-    learning_rate: float = 3e-6,
-    warmup_steps: int = 0,
-    schedule: Schedule = "constant",
-    seed: int = 0,
-    after_step: Callable[[int, Metrics], None] | None = None,
-) -> None:
-    """`steps` updates on chosen prompts, scored by a reward model; the model as it comes in is the reference.
-
-    `after_step` hears the number of finished updates and the metrics of the last. A stage that resumes, or whose scores come
-    from elsewhere, calls `ppo_step` itself.
-    """
-    reference = frozen_copy(model)
-    optimizer = AdamW(actor_critic_groups(model, value_model, weight_decay=0.0), learning_rate)
-    for step in range(steps):
-        optimizer.learning_rate = scheduled(
-            step,
-            peak=learning_rate,
-            total_steps=steps,
-            warmup_steps=warmup_steps,
-            schedule=schedule,
-            min_ratio=0.1,
-        )
-        asked = encode_prompts(tokenizer, choose_prompts(prompts, prompts_per_step, seed, step))
-        score = model_score(reward_model, asked)
-        metrics = ppo_step(
-            model, value_model, optimizer, reference, asked, score, options, seed=seed * 1_000_003 + step
-        )
-        if after_step is not None:
-            after_step(step + 1, metrics)
-
-
-def _log_probabilities(model: Transformer, rollout: Rollout, options: PpoOptions) -> Float[Tensor, "B T"]:
-    """Of the replies' tokens, in the distribution they were sampled from."""
-    return rollout.of_replies(
-        completion_log_probs(
-            model, rollout.input_ids, rollout.reply_mask, rollout.attention_mask, options.temperature
-        )
-    )
-
-
-def _values(value_model: RewardModel, rollout: Rollout) -> Float[Tensor, "B T"]:
-    """Of the states that count: before each of the replies' tokens, and after the last one."""
+def rollout_values(value_model: RewardModel, rollout: Rollout) -> Float[Tensor, "B T"]:
+    """Values of the states that count: before each of the completions' tokens, and after the last one."""
     first = rollout.prompt_length
-    read = torch.zeros_like(rollout.reply_mask, dtype=torch.bool)
-    read[:, first - 1 : -1] = value_mask(rollout.reply_mask[:, first:]).bool()
-    return rollout.of_replies(value_model.scores(rollout.input_ids, rollout.attention_mask, read)[:, :-1])
+    counted = torch.zeros_like(rollout.completion_mask, dtype=torch.bool)
+    counted[:, first - 1 : -1] = value_mask(rollout.mask).bool()
+    values = value_model.scores(rollout.input_ids, rollout.attention_mask, counted)
+    return rollout.of_completions(values[:, :-1])
+
+
+def text_scores(
+    reward: RewardFunction, tokenizer: Tokenizer, batch: PromptBatch, rollout: Rollout
+) -> list[float]:
+    """Scores by a function of texts."""
+    return list(reward(batch.prompts, decode_completions(tokenizer, rollout.completions())))
+
+
+def model_scores(reward_model: RewardModel, batch: PromptBatch, rollout: Rollout) -> list[float]:
+    """Scores by a reward model, read at the last token of prompt and completion."""
+    return _row_scores(reward_model, list(zip(batch.ids, rollout.completions(), strict=True)))
+
+
+def model_reward(reward_model: RewardModel, tokenizer: Tokenizer) -> RewardFunction:
+    """A reward model as a function of texts, for the evaluation on prompts whose true reward is not known."""
+
+    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+        end = [tokenizer.special_tokens["<|im_end|>"]]
+        ids = [tokenizer.encode(completion) + end for completion in completions]
+        return _row_scores(reward_model, list(zip(encode_prompts(tokenizer, prompts), ids, strict=True)))
+
+    return reward
+
+
+@torch.no_grad()
+def _row_scores(reward_model: RewardModel, rows: list[tuple[list[int], list[int]]]) -> list[float]:
+    input_ids, _, attention_mask = pad_completions(rows)
+    device = reward_model.score.weight.device
+    return reward_model(*(torch.from_numpy(a).to(device) for a in (input_ids, attention_mask))).tolist()

@@ -1,138 +1,82 @@
-"""The stage `reward`: a reward model from preference pairs, and its exam on pairs that were held out (Stiennon et al. 2020).
+"""The stage `reward`: a reward model from preference pairs, measured on pairs that were held out (Stiennon et al. 2020).
 
-The model starts as the tuned language model with a new score in place of the output matrix. Both replies of a pair pass
-through the model in one batch; the loss compares their scores (algorithms/reward_loss.md). What a step does with the loss,
-and what surrounds the steps, stands in alignment_loop.py.
+The model starts as the tuned language model with a new score in place of the output matrix. Both completions of a pair pass
+through the model in one batch; the loss compares their scores (algorithms/reward_loss.md).
 
 Level 1: trl's `RewardTrainer`. Level 3: the same over its own autograd, the pairs shared out among threads.
 
     uv run v2 reward --config tiny
 """
 
-from collections import Counter, defaultdict
-from functools import partial
+from collections import defaultdict
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs
+from shared_data.alignment.pairs import open_pairs
 from shared_data.files import write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.training_state import find_checkpoint
-from v2_handwritten.align.algorithms.dpo import PreferenceBatch
+from shared_data.training.training_run import Metrics
 from v2_handwritten.align.algorithms.reward_loss import reward_loss
-from v2_handwritten.align.alignment_loop import preference_step, train_steps
-from v2_handwritten.align.own_answers import answers_for
-from v2_handwritten.align.preference_data import PreferenceLoader, open_preferences
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v2_handwritten.device import resolve_device
-from v2_handwritten.models.checkpoint import load_model, load_reward_model, save_model
+from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.reward_model import RewardModel
-from v2_handwritten.pretrain.components.muon import choose_optimizer
+from v2_handwritten.pretrain.components.training import Training
 
 
-def reward(settings: Settings, run: RunFolder) -> dict[str, float | int]:
-    """Train a reward model that starts from the tuned model of the run; returns the numbers of the stage.
+def reward(settings: Settings, run: RunFolder) -> Metrics:
+    """Train a reward model that starts from the tuned model of the run; returns the metrics of the stage.
 
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.
     """
     section = settings.reward
-    tokenizer = Tokenizer.load(run.tokenizer)
-    device = resolve_device(settings.device)
-    tuned = load_model(run.checkpoint("sft")).to(device)
-    given, held_out = open_preferences(settings, "reward", tokenizer, answers_for(settings, tuned, tokenizer))
-    pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
-    length = min(section.max_length, tuned.config.max_position_embeddings)
-    loader = given.loader(section, pad_id, length, section.shuffle)
-    exam = held_out.loader(section, pad_id, length, shuffle=False)
-    folder = run.stage("reward")  # only now: a wrong record leaves no trace
-    checkpoint = find_checkpoint(folder / "state", run.fingerprint("reward"), section.resume)
-    model = load_reward_model(checkpoint) if checkpoint else RewardModel.from_transformer(tuned, section.seed)
-    model.to(device)
-    optimizer = choose_optimizer(model, section)
+    tokenizer = load_tokenizer(run.model("sft"))
+    tuned = load_model(run.model("sft"), kernels=settings.kernels)
+    model = RewardModel.from_transformer(tuned, section.seed).to(resolve_device(settings.device))
+    records, held_out = open_pairs(settings, "reward")
+    positions = model.config.max_position_embeddings
+    pairs = PairBatches(records, tokenizer, section, positions)
+    eval_pairs = PairBatches(held_out, tokenizer, section, positions, shuffle=False)
 
-    def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:
-        margins = given.margins[loader.indices]
-        return reward_batch_loss(model, batch, section.center_coefficient, margins if margins.any() else None)
+    def step(batch: PairBatch) -> tuple[Tensor, Metrics]:
+        scores = pair_scores(model, batch)
+        margin = torch.from_numpy(batch.margins).to(scores)
+        chosen, rejected = scores.chunk(2)
+        return reward_loss(chosen, rejected, margin, section.center_rewards_coefficient)
 
-    def evaluate() -> dict[str, float]:
-        found = evaluate_reward_model(model, exam)
-        return {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"]}
+    @torch.no_grad()
+    def evaluate() -> Metrics:
+        model.eval()
+        found = evaluate_pairs(eval_pairs, step)
+        return {f"validation_{name}": found[name] for name in ("loss", "accuracy", "margin")}
 
-    last = train_steps(
-        settings,
-        run,
-        "reward",
-        optimizer,
-        checkpoint,
-        partial(preference_step, model, optimizer, loader, batch_loss, section),
-        partial(save_model, model, tokenizer_folder=run.tokenizer.parent),
-        loader,
-        evaluate,
-        shown=("loss", "accuracy"),
+    metrics = Training("reward", settings, run).fit(
+        model, pairs, step, evaluate=evaluate, shown=("loss", "accuracy"), dropout=False
     )
-    save_model(model, folder, run.tokenizer.parent)
-    scores = score_pairs(model, exam)
-    right = scores[:, 0] > scores[:, 1]
-    by_reason: dict[str, list[bool]] = defaultdict(list)
-    for reason, is_right in zip(held_out.reasons, right.tolist(), strict=True):
-        by_reason[reason or "pairs"].append(is_right)
-    write_json(
-        folder / "accuracy.json", {reason: [sum(of), len(of)] for reason, of in sorted(by_reason.items())}
-    )
-    return {
-        **{name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")},
-        "pairs": len(given.pairs),
-        "test_pairs": len(held_out.pairs),
-        "accuracy": float(right.mean()),
-        "margin": float((scores[:, 0] - scores[:, 1]).mean()),
-    }
+    save_model(model, run.stage("reward"), run.model("sft"))
+    write_json(run.stage("reward") / "accuracy.json", accuracy_by_reason(model, eval_pairs))
+    metrics |= {"pairs": len(pairs.pairs), "eval_pairs": len(eval_pairs.pairs)}
+    return metrics | {name: metrics[f"validation_{name}"] for name in ("accuracy", "margin")}
 
 
-def reward_batch_loss(
-    model: RewardModel,
-    batch: PreferenceBatch,
-    center_coefficient: float = 0.0,
-    margins: Float[np.ndarray, " B"] | None = None,
-) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Mean loss of the pairs of a batch, by how much each chosen reply should be ahead, and the metrics of `reward_loss`."""
+def pair_scores(model: RewardModel, batch: PairBatch) -> Float[Tensor, " N"]:
+    """The scores of all 2B completions of a batch, the chosen ones first."""
     device = model.score.weight.device
-    input_ids, attention_mask = (
-        torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.attention_mask)
-    )
-    chosen, rejected = model(input_ids, attention_mask).chunk(2)
-    margin = None if margins is None else torch.from_numpy(margins).to(chosen)
-    return reward_loss(chosen, rejected, margin, center_coefficient)
+    input_ids, attention_mask = map(torch.from_numpy, (batch.input_ids, batch.attention_mask))
+    return model(input_ids.to(device), attention_mask.to(device))
 
 
 @torch.no_grad()
-def evaluate_reward_model(
-    model: RewardModel, loader: PreferenceLoader, max_batches: int | None = None
-) -> dict[str, float]:
-    """`loss`, `accuracy` and `margin` over the pairs of a loader, each once; every pair counts the same."""
-    was_training = model.training
-    model.eval()
-    totals: Counter[str] = Counter()
-    for batch in loader.one_pass(max_batches):
-        B = len(batch.input_ids) // 2
-        loss, metrics = reward_batch_loss(model, batch)
-        totals.update({"pairs": B, "loss": loss.item() * B})
-        totals.update({name: metrics[name] * B for name in ("accuracy", "margin")})
-    model.train(was_training)
-    return {name: totals[name] / totals["pairs"] for name in ("loss", "accuracy", "margin")}
-
-
-@torch.no_grad()
-def score_pairs(model: RewardModel, loader: PreferenceLoader) -> Float[np.ndarray, "P 2"]:
-    """The scores of the chosen and of the rejected reply of every pair of a loader, in order."""
-    was_training = model.training
-    model.eval()
-    device, rows = model.score.weight.device, []
-    for batch in loader.one_pass():
-        arrays = (batch.input_ids, batch.attention_mask)
-        scores = model(*(torch.from_numpy(array).to(device) for array in arrays))
-        rows.append(scores.view(2, -1).T.cpu().numpy())
-    model.train(was_training)
-    return np.concatenate(rows)
+def accuracy_by_reason(model: RewardModel, pairs: PairBatches) -> dict[str, list[int]]:
+    """For each flaw of a rejected completion: how many pairs are in the right order, and of how many."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for batch in pairs.one_pass():
+        chosen, rejected = pair_scores(model, batch).chunk(2)
+        for index, right in zip(batch.indices, (chosen > rejected).tolist(), strict=True):
+            count = counts[pairs.reasons[index] or "pairs"]
+            count[0], count[1] = count[0] + right, count[1] + 1
+    return dict(sorted(counts.items()))

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shared_data.model_files.config import ModelConfig
-from v2_handwritten.finetune.peft.lora import merged_state_dict
+from shared_data.peft.adapted_model import merged_state_dict
 from v2_handwritten.models.transformer import Transformer
 
 

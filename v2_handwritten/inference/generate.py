@@ -9,8 +9,8 @@ Level 1 calls transformers' `model.generate`; level 3 is the same in NumPy. Theo
     v2 generate --prompt "Once upon a time"
 """
 
-import time
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shared_data.errors import UserError
-from shared_data.files import write_json
-from shared_data.generated_text import consistent_story_ratio, describe
-from shared_data.held_out import check_vocabulary
+from shared_data.inference.arguments import check_sampling, end_ids, new_token_limits
+from shared_data.inference.commands import continue_prompts, write_samples
 from shared_data.runs import RunFolder
-from shared_data.settings import GenerateSettings, Settings
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v2_handwritten.device import resolve_device
-from v2_handwritten.finetune.peft.adapters import base_of_adapter, load_adapter
-from v2_handwritten.finetune.peft.lora import merge_lora
+from shared_data.settings import Settings
 from v2_handwritten.inference.decoder import Decoder
 from v2_handwritten.inference.kv_cache import KVCache
-from v2_handwritten.inference.sampling import check_sampling, filter_logits, sample
-from v2_handwritten.inference.streaming import TextStream
-from v2_handwritten.models.checkpoint import load_model
+from v2_handwritten.inference.loading import load_with_tokenizer
+from v2_handwritten.inference.sampling import filter_logits, sample
 from v2_handwritten.models.transformer import Transformer
 
-STORIES = 64  # told from nothing, to be checked by the story world
-STORY_TOKENS = 512  # more than any story has
 PREFILL_CHUNK = 512  # tokens of a prompt in one forward pass; bounds the memory of its logits and masks
 
 Steps = Generator[Float[Tensor, "B V"], Int[Tensor, " B"], None]  # yields logits, is sent the chosen ids
@@ -57,18 +48,19 @@ def generate(
     use_cache: bool = True,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """The new ids after each prompt, an `eos_token_id` that stopped it included; what a prompt gives does not depend on the others.
+    """The new ids after each prompt, an `eos_token_id` that stopped it included; a prompt's continuation does not depend on the others.
 
     temperature: 0 is greedy. A row of the batch draws from its own stream of numbers, made of `seed` and its index.
-    eos_token_id: id (or ids) after which a sequence stops; the (first) one also stands in for an empty prompt.
+    eos_token_id: id (or ids) after which a sequence stops; None: the model's own, `config.eos_token_id`; [] stops nowhere.
+        The (first) one also stands in for an empty prompt.
     on_token: called as `on_token(row, id)` for each new token, at once.
 
     A sequence also stops when it fills the model's positions. Raises `UserError` for a prompt that leaves none free, an empty
     one without `eos_token_id`, or sampling parameters out of range.
     """
-    stop_ids = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
+    stop_ids = end_ids(model.config.eos_token_id if eos_token_id is None else eos_token_id)
     rows = [list(prompt) or stop_ids[:1] for prompt in prompts]
-    limits = _limits(rows, max_new_tokens, model.config.max_position_embeddings)
+    limits = new_token_limits(rows, max_new_tokens, model.config.max_position_embeddings)
     if temperature > 0:
         check_sampling(temperature, top_k, top_p)
         uniforms = np.stack(
@@ -102,20 +94,6 @@ def generate(
     return new_ids
 
 
-def _limits(prompts: list[list[int]], max_new_tokens: int, positions: int) -> list[int]:
-    """How many tokens each prompt may be continued by; raises `UserError` where that is none."""
-    if not prompts:
-        raise UserError("there is no prompt; give one, or an empty text to begin at the beginning")
-    for prompt in prompts:
-        if not prompt:
-            raise UserError("a prompt is empty, and there is no eos_token_id to begin with; give it a token")
-        if len(prompt) >= positions:
-            raise UserError(
-                f"a prompt of {len(prompt)} tokens leaves no room in the model's {positions} positions; shorten it"
-            )
-    return [min(max_new_tokens, positions - len(prompt)) for prompt in prompts]
-
-
 def pad_left(
     rows: Sequence[Sequence[int]], device: torch.device | str = "cpu"
 ) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
@@ -135,7 +113,7 @@ def _padded_inputs(starts: Int[Tensor, " B"], begin: int, end: int) -> dict[str,
 
 
 def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: int) -> Steps:
-    """Prefill the cache with the prompts, each once however often it is asked, then decode one token at a time."""
+    """Prefill the cache with the prompts, a repeated one once, then decode one token at a time."""
     weight = model.lm_head.weight
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     input_ids, starts = pad_left(distinct, weight.device)
@@ -172,65 +150,10 @@ def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:
             row.append(id)
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a prompt as they stand at the beginning of a document: after one end-of-text, as in pretraining.
-
-    A tokenizer that puts a token of its own before each text (Llama 3's <|begin_of_text|>) is left to do so.
-    """
-    ids = tokenizer.encode(text)
-    begins = bool(ids) and ids[0] in tokenizer.special_tokens.values()
-    return ids if begins else [tokenizer.end_of_text_id, *ids]
-
-
-def load_for_generation(
-    settings: Settings, run: RunFolder, checkpoint: Path | None = None
-) -> tuple[Transformer, Tokenizer]:
-    """The model of a checkpoint (default: that of the run) and the tokenizer beside it (default: that of the run).
-
-    The checkpoint may be an adapter, whose base is then loaded with it.
-    Raises `UserError` where either is missing or damaged, or they do not belong together.
-    """
-    device = resolve_device(settings.device)
-    given = checkpoint or run.checkpoint("pretrain")
-    base = base_of_adapter(given)  # of an adapter, the model it belongs to
-    folder = base or given
-    # A CPU computes bfloat16 many times slower than float32.
-    model = load_model(folder, dtype=torch.float32 if device.type == "cpu" else None, device=device)
-    if base:
-        load_adapter(model, given)
-        merge_lora(model)
-    own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    tokenizer = Tokenizer.load(folder if own else run.tokenizer)
-    check_vocabulary(folder, model.config.vocab_size, folder if own else run.tokenizer, tokenizer.vocab_size)
-    return model.eval(), tokenizer
-
-
 def generate_samples(settings: Settings, run: RunFolder) -> dict[str, int | float]:
-    """Stage `generate`: continue the prompts of the settings, keep them in samples.json, measure speed and variety.
-
-    On the story world the model also tells stories from nothing, and the world says how many of them it could have told.
-    """
-    section = settings.generate
-    model, tokenizer = load_for_generation(settings, run)
-    prompts = [encode_prompt(tokenizer, prompt) for prompt in section.prompts]
-    started = time.perf_counter()
-    new_ids = _sampled(model, tokenizer, prompts, section, section.max_new_tokens)
-    seconds = time.perf_counter() - started
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in new_ids]
-    samples = [
-        {"prompt": prompt, "text": text, "tokens": len(ids), "finished": ids[-1] == tokenizer.end_of_text_id}
-        for prompt, text, ids in zip(section.prompts, texts, new_ids, strict=True)
-    ]
-    write_json(run.stage("generate") / "samples.json", samples)
-    tokens = sum(len(ids) for ids in new_ids)
-    metrics: dict[str, int | float] = {"samples": len(samples), "tokens": tokens}
-    metrics |= {"tokens_per_second": tokens / seconds, **describe(texts)}
-    if settings.data.source == "story_world":
-        beginnings = [encode_prompt(tokenizer, "")] * STORIES
-        ids = _sampled(model, tokenizer, beginnings, section, STORY_TOKENS)
-        stories = [tokenizer.decode(story, skip_special_tokens=True) for story in ids]
-        metrics |= {"stories": STORIES, "consistent_story_ratio": consistent_story_ratio(stories)}
-    return metrics
+    """Stage `generate`: continue the prompts of the settings and keep them in samples.json."""
+    model, tokenizer = load_with_tokenizer(settings, run)
+    return write_samples(generate, model, tokenizer, settings, run)
 
 
 def generate_command(
@@ -241,48 +164,8 @@ def generate_command(
     use_cache: bool,
     write: Callable[[str], None],
 ) -> None:
-    """Command `generate`: continue each prompt, and hand every piece of text to `write` as soon as it is complete."""
-    section = settings.generate
-    model, tokenizer = load_for_generation(settings, run, checkpoint)
-    for index, prompt in enumerate(prompts):
-        stream, ids = TextStream(tokenizer), encode_prompt(tokenizer, prompt)
-        write(prompt)
-        (new_ids,) = _sampled(
-            model,
-            tokenizer,
-            [ids],
-            section,
-            section.max_new_tokens,
-            seed=section.seed + index,
-            use_cache=use_cache,
-            on_token=lambda _, id, stream=stream: write(stream.add(id)),
-        )
-        write(stream.finish() + "\n")
-        positions = model.config.max_position_embeddings
-        if len(ids) + len(new_ids) == positions and len(new_ids) < section.max_new_tokens:
-            write(f"[stopped: the text fills all {positions} positions of the model]\n")
-
-
-def _sampled(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    section: GenerateSettings,
-    max_new_tokens: int,
-    seed: int | None = None,
-    **options: Any,
-) -> list[list[int]]:
-    """`generate` with the parameters of the settings, up to a token that the tokenizer or the model ends a text with."""
-    configured = model.config.eos_token_id
-    stop_ids = [configured] if isinstance(configured, int) else list(configured or [])
-    return generate(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=section.temperature,
-        top_k=section.top_k,
-        top_p=section.top_p,
-        seed=section.seed if seed is None else seed,
-        eos_token_id=list(dict.fromkeys([tokenizer.end_of_text_id, *stop_ids])),
-        **options,
+    """Command `generate`: continue each prompt, and pass every piece of text to `write` as soon as it is complete."""
+    model, tokenizer = load_with_tokenizer(settings, run, checkpoint)
+    continue_prompts(
+        partial(generate, use_cache=use_cache), model, tokenizer, settings.generate, prompts, write
     )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shared_data.errors import UserError
+from shared_data.inference.arguments import check_sampling
 
 
 def filter_logits(
@@ -29,23 +29,8 @@ def filter_logits(
     """
     check_sampling(temperature, top_k, top_p)
     logits = logits / temperature
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None and top_p < 1:
-        logits = keep_top_p(logits, top_p)
-    return logits
-
-
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise `UserError` for a parameter outside of its range."""
-    if not temperature > 0:
-        raise UserError(
-            f"temperature {temperature} is not above 0; raise it, or decode greedily without filters"
-        )
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k {top_k} is below 1; raise it, or leave it out to keep every token")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p} is not in (0, 1]; 0.95 is common, and 1 keeps every token")
+    logits = logits if top_k is None else keep_top_k(logits, top_k)
+    return logits if top_p in (None, 1) else keep_top_p(logits, top_p)
 
 
 def keep_top_k(logits: Float[Tensor, "B V"], top_k: int) -> Float[Tensor, "B V"]:

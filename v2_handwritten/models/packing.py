@@ -43,12 +43,10 @@ class Packing:
     def same_text(self) -> Bool[Tensor, "B T T"]:
         """Whether the key (last axis) is part of the text that the query continues, seen from the query."""
         same = self.document_ids.unsqueeze(-1) == self.document_ids.unsqueeze(-2)
-        return same if self.branch_ids is None else same & same_branch(self.branch_ids, self.branch_ids)
-
-
-def same_branch(queries: Int[Tensor, "*rows t"], keys: Int[Tensor, "*rows n"]) -> Bool[Tensor, "*rows t n"]:
-    """Whether the key stands in the shared prefix or in the query's branch."""
-    return (keys == 0).unsqueeze(-2) | (queries.unsqueeze(-1) == keys.unsqueeze(-2))
+        if self.branch_ids is not None:  # in the shared prefix, or in the query's branch
+            keys = self.branch_ids.unsqueeze(-2)
+            same &= (keys == 0) | (self.branch_ids.unsqueeze(-1) == keys)
+        return same
 
 
 def positions_of(attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:

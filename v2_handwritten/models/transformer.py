@@ -270,6 +270,11 @@ class Transformer(CausalModel):
         return kernel(self.kernels, linear_cross_entropy)(rows, self.lm_head.weight.to(dtype), targets)
 
 
+def new_model(config: ModelConfig, seed: int = 0, kernels: str = "fused") -> Transformer:
+    """A language model with initial weights; the same seed gives the same weights at all levels."""
+    return Transformer(config, kernels).initialize(seed)
+
+
 M = TypeVar("M", bound=CausalModel)
 
 

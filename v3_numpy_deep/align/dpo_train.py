@@ -1,149 +1,101 @@
 """The stage `dpo`: a policy from preference pairs, without a reward model and without sampling (Rafailov et al. 2023).
 
-The reference (models/transformer.py, `frozen_copy`) never changes. Live, it is asked again for each batch, which costs a
-forward pass and keeps a second model in memory; or its two numbers for each pair are computed once, before the first step.
-Both give the same numbers up to rounding, as its passes have no dropout.
+The reference never changes, so its log-probabilities of the pairs may be computed once, before the first step
+(`precompute_ref_log_probs`): then no second forward pass is made for each batch.
 
-Level 1: trl's `DPOTrainer`. Level 2: the same over torch, whose kernels use all cores by themselves.
+Level 1: trl's `DPOTrainer`. Level 2: the same over torch.
 
     uv run v3 dpo --config tiny
 """
 
-from collections import Counter
-from functools import partial
-
 import numpy as np
 from jaxtyping import Float
 
+from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs
+from shared_data.alignment.pairs import open_pairs
+from shared_data.alignment.policy_evaluation import evaluate_policy
+from shared_data.alignment.prompts import evaluation_prompts
+from shared_data.alignment.rewards import open_reward
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.training_state import find_checkpoint
-from v3_numpy_deep.align.algorithms.dpo import (
-    LossType,
-    PreferenceBatch,
-    dpo_loss,
-    sequence_log_probabilities,
-)
-from v3_numpy_deep.align.alignment_loop import make_optimizer, preference_step, train_steps
-from v3_numpy_deep.align.exam import take_exam
-from v3_numpy_deep.align.preference_data import PreferenceLoader, open_preferences
-from v3_numpy_deep.align.prompt_data import exam_prompts, open_reward
-from v3_numpy_deep.autograd import Tensor, no_grad
-from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from shared_data.training.training_run import Metrics
+from v3_numpy_deep.align.algorithms.dpo import dpo_loss
+from v3_numpy_deep.align.policy import as_policy
+from v3_numpy_deep.autograd import Array, Tensor, no_grad
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.log_probs import completion_log_probs
 from v3_numpy_deep.models.transformer import Transformer, frozen_copy
-from v3_numpy_deep.pretrain.components.optimizers import parameter_groups
+from v3_numpy_deep.pretrain.components.training import Training
 
 
-def dpo(settings: Settings, run: RunFolder) -> dict[str, float | int]:
-    """Align the tuned model of the run with preference pairs; returns the numbers of the stage.
+def dpo(settings: Settings, run: RunFolder) -> Metrics:
+    """Align the tuned model of the run with preference pairs; returns the metrics of the stage.
 
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.
     """
     section = settings.dpo
-    tokenizer = Tokenizer.load(run.tokenizer)
+    tokenizer = load_tokenizer(run.model("sft"))
     resolve_device(settings.device)
-    reference = frozen_copy(load_model(run.checkpoint("sft")))
-    given, held_out = open_preferences(settings, "dpo", tokenizer)
-    pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
-    length = min(section.max_length, reference.config.max_position_embeddings)
-    loader = given.loader(section, pad_id, length, section.shuffle)
-    exam = held_out.loader(section, pad_id, length, shuffle=False)
-    folder = run.stage("dpo")  # only now: a wrong record leaves no trace
-    checkpoint = find_checkpoint(folder / "state", run.fingerprint("dpo"), section.resume)
-    model = load_model(checkpoint or run.checkpoint("sft"))
-    optimizer = make_optimizer(parameter_groups(model, section.weight_decay), section)
-    options = (section.beta, section.loss_type)
-    table = reference_log_probabilities(reference, loader) if section.precompute_reference else None
-    exam_table = reference_log_probabilities(reference, exam)
+    policy = load_model(run.model("sft"), kernels=settings.kernels)
+    reference = frozen_copy(policy)
+    records, held_out = open_pairs(settings, "dpo")
+    positions = policy.config.max_position_embeddings
+    pairs = PairBatches(records, tokenizer, section, positions)
+    eval_pairs = PairBatches(held_out, tokenizer, section, positions, shuffle=False)
+    eval_reference = reference_log_probs(reference, eval_pairs)
+    train_reference = reference_log_probs(reference, pairs) if section.precompute_ref_log_probs else None
 
-    def batch_loss(batch: PreferenceBatch) -> tuple[Tensor, dict[str, float]]:
-        fixed = batch_log_probabilities(reference, batch) if table is None else table[loader.indices]
-        return dpo_batch_loss(model, batch, fixed, *options, section.label_smoothing)
+    def loss_of(batch: PairBatch, fixed: Float[Array, " N"]) -> tuple[Tensor, Metrics]:
+        B, log_probs, lengths = batch.num_items, pair_log_probs(policy, batch), batch.completion_lengths
+        return dpo_loss(
+            log_probs[:B],
+            log_probs[B:],
+            fixed[:B],
+            fixed[B:],
+            section.beta,
+            section.loss_type,
+            section.label_smoothing,
+            lengths[:B],
+            lengths[B:],
+        )
 
-    def evaluate() -> dict[str, float]:
-        found = evaluate_dpo(model, exam, exam_table, *options)
+    def step(batch: PairBatch) -> tuple[Tensor, Metrics]:
+        if train_reference is not None:
+            return loss_of(batch, train_reference[batch.indices].T.flatten())
+        with no_grad():
+            fixed = pair_log_probs(reference, batch).data
+        return loss_of(batch, fixed)
+
+    @no_grad()
+    def evaluate() -> Metrics:
+        policy.eval()
+        found = evaluate_pairs(
+            eval_pairs, lambda batch: loss_of(batch, eval_reference[batch.indices].T.flatten())
+        )
         return {"validation_loss": found["loss"], "validation_accuracy": found["rewards/accuracies"]}
 
-    last = train_steps(
-        settings,
-        run,
-        "dpo",
-        optimizer,
-        checkpoint,
-        partial(preference_step, model, optimizer, loader, batch_loss, section),
-        partial(save_model, model, tokenizer_folder=run.tokenizer.parent),
-        loader,
-        evaluate,
-        shown=("loss", "rewards/accuracies"),
+    metrics = Training("dpo", settings, run).fit(
+        policy, pairs, step, evaluate=evaluate, shown=("loss", "rewards/accuracies"), dropout=False
     )
-    model.eval()
-    save_model(model, folder, run.tokenizer.parent)
-    numbers = {
-        **{name: last[name] for name in ("steps", "tokens", "tokens_per_second", "loss")},
-        "pairs": len(given.pairs),
-        "accuracy": last["validation_accuracy"],
-    }
-    (folder / "replies.json").unlink(missing_ok=True)  # of an earlier run, on other pairs
-    if section.source != "story_world":  # nobody knows what a reply to a user's own prompt is worth
-        return numbers
-    prompts = exam_prompts(settings, "dpo")
-    return numbers | take_exam(settings, run, "dpo", model, tokenizer, prompts, open_reward("story_world"))
+    save_model(policy, run.stage("dpo"), run.model("sft"))
+    metrics |= {"pairs": len(pairs.pairs), "accuracy": metrics["validation_accuracy"]}
+    if section.source != "story_world":  # what a completion of a user's own prompt is worth is not known
+        return metrics
+    policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)
+    prompts, reward = evaluation_prompts(section), open_reward("story_world")
+    return metrics | evaluate_policy(settings, run, "dpo", *policies, prompts, reward)
 
 
-def batch_log_probabilities(model: Transformer, batch: PreferenceBatch) -> Float[np.ndarray, "B 2"]:
-    """log π of the chosen and of the rejected reply of each pair, without gradients: what a reference is asked for."""
-    with no_grad():
-        return _log_probabilities(model, batch).data.reshape(2, -1).T
+def pair_log_probs(model: Transformer, batch: PairBatch) -> Float[Tensor, " N"]:
+    """log p(completion | prompt) of all 2B completions of a batch, in nats, the chosen ones first."""
+    arrays = (batch.input_ids, batch.completion_mask, batch.attention_mask)
+    return completion_log_probs(model, *arrays).sum(-1)
 
 
-def reference_log_probabilities(
-    reference: Transformer, loader: PreferenceLoader
-) -> Float[np.ndarray, "pairs 2"]:
-    """`batch_log_probabilities` of all pairs of a loader, a row for each pair."""
-    return np.concatenate([batch_log_probabilities(reference, batch) for batch in loader.one_pass()])
-
-
-def dpo_batch_loss(
-    model: Transformer,
-    batch: PreferenceBatch,
-    reference: Float[np.ndarray, "B 2"],
-    beta: float = 0.1,
-    loss_type: LossType = "sigmoid",
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, dict[str, float]]:
-    """Mean loss of the pairs of a batch, given the reference's log-probabilities of these pairs; metrics of `dpo_loss`."""
-    B = len(batch.input_ids) // 2
-    found, lengths = _log_probabilities(model, batch), batch.reply_lengths
-    fixed_chosen, fixed_rejected = reference.T.astype(found.dtype)
-    pairs = (found[:B], found[B:], fixed_chosen, fixed_rejected)
-    return dpo_loss(*pairs, beta, loss_type, label_smoothing, lengths[:B], lengths[B:])
-
-
-def evaluate_dpo(
-    model: Transformer,
-    loader: PreferenceLoader,
-    reference: Float[np.ndarray, "pairs 2"],
-    beta: float = 0.1,
-    loss_type: LossType = "sigmoid",
-    max_batches: int | None = None,
-) -> dict[str, float]:
-    """`loss` and the metrics of `dpo_loss` over the pairs of a loader, each once; every pair counts the same."""
-    was_training = model.training
-    model.eval()
-    totals: Counter[str] = Counter()
-    for batch in loader.one_pass(max_batches):
-        B = len(batch.input_ids) // 2
-        with no_grad():
-            loss, metrics = dpo_batch_loss(model, batch, reference[loader.indices], beta, loss_type)
-        totals.update({"pairs": B, "loss": loss.item() * B})
-        totals.update({name: value * B for name, value in metrics.items()})
-    model.train(was_training)
-    pairs = totals.pop("pairs")
-    return {name: total / pairs for name, total in totals.items()}
-
-
-def _log_probabilities(model: Transformer, batch: PreferenceBatch) -> Tensor:
-    """log π of all 2B replies."""
-    return sequence_log_probabilities(model, batch.input_ids, batch.reply_mask, batch.attention_mask)
+@no_grad()
+def reference_log_probs(reference: Transformer, pairs: PairBatches) -> Float[Array, "pairs 2"]:
+    """`pair_log_probs` of all pairs, a row for each."""
+    rows = [pair_log_probs(reference, batch).data.reshape(2, -1).T for batch in pairs.one_pass()]
+    return np.concatenate(rows)

@@ -11,8 +11,8 @@ Levels 1 and 2 use torch's autograd. This file is what it does, without the spee
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -190,17 +190,14 @@ def record(data: Any, parents: tuple[Tensor, ...], derivative: Derivative) -> Te
     return result
 
 
-class no_grad:  # noqa: N801 - torch's name
-    """Inside `with no_grad():` operations leave no history, so intermediate arrays are freed at once."""
-
-    def __enter__(self) -> None:
-        self._previous = _mode.recording
-        _mode.recording = False
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _mode.recording = self._previous
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside `with no_grad():`, or a function under `@no_grad()`, operations leave no history: intermediate arrays are freed at once."""
+    previous, _mode.recording = _mode.recording, False
+    try:
+        yield
+    finally:
+        _mode.recording = previous
 
 
 def is_recording() -> bool:

@@ -8,18 +8,14 @@ Level 1: the same steps with transformers' model and torch's cross-entropy; leve
     v3 evaluate
 """
 
-import time
 from pathlib import Path
 
-from shared_data.held_out import check_vocabulary, read_held_out
-from shared_data.progress import progress
+from shared_data.evaluation.held_out import check_vocabulary, evaluate_held_out
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.data_loader import open_tokens, read_token_facts
-from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v3_numpy_deep.device import resolve_device
-from v3_numpy_deep.evaluation.metrics.perplexity import bits_per_byte, perplexity, score_tokens
-from v3_numpy_deep.models.checkpoint import load_model
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v3_numpy_deep.inference.loading import load_for_inference
+from v3_numpy_deep.inference.scoring import negative_log_probs
 
 
 def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None) -> dict[str, int | float]:
@@ -28,45 +24,10 @@ def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None)
     Documents are scored one by one, with windows no longer than the model was trained on. Raises `UserError` where the
     checkpoint is damaged or of another vocabulary, or the split is empty.
     """
-    section = settings.evaluate
-    device = resolve_device(settings.device)
-    folder = checkpoint or run.checkpoint("pretrain")
-    model = load_model(folder, device=device)
-    tokenizer = Tokenizer.load(run.tokenizer)
+    folder = checkpoint or run.model("pretrain")
+    model, tokenizer = load_for_inference(settings, folder), load_tokenizer(run.tokenizer)
     check_vocabulary(folder, model.config.vocab_size, run.tokenizer, tokenizer.vocab_size)
-    path = run.tokens(section.split)
-    held_out = read_held_out(
-        run,
-        section.split,
-        open_tokens(path),
-        read_token_facts(path),
-        section.max_tokens,
-        lambda ids: len(tokenizer.decode_bytes(ids)),
-    )
     context_length = model.config.max_position_embeddings
     if checkpoint is None:
         context_length = min(context_length, settings.pretrain.sequence_length)
-
-    started = time.perf_counter()
-    with progress(len(held_out.tokens), "evaluate", "tokens") as bar:
-        score = score_tokens(
-            model,
-            held_out.tokens,
-            context_length,
-            section.stride or max(1, context_length // 2),
-            section.batch_size,
-            tokenizer.end_of_text_id,
-            bar.update,
-        )
-    seconds = time.perf_counter() - started
-    metrics: dict[str, int | float] = {
-        "perplexity": perplexity(score),
-        "bits_per_byte": bits_per_byte(score, held_out.bytes),
-        "tokens": score.tokens,
-        "bytes": held_out.bytes,
-        "tokens_per_second": score.tokens / seconds,
-    }
-    if held_out.floor_bits_per_byte is not None:
-        metrics["floor_bits_per_byte"] = held_out.floor_bits_per_byte
-        metrics["ratio_to_floor"] = metrics["bits_per_byte"] / held_out.floor_bits_per_byte
-    return metrics
+    return evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length)

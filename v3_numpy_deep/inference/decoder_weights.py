@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.peft.adapted_model import merged_state_dict
 from v3_numpy_deep.autograd import Array
-from v3_numpy_deep.finetune.peft.lora import merged_state_dict
 from v3_numpy_deep.models.transformer import Transformer
 
 

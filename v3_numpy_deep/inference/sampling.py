@@ -12,15 +12,16 @@ Level 1 calls transformers' warpers; level 2 is the same in torch. Theory: v2_ha
 import numpy as np
 from jaxtyping import Float, Int
 
-from shared_data.errors import UserError
+from shared_data.inference.arguments import check_sampling
+from v3_numpy_deep.autograd import Array
 
 
 def filter_logits(
-    logits: Float[np.ndarray, "B V"],
+    logits: Float[Array, "B V"],
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-) -> Float[np.ndarray, "B V"]:
+) -> Float[Array, "B V"]:
     """Logits of the distribution to draw from; a token that cannot be drawn has -inf.
 
     Raises `UserError` for a temperature that is not positive (greedy decoding is an argmax, not a filter), a `top_k`
@@ -28,33 +29,18 @@ def filter_logits(
     """
     check_sampling(temperature, top_k, top_p)
     logits = logits / temperature
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None and top_p < 1:
-        logits = keep_top_p(logits, top_p)
-    return logits
+    logits = logits if top_k is None else keep_top_k(logits, top_k)
+    return logits if top_p in (None, 1) else keep_top_p(logits, top_p)
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise `UserError` for a parameter outside of its range."""
-    if not temperature > 0:
-        raise UserError(
-            f"temperature {temperature} is not above 0; raise it, or decode greedily without filters"
-        )
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k {top_k} is below 1; raise it, or leave it out to keep every token")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p} is not in (0, 1]; 0.95 is common, and 1 keeps every token")
-
-
-def keep_top_k(logits: Float[np.ndarray, "B V"], top_k: int) -> Float[np.ndarray, "B V"]:
+def keep_top_k(logits: Float[Array, "B V"], top_k: int) -> Float[Array, "B V"]:
     """Drop what is less probable than the k-th token; tokens that tie with it all stay."""
     top_k = min(top_k, logits.shape[-1])
     threshold = np.partition(logits, -top_k)[:, -top_k, None]  # a selection in O(V), not a sort
     return np.where(logits < threshold, -np.inf, logits).astype(logits.dtype)
 
 
-def keep_top_p(logits: Float[np.ndarray, "B V"], top_p: float) -> Float[np.ndarray, "B V"]:
+def keep_top_p(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
     """Keep the fewest tokens whose probabilities reach `top_p` together; the most probable one always stays.
 
     Tokens leave from the improbable end while the sum of those that left is at most 1 - top_p. Of equal tokens the
@@ -73,7 +59,7 @@ def keep_top_p(logits: Float[np.ndarray, "B V"], top_p: float) -> Float[np.ndarr
     return np.where(remove, -np.inf, logits).astype(logits.dtype)
 
 
-def sample(logits: Float[np.ndarray, "B V"], uniform: Float[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+def sample(logits: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
     """One id per row by inverse CDF: the first token whose cumulative probability exceeds the uniform number in [0, 1).
 
     In float64, where two levels that agree on the logits to rounding disagree on a draw about once in 1e15 / V.

@@ -4,7 +4,7 @@ The recipe (https://huggingface.co/docs/transformers/perplexity) averages the me
 different numbers of tokens, and loses the one token at each window's beginning. Here the sum over tokens is divided by
 their number, and the labels are shifted before a window is cut, so that each token is predicted exactly once.
 
-Levels 2 and 3 write the cross-entropy by hand and batch windows by length. Theory: v2_handwritten/evaluation/metrics/perplexity.md.
+Levels 2 and 3 write the cross-entropy by hand and batch windows by length. Theory: v2_handwritten/inference/scoring.md.
 
     score = score_tokens(model, tokens, context_length=256, stride=128, batch_size=16, end_of_text_id=0); perplexity(score)
 """

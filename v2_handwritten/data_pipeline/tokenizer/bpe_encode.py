@@ -18,9 +18,6 @@ from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
-from shared_data.errors import UserError
-from shared_data.tokenizer.byte_level import BYTE_TO_SYMBOL
-
 _LONG_WORD = (
     100  # bytes from which `_merge_long` is the faster one (measured: they break even between 80 and 120)
 )
@@ -98,55 +95,3 @@ def _merge_long(ids: Sequence[int], merges: Merges) -> list[int]:
                     heappush(ranks, new_rank)
                 heappush(waiting[new_rank], first)
     return [symbol for symbol in ids if symbol >= 0]
-
-
-class WordEncoder:
-    """From pre-tokens to their ids: the vocabulary, the merges, and the options of a `tokenizer.json` model."""
-
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: list[tuple[str, str]],
-        ignore_merges: bool = False,
-        unknown_token: str | None = None,
-        fuse_unknown: bool = False,
-    ) -> None:
-        """`merges` are pairs of tokens, most important first; raises `UserError` for one that is not in `vocab`."""
-        self._vocab = vocab if ignore_merges else {}
-        try:
-            pairs = [(vocab[left], vocab[right]) for left, right in merges]
-            self.merges = Merges(pairs, [vocab[left + right] for left, right in merges])
-            self._unknown_id = None if unknown_token is None else vocab[unknown_token]
-        except KeyError as error:
-            raise UserError(
-                f"the merges or the unknown token name {error}, which is not in the vocabulary; the file is damaged or its"
-                " vocabulary and merges belong to different tokenizers"
-            ) from error
-        self._byte_ids = [vocab.get(BYTE_TO_SYMBOL[byte]) for byte in range(256)]
-        self._fuse_unknown = fuse_unknown
-
-    def encode(self, words: Sequence[str]) -> list[list[int]]:
-        """Ids of each pre-token."""
-        data = [word.encode("utf-8") for word in words]
-        ids = merge_words([self._bytes_to_ids(word) for word in data], self.merges)
-        if (
-            self._vocab
-        ):  # Llama-3's ignore_merges: a word that is a token is that token, whatever the merges make of it
-            for place, word in enumerate(data):
-                whole = self._vocab.get("".join(map(BYTE_TO_SYMBOL.__getitem__, word)))
-                if whole is not None:
-                    ids[place] = [whole]
-        return ids
-
-    def _bytes_to_ids(self, data: bytes) -> list[int]:
-        """One id a byte; a byte outside of the vocabulary becomes the unknown token, or nothing where there is none."""
-        ids = []
-        for byte in data:
-            known = self._byte_ids[byte]
-            if known is not None:
-                ids.append(known)
-            elif self._unknown_id is not None and not (
-                self._fuse_unknown and ids and ids[-1] == self._unknown_id
-            ):
-                ids.append(self._unknown_id)
-        return ids

@@ -22,11 +22,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
-from shared_data.errors import UserError
 from shared_data.progress import progress
-from shared_data.tokenizer.byte_level import ALPHABET, text_to_symbols
-from shared_data.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
+from shared_data.tokenizer.byte_level import ALPHABET
 from shared_data.tokenizer.tokenizer_file import new_config, new_definition
+from shared_data.tokenizer.training import count_words, initial_vocab
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 
 
@@ -49,39 +48,6 @@ def train_bpe(
     return Tokenizer(new_definition(vocab, merges, pattern, special_tokens), new_config(special_tokens))
 
 
-def initial_vocab(vocab_size: int, special_tokens: Sequence[str]) -> dict[str, int]:
-    """Special tokens first, then the 256 bytes in the order of `tokenizers`."""
-    vocab = {token: id for id, token in enumerate(dict.fromkeys([*special_tokens, *ALPHABET]))}
-    if vocab_size < len(vocab):
-        raise UserError(
-            f"a vocabulary of {vocab_size} is too small for 256 bytes and {len(vocab) - 256} special tokens; set"
-            f" tokenizer.vocab_size to {len(vocab)} or more"
-        )
-    if "" in vocab:
-        raise UserError("a special token is empty; give each special token at least one character")
-    return vocab
-
-
-def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
-    """How often each pre-token occurs, written in symbols (one character a byte)."""
-    if pattern not in PATTERNS:
-        raise UserError(f"unknown split pattern {pattern!r}; use one of {', '.join(PATTERNS)}")
-    split = PatternSplitter(PATTERNS[pattern]).split
-    words: Counter[str] = Counter()
-    for text in texts:
-        for part in cut_long_text(text):
-            words.update(split(part))
-    if not words:
-        raise UserError("the corpus holds no text to train a tokenizer on; check data.source")
-    try:
-        return Counter({text_to_symbols(word): count for word, count in words.items()})
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the corpus holds a lone surrogate in {error.object!r}, which is half a character and no Unicode text; read"
-            " the corpus with the right encoding (data.encoding), or remove it"
-        ) from error
-
-
 def learn_merges(
     words: Counter[str], vocab: dict[str, int], vocab_size: int, min_frequency: int, show_progress: bool
 ) -> list[tuple[str, str]]:
@@ -97,7 +63,7 @@ def learn_merges(
     heap = [(-counts[pair], pair, found) for pair, found in holders.items()]
     heapify(heap)
     merges: list[tuple[str, str]] = []
-    with progress(vocab_size - len(vocab), "BPE merges", unit="tokens") if show_progress else _Quiet() as bar:
+    with progress(vocab_size - len(vocab), "BPE merges", unit="tokens", show=show_progress) as bar:
         while heap and len(vocab) < vocab_size:
             negative_count, pair, found = heappop(heap)
             if -negative_count != counts[pair]:  # stale: lower by now
@@ -174,16 +140,3 @@ def _merge_everywhere(
                 if not (where := formed[new + y]) or where[-1] != word:
                     where.append(word)
     return formed
-
-
-class _Quiet:
-    """A progress bar that shows nothing."""
-
-    def __enter__(self) -> "_Quiet":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, amount: int = 1) -> None:
-        """Show nothing."""

@@ -11,7 +11,7 @@ no hidden matrix (embeddings, the output matrix, norms, biases) is AdamW's, whic
 
 Level 1 is `torch.optim.Muon` beside `torch.optim.AdamW`. Level 3: the same in NumPy. Theory: muon.md.
 
-    optimizer = choose_optimizer(model, settings.pretrain)
+    optimizer = make_optimizer(model, settings.pretrain)
 """
 
 import math
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from shared_data.settings import ChosenOptimizerSettings
+from shared_data.settings import OptimizerSettings
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 
 # Of the polynomial, chosen so that small singular values grow fastest (Jordan et al. 2024).
@@ -33,14 +33,14 @@ _STACK = 2**24  # numbers that are made orthogonal at once: enough to keep a GPU
 NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 
 
-def choose_optimizer(model: nn.Module, section: ChosenOptimizerSettings) -> AdamW:
+def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
     """The optimizer that the settings name, over all of the model that is trained."""
-    betas = (section.adam_beta1, section.adam_beta2)
-    if section.optimizer == "adamw":
-        groups = parameter_groups(model, section.weight_decay)
-        return AdamW(groups, section.learning_rate, betas, section.adam_epsilon)
-    groups = hidden_apart(parameter_groups(model, section.weight_decay))
-    return Muon(groups, section.learning_rate, betas, section.adam_epsilon, section.muon_momentum)
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    if settings.optim == "adamw":
+        groups = parameter_groups(model, settings.weight_decay)
+        return AdamW(groups, settings.learning_rate, betas, settings.adam_epsilon)
+    groups = hidden_apart(parameter_groups(model, settings.weight_decay))
+    return Muon(groups, settings.learning_rate, betas, settings.adam_epsilon, settings.muon_momentum)
 
 
 def is_hidden(name: str, parameter: nn.Parameter) -> bool:

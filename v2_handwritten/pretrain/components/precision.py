@@ -10,26 +10,23 @@ Level 1: `TrainingArguments(bf16=True)` or `fp16=True`, that is torch's autocast
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from shared_data.errors import UserError
+from shared_data.settings import OptimizerSettings
 
-COMPUTE_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-def compute_dtype(
-    precision: Literal["float32", "bfloat16", "float16"], device: torch.device
-) -> torch.dtype | None:
-    """The type of matrix products for the setting `precision`; None is that of the weights.
+def compute_dtype(section: OptimizerSettings, device: torch.device) -> torch.dtype | None:
+    """The type of matrix products for the settings `bf16` and `fp16`; None is that of the weights.
 
     Raises `UserError` for bfloat16 on a GPU that has no instructions for it.
     """
-    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("this GPU has no bfloat16; use --set pretrain.precision=float16")
-    return COMPUTE_DTYPES[precision]
+    if section.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f"this GPU has no bfloat16; use --set {section.stage}.fp16=true instead of bf16")
+    return torch.bfloat16 if section.bf16 else torch.float16 if section.fp16 else None
 
 
 class LossScaler:
@@ -62,8 +59,7 @@ class LossScaler:
             self.scale, self.steps_without_overflow = self.scale * 2, 0
         if self.scale < 2.0**-14:
             raise UserError(
-                "the gradients overflow float16 at every loss scale; lower pretrain.learning_rate, or use "
-                "--set pretrain.precision=bfloat16 or float32"
+                "the gradients overflow float16 at every loss scale; lower the learning rate, or use bf16 instead of fp16"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Proximal policy optimization of replies: from scores to rewards, advantages, and the two clipped losses.
+"""Proximal policy optimization of completions: from scores to rewards, advantages, and the two clipped losses.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equation 7; advantages after Schulman et al. 2016, "High-
 Dimensional Continuous Control Using Generalized Advantage Estimation", equation 16; for language models Ziegler et al.
 2019 and Stiennon et al. 2020. What TRL 1.12 computes (`trl.experimental.ppo`), number for number. Theory:
 v2_handwritten/align/algorithms/ppo.md.
 
-Everything here is [B, T] over the T columns of the replies, padded on the right: column t is about the reply's token t, the
+Everything here is [B, T] over the T columns of the completions, padded on the right: column t is about the completion's token t, the
 log-probability it was sampled with, and the value of the state before it.
 
 Level 1: `PPOTrainer`, which does all of this inside `train()`. Level 2: the same over torch. Here the signatures tell what
@@ -31,60 +31,62 @@ Metrics = dict[str, float]
 class Experience(NamedTuple):
     """What a rollout is worth, ready to be learned from: constants of the update."""
 
-    log_probabilities: Float[Array, "B T"]  # of the policy that sampled
+    log_probs: Float[Array, "B T"]  # of the policy that sampled
     values: Float[Array, "B T"]  # of the value model at that time
     advantages: Float[Array, "B T"]  # whitened
     returns: Float[Array, "B T"]  # what the value model should have said
-    reply_mask: Mask
+    completion_mask: Mask
 
     def rows(self, rows: Int[Array, " N"]) -> "Experience":
-        """The experience of some replies: a minibatch."""
+        """The experience of some completions: a minibatch."""
         return Experience(*(field[rows] for field in self))
 
 
-def value_mask(reply_mask: Mask) -> Mask:
-    """The reply's tokens and one place more, where the row has one: the state after the last token.
+def value_mask(completion_mask: Mask) -> Mask:
+    """The completion's tokens and one place more, where the row has one: the state after the last token.
 
     That state has a value, too, and it is there that the score is paid; see ppo.md.
     """
-    after = np.arange(reply_mask.shape[1]) == reply_mask.sum(1, keepdims=True)
-    return reply_mask.astype(bool) | after
+    after = np.arange(completion_mask.shape[1]) == completion_mask.sum(1, keepdims=True)
+    return completion_mask.astype(bool) | after
 
 
-def penalize_missing_end(
+def penalize_missing_eos(
     scores: Float[Array, " B"], finished: Bool[Array, " B"], penalty: float | None
 ) -> Float[Array, " B"]:
-    """`penalty` off the score of replies that did not end by themselves: the reward model has only seen ones that do."""
+    """`penalty` off the score of completions that did not end by themselves: the reward model has only seen ones that do."""
     return scores if penalty is None else np.where(finished, scores, scores - penalty).astype(scores.dtype)
 
 
 def token_kl(
-    log_probabilities: Float[Array, "B T"],
-    reference_log_probabilities: Float[Array, "B T"],
-    reply_mask: Mask,
+    log_probs: Float[Array, "B T"],
+    reference_log_probs: Float[Array, "B T"],
+    completion_mask: Mask,
     kl_estimator: Literal["k1", "k3"] = "k1",
 ) -> Float[Array, "B T"]:
     """KL(policy ‖ reference) as estimated from the sampled token: log p - log p_ref ("k1"), which may be negative, or
     p_ref / p - 1 - log(p_ref / p) ("k3"), which may not. Both have the KL as their mean."""
-    log_ratio = np.where(reply_mask.astype(bool), log_probabilities - reference_log_probabilities, 0)
+    log_ratio = np.where(completion_mask.astype(bool), log_probs - reference_log_probs, 0)
     return log_ratio if kl_estimator == "k1" else np.exp(-log_ratio) - 1 + log_ratio
 
 
 def token_rewards(
-    log_probabilities: Float[Array, "B T"],
-    reference_log_probabilities: Float[Array, "B T"],
+    log_probs: Float[Array, "B T"],
+    reference_log_probs: Float[Array, "B T"],
     scores: Float[Array, " B"],
-    reply_mask: Mask,
-    kl_coefficient: float = 0.05,
+    completion_mask: Mask,
+    kl_coef: float = 0.05,
     kl_estimator: Literal["k1", "k3"] = "k1",
 ) -> Float[Array, "B T"]:
-    """A fine for every token that leaves the reference, `kl_coefficient` · `token_kl`, and the score when the reply is over.
+    """A fine for every token that leaves the reference, `kl_coef` · `token_kl`, and the score when the completion is over.
 
     The sign decides everything: turned, the policy is paid for leaving.
     """
-    kl = token_kl(log_probabilities, reference_log_probabilities, reply_mask, kl_estimator)
-    rewards = -kl_coefficient * kl
-    last = np.maximum(value_mask(reply_mask).sum(1) - 1, 0)  # the state after the reply, or its last token
+    kl = token_kl(log_probs, reference_log_probs, completion_mask, kl_estimator)
+    rewards = -kl_coef * kl
+    last = np.maximum(
+        value_mask(completion_mask).sum(1) - 1, 0
+    )  # the state after the completion, or its last token
     rewards[np.arange(len(rewards)), last] += scores
     return rewards
 
@@ -109,11 +111,11 @@ def generalized_advantages(
 
         A_t = δ_t + γλ A_{t+1},        R_t = A_t + V_t.
 
-    mask: `value_mask(reply_mask)`. After the last place that counts there is nothing: whatever stands in the padding, it
+    mask: `value_mask(completion_mask)`. After the last place that counts there is nothing: whatever stands in the padding, it
     neither has a value nor sends an advantage back.
 
     Level 2 walks the recursion from the end. Unrolled, A_t = Σ_{s≥t} (γλ)^(s-t) δ_s is a product with a triangular matrix:
-    T² instead of T numbers, but one call, and for replies of some hundred tokens the faster way in NumPy.
+    T² instead of T numbers, but one call, and for completions of some hundred tokens the faster way in NumPy.
     """
     counted = mask.astype(bool)
     rewards, values = np.where(counted, rewards, 0), np.where(counted, values, 0)
@@ -128,35 +130,33 @@ def generalized_advantages(
 
 
 def make_experience(
-    log_probabilities: Float[Array, "B T"],
-    reference_log_probabilities: Float[Array, "B T"],
+    log_probs: Float[Array, "B T"],
+    reference_log_probs: Float[Array, "B T"],
     scores: Float[Array, " B"],
     values: Float[Array, "B T"],
-    reply_mask: Mask,
-    kl_coefficient: float = 0.05,
+    completion_mask: Mask,
+    kl_coef: float = 0.05,
     kl_estimator: Literal["k1", "k3"] = "k1",
     gamma: float = 1.0,
     lam: float = 0.95,
     whiten_rewards: bool = False,
 ) -> tuple[Experience, Metrics]:
     """All that happens between the rollout and the first gradient, in TRL's order: returns are made before whitening."""
-    judged = value_mask(reply_mask)
-    rewards = token_rewards(
-        log_probabilities, reference_log_probabilities, scores, reply_mask, kl_coefficient, kl_estimator
-    )
-    kl = token_kl(log_probabilities, reference_log_probabilities, reply_mask, kl_estimator)
+    judged = value_mask(completion_mask)
+    rewards = token_rewards(log_probs, reference_log_probs, scores, completion_mask, kl_coef, kl_estimator)
+    kl = token_kl(log_probs, reference_log_probs, completion_mask, kl_estimator)
     metrics = {
-        "objective/kl": kl.sum(1).mean().item(),  # nats a reply
-        "objective/entropy": (-log_probabilities * reply_mask).sum(1).mean().item(),
-        "objective/non_score_reward": (-kl_coefficient * kl).sum(1).mean().item(),
+        "objective/kl": kl.sum(1).mean().item(),  # nats a completion
+        "objective/entropy": (-log_probs * completion_mask).sum(1).mean().item(),
+        "objective/non_score_reward": (-kl_coef * kl).sum(1).mean().item(),
         "objective/rlhf_reward": rewards.sum(1).mean().item(),
         "objective/scores": scores.mean().item(),
     }
     if whiten_rewards:
         rewards = whiten(rewards, judged, shift_mean=False)
     advantages, returns = generalized_advantages(rewards, values, judged, gamma, lam)
-    advantages = whiten(advantages, reply_mask)
-    return Experience(log_probabilities, values, advantages, returns, reply_mask), metrics
+    advantages = whiten(advantages, completion_mask)
+    return Experience(log_probs, values, advantages, returns, completion_mask), metrics
 
 
 def policy_loss(
@@ -164,16 +164,16 @@ def policy_loss(
     old: Float[Array, "B T"],
     advantages: Float[Array, "B T"],
     mask: Mask,
-    clip_range: float = 0.2,
+    cliprange: float = 0.2,
 ) -> tuple[Tensor, Metrics]:
-    """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = p_new / p_old, averaged over the reply's tokens.
+    """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = p_new / p_old, averaged over the completion's tokens.
 
     Both log-probabilities must be of the distribution that was sampled from: divided by the same temperature.
     """
     log_ratio = ops.where(mask.astype(bool), new - old, 0.0)
     ratio = ops.exp(log_ratio)
     plain = -advantages * ratio
-    clipped = -advantages * ops.clip(ratio, 1 - clip_range, 1 + clip_range)
+    clipped = -advantages * ops.clip(ratio, 1 - cliprange, 1 + cliprange)
     loss = masked_mean(ops.maximum(plain, clipped), mask)
     with no_grad():
         metrics = {
@@ -190,11 +190,11 @@ def value_loss(
     old_values: Float[Array, "B T"],
     returns: Float[Array, "B T"],
     mask: Mask,
-    clip_range_value: float = 0.2,
+    cliprange_value: float = 0.2,
 ) -> tuple[Tensor, Metrics]:
-    """½ max((V - R)², (clip(V, V_old ± ε) - R)²), averaged over `value_mask(reply_mask)`."""
-    clipped_values = ops.maximum(values, old_values - clip_range_value)
-    clipped_values = ops.minimum(clipped_values, old_values + clip_range_value)
+    """½ max((V - R)², (clip(V, V_old ± ε) - R)²), averaged over `value_mask(completion_mask)`."""
+    clipped_values = ops.maximum(values, old_values - cliprange_value)
+    clipped_values = ops.minimum(clipped_values, old_values + cliprange_value)
     plain = (values - returns) ** 2
     clipped = (clipped_values - returns) ** 2
     loss = 0.5 * masked_mean(ops.maximum(plain, clipped), mask)
@@ -202,19 +202,19 @@ def value_loss(
     return loss, {"loss/value": loss.item(), "val/clipfrac": share}
 
 
-def ppo_minibatch_loss(
+def ppo_loss(
     new: Float[Tensor, "B T"],
     new_values: Float[Tensor, "B T"],
     experience: Experience,
-    clip_range: float = 0.2,
-    clip_range_value: float = 0.2,
-    value_coefficient: float = 0.1,
+    cliprange: float = 0.2,
+    cliprange_value: float = 0.2,
+    vf_coef: float = 0.1,
 ) -> tuple[Tensor, Metrics]:
-    """The loss of both models on some rows of experience: policy + `value_coefficient` · value."""
+    """The loss of both models on some rows of experience: policy + `vf_coef` · value."""
     old, old_values, advantages, returns, mask = experience
-    policy, metrics = policy_loss(new, old, advantages, mask, clip_range)
-    value, value_metrics = value_loss(new_values, old_values, returns, value_mask(mask), clip_range_value)
-    return policy + value_coefficient * value, metrics | value_metrics
+    policy, metrics = policy_loss(new, old, advantages, mask, cliprange)
+    value, value_metrics = value_loss(new_values, old_values, returns, value_mask(mask), cliprange_value)
+    return policy + vf_coef * value, metrics | value_metrics
 
 
 def _larger(a: Float[Tensor, "B T"], b: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:

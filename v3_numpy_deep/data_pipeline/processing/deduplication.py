@@ -12,39 +12,16 @@ are equal at all levels.
 """
 
 import hashlib
-import re
-from collections import Counter
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
 
 import numpy as np
 from jaxtyping import Float, UInt32
 
-from shared_data.corpus.documents import Document
+from shared_data.cleaning.deduplication import FALSE_NEGATIVE_WEIGHT, FALSE_POSITIVE_WEIGHT, Deduplicator
 from shared_data.settings import DeduplicationSettings
 from v3_numpy_deep.data_pipeline.processing.signature_index import SignatureIndex
 
-_WORD = re.compile(r"\w+")
 _LARGEST_HASH = 0xFFFFFFFF
-# Missing a duplicate costs more than checking a candidate in vain, because candidates are checked.
-_FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT = 0.1, 0.9
-
-
-def shingles(text: str, words: int) -> set[str]:
-    """The overlapping runs of so many words, in lower case and without punctuation.
-
-    >>> sorted(shingles("The cat sat. The cat ran!", 2))
-    ['cat ran', 'cat sat', 'sat the', 'the cat']
-    """
-    return _runs(_WORD.findall(text.lower()), words)
-
-
-def _runs(found: list[str], words: int) -> set[str]:
-    """Runs of so many words; a text shorter than one run is one run."""
-    if not found:
-        return set()
-    return {" ".join(found[i : i + words]) for i in range(max(1, len(found) - words + 1))}
 
 
 def minhash_signature(
@@ -113,63 +90,10 @@ def _gauss_legendre(
     return start + (points + 1) * (end - start) / 2, weights * (end - start) / 2
 
 
-@dataclass
-class DeduplicationReport:
-    """What deduplication found."""
-
-    documents: int = 0
-    kept: int = 0
-    bands: int = 0
-    rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: list[dict[str, Any]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For report.json."""
-        return {
-            name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
-        }
-
-
-class Deduplicator:
-    """Remembers the documents it let pass, compactly (`signature_index.py`), and recognises those that repeat one."""
-
-    def __init__(self, settings: DeduplicationSettings) -> None:
-        self.settings = settings
-        bands, rows = choose_bands(
-            settings.threshold, settings.permutations, _FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT
-        )
-        self.report = DeduplicationReport(bands=bands, rows=rows)
-        self._index = SignatureIndex(bands, rows, settings.permutations)
-
-    def is_duplicate(self, document: Document) -> str | None:
-        """The id of the earlier document that this one repeats, or None: then it is new, and remembered."""
-        settings, report = self.settings, self.report
-        report.documents += 1
-        words = _WORD.findall(document.text.lower())
-        digest = hashlib.sha1(" ".join(words).encode()).digest()
-        if settings.exact and (original := self._index.find_exact(digest)) is not None:
-            return self._found("exact", document, original, 1.0)
-        signature = None
-        if settings.near and words:
-            signature = minhash_signature(
-                _runs(words, settings.shingle_words), settings.permutations, settings.seed
-            )
-            found = self._index.find_near(signature, settings.threshold)
-            if found is not None:
-                return self._found("near", document, *found)
-        self._index.add(document.id, digest, signature)
-        report.kept += 1
-        return None
-
-    def _found(self, kind: str, document: Document, original: str, similarity: float) -> str:
-        self.report.dropped[kind] += 1
-        if len(self.report.examples) < 10:
-            example = {
-                "kind": kind,
-                "id": document.id,
-                "original": original,
-                "similarity": round(similarity, 3),
-            }
-            self.report.examples.append({**example, "text": document.text[:200]})
-        return original
+def new_deduplicator(settings: DeduplicationSettings) -> Deduplicator:
+    """A deduplicator whose signatures and index are those of this level."""
+    bands, rows = choose_bands(
+        settings.threshold, settings.permutations, FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT
+    )
+    signature_of = partial(minhash_signature, permutations=settings.permutations, seed=settings.seed)
+    return Deduplicator(settings, SignatureIndex(bands, rows, settings.permutations), signature_of)

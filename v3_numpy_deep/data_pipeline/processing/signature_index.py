@@ -1,7 +1,7 @@
 """The memory of a deduplicator: which document has this text, which have a band of this signature in common?
 
 A Python dictionary a band would be three lines and two kilobytes a document. Here the tables are flat arrays, a hash table
-with chains, and what is rarely read (the signature, to check a candidate, and the id) lies in a temporary file:
+with chains; what is rarely read (the signature, to check a candidate, and the id) lies in a file (`DocumentStore`):
 
     heads[band][slot]       the newest document with a key in this slot, plus one (0: none)
     older[document][band]   the next older one in the same slot, plus one
@@ -12,11 +12,10 @@ Level 1: datasketch's dictionaries. Level 2: the same tables walked one chain af
 step together.
 """
 
-import tempfile
-from array import array
-
 import numpy as np
 from jaxtyping import UInt32
+
+from shared_data.cleaning.document_store import DocumentStore
 
 _SLOTS = 1 << 17  # of each band; chains grow longer than one beyond that many documents
 
@@ -25,12 +24,11 @@ class SignatureIndex:
     """Documents by the hash of their text and by the bands of their signature."""
 
     def __init__(self, bands: int, rows: int, permutations: int) -> None:
-        self.bands, self.rows, self.permutations = bands, rows, permutations
+        self.bands, self.rows = bands, rows
         self._heads = np.zeros((bands + 1, _SLOTS), dtype=np.uint32)
         self._older = np.zeros((1024, bands + 1), dtype=np.uint32)
         self._keys = np.zeros((1024, bands + 1), dtype=np.uint32)
-        self._offsets = array("Q", [0])  # where each record begins in the file, and where the next one will
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the index
+        self._store = DocumentStore(permutations)
         # Odd multipliers: the key of a band is the upper half of a sum of products modulo 2^64.
         self._multipliers = np.random.default_rng(0).integers(0, 1 << 63, rows, dtype=np.uint64) * np.uint64(
             2
@@ -38,33 +36,24 @@ class SignatureIndex:
 
     def __len__(self) -> int:
         """Documents remembered."""
-        return len(self._offsets) - 1
+        return len(self._store)
 
     def memory_bytes(self) -> int:
         """Bytes of the tables in memory."""
         tables = self._heads.nbytes + self._older.nbytes + self._keys.nbytes
-        return tables + len(self._offsets) * self._offsets.itemsize
+        return tables + self._store.memory_bytes()
 
     def find_exact(self, digest: bytes) -> str | None:
         """The id of the document with this hash of its text."""
-        for number in self._chains(np.array([self.bands]), np.frombuffer(digest[:4], dtype="<u4")):
-            known, _, document_id = self._read(number)
-            if known == digest:
-                return document_id
-        return None
+        candidates = self._chains(np.array([self.bands]), np.frombuffer(digest[:4], dtype="<u4"))
+        return self._store.find_exact(candidates, digest)
 
     def find_near(
         self, signature: UInt32[np.ndarray, "permutations"], threshold: float
     ) -> tuple[str, float] | None:
         """Id and estimated similarity of the most similar document that shares a band, if it reaches the threshold."""
         candidates = self._chains(np.arange(self.bands), self._band_keys(signature))
-        best: tuple[str, float] | None = None
-        for number in sorted(set(candidates)):  # of equally similar ones, the earliest
-            _, known, document_id = self._read(number)
-            similarity = float((known == signature).mean())
-            if similarity >= threshold and (best is None or similarity > best[1]):
-                best = (document_id, similarity)
-        return best
+        return self._store.find_near(candidates, signature, threshold)
 
     def add(
         self, document_id: str, digest: bytes, signature: UInt32[np.ndarray, "permutations"] | None
@@ -81,11 +70,7 @@ class SignatureIndex:
         self._keys[number, tables] = keys
         self._older[number, tables] = self._heads[tables, slots]
         self._heads[tables, slots] = number + 1
-        packed = signature.tobytes() if signature is not None else bytes(4 * self.permutations)
-        record = digest + packed + document_id.encode()
-        self._file.seek(self._offsets[number])
-        self._file.write(record)
-        self._offsets.append(self._offsets[number] + len(record))
+        self._store.append(document_id, digest, signature)
 
     def _grow(self) -> None:
         """Half as many rows again; `resize` lets the operating system move pages instead of copying."""
@@ -108,11 +93,3 @@ class SignatureIndex:
             found.extend(numbers[self._keys[numbers, tables] == keys].tolist())
             links = self._older[numbers, tables]
         return found
-
-    def _read(self, number: int) -> tuple[bytes, UInt32[np.ndarray, "permutations"], str]:
-        """Hash of the text, signature and id of a document."""
-        start, end = self._offsets[number], self._offsets[number + 1]
-        self._file.seek(start)
-        record = self._file.read(end - start)
-        middle = 20 + 4 * self.permutations
-        return record[:20], np.frombuffer(record[20:middle], dtype=np.uint32), record[middle:].decode()

@@ -11,7 +11,7 @@ no hidden matrix (embeddings, the output matrix, norms, biases) is AdamW's, whic
 
 Level 1 is `torch.optim.Muon` beside `torch.optim.AdamW`. Theory: muon.md at level 2.
 
-    optimizer = choose_optimizer(model, settings.pretrain)
+    optimizer = make_optimizer(model, settings.pretrain)
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from shared_data.settings import ChosenOptimizerSettings
+from shared_data.settings import OptimizerSettings
 from v3_numpy_deep.autograd.module import Module, Parameter
 from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
 
@@ -31,14 +31,14 @@ ITERATIONS = 5
 NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 
 
-def choose_optimizer(model: Module, section: ChosenOptimizerSettings) -> AdamW:
+def make_optimizer(model: Module, settings: OptimizerSettings) -> AdamW:
     """The optimizer that the settings name, over all of the model that is trained."""
-    betas = (section.adam_beta1, section.adam_beta2)
-    if section.optimizer == "adamw":
-        groups = parameter_groups(model, section.weight_decay)
-        return AdamW(groups, section.learning_rate, betas, section.adam_epsilon)
-    groups = hidden_apart(parameter_groups(model, section.weight_decay))
-    return Muon(groups, section.learning_rate, betas, section.adam_epsilon, section.muon_momentum)
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    if settings.optim == "adamw":
+        groups = parameter_groups(model, settings.weight_decay)
+        return AdamW(groups, settings.learning_rate, betas, settings.adam_epsilon)
+    groups = hidden_apart(parameter_groups(model, settings.weight_decay))
+    return Muon(groups, settings.learning_rate, betas, settings.adam_epsilon, settings.muon_momentum)
 
 
 def is_hidden(name: str, parameter: Parameter) -> bool:

@@ -1,0 +1,73 @@
+"""Preference pairs: records of prompt, chosen and rejected completion, from the story world or a user's files.
+
+train, held_out = open_pairs(settings, "dpo")
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from shared_data.corpus.formatting import Message, format_preference
+from shared_data.corpus.records import open_records
+from shared_data.errors import UserError
+from shared_data.settings import PreferenceSettings, Settings
+
+HELD_OUT_PART = 10  # of a user's records, one in so many is held out
+
+PairRecord = dict[str, Any]  # prompt, chosen, rejected: messages; where, margin, reason
+
+
+def open_pairs(settings: Settings, stage: str) -> tuple[list[PairRecord], list[PairRecord]]:
+    """Pairs of a stage to train on, and held-out ones: of the story world's test split, or of a user's records.
+
+    `margin` is by how much the chosen completion is better (0: not known), `reason` what is wrong with the other, and `where` names
+    the record in an error. Raises `UserError` naming the record that is wrong.
+    """
+    section: PreferenceSettings = getattr(settings, stage)
+    if section.source == "story_world":
+        train = _story_world_pairs(section.seed, "train", **section.story_world_options)
+        held_out = _story_world_pairs(0, "test", question_fraction=section.question_fraction)
+        return list(islice(train, section.pairs)), list(islice(held_out, section.eval_pairs))
+    data = settings.data.model_copy(
+        update={"source": section.source, "hub_config": None, "hub_split": "train"}
+    )
+    records = [
+        format_preference(record, where) | _extras(record, where)
+        for where, record in islice(open_records(data), section.pairs)
+    ]
+    kept = [record for number, record in enumerate(records) if number % HELD_OUT_PART] or records
+    return kept, records[::HELD_OUT_PART][: section.eval_pairs]
+
+
+def check_texts(record: PairRecord, special_tokens: Mapping[str, int]) -> None:
+    """Raise `UserError` for an empty part, or for text with one of the chat template's own tokens."""
+    for part in ("prompt", "chosen", "rejected"):
+        contents = [message["content"] for message in record[part]]
+        if not any(content.strip() for content in contents):
+            raise UserError(f"{record['where']}: {part!r} is empty; complete or remove the record")
+        for token in special_tokens:
+            if any(token in content for content in contents):
+                raise UserError(
+                    f"{record['where']} contains {token}, which the template writes itself; remove it from the text"
+                )
+
+
+def _extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The optional fields of a record: a number `margin` (as trl reads it) and a text `reason`."""
+    margin = record.get("margin")
+    if margin is not None and not (isinstance(margin, int | float) and math.isfinite(margin)):
+        raise UserError(
+            f"{where}: the margin is {margin!r:.40}, not a finite number; correct or leave it out"
+        )
+    return {"where": where, "margin": float(margin or 0.0), "reason": str(record.get("reason") or "")}
+
+
+def _story_world_pairs(seed: int, split: str, **options: Any) -> Iterator[PairRecord]:
+    from shared_data.story_world.tasks import preference_pairs
+
+    for number, pair in enumerate(preference_pairs(seed, split, **options)):
+        where = f"pair {number:,} of the story world"
+        record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        messages: dict[str, list[Message]] = format_preference(record, where)
+        yield messages | {"where": where, "margin": 0.0, "reason": pair.reason}

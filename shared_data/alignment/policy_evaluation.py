@@ -1,0 +1,113 @@
+"""What a policy is worth before and after alignment: the same held-out prompts and random numbers, the tuned model and the aligned one.
+
+Are the completions worth more, how far has the policy moved from the tuned model (KL, in nats a completion), and does it still know
+the language (bits per byte on held-out text)? The three belong together: a reward alone is easily bought.
+
+    metrics = evaluate_policy(settings, run, "dpo", policy, reference, prompts, reward)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+from shared_data.alignment.rewards import RewardFunction, score_completions
+from shared_data.corpus.splits import read_documents
+from shared_data.files import write_json
+from shared_data.runs import RunFolder
+from shared_data.settings import PolicyEvaluationSettings, Settings
+from shared_data.story_world.questions import split_prompt
+from shared_data.story_world.rewards import is_right
+
+DOCUMENTS = 100  # of the validation split, on which bits per byte are compared
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion: ids of prompt and completion, its text, and whether it ended by itself."""
+
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+    finished: bool
+
+
+class Policy(Protocol):
+    """What the evaluation needs of a language model, of whatever level."""
+
+    def complete(
+        self, prompts: Sequence[str], max_completion_length: int, temperature: float, seed: int
+    ) -> list[Completion]:
+        """One sampled completion of each prompt, as the first turn of a conversation."""
+
+    def log_probs(self, completions: Sequence[Completion], temperature: float) -> list[float]:
+        """log p(completion | prompt) of each, in nats."""
+
+    def bits_per_byte(self, texts: Sequence[str]) -> float:
+        """Of documents."""
+
+
+def evaluate_policy(
+    settings: Settings,
+    run: RunFolder,
+    stage: str,
+    policy: Policy,
+    reference: Policy,
+    prompts: Sequence[str],
+    reward: RewardFunction,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """The metrics before and after; all completions are kept in completions.json.
+
+    `before` and `after` are the mean reward of the reference's and the policy's completions; `question_…` and `request_…` the same
+    for the story world's two sorts of prompts; `right_…` the share of its questions that are answered right, in however many
+    words. `kl` is the divergence of the policy from the reference in nats a completion.
+    """
+    section: PolicyEvaluationSettings = getattr(settings, stage)
+    records: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    finished, kl = {"before": 0, "after": 0}, 0.0
+    for moment, model in (("before", reference), ("after", policy)):
+        for start in range(0, len(prompts), batch_size):
+            batch = list(prompts[start : start + batch_size])
+            completions = model.complete(
+                batch, section.max_completion_length, section.temperature, seed=start
+            )
+            texts = [completion.text for completion in completions]
+            rewards = score_completions(reward, batch, texts)
+            for record, text, value in zip(records[start:], texts, rewards, strict=False):
+                record |= {moment: text, f"{moment}_reward": value}
+            finished[moment] += sum(completion.finished for completion in completions)
+            if moment == "after":
+                log_probs = [
+                    model.log_probs(completions, section.temperature) for model in (policy, reference)
+                ]
+                kl += sum(log_probs[0]) - sum(log_probs[1])
+    write_json(run.stage(stage) / "completions.json", records)
+    count = len(records)
+    metrics = {moment: _mean(records, f"{moment}_reward") for moment in ("before", "after")}
+    metrics |= {"kl": kl / count, "finished_before": finished["before"] / count}
+    metrics["finished"] = finished["after"] / count
+    documents = islice(read_documents(run.documents("validation")), DOCUMENTS)
+    texts = [document.text for document in documents]
+    metrics["bits_per_byte_before"] = reference.bits_per_byte(texts)
+    metrics["bits_per_byte"] = policy.bits_per_byte(texts)
+    return metrics | _by_kind_of_prompt(records)
+
+
+def _mean(records: Sequence[dict], name: str) -> float:
+    return sum(record[name] for record in records) / len(records)
+
+
+def _by_kind_of_prompt(records: Sequence[dict]) -> dict[str, float]:
+    """Questions and requests of the story world apart, and how many questions are answered right."""
+    metrics = {}
+    questions = [record for record in records if split_prompt(record["prompt"])]
+    requests = [record for record in records if not split_prompt(record["prompt"])]
+    for moment in ("before", "after"):
+        if questions and requests:
+            metrics[f"question_{moment}"] = _mean(questions, f"{moment}_reward")
+            metrics[f"request_{moment}"] = _mean(requests, f"{moment}_reward")
+        right = [is_right(record["prompt"], record[moment]) for record in questions]
+        if right and None not in right:
+            metrics[f"right_{moment}"] = sum(map(bool, right)) / len(right)
+    return metrics

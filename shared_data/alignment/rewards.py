@@ -1,0 +1,146 @@
+"""A reward function of the user's own: loaded from a Python file, called with care.
+
+The function gets two lists of texts, prompts and completions, and returns one number a completion, as in
+
+    def brevity(prompts: list[str], completions: list[str]) -> list[float]:
+        return [1 / (1 + len(completion)) for completion in completions]
+
+A reward is the one thing that training believes without a question: a NaN would make every weight NaN within a step, and
+a list that is one too short would reward the wrong completions. So all that comes back is checked, and what is wrong is
+named with the completion it belongs to.
+
+    python -c "from shared_data.alignment.rewards import load_reward_function; load_reward_function('rewards.py:brevity')"
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared_data.errors import UserError
+
+RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+_SHOWN = 60  # characters of a text in an error message
+
+
+def open_reward(reference: str) -> RewardFunction:
+    """The reward function that a setting names: `story_world`, or a user's own as FILE.py:FUNCTION."""
+    if reference != "story_world":
+        return load_reward_function(reference)
+    from shared_data.story_world.tasks import reward
+
+    return lambda prompts, completions: [
+        reward(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def load_reward_function(reference: str) -> RewardFunction:
+    """The function of "file.py:function", wrapped in `score_completions`.
+
+    Raises `UserError` where there is no such file or function, or where the file cannot be run.
+    """
+    path, _, name = reference.rpartition(":")
+    if not path or not name.isidentifier():
+        raise UserError(
+            f"{reference!r} does not name a reward function; write FILE.py:FUNCTION, as in rewards.py:brevity"
+        )
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}; write FILE.py:FUNCTION with the path of a Python file")
+    spec = importlib.util.spec_from_file_location("user_rewards", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file; its name should end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} could not be run: {_describe(error)}; mend the file") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{path} has no function {name}; it has {_functions(module)}")
+
+    def checked(prompts: list[str], completions: list[str]) -> list[float]:
+        return score_completions(function, prompts, completions, name)
+
+    return checked
+
+
+def score_completions(
+    function: RewardFunction, prompts: list[str], completions: list[str], name: str = "the reward function"
+) -> list[float]:
+    """The rewards of the completions. Raises `UserError`, naming the completion, where the function raises or gives no finite number."""
+    assert len(prompts) == len(completions), f"{len(prompts)} prompts and {len(completions)} completions"
+    try:
+        rewards = list(function(prompts, completions))
+    except UserError:  # of a function that is checked already: it names the completion
+        raise
+    except Exception as error:
+        record = _first_that_raises(function, prompts, completions)
+        raise UserError(f"{name} raised {_describe(error)}{record}; mend the function") from error
+    return check_rewards(
+        rewards, len(completions), name, lambda index: _record(index, prompts[index], completions[index])
+    )
+
+
+def check_rewards(
+    rewards: Sequence[Any],
+    count: int,
+    name: str = "the reward",
+    record: Callable[[int], str] = lambda index: f" for completion {index + 1}",
+) -> list[float]:
+    """The rewards as numbers, the last check before they move weights. Raises `UserError` unless there are `count` finite ones.
+
+    record: the words that name a completion by its index.
+    """
+    if len(rewards) != count:
+        raise UserError(
+            f"{name} gave {len(rewards)} rewards for {count} completions; return one number for each completion, in order"
+        )
+    for index, reward in enumerate(rewards):
+        if not _is_finite_number(reward):
+            raise UserError(
+                f"{name} gave {reward!r}{record(index)}; return a finite number for every completion"
+            )
+    return [float(reward) for reward in rewards]
+
+
+def _is_finite_number(reward: Any) -> bool:
+    """Python's, NumPy's or torch's number, and neither NaN nor infinite."""
+    try:
+        return not isinstance(reward, str) and math.isfinite(float(reward))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _first_that_raises(function: RewardFunction, prompts: list[str], completions: list[str]) -> str:
+    """Ask for each completion alone, to find the one the function cannot bear; empty where each of them goes well."""
+    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        try:
+            function([prompt], [completion])
+        except Exception:
+            return _record(index, prompt, completion)
+    return ""
+
+
+def _record(index: int, prompt: str, completion: str) -> str:
+    return f" for completion {index + 1}, {_shorten(completion)!r} to the prompt {_shorten(prompt)!r}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def _describe(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _functions(module: Any) -> str:
+    """What the file offers instead."""
+    names = [
+        name
+        for name, value in vars(module).items()
+        if callable(value)
+        and not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+    ]
+    return ", ".join(names) or "none"

@@ -1,0 +1,46 @@
+"""Models for inference: of a run's stage or of any Hugging Face folder, plain or an adapter, with the tokenizer beside them.
+
+model, tokenizer = load_with_tokenizer(settings, run, Path("runs/v2/tiny/sft"))
+"""
+
+from pathlib import Path
+
+import torch
+
+from shared_data.evaluation.held_out import check_vocabulary
+from shared_data.peft.adapted_model import merge_lora
+from shared_data.peft.adapter_files import base_of_adapter
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
+from shared_data.tokenizer.tokenizer_file import tokenizer_beside
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from v2_handwritten.device import resolve_device
+from v2_handwritten.models.checkpoint import load_model
+from v2_handwritten.models.peft.adapters import load_adapter
+from v2_handwritten.models.transformer import Transformer
+
+
+def load_for_inference(settings: Settings, folder: Path) -> Transformer:
+    """The model of a folder on the settings' device; an adapter is loaded with its base and merged into it."""
+    base, device = base_of_adapter(folder), resolve_device(settings.device)
+    # A CPU computes bfloat16 many times slower than float32.
+    model = load_model(base or folder, dtype=torch.float32 if device.type == "cpu" else None, device=device)
+    if base:
+        load_adapter(model, folder)
+        merge_lora(model)
+    return model.eval()
+
+
+def load_with_tokenizer(
+    settings: Settings, run: RunFolder, checkpoint: Path | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """The model of a checkpoint (default: that of the run) and the tokenizer beside it (default: that of the run).
+
+    Raises `UserError` where either is missing or damaged, or they do not belong together.
+    """
+    folder = checkpoint or run.model("pretrain")
+    model = load_for_inference(settings, folder)
+    path = tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer)
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(folder, model.config.vocab_size, path, tokenizer.vocab_size)
+    return model, tokenizer

@@ -1,0 +1,1 @@
+"""Low-rank adapters and 4-bit base weights."""

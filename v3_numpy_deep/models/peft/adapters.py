@@ -1,0 +1,43 @@
+"""Adapters of this level in PEFT's folders; the folders themselves are `shared_data/peft/adapter_files.py`.
+
+Level 1: PEFT's own functions. Level 2: the same over torch. Theory: v2_handwritten/models/peft/lora.md.
+
+    save_adapter(model, "runs/adapter", base_name="runs/v3/tiny/pretrain")
+"""
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from shared_data.model_files.folder import read_shapes
+from shared_data.peft.adapter_files import WEIGHTS, adapter_tensors, read_adapter, write_adapter
+from v3_numpy_deep.autograd import Module, Parameter
+from v3_numpy_deep.models.checkpoint import read_tensor
+from v3_numpy_deep.models.peft.lora import inject_lora
+
+
+def save_adapter(model: Module, folder: Path | str, base_name: str, name: str = "default") -> None:
+    """Write one adapter of the model. `base_name` is the folder or the hub's name of the model it belongs to.
+
+    Raises `UserError` where there is no such adapter.
+    """
+    tensors = {key: np.ascontiguousarray(weight.data) for key, weight in adapter_tensors(model, name).items()}
+    write_adapter(folder, save(tensors, metadata={"format": "pt"}), model, base_name, name)
+
+
+def load_adapter(model: Module, folder: Path | str, name: str = "default") -> list[Parameter]:
+    """Add a saved adapter to the model and make it the active one; its parameters are returned, and trainable.
+
+    Raises `UserError` for an adapter of another base or kind, for damaged files, and where `inject_lora` does.
+    """
+    config = read_adapter(model, folder, read_shapes)
+    parameters = inject_lora(model, config, seed=0, name=name)
+    restore_adapter(model, folder, name)
+    return parameters
+
+
+def restore_adapter(model: Module, folder: Path | str, name: str = "default") -> None:
+    """Copy the weights of a saved adapter into the same adapter of the model, in place."""
+    for key, weight in adapter_tensors(model, name).items():
+        weight.data[...] = read_tensor(Path(folder) / WEIGHTS, key)
