@@ -24,7 +24,7 @@ UNFINISHED = "unfinished.json"  # whose training was begun in this folder: {"inp
 ASIDE = ".finished.json.aside"  # the record while its stage is done again in place
 # Not needed by later stages: checkpoints to resume from, logs and plots. A user may delete them.
 _STATE_FOLDERS = ("state", "trainer")
-_PASSING = ("metrics_log.jsonl", "timings.jsonl", ".svg", FINISHED, UNFINISHED)
+_PASSING = ("metrics_log.jsonl", "timings.jsonl", ".svg", FINISHED, UNFINISHED, ".toml")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,14 @@ def read_finished(folder: Path) -> Finished | None:
     if not path.is_file():
         return None
     try:
-        return Finished(**read_json(path))
+        record = Finished(**read_json(path))
     except (UserError, TypeError):  # damaged, or written before outputs and metrics stood in it
         return OF_ANOTHER_VERSION
+    dictionaries = (record.inputs, record.outputs, record.metrics)
+    if not all(isinstance(values, dict) for values in dictionaries):
+        return OF_ANOTHER_VERSION
+    numbers = [*record.outputs.values(), *record.metrics.values()]
+    return record if all(isinstance(number, int | float) for number in numbers) else OF_ANOTHER_VERSION
 
 
 def write_finished(folder: Path, inputs: Inputs, metrics: dict[str, float]) -> None:
@@ -87,7 +92,8 @@ def _outputs(folder: Path) -> Iterator[Path]:
 def inputs_of_unfinished(folder: Path) -> Inputs:
     """What an interrupted training was made with; nothing where the record is damaged."""
     with suppress(UserError):
-        return read_json(folder / UNFINISHED).get("inputs", {})
+        inputs = read_json(folder / UNFINISHED).get("inputs")
+        return inputs if isinstance(inputs, dict) else {}
     return {}
 
 

@@ -87,9 +87,11 @@ def _check_chat_tokens(run: RunFolder, stage: str, is_made_again: bool) -> None:
     section, made = run.settings.tokenizer, run.path / "tokenizer" / "tokenizer.json"
     if is_made_again and section.load is None:
         where, tokens = "tokenizer.special_tokens", list(section.special_tokens)
-    else:
+    elif is_made_again or made.is_file():
         where = str(section.load if is_made_again else made)
         tokens = [token.content for token in added_tokens_of(read_tokenizer(where)[0]) if token.special]
+    else:
+        return
     if _END_OF_TURN not in tokens:
         raise UserError(
             f"{where} has no special token {_END_OF_TURN}, with which {stage} ends a turn; add it, or do the stages up to "

@@ -7,13 +7,16 @@ edited) is taken over, and what `--set` changed before stays. So hints need not 
     python -c "from shared_data.remembered_settings import open_run; print(open_run('v2', out=Path('runs/v2/tiny')).settings)"
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from shared_data.errors import UserError
+from shared_data.files import lock_folder
 from shared_data.fingerprints import flatten
 from shared_data.finished import FINISHED, OF_ANOTHER_VERSION, read_finished
-from shared_data.runs import CONFIG, SETTINGS, RunFolder
+from shared_data.run_writing import CONFIG, SETTINGS, recover
+from shared_data.runs import RunFolder
 from shared_data.settings import Settings, change_settings, load_settings, parse_override
 from shared_data.stages import STAGES
 
@@ -34,6 +37,9 @@ def open_run(
     path = out or Path("runs") / level / _name(config, assignments)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not the folder of a run; choose another one with --out")
+    if path.is_dir():
+        with suppress(UserError), lock_folder(path):  # unless a process is at work in it
+            recover(path)
     for stage in () if force else STAGES:
         if read_finished(path / stage) == OF_ANOTHER_VERSION:
             raise UserError(

@@ -15,18 +15,15 @@ or killed stage leaves the last good result as it was. A resumable stage (traini
     python -c "from shared_data.runs import RunFolder as R; from shared_data.settings import load_settings as s; print(R('v2', s()).path)"
 """
 
-import os
 import shlex
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from shared_data.errors import UserError, explain_os_error
-from shared_data.files import lock_folder, read_bytes, read_json, restore, sweep, write_json
+from shared_data.files import lock_folder, read_json, write_json
 from shared_data.fingerprints import RESULT_OF, Inputs, changed_inputs, fingerprint, stage_inputs
 from shared_data.finished import (
-    ASIDE,
     FINISHED,
     OF_ANOTHER_VERSION,
     UNFINISHED,
@@ -34,13 +31,11 @@ from shared_data.finished import (
     has_checkpoints,
     inputs_of_unfinished,
     read_finished,
-    sizes_and_times,
-    write_finished,
 )
-from shared_data.settings import Settings, available_configs, settings_to_toml
+from shared_data.run_writing import in_a_fresh_folder, in_place, recover
+from shared_data.settings import Settings, available_configs
 from shared_data.stages import STAGES, upstream
 
-SETTINGS, CONFIG = "settings.toml", "config.toml"
 _NOT_FINISHED = "it has not finished yet"
 
 
@@ -53,13 +48,13 @@ class RunFolder:
         self.settings = settings
         self.configuration = settings  # before `--set`
         self.path = Path(root) if root is not None else Path("runs") / level / settings.name
-        self._in_progress: dict[str, Path] = {}
+        self.in_progress: dict[str, Path] = {}  # where the results of stages at work are made
 
     # Where things are
 
     def stage(self, name: str) -> Path:
         """The folder of a stage, created if need be."""
-        folder = self._in_progress.get(name, self.path / name)
+        folder = self.in_progress.get(name, self.path / name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -189,106 +184,19 @@ class RunFolder:
 
     # Writing
 
-    @contextmanager
-    def writing(self, stage: str) -> Iterator[dict[str, float]]:
+    def writing(self, stage: str) -> AbstractContextManager[dict[str, float]]:
         """Do the work of a stage inside, and put its numbers into the dictionary; the result counts when the block ends well."""
-        remembered = {name: read_bytes(self.path / name) for name in (SETTINGS, CONFIG)}
-        if STAGES[stage].resumable:
-            work = self._in_place(stage, remembered)
-        else:
-            work = self._in_a_fresh_folder(stage, remembered)
-        with work as metrics:
-            yield metrics
-        self.write_metrics()
-
-    @contextmanager
-    def _in_a_fresh_folder(
-        self, stage: str, remembered: dict[str, bytes | None]
-    ) -> Iterator[dict[str, float]]:
-        """The folder takes the place of the last result when the block ends well."""
-        final, fresh, old = self._places(stage)
-        shutil.rmtree(fresh, ignore_errors=True)
-        self._in_progress[stage] = fresh
-        if not final.exists():  # a last result keeps its settings until then
-            self.remember()
-        metrics: dict[str, float] = {}
-        try:
-            yield metrics
-            self.remember()
-            write_finished(self.stage(stage), self.inputs(stage), metrics)
-            if final.exists():
-                os.replace(final, old)
-            os.replace(fresh, final)
-            shutil.rmtree(old, ignore_errors=True)
-        except UserError:  # a wrong setting is not remembered
-            self._restore_settings(remembered)
-            raise
-        finally:
-            del self._in_progress[stage]
-            shutil.rmtree(fresh, ignore_errors=True)
-
-    def _places(self, stage: str) -> tuple[Path, Path, Path]:
-        """The folder of a stage, the one it is made in, and where the last result stands while they change places."""
-        return self.path / stage, self.path / f".{stage}.unfinished", self.path / f".{stage}.old"
-
-    @contextmanager
-    def _in_place(self, stage: str, remembered: dict[str, bytes | None]) -> Iterator[dict[str, float]]:
-        """From the first change on, the result counts as unfinished, and whose it is stands in `unfinished.json`."""
-        folder = self.stage(stage)
-        finished, unfinished, aside = folder / FINISHED, folder / UNFINISHED, folder / ASIDE
-        before, was_finished = sizes_and_times(folder), finished.exists()
-        was_unfinished = read_bytes(unfinished)
-        metrics: dict[str, float] = {}
-        try:
-            write_json(unfinished, {"inputs": self.inputs(stage)})
-            if was_finished:
-                os.replace(finished, aside)
-            self.remember()
-            yield metrics
-            write_finished(folder, self.inputs(stage), metrics)
-            unfinished.unlink()
-        except BaseException as error:
-            if sizes_and_times(folder) == before:  # refused or interrupted before anything was touched
-                if was_finished or isinstance(error, UserError):
-                    self._restore_settings(remembered)
-                if aside.exists():
-                    os.replace(aside, finished)
-                restore(unfinished, was_unfinished)
-                with suppress(OSError):
-                    folder.rmdir()  # the folder too, if it was made just now and is empty
-            raise
-        finally:
-            aside.unlink(missing_ok=True)
+        return (in_place if STAGES[stage].resumable else in_a_fresh_folder)(self, stage)
 
     def is_interrupted(self, stage: str) -> bool:
         """Whether a resumable stage was interrupted, by Ctrl-C, a kill or an error, and can be continued."""
         folder = self.path / stage
         return (folder / UNFINISHED).exists() and not (folder / FINISHED).exists()
 
-    def remember(self) -> None:
-        """Keep the settings: later commands in this folder inherit them."""
-        for name, settings in ((CONFIG, self.configuration), (SETTINGS, self.settings)):
-            content = settings_to_toml(settings).encode()
-            if read_bytes(self.path / name) != content:
-                restore(self.path / name, content)
-
-    def _restore_settings(self, remembered: dict[str, bytes | None]) -> None:
-        for name, content in remembered.items():
-            restore(self.path / name, content)
-
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing into the same run, and finish what a killed one was about to."""
         with lock_folder(self.path):
-            for stage in STAGES:
-                final, fresh, old = self._places(stage)
-                if not final.exists() and (fresh / FINISHED).exists():
-                    os.replace(fresh, final)
-                elif not final.exists() and old.exists():
-                    os.replace(old, final)
-                for leftover in (fresh, old):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                sweep(final)
-            sweep(self.path)
+            recover(self.path)
             self.write_metrics()
             yield

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from shared_data.files import read_json
 from shared_data.progress import format_number, format_seconds
-from shared_data.runs import SETTINGS, RunFolder
+from shared_data.run_writing import SETTINGS
+from shared_data.runs import RunFolder
 from shared_data.stages import STAGES
 
 _SAMPLE_LENGTH = 300  # characters of a generated text that are printed; the report shows all
