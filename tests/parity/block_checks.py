@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.parity.arrays import array
 from tests.parity.recorder import ParityRecorder
+
+each_kernel = pytest.mark.parametrize("kernels", ["plain", "fused"])
 
 
 def compare_functions(

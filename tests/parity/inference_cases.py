@@ -12,8 +12,7 @@ from shared_data.model_files.config import ModelConfig as ArrayConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world import StoryWorld
-from tests.parity.model_cases import config_of, pair
-from v1_quick.models.transformer import Transformer as LibraryTransformer
+from tests.parity.model_cases import LibraryModel, config_of, pair
 from v2_handwritten.data_pipeline.prepare import encode_split
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v2_handwritten.models.checkpoint import save_model
@@ -21,10 +20,8 @@ from v2_handwritten.models.transformer import Transformer
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 
 
-def trio(
-    case: str, dtype: torch.dtype = torch.float64
-) -> tuple[LibraryTransformer, Transformer, ArrayTransformer]:
-    """Levels 1, 2 and 3 in this order, in evaluation mode."""
+def trio(case: str, dtype: torch.dtype = torch.float64) -> tuple[LibraryModel, Transformer, ArrayTransformer]:
+    """The library's model and those of levels 2 and 3, in evaluation mode."""
     ours, library = pair(case, dtype)
     arrays = ArrayTransformer(ArrayConfig.from_hf(config_of(case).to_hf()))
     arrays.to(str(dtype).removeprefix("torch."))

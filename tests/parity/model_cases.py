@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import initial_weights
 from tests.parity.arrays import integers
-from v1_quick.models.config import ModelConfig as LibraryConfig
-from v1_quick.models.transformer import Transformer as LibraryTransformer
+from v2_handwritten.models.packing import Packing
 from v2_handwritten.models.transformer import Transformer
 
 LLAMA3_SCALING = {
@@ -46,15 +48,59 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+class LibraryModel(torch.nn.Module):
+    """transformers' model (`library`) with our arguments."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = library_config(config)
+        self.library = AutoModelForCausalLM.from_config(self.config)
+        parameters = dict(self.library.named_parameters())
+        with torch.no_grad():
+            for name, weight in initial_weights(config, 0):
+                parameters[name].copy_(torch.from_numpy(weight))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits. Where positions restart with each document, the library finds the packing by itself."""
+        if packing is not None:
+            attention_mask = packing.same_text().tril().unsqueeze(1)
+        # Without use_cache=False the library makes a cache in training too, and then no longer notices packed positions.
+        output = self.library(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+        )
+        return output.logits
+
+    def loss(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> torch.Tensor:
+        """Mean cross-entropy in nats."""
+        return cross_entropy(self(input_ids, position_ids, packing).flatten(0, 1), labels.flatten())
+
+
 def config_of(case: str) -> ModelConfig:
     """The configuration of a case."""
     return ModelConfig(**CASES[case])
 
 
-def pair(case: str, dtype: torch.dtype = torch.float64) -> tuple[Transformer, LibraryTransformer]:
-    """Level 2's and level 1's model with the same weights; norms and biases are moved off 1 and 0."""
+def library_config(config: ModelConfig) -> PreTrainedConfig:
+    """transformers' `GPT2Config` or `LlamaConfig`."""
+    return AutoConfig.for_model(**config.to_hf())
+
+
+def pair(case: str, dtype: torch.dtype = torch.float64) -> tuple[Transformer, LibraryModel]:
+    """Level 2's and the library's model with the same weights; norms and biases are not 1 and 0."""
     config = config_of(case)
-    library = LibraryTransformer(LibraryConfig.from_hf(config.to_hf())).initialize(0).to(dtype)
+    library = LibraryModel(config).to(dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in library.parameters():
@@ -66,19 +112,19 @@ def pair(case: str, dtype: torch.dtype = torch.float64) -> tuple[Transformer, Li
 
 
 def batch(case: str, B: int = 2, T: int = 70) -> dict[str, torch.Tensor]:
-    """Token ids and labels, some of which do not count. T is longer than a tile of the attention kernel."""
+    """Token ids and labels, some of which do not count."""
     V = CASES[case]["vocab_size"]
     labels = torch.from_numpy(integers(2, V, B, T))
     labels[0, :5] = -100
     return {"input_ids": torch.from_numpy(integers(1, V, B, T)), "labels": labels}
 
 
-def packed(lengths: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Document and position ids of rows that hold documents of the given lengths."""
+def packed(lengths: list[list[int]]) -> dict[str, Any]:
+    """`packing` and `position_ids` of rows that hold documents of the given lengths."""
     documents = [np.repeat(np.arange(len(row)), row) for row in lengths]
     positions = [np.concatenate([np.arange(length) for length in row]) for row in lengths]
     return {
-        "document_ids": torch.from_numpy(np.stack(documents).astype(np.int64)),
+        "packing": Packing.from_documents(torch.from_numpy(np.stack(documents).astype(np.int64))),
         "position_ids": torch.from_numpy(np.stack(positions).astype(np.int64)),
     }
 

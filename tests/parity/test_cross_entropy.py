@@ -1,22 +1,19 @@
-"""Levels 1 and 2: the loss and the gradient of the logits; the version that holds the output matrix, in any chunks."""
+"""Level 2 and the library: the loss and the gradients of the logits, or of what they are made of."""
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tests.parity.arrays import array, integers
-from tests.parity.block_checks import compare_functions
+from tests.parity.block_checks import compare_functions, each_kernel
 from tests.parity.recorder import ParityRecorder
-from v1_quick.models.blocks.cross_entropy import cross_entropy as library_cross_entropy
-from v2_handwritten.models.blocks import cross_entropy as module
-from v2_handwritten.models.blocks.cross_entropy import (
-    cross_entropy,
-    linear_cross_entropy,
-    plain_cross_entropy,
-)
+from v2_handwritten.kernels import kernel
+from v2_handwritten.models.blocks.cross_entropy import cross_entropy, linear_cross_entropy
 
 V, N, C = 11, 9, 6
 LOGITS = torch.from_numpy(array(0, N, V, scale=4.0))
+HIDDEN, WEIGHT = torch.from_numpy(array(2, N, C)), torch.from_numpy(array(3, V, C))
 
 
 def targets() -> Tensor:
@@ -26,32 +23,27 @@ def targets() -> Tensor:
     return values
 
 
-@pytest.mark.parametrize("function", [plain_cross_entropy, cross_entropy])
-def test_loss_and_gradient_equal_the_library(parity: ParityRecorder, function: object) -> None:
+def test_loss_and_gradient_of_the_logits_equal_the_library(parity: ParityRecorder) -> None:
     compare_functions(
         parity,
-        f"cross_entropy, {function.__name__}",
-        lambda logits: function(
-            logits * 1, targets()
-        ),  # a fresh array, as the fused version writes into its input
-        lambda logits: library_cross_entropy(logits, targets()),
+        "cross_entropy",
+        lambda logits: cross_entropy(logits, targets()),
+        lambda logits: functional.cross_entropy(logits, targets()),
         {"logits": LOGITS},
         2e-15,
     )
 
 
-@pytest.mark.parametrize("chunk", [1, 4 * V, 2**18])
-def test_the_fused_output_layer_equals_the_library_in_any_chunks(
-    parity: ParityRecorder, monkeypatch: pytest.MonkeyPatch, chunk: int
+@each_kernel
+def test_loss_and_gradients_with_the_output_matrix_equal_the_library(
+    parity: ParityRecorder, kernels: str
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", chunk)
-    inputs = {"hidden": torch.from_numpy(array(2, N, C)), "weight": torch.from_numpy(array(3, V, C))}
     compare_functions(
         parity,
-        f"cross_entropy, with the output matrix, chunks of {chunk}",
-        lambda hidden, weight: linear_cross_entropy(hidden, weight, targets()),
-        lambda hidden, weight: library_cross_entropy(hidden @ weight.T, targets()),
-        inputs,
+        f"linear_cross_entropy, {kernels}",
+        lambda hidden, weight: kernel(kernels, linear_cross_entropy)(hidden, weight, targets()),
+        lambda hidden, weight: functional.cross_entropy(hidden @ weight.T, targets()),
+        {"hidden": HIDDEN, "weight": WEIGHT},
         2e-15,
     )
 
@@ -59,7 +51,7 @@ def test_the_fused_output_layer_equals_the_library_in_any_chunks(
 def test_the_gradient_of_a_row_sums_to_zero_and_its_target_is_the_only_negative() -> None:
     """The exercise of cross_entropy.md."""
     logits = LOGITS.clone().requires_grad_()
-    cross_entropy(logits * 1, targets()).backward()
+    cross_entropy(logits, targets()).backward()
     gradient = logits.grad
     assert gradient is not None
     torch.testing.assert_close(gradient.sum(-1), torch.zeros(N).double(), atol=1e-16, rtol=0)
@@ -68,39 +60,31 @@ def test_the_gradient_of_a_row_sums_to_zero_and_its_target_is_the_only_negative(
         assert negative == ([] if target == -100 else [target])
 
 
-def test_no_counted_target_is_a_loss_of_zero_and_not_nan() -> None:
-    ignored = torch.full((N,), -100)
-    hidden = torch.from_numpy(array(2, N, C)).requires_grad_()
-    for loss in (
-        plain_cross_entropy(LOGITS, ignored),
-        cross_entropy(LOGITS, ignored),
-        linear_cross_entropy(hidden, torch.from_numpy(array(3, V, C)), ignored),
-    ):
-        assert loss == 0
+@each_kernel
+def test_no_counted_target_is_a_loss_of_zero_and_not_nan(kernels: str) -> None:
+    assert kernel(kernels, linear_cross_entropy)(HIDDEN, WEIGHT, torch.full((N,), -100)) == 0
 
 
-def test_logits_are_left_alone_when_nothing_needs_their_gradient() -> None:
-    logits = LOGITS.clone()
-    cross_entropy(logits, targets())
-    assert torch.equal(logits, LOGITS)
+@each_kernel
+def test_huge_logits_do_not_overflow(kernels: str) -> None:
+    loss = kernel(kernels, linear_cross_entropy)
+    hidden, weight = torch.ones(1, 1), torch.tensor([[1e4], [-1e4], [0.0]])
+    assert loss(hidden, weight, torch.tensor([0])) == 0
+    assert loss(hidden, weight, torch.tensor([1])) == 2e4
 
 
-def test_huge_logits_do_not_overflow() -> None:
-    logits = torch.tensor([[1e4, -1e4, 0.0]])
-    for function in (plain_cross_entropy, cross_entropy):
-        assert function(logits.clone(), torch.tensor([0])) == 0
-        assert function(logits.clone(), torch.tensor([1])) == 2e4
-
-
+@each_kernel
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_products_keep_a_float32_loss_and_small_gradients(dtype: torch.dtype) -> None:
+def test_half_precision_products_keep_a_float32_loss_and_small_gradients(
+    dtype: torch.dtype, kernels: str
+) -> None:
     N = 4096  # divided by so many targets, most of these gradients would be below float16's smallest number
     hidden, weight = torch.from_numpy(array(2, N, C)).to(dtype), torch.from_numpy(array(3, V, C)).to(dtype)
     labels = torch.from_numpy(integers(1, V, N))
     results = []
     for kind in (dtype, torch.float64):
         h, w = (x.detach().clone().to(kind).requires_grad_() for x in (hidden, weight))
-        loss = linear_cross_entropy(h, w, labels)
+        loss = kernel(kernels, linear_cross_entropy)(h, w, labels)
         (loss * 4096).backward()  # what a loss scaler does
         assert h.grad is not None
         assert w.grad is not None

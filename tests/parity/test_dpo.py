@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from v2_handwritten.align.algorithms.log_probabilities import frozen_copy
 
 from shared_data.errors import UserError
 from tests.parity.arrays import array
@@ -16,7 +17,6 @@ from tests.parity.preference_cases import PAD, doubles, dpo_trainer, pairs, trl_
 from tests.parity.recorder import ParityRecorder
 from v1_quick.align.algorithms import dpo as v1
 from v2_handwritten.align.algorithms import dpo as v2
-from v2_handwritten.align.algorithms.log_probabilities import frozen_copy
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import AdamW
 from v3_numpy_deep.align.algorithms import dpo as v3

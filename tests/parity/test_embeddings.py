@@ -1,23 +1,19 @@
-"""Levels 1 and 2: looking rows up, and adding the gradients of ids that occur often onto their row."""
+"""Level 2 and the library: looking rows up, and adding the gradients of ids that occur often onto their row."""
 
 import torch
 
 from tests.parity.arrays import array, integers
-from tests.parity.block_checks import compare_modules, randomise
+from tests.parity.block_checks import compare_modules, each_kernel, randomise
 from tests.parity.recorder import ParityRecorder
-from v1_quick.models.blocks.embeddings import PositionEmbedding as LibraryPositionEmbedding
-from v1_quick.models.blocks.embeddings import TokenEmbedding as LibraryTokenEmbedding
-from v2_handwritten.models.blocks.embeddings import PositionEmbedding, TokenEmbedding, embed, plain_embed
+from v2_handwritten.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 
 
-def test_repeated_tokens_add_up_their_gradients(parity: ParityRecorder) -> None:
+@each_kernel
+def test_repeated_tokens_add_up_their_gradients(parity: ParityRecorder, kernels: str) -> None:
     ids = torch.from_numpy(integers(0, 5, 3, 40))  # 120 occurrences of 5 tokens
-    for ours, theirs in (
-        (TokenEmbedding(7, 8), LibraryTokenEmbedding(7, 8)),
-        (PositionEmbedding(7, 8), LibraryPositionEmbedding(7, 8)),
-    ):
-        component = f"embeddings, {type(ours).__name__}"
-        randomise(theirs)
+    for ours in (TokenEmbedding(7, 8), PositionEmbedding(7, 8)):
+        ours.kernels = kernels
+        theirs = randomise(torch.nn.Embedding(7, 8))
         ours.double().load_state_dict(theirs.state_dict())
         direction = torch.from_numpy(array(1, 3, 40, 8))
         outputs = [module(ids) for module in (ours, theirs)]
@@ -29,7 +25,7 @@ def test_repeated_tokens_add_up_their_gradients(parity: ParityRecorder) -> None:
             ("grad weight", ours.weight.grad, theirs.weight.grad),
         ):
             parity(
-                component=component,
+                component=f"embeddings, {kernels}, {type(ours).__name__}",
                 quantity=quantity,
                 levels="v2-v1",
                 actual=actual,
@@ -37,13 +33,6 @@ def test_repeated_tokens_add_up_their_gradients(parity: ParityRecorder) -> None:
                 tolerance=1e-15,
             )
         assert (ours.weight.grad[5:] == 0).all()  # the two tokens that never occur
-
-
-def test_the_derivative_written_out_is_that_of_indexing() -> None:
-    ids = torch.from_numpy(integers(0, 5, 3, 4))
-    weight = torch.from_numpy(array(0, 5, 2)).requires_grad_()
-    assert torch.equal(embed(weight, ids), plain_embed(weight, ids))
-    assert torch.autograd.gradcheck(lambda w: embed(w, ids), weight)
 
 
 def test_module_comparison_notices_a_wrong_gradient() -> None:

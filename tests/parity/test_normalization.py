@@ -1,58 +1,39 @@
-"""Levels 1 and 2: LayerNorm and RMSNorm, their derivatives, and the fused against the plain version."""
+"""Level 2 and the library: LayerNorm and RMSNorm, and their derivatives."""
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.parity.arrays import array
-from tests.parity.block_checks import compare_functions, compare_modules, randomise
+from tests.parity.block_checks import compare_modules, each_kernel, randomise
 from tests.parity.recorder import ParityRecorder
-from v1_quick.models.blocks.normalization import LayerNorm as LibraryLayerNorm
-from v1_quick.models.blocks.normalization import RMSNorm as LibraryRMSNorm
-from v2_handwritten.models.blocks.normalization import (
-    LayerNorm,
-    RMSNorm,
-    layer_norm,
-    plain_layer_norm,
-    plain_rms_norm,
-    rms_norm,
-)
+from v2_handwritten.kernels import kernel
+from v2_handwritten.models.blocks.normalization import LayerNorm, RMSNorm, layer_norm, rms_norm
 
 X = torch.from_numpy(array(0, 3, 5, 16, scale=2.0)) + 1.5  # a mean that is not 0
 
 
-def test_layer_norm_and_its_gradients_equal_the_library(parity: ParityRecorder) -> None:
-    theirs = randomise(LibraryLayerNorm(16, eps=1e-5))
-    compare_modules(parity, "normalization, LayerNorm", LayerNorm(16, 1e-5).double(), theirs, X, 4e-15)
-
-
-def test_rms_norm_and_its_gradients_equal_the_library(parity: ParityRecorder) -> None:
-    theirs = randomise(LibraryRMSNorm(16, eps=1e-5))  # computes in float32, whatever it is given
-    compare_modules(parity, "normalization, RMSNorm", RMSNorm(16, 1e-5).double(), theirs, X, 1e-6)
-
-
-def test_the_fused_norms_equal_the_plain_ones(parity: ParityRecorder) -> None:
-    weight, bias = torch.from_numpy(array(1, 16)), torch.from_numpy(array(2, 16))
-    for fused, plain, parameters in (
-        (layer_norm, plain_layer_norm, {"weight": weight, "bias": bias}),
-        (rms_norm, plain_rms_norm, {"weight": weight}),
+@each_kernel
+def test_norms_and_their_gradients_equal_the_library(parity: ParityRecorder, kernels: str) -> None:
+    for ours, theirs, tolerance in (
+        (LayerNorm(16), torch.nn.LayerNorm(16), 4e-15),
+        (RMSNorm(16), LlamaRMSNorm(16, eps=1e-5), 1e-6),  # the library's computes in float32 always
     ):
-        compare_functions(
-            parity,
-            f"normalization, {fused.__name__} against plain",
-            lambda f=fused, **inputs: f(**inputs, eps=1e-5),
-            lambda f=plain, **inputs: f(**inputs, eps=1e-5),
-            {"x": X, **parameters},
-            3e-15,
-            levels="v2",
-        )
+        ours.kernels = kernels
+        component = f"normalization, {kernels}, {type(ours).__name__}"
+        compare_modules(parity, component, ours.double(), randomise(theirs), X, tolerance)
 
 
+@each_kernel
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_statistics_of_half_precision_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
+def test_statistics_of_half_precision_inputs_are_computed_in_float32(
+    dtype: torch.dtype, kernels: str
+) -> None:
     x = torch.full((1, 16), 300.0, dtype=dtype)  # 300² overflows float16
     x[0, ::2] = -300
     weight = torch.ones(16, dtype=dtype)
-    for y in (rms_norm(x, weight, 1e-5), layer_norm(x, weight, torch.zeros_like(weight), 1e-5)):
+    rms, layer = kernel(kernels, rms_norm), kernel(kernels, layer_norm)
+    for y in (rms(x, weight, 1e-5), layer(x, weight, torch.zeros_like(weight), 1e-5)):
         assert y.dtype == dtype
         torch.testing.assert_close(y.abs(), torch.ones_like(y))
 

@@ -42,10 +42,10 @@ def test_packed_documents_have_the_loss_and_gradients_of_documents_one_by_one(
     expected_loss = one_by_one(model, ids, labels)
     expected = {name: gradient.clone() for name, gradient in gradients(model).items()}
     model.zero_grad()
-    packing = packed(LENGTHS)
+    inputs = packed(LENGTHS)
     if level == "v1 position_ids":  # the library finds the documents by itself where positions restart
-        packing.pop("document_ids")
-    loss = model.loss(ids, labels, **packing)
+        inputs.pop("packing")
+    loss = model.loss(ids, labels, **inputs)
     loss.backward()
     for quantity, actual, wanted in (
         ("loss", loss, expected_loss),

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
 
 from tests.parity.inference_cases import trio
 from tests.parity.preference_cases import PAD, pairs, reward_trainer, reward_trio, trl_batch
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.align import dpo_train as dpo2
 from v2_handwritten.align import rm_train as rm2
-from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
 from v2_handwritten.align.preference_data import PreferenceLoader as Loader2
 from v2_handwritten.pretrain.components.optimizers import AdamW as AdamW2
 from v3_numpy_deep.align import dpo_train as dpo3

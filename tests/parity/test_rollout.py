@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabilities as log_probabilities2
 
 from shared_data.errors import UserError
 from tests.parity.inference_cases import prompts, trio
@@ -13,7 +14,6 @@ from tests.parity.recorder import ParityRecorder
 from v1_quick.align.algorithms import rollout as rollout1
 from v2_handwritten.align.algorithms import ppo
 from v2_handwritten.align.algorithms import rollout as rollout2
-from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabilities as log_probabilities2
 from v3_numpy_deep.align.algorithms import rollout as rollout3
 from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities as log_probabilities3
 

@@ -1,23 +1,22 @@
-"""Levels 1 and 2: rotary frequencies, tables and rotations; the permutation between the two layouts of checkpoints."""
+"""Level 2 and the library: rotary frequencies, tables and rotations; the permutation between the two layouts of checkpoints."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from shared_data.model_files.config import ModelConfig
 from tests.parity.arrays import array
-from tests.parity.block_checks import compare_functions
-from tests.parity.model_cases import LLAMA3_SCALING, config_of
+from tests.parity.block_checks import compare_functions, each_kernel
+from tests.parity.model_cases import LLAMA3_SCALING, config_of, library_config
 from tests.parity.recorder import ParityRecorder
-from v1_quick.models.blocks import rope as library
-from v1_quick.models.config import ModelConfig as LibraryConfig
+from v2_handwritten.kernels import kernel
 from v2_handwritten.models.blocks.rope import (
     apply_rotary,
     half_to_interleaved,
     interleaved_to_half,
-    plain_apply_rotary,
     rotary_frequencies,
     rotary_tables,
 )
@@ -40,7 +39,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_frequencies_equal_the_library(parity: ParityRecorder, name: str) -> None:
     config = CONFIGS[name]
-    expected = library.rotary_frequencies(LibraryConfig.from_hf(config.to_hf()))
+    expected = LlamaRotaryEmbedding(library_config(config)).inv_freq
     parity(
         component=f"rope, {name}",
         quantity="frequencies, relative",
@@ -55,9 +54,7 @@ def test_tables_equal_the_library_where_its_float32_angles_are_good(parity: Pari
     config = CONFIGS["default"]
     positions = torch.arange(64).unsqueeze(0)
     ours = rotary_tables(rotary_frequencies(config), positions, torch.float64)
-    theirs = library.rotary_tables(
-        library.rotary_frequencies(LibraryConfig.from_hf(config.to_hf())), positions, torch.float64
-    )
+    theirs = LlamaRotaryEmbedding(library_config(config))(torch.zeros(1).double(), positions)
     for quantity, actual, expected in zip(("cos", "sin"), ours, theirs, strict=True):
         parity(
             component="rope",
@@ -69,17 +66,17 @@ def test_tables_equal_the_library_where_its_float32_angles_are_good(parity: Pari
         )
 
 
-@pytest.mark.parametrize("function", [apply_rotary, plain_apply_rotary])
-def test_rotation_and_its_derivative_equal_the_library(parity: ParityRecorder, function: object) -> None:
+@each_kernel
+def test_rotation_and_its_derivative_equal_the_library(parity: ParityRecorder, kernels: str) -> None:
     angles = torch.from_numpy(array(1, 2, 5, 4))
     cos, sin = angles.cos(), angles.sin()
     wide_cos, wide_sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
     x = torch.from_numpy(array(0, 2, 5, 3, 8)).transpose(1, 2)  # [B, H, T, D] as a projection leaves it
     compare_functions(
         parity,
-        f"rope, {function.__name__}",
-        lambda x: function(x, cos, sin),
-        lambda x: library.apply_rotary(x, wide_cos, wide_sin),
+        f"rope, {kernels}",
+        lambda x: kernel(kernels, apply_rotary)(x, cos, sin),
+        lambda x: apply_rotary_pos_emb(x, x, wide_cos, wide_sin)[0],
         {"x": x},
         2e-15,
     )
@@ -92,7 +89,7 @@ def test_dot_products_depend_only_on_the_distance_of_positions() -> None:
 
     def at(x: torch.Tensor, position: int) -> torch.Tensor:
         cos, sin = rotary_tables(frequencies, torch.tensor([[position]]), torch.float64)
-        return plain_apply_rotary(x, cos, sin)
+        return apply_rotary(x, cos, sin)
 
     products = [float((at(q, 7 + shift) * at(k, 3 + shift)).sum()) for shift in (0, 5, 1000, 100_000)]
     assert products == pytest.approx([products[0]] * 4, abs=1e-9)

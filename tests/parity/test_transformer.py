@@ -1,9 +1,10 @@
-"""Levels 1 and 2: the whole model of both families, in logits, loss and every gradient."""
+"""Level 2 and the library: the whole model of both families, in logits, loss and every gradient."""
 
 import numpy as np
 import pytest
 import torch
 
+from tests.parity.block_checks import each_kernel
 from tests.parity.model_cases import CASES, batch, config_of, gradients, packed, pair
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.models.transformer import Transformer
@@ -26,14 +27,16 @@ def relative(all_gradients: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("packing", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("packing", [False, True], ids=["one document", "packed"])
+@each_kernel
 def test_logits_loss_and_every_gradient_equal_the_library_model(
-    parity: ParityRecorder, case: str, dtype: torch.dtype, packing: bool
+    parity: ParityRecorder, case: str, dtype: torch.dtype, packing: bool, kernels: str
 ) -> None:
     ours, library = pair(case, dtype)
+    ours.kernels = kernels
     inputs = batch(case) | (packed([[30, 40], [66, 4]]) if packing else {})
     kind = f"{case.split()[0]} {str(dtype).removeprefix('torch.')}"
-    component = f"transformer, {case}{', packed' if packing else ''}"
+    component = f"transformer, {kernels}, {case}{', packed' if packing else ''}"
 
     loss, expected_loss = ours.loss(**inputs), library.loss(**inputs)
     loss.backward()
@@ -87,7 +90,7 @@ def test_left_padding_gives_the_logits_of_the_library(parity: ParityRecorder, ca
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
-def test_both_attention_kernels_and_checkpointing_give_the_same_gradients(case: str) -> None:
+def test_all_kernels_and_gradient_checkpointing_give_the_same_gradients(case: str) -> None:
     config, inputs = config_of(case), batch(case) | packed([[30, 40], [66, 4]])
 
     def run(**attributes: object) -> list[torch.Tensor]:
@@ -98,9 +101,10 @@ def test_both_attention_kernels_and_checkpointing_give_the_same_gradients(case: 
         return list(gradients(model).values())
 
     expected = run()
-    for actual, want in zip(run(attention_kernel="library"), expected, strict=True):
-        torch.testing.assert_close(actual, want, rtol=0, atol=1e-12)
-    for actual, want in zip(run(activation_checkpointing=True), expected, strict=True):
+    for kernels in ("plain", "library"):
+        for actual, want in zip(run(kernels=kernels), expected, strict=True):
+            torch.testing.assert_close(actual, want, rtol=0, atol=1e-12)
+    for actual, want in zip(run(gradient_checkpointing=True), expected, strict=True):
         assert torch.equal(actual, want)
 
 

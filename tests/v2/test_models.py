@@ -8,16 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import v2_handwritten.models
+import v2_handwritten
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
-from v2_handwritten.models.blocks.attention import causal_attention
-from v2_handwritten.models.blocks.cross_entropy import linear_cross_entropy
+from v2_handwritten.kernels import fused, kernel
 from v2_handwritten.models.blocks.dropout import dropout
-from v2_handwritten.models.blocks.feed_forward import gelu_new, swiglu
-from v2_handwritten.models.blocks.linear import Linear, fused_linear
-from v2_handwritten.models.blocks.normalization import layer_norm, rms_norm
-from v2_handwritten.models.blocks.rope import apply_rotary
+from v2_handwritten.models.blocks.linear import Linear, merged_linear
+from v2_handwritten.models.checkpoint import load_weights, save_model
+from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer
 
 SMALL = {
@@ -50,14 +48,19 @@ def test_handwritten_derivatives_equal_finite_differences() -> None:
     C = 4
     angles = torch.rand(1, 3, 2, dtype=torch.float64)
     functions = {
-        "rms_norm": (lambda x, w: rms_norm(x, w, 1e-5), (random(3, C), random(C))),
-        "layer_norm": (lambda x, w, b: layer_norm(x, w, b, 1e-5), (random(3, C), random(C), random(C))),
-        "gelu_new": (gelu_new, (random(3, C),)),
-        "swiglu": (swiglu, (random(3, 2 * C),)),
-        "rope": (lambda x: apply_rotary(x, angles.cos(), angles.sin()), (random(1, 2, 3, 4),)),
-        "attention": (causal_attention, (random(1, 2, 3, 2), random(1, 1, 5, 2), random(1, 1, 5, 2))),
+        "rms_norm": (lambda x, w: fused.rms_norm(x, w, 1e-5), (random(3, C), random(C))),
+        "layer_norm": (lambda x, w, b: fused.layer_norm(x, w, b, 1e-5), (random(3, C), random(C), random(C))),
+        "gelu_new": (fused.gelu_new, (random(3, C),)),
+        "swiglu": (fused.swiglu, (random(3, 2 * C),)),
+        "rope": (lambda x: fused.apply_rotary(x, angles.cos(), angles.sin()), (random(1, 2, 3, 4),)),
+        "embed": (lambda w: fused.embed(w, torch.tensor([[1, 0, 1]])), (random(3, C),)),
+        "attention": (fused.causal_attention, (random(1, 2, 3, 2), random(1, 1, 5, 2), random(1, 1, 5, 2))),
         "loss": (
-            lambda h, w: linear_cross_entropy(h, w, torch.tensor([1, -100, 4])),
+            lambda h, w: fused.linear_cross_entropy(h, w, torch.tensor([1, -100, 4])),
+            (random(3, C), random(6, C)),
+        ),
+        "log-probabilities": (
+            lambda h, w: fused.linear_log_probs(h, w, torch.tensor([1, 0, 4]), 0.7),
             (random(3, C), random(6, C)),
         ),
     }
@@ -124,10 +127,10 @@ def test_every_place_of_dropout_acts_in_training_only_and_resumes_from_the_saved
     )
 
 
-def test_activation_checkpointing_repeats_the_dropout_masks() -> None:
+def test_gradient_checkpointing_repeats_the_dropout_masks() -> None:
     def run(checkpointing: bool) -> tuple[list[Tensor], Tensor]:
         transformer = model(model_type="gpt2", num_key_value_heads=4, attention_dropout=0.3, resid_pdrop=0.3)
-        transformer.activation_checkpointing = checkpointing
+        transformer.gradient_checkpointing = checkpointing
         transformer.loss(tokens(), tokens()).backward()
         gradients = [p.grad for p in transformer.parameters() if p.grad is not None]
         return gradients, transformer.dropout_generator.get_state()
@@ -138,10 +141,10 @@ def test_activation_checkpointing_repeats_the_dropout_masks() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
 
 
-def test_activation_checkpointing_keeps_less_for_the_backward_pass() -> None:
+def test_gradient_checkpointing_keeps_less_for_the_backward_pass() -> None:
     def kept(checkpointing: bool) -> int:
         transformer, sizes = model(num_hidden_layers=4), []
-        transformer.activation_checkpointing = checkpointing
+        transformer.gradient_checkpointing = checkpointing
 
         def pack(x: Tensor) -> Tensor:
             sizes.append(x.numel())
@@ -189,27 +192,44 @@ def test_a_training_loss_falls() -> None:
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_the_default_path_uses_no_layer_or_function_of_the_library() -> None:
+def test_only_the_library_kernels_use_a_layer_or_function_of_the_library() -> None:
     forbidden = re.compile(
-        r"nn\.(Linear|Embedding|LayerNorm|RMSNorm|Dropout|functional)|\bF\.|torch\.(softmax|optim|layer_norm)"
+        r"nn\.(Linear|Embedding|LayerNorm|RMSNorm|Dropout)|functional|torch\.(softmax|optim|layer_norm)"
     )
-    found = {}
-    for path in Path(v2_handwritten.models.__path__[0]).rglob("*.py"):
+    root = Path(v2_handwritten.__path__[0])
+    found = set()
+    for path in [*(root / "models").rglob("*.py"), *(root / "kernels").rglob("*.py")]:
         code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.S)
-        found.update(
-            {
-                f"{path.name}: {match.group()}": line
-                for line in code.splitlines()
-                for match in forbidden.finditer(line)
-            }
-        )
-    # The one named alternative: torch's attention kernel.
-    assert list(found) == ["attention.py: nn.functional"]
-    assert "scaled_dot_product_attention" in next(iter(found.values()))
+        if forbidden.search(code):
+            found.add(path.name)
+    assert found == {"library.py"}
+
+
+@pytest.mark.parametrize("kind", [Transformer, RewardModel])
+def test_weights_of_a_folder_are_copied_into_a_model_in_place(kind: type, tmp_path: Path) -> None:
+    source, target = model(), Transformer(ModelConfig(**SMALL | {"num_key_value_heads": 2})).initialize(1)
+    if kind is RewardModel:
+        source, target = (RewardModel.from_transformer(m, seed) for seed, m in enumerate((source, target)))
+    save_model(source, tmp_path)
+    parameters = list(target.parameters())
+    load_weights(target, tmp_path)
+    for (name, actual), before, expected in zip(
+        target.named_parameters(), parameters, source.parameters(), strict=True
+    ):
+        assert actual is before, name  # an optimizer that holds the parameters goes on with them
+        assert torch.equal(actual, expected), name
+
+
+def test_frozen_embeddings_do_not_stop_gradients_under_gradient_checkpointing() -> None:
+    transformer = model()
+    transformer.gradient_checkpointing = True
+    transformer.token_embedding.weight.requires_grad = False
+    transformer.loss(tokens(), tokens()).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in transformer.parameters())
 
 
 def test_an_adapter_around_a_layer_may_call_the_layer_itself() -> None:
-    """`fused_linear` calls what is not exactly `Linear`, and `Linear.forward` must not call `fused_linear` again."""
+    """The fused kernel calls what is not exactly `Linear`, and `Linear.forward` must not call the kernel again."""
 
     class Adapter(Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -220,4 +240,4 @@ def test_an_adapter_around_a_layer_may_call_the_layer_itself() -> None:
         torch.nn.init.normal_(layer.weight)
     x = torch.ones(2, 4)
     expected = torch.cat([x @ layers[0].weight.T, x @ layers[1].weight.T + 1], dim=-1)
-    torch.testing.assert_close(fused_linear(x, layers), expected)
+    torch.testing.assert_close(kernel("fused", merged_linear)(x, layers), expected)

@@ -20,7 +20,7 @@ def test_activation_checkpointing_changes_no_bit_of_a_training_run(family: str, 
     for checkpointing in (False, True):
         made = Level("v2_handwritten", family, dropout=0.2)
         steps = made.train(path, activation_checkpointing=checkpointing)
-        assert made.model.activation_checkpointing == checkpointing
+        assert made.model.gradient_checkpointing == checkpointing
         ends.append(([step.loss for step in steps], flat(made.weights())))
     assert ends[0][0] == ends[1][0]
     np.testing.assert_array_equal(ends[0][1], ends[1][1])

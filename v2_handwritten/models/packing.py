@@ -15,16 +15,13 @@ goes where is planned in shared_data/training/packing.py.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shared_data.training.packing import PackedLine, pack_rows
-
-if TYPE_CHECKING:
-    from v2_handwritten.models.transformer import CausalModel
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,10 @@ class Packing:
     def same_text(self) -> Bool[Tensor, "B T T"]:
         """Whether the key (last axis) is part of the text that the query continues, seen from the query."""
         same = self.document_ids.unsqueeze(-1) == self.document_ids.unsqueeze(-2)
-        return same if self.branch_ids is None else same & same_branch(self.branch_ids, self.branch_ids)
-
-
-def same_branch(queries: Int[Tensor, "*rows t"], keys: Int[Tensor, "*rows n"]) -> Bool[Tensor, "*rows t n"]:
-    """Whether the key stands in the shared prefix or in the query's branch."""
-    return (keys == 0).unsqueeze(-2) | (queries.unsqueeze(-1) == keys.unsqueeze(-2))
+        if self.branch_ids is not None:  # in the shared prefix, or in the query's branch
+            keys = self.branch_ids.unsqueeze(-2)
+            same &= (keys == 0) | (self.branch_ids.unsqueeze(-1) == keys)
+        return same
 
 
 def positions_of(attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -67,7 +62,7 @@ def last_positions(attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"]) -> 
 
 
 def packed_hidden_states(
-    model: "CausalModel",
+    model: Any,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
     logits_to_keep: Bool[Tensor, "B T"] | None = None,
@@ -101,7 +96,7 @@ def packed_hidden_states(
     return hidden.index_select(0, where.flatten()).view(*where.shape, -1)
 
 
-def _states_of_line(model: "CausalModel", line: PackedLine) -> Float[Tensor, "n C"]:
+def _states_of_line(model: Any, line: PackedLine) -> Float[Tensor, "n C"]:
     """The model's hidden states of one packed row."""
     document_ids = torch.from_numpy(line.document_ids)
     branch_ids, keep = (
@@ -116,7 +111,7 @@ def _states_of_line(model: "CausalModel", line: PackedLine) -> Float[Tensor, "n 
     return hidden.flatten(end_dim=-2)
 
 
-def _draws_dropout(model: "CausalModel") -> bool:
+def _draws_dropout(model: Any) -> bool:
     """Whether a forward pass would drop anything now."""
     c = model.config
     own = model.training and max(c.embd_pdrop, c.attention_dropout, c.resid_pdrop) > 0

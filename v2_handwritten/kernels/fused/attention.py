@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from v2_handwritten.models.blocks import attention as plain
-from v2_handwritten.models.blocks.attention_mask import MASKED, AttentionMask
-from v2_handwritten.models.packing import Packing, same_branch
+from v2_handwritten.models.blocks.attention_mask import AttentionMask
+from v2_handwritten.models.packing import Packing
 
 _QUERY_TILE = 128  # queries in a tile
 _KEEP_WEIGHTS = 2**26  # a layer with more attention weights computes them again in the backward pass
@@ -166,16 +166,17 @@ def _document_tiles(packing: Packing) -> list[_Tile]:
     B, T = document_ids.shape
     tiles = []
     for row in range(B):
+        one = slice(row, row + 1)
         ends = ((document_ids[row].diff() != 0).nonzero().flatten() + 1).tolist()
         for begin, end in itertools.pairwise([0, *ends, T]):
             fork = end if branch_ids is None else begin + int((branch_ids[row, begin:end] == 0).sum())
             for start, stop in [*_cut(begin, fork), *_cut(fork, end)]:
                 hidden = triangle[:, : stop - start, : stop - start]
                 if branch_ids is not None and start >= fork:
-                    branches = branch_ids[row, fork:stop]
-                    seen = same_branch(branches[start - fork :], branches).tril_(start - fork)
-                    hidden = torch.zeros(1, *seen.shape).masked_fill_(~seen, MASKED)
-                tiles.append(_Tile(slice(row, row + 1), slice(start, stop), slice(begin, stop), hidden))
+                    branches = Packing(document_ids[one, fork:stop], branch_ids[one, fork:stop])
+                    mask = AttentionMask(stop - fork, stop - fork, packing=branches)
+                    hidden = mask.additive()[:, start - fork :]
+                tiles.append(_Tile(one, slice(start, stop), slice(begin, stop), hidden))
     return tiles
 
 
