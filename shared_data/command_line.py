@@ -6,45 +6,31 @@ Nothing heavy is imported before a command runs (`--help` answers in a fraction 
     app = build_app("v2", "Every algorithm by hand, in PyTorch.", stages={"data": "v2_handwritten.data_pipeline.prepare:prepare_documents"})
 """
 
-import os
-import shlex
+import platform
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import Exit, TyperException
 
+from shared_data.command_options import (
+    Config,
+    Device,
+    Force,
+    Out,
+    Overrides,
+    Seed,
+    do_stage,
+    open_folder,
+    working,
+)
 from shared_data.errors import EXIT_CODE, UserError, one_line_errors
+from shared_data.model_commands import add_chat, add_evaluate, add_generate
 from shared_data.stages import STAGES
-
-if TYPE_CHECKING:
-    from shared_data.runs import RunFolder
-    from shared_data.settings import Settings
-
-Config = Annotated[
-    str,
-    typer.Option(
-        "--config", "-c", metavar="NAME|PATH", help="Configuration: smoke, tiny, small, … or a .toml file."
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Change a setting, e.g. pretrain.steps=200. May be repeated."
-    ),
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Run folder instead of runs/<level>/<config>.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Use this seed in every stage.")]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (level 3: the CPU only)."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Do it again even if nothing has changed.")]
 
 
 class _Group(TyperGroup):
@@ -71,6 +57,8 @@ class _Group(TyperGroup):
                 return EXIT_CODE
             context_of_error = getattr(error, "ctx", None)
             where = context_of_error.command_path if context_of_error else self.name
+            if getattr(error, "option_name", None) in ("--checkpoint", "--stage"):
+                message += ", use --model"
             raise UserError(f"{message}; see `{where} --help`") from error
         return 0
 
@@ -90,66 +78,26 @@ def build_app(level: str, summary: str, stages: dict[str, str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    _add_version(app)
     _add_run(app, level, stages)
     for stage in STAGES:
         if stage == "generate" and stage in stages:
-            _add_generate(app, level, stages)
+            add_generate(app, level, stages)
+        elif stage == "evaluate" and stage in stages:
+            add_evaluate(app, level, stages)
         elif stage in stages:
             _add_stage(app, level, stage, stages)
     if "sft" in stages:
-        _add_chat(app, level, stages["sft"].partition(".")[0])
+        add_chat(app, level, stages["sft"].partition(".")[0])
     _add_report(app, level)
     _add_settings(app)
     return app
 
 
-def _open(
-    level: str,
-    config: str,
-    overrides: list[str] | None,
-    out: Path | None,
-    seed: int | None,
-    device: str | None,
-) -> "tuple[Settings, RunFolder]":
-    """The settings that the options describe, and the run folder."""
-    from shared_data.runs import RunFolder
-    from shared_data.settings import load_settings, seed_overrides
-
-    assignments = list(overrides or [])
-    if seed is not None:
-        assignments += seed_overrides(seed)
-    if device is not None:
-        assignments.append(f'device="{device}"')
-    settings = load_settings(config, assignments)
-    if (
-        settings.threads
-    ):  # read by the libraries of mathematics when they are imported, which has not happened yet
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-            os.environ[name] = str(settings.threads)
-    return settings, RunFolder(level, settings, out)
-
-
-def _repeated(
-    config: str,
-    out: Path | None,
-    overrides: list[str] | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-) -> str:
-    """The options of this command as the next one needs them."""
-    words = ["--config", config] if config != "tiny" else []
-    words += ["--out", str(out)] if out else []
-    for assignment in overrides or []:
-        words += ["--set", assignment]
-    words += ["--seed", str(seed)] if seed is not None else []
-    words += ["--device", device] if device else []
-    return "".join(f" {shlex.quote(word)}" for word in words)
-
-
 def _add_run(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
     @app.command("run", help="Run all stages, skipping those whose inputs have not changed.")
     def run_command(
-        config: Config = "tiny",
+        config: Config = None,
         overrides: Overrides = None,
         out: Out = None,
         seed: Seed = None,
@@ -166,152 +114,34 @@ def _add_run(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         from shared_data.report import write_report
         from shared_data.summary import print_finished
 
-        settings, run = _open(level, config, overrides, out, seed, device)
-        with run.locked():
-            run_pipeline(stages, settings, run, first=first, only=only, force=force)
-            print_finished(run, write_report(run), _repeated(config, out))
+        run = open_folder(level, config, overrides, out, seed, device, force, announce=True)
+        with working(run, "run"):
+            run_pipeline(stages, run, first=first, only=only, force=force)
+            print_finished(run, write_report(run))
 
 
 def _add_stage(app: typer.Typer, level: str, stage: str, stages: dict[str, str]) -> None:
     @app.command(stage, help=STAGES[stage].summary)
     def stage_command(
-        config: Config = "tiny",
+        config: Config = None,
         overrides: Overrides = None,
         out: Out = None,
         seed: Seed = None,
         device: Device = None,
         force: Force = False,
     ) -> None:
-        from shared_data.pipeline import run_stage
-        from shared_data.summary import print_next
-
-        settings, run = _open(level, config, overrides, out, seed, device)
-        with run.locked():
-            run_stage(stage, stages, settings, run, force=force)
-        print_next(run, stage, _repeated(config, out, overrides, seed, device))
-
-
-def _add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
-    module = stages["generate"].partition(":")[0]
-
-    @app.command("generate", help=STAGES["generate"].summary)
-    def generate_command(
-        config: Config = "tiny",
-        overrides: Overrides = None,
-        out: Out = None,
-        device: Device = None,
-        prompt: Annotated[
-            list[str] | None, typer.Option("--prompt", "-p", help="Text to continue. May be repeated.")
-        ] = None,
-        checkpoint: Annotated[
-            Path | None,
-            typer.Option(
-                "--checkpoint", metavar="FOLDER", help="Hugging Face folder instead of this run's model."
-            ),
-        ] = None,
-        temperature: Annotated[
-            float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
-        ] = None,
-        top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the K most probable tokens.")] = None,
-        top_p: Annotated[
-            float | None, typer.Option("--top-p", help="Keep the fewest tokens of this much probability.")
-        ] = None,
-        max_new_tokens: Annotated[
-            int | None, typer.Option("--max-new-tokens", "-n", help="Stop after so many tokens.")
-        ] = None,
-        seed: Annotated[
-            int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
-        ] = None,
-        stream: Annotated[
-            bool, typer.Option("--stream/--no-stream", help="Write each token at once, or all at the end.")
-        ] = True,
-        no_cache: Annotated[
-            bool, typer.Option("--no-cache", help="Recompute the whole text for each token (slow).")
-        ] = False,
-    ) -> None:
-        from shared_data.pipeline import load_function
-
-        options = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-        }
-        chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
-        settings, run = _open(level, config, [*(overrides or []), *chosen], out, None, device)
-        if checkpoint is None and not (run.path / "pretrain" / "config.json").is_file():
-            raise UserError(
-                f"no model in {run.path / 'pretrain'}; run `{level} run` first, or name one with --checkpoint FOLDER"
-            )
-        written: list[str] = []
-        write = _write_at_once if stream else written.append
-        load_function(f"{module}:generate_command")(
-            settings, run, prompt or settings.generate.prompts, checkpoint, not no_cache, write
+        do_stage(
+            stage,
+            stages,
+            open_folder(level, config, overrides, out, seed, device, force, announce=True),
+            force,
         )
-        _write_at_once("".join(written))
-
-
-def _add_chat(app: typer.Typer, level: str, package: str) -> None:
-    @app.command("chat", help="Talk with the tuned model; /reset, /system TEXT and /quit are obeyed.")
-    def chat_command(
-        config: Config = "tiny",
-        overrides: Overrides = None,
-        out: Out = None,
-        device: Device = None,
-        stage: Annotated[
-            str, typer.Option("--stage", metavar="STAGE", help="Whose model: sft, dpo, ppo, grpo, pretrain.")
-        ] = "sft",
-        checkpoint: Annotated[
-            Path | None,
-            typer.Option(
-                "--checkpoint", metavar="FOLDER", help="Hugging Face folder instead of this run's model."
-            ),
-        ] = None,
-        temperature: Annotated[
-            float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
-        ] = None,
-        seed: Annotated[
-            int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
-        ] = None,
-    ) -> None:
-        from shared_data.pipeline import load_function
-
-        options = {"temperature": temperature, "seed": seed}
-        chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
-        settings, run = _open(level, config, [*(overrides or []), *chosen], out, None, device)
-        if checkpoint is None and stage == "reward":
-            raise UserError("a reward model scores and does not write; choose --stage sft, dpo, ppo or grpo")
-        if checkpoint is None and not (run.path / stage / "config.json").is_file():
-            raise UserError(
-                f"no model in {run.path / stage}; run `{level} run` first, or name one with --checkpoint FOLDER"
-            )
-        load_function(f"{package}.inference.chat:chat_command")(
-            settings, run, checkpoint or run.path / stage, _typed_lines(), _write_at_once
-        )
-
-
-def _typed_lines() -> Iterator[str]:
-    """What the user types, line by line, after a prompt where there is a terminal; ends with the input."""
-    terminal = sys.stdin.isatty()
-    while True:
-        if terminal:
-            _write_at_once("> ")
-        line = sys.stdin.readline()
-        if not line:
-            return
-        yield line
-
-
-def _write_at_once(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _add_report(app: typer.Typer, level: str) -> None:
     @app.command("report", help="Write the story of a run as one HTML page that opens offline.")
     def report_command(
-        config: Config = "tiny",
+        config: Config = None,
         overrides: Overrides = None,
         out: Out = None,
         compare: Annotated[
@@ -330,13 +160,38 @@ def _add_report(app: typer.Typer, level: str) -> None:
 
         if others and not compare:
             raise UserError(f"report takes no argument {others[0]!r}; write --compare {others[0]}")
-        _, run = _open(level, config, overrides, out, None, None)
+        run = open_folder(level, config, overrides, out)
         print(f"report: {write_report(run, [*(compare or []), *(others or [])])}")
 
 
 def _add_settings(app: typer.Typer) -> None:
     @app.command("settings", help="Show every setting, its value and what it means, as a configuration file.")
-    def settings_command(config: Config = "tiny", overrides: Overrides = None) -> None:
+    def settings_command(config: Config = None, overrides: Overrides = None, out: Out = None) -> None:
+        from shared_data.remembered_settings import open_run
         from shared_data.settings import load_settings, settings_to_toml
 
-        print(settings_to_toml(load_settings(config, overrides), documented=True), end="")
+        settings = (
+            open_run("v2", config, overrides, out)[0].settings
+            if out
+            else load_settings(config or "tiny", overrides)
+        )
+        print(settings_to_toml(settings, documented=True), end="")
+
+
+def _add_version(app: typer.Typer) -> None:
+    def show(wanted: bool) -> None:
+        if wanted:
+            installed = [f"Python {platform.python_version()}"]
+            for name in ("llm-from-scratch", "numpy", "torch", "transformers", "trl"):
+                with suppress(metadata.PackageNotFoundError):
+                    installed.append(f"{name} {metadata.version(name)}")
+            print("\n".join(installed))
+            raise Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", callback=show, is_eager=True, help="Show what is installed.")
+        ] = False,
+    ) -> None:
+        pass

@@ -23,6 +23,7 @@ _REMEDIES = {
     errno.EPERM: "check the permissions, or choose another folder with --out",
     errno.EROFS: "choose a writable folder with --out",
     errno.ENOTDIR: "a part of that path is a file; choose another folder",
+    errno.EEXIST: "a file stands where a folder must be: move it, or choose another folder with --out",
     errno.EISDIR: "that path is a folder; name a file",
     errno.ENOENT: "check the path",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -46,6 +47,16 @@ def explain_os_error(error: OSError, path: Path | str | None = None) -> UserErro
     return UserError(f"{where}: {cause}; {remedy}" if where is not None else f"{cause}; {remedy}")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether NumPy, Python or torch could not get memory; torch, which is not imported here, says so by name or in words."""
+    words = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and ("not enough memory" in words or "out of memory" in words))
+    )
+
+
 def _leave(message: str) -> None:
     """Print one line on stderr and end with the exit code of a user's mistake."""
     print(" ".join(message.split()), file=sys.stderr, flush=True)
@@ -59,19 +70,22 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         _leave(f"error: {error}")
-    except KeyboardInterrupt:
-        _leave("interrupted: finished stages and checkpoints are kept; the same command continues from there")
+    except KeyboardInterrupt as stop:
+        again = str(stop) or "the same command"
+        _leave(f"interrupted: finished stages and checkpoints are kept; {again} continues from there")
     except BrokenPipeError:
         # The reader of our output went away (`v2 run | head`). Python would complain once more when it flushes stdout
         # at exit, unless stdout leads nowhere by then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except MemoryError:
-        _leave(
-            "error: out of memory; lower pretrain.batch_size, evaluate.batch_size or the size of the model"
-        )
     except OSError as error:
         explained = explain_os_error(error)
         if explained is None:
             raise
         _leave(f"error: {explained}")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _leave(
+            "error: out of memory; shorten the text or lower the number of new tokens, or take a smaller model"
+        )

@@ -9,6 +9,7 @@ the new one and never half of one. A full disk or a read-only folder is a `UserE
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,16 +65,73 @@ def write_json(path: Path | str, value: Any) -> None:
         file.write(content)
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file; raises `UserError` where it is missing or is not JSON."""
+def read_json(path: Path | str, kind: type = dict) -> Any:
+    """Read a JSON file; raises `UserError` where it is missing, is not JSON, or holds another kind of value than a `dict`."""
     path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; run the stage that writes it, or correct the path") from error
-    except ValueError as error:  # malformed JSON, or bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # malformed JSON, or bytes that are no UTF-8
         raise UserError(
             f"{path} is not valid JSON ({error}); it is damaged: make or copy it again"
         ) from error
     except OSError as error:
         raise explain_os_error(error, path) or error from error
+    if not isinstance(value, kind):
+        raise UserError(
+            f"{path} holds a {type(value).__name__}, not a {kind.__name__}; it is damaged: make or copy it again"
+        )
+    return value
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """The content of a file; None where there is none."""
+    return path.read_bytes() if path.is_file() else None
+
+
+def restore(path: Path, content: bytes | None) -> None:
+    """Give a file the content it had, atomically; None where there was no file."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        with atomic_write(path) as file:
+            file.write(content)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left under temporary names in a folder."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a folder, created if need be; the lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock: two runs at once stay the user's own care there
+        yield
+        return
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "a+")  # noqa: SIM115  closed below; the lock lives as long as it is open
+    except OSError as error:
+        raise explain_os_error(error, folder) or error from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process writes into {folder}; wait for it, or choose another folder with --out"
+            ) from error
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [lock.name]:  # refused before anything was made
+                lock.unlink()
+                folder.rmdir()

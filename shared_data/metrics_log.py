@@ -9,6 +9,7 @@ killed run wrote after its last checkpoint, and they are written again.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,36 +37,54 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, the oldest first; no rows where there is no log."""
-        return _read_lines(self.path)
+        return _read_lines(self.path)[0]
 
     def timings(self) -> list[dict[str, Any]]:
         """All rows that depend on the clock."""
-        return _read_lines(self.timings_path)
+        return _read_lines(self.timings_path)[0]
 
     def truncate_after(self, step: int) -> None:
-        """Forget everything after a step: the run continues from its checkpoint. A negative step empties the log."""
+        """Forget everything after a step: the run continues from its checkpoint. A negative step empties the log.
+
+        A line that is damaged goes with all that follows it, and the user is told.
+        """
         for path in (self.path, self.timings_path):
-            kept = [row for row in _read_lines(path) if row["step"] <= step]
+            rows, damaged = _read_lines(path)
+            if damaged and step >= 0:
+                print(f"{path}: line {damaged} is damaged; it and what follows it are dropped", flush=True)
             if path.exists():
                 with atomic_write(path) as file:
-                    file.writelines(map(json_bytes, kept))
+                    file.writelines(json_bytes(row) for row in rows if row["step"] <= step)
 
 
 def _append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add one line in one write, so that a killed run leaves at most its last line incomplete."""
+    """Add one line: all of it, or nothing where the disk is full. A killed run leaves at most its last line incomplete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0) as file:
-            file.write(json_bytes(row))
+            size, line = file.seek(0, os.SEEK_END), json_bytes(row)
+            try:
+                while line:
+                    line = line[file.write(line) :]  # a write may take less than it was given
+            except OSError:
+                file.truncate(size)
+                raise
     except OSError as error:
         raise explain_os_error(error, path) or error from error
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; an incomplete last line (the run was killed while it wrote) counts as not written."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    return [
-        json.loads(line) for line in lines[:-1] if line
-    ]  # what follows the last newline is incomplete or empty
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The rows of a file up to the first line that is none, and that line's number.
+
+    An incomplete last line (the run was killed while it wrote) counts as not written.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["step"] + 0
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return rows, number
+        rows.append(row)
+    return rows, None

@@ -12,11 +12,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shared_data.errors import UserError
+from shared_data.errors import UserError, is_out_of_memory
+from shared_data.finished import FINISHED
+from shared_data.needs import check_needs
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.stages import STAGES
-from shared_data.summary import print_current, print_heading, print_summary
+from shared_data.summary import print_current, print_heading, print_rows, print_summary
+
+# What the settings are called whose size decides how much memory a stage takes.
+_SIZES = (
+    "batch_size",
+    "sequence_length",
+    "max_length",
+    "per_step",
+    "group_size",
+    "generations",
+    "new_tokens",
+    "completion_length",
+)
 
 StageFunction = Callable[[Settings, RunFolder], dict[str, float]]
 
@@ -27,39 +41,25 @@ def load_function(reference: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def run_stage(
-    stage: str, functions: dict[str, str], settings: Settings, run: RunFolder, force: bool = False
-) -> bool:
+def run_stage(stage: str, functions: dict[str, str], run: RunFolder, force: bool = False) -> bool:
     """Do one stage if it is not current, record its numbers and print its summary; tell whether it was done.
 
-    Raises `UserError` where an earlier stage is missing or was made with other settings.
+    Raises `UserError` where an earlier stage is missing or was made with other settings, where a result of other settings
+    would be thrown away without `force`, and where something is missing that the stage needs.
     """
     run.require(stage)
-    run.metrics()  # refuses a damaged metrics.json before any work is done, not after it
-    if not force and run.is_current(stage):
-        print_current(stage, run)
-        return False
     if not force:
-        run.protect_interrupted(stage)
-    elif STAGES[stage].resumable:  # from the beginning, not from its last checkpoint
-        section = getattr(settings, stage).model_copy(update={"resume": False})
-        settings = settings.model_copy(update={stage: section})
-    print_heading(stage, run, force)
-    started = time.perf_counter()
-    function: StageFunction = load_function(
-        functions[stage]
-    )  # its imports are part of what the user waits for
-    with run.writing(stage):
-        metrics = _numbers(function(settings, run))
-        metrics.setdefault("seconds", round(time.perf_counter() - started, 3))
-    run.record(stage, metrics)
-    print_summary(stage, metrics, run)
+        if run.is_current(stage):
+            print_current(stage, run)
+            return False
+        run.protect(stage)
+    check_needs(functions, run, [stage])
+    _do(stage, functions, run, force)
     return True
 
 
 def run_pipeline(
     functions: dict[str, str],
-    settings: Settings,
     run: RunFolder,
     *,
     first: str | None = None,
@@ -72,17 +72,62 @@ def run_pipeline(
     first: do this stage and all after it again, current or not.
     only: do this one stage and no other.
     force: do every stage again.
+
+    What `run_stage` refuses is refused here before the first stage starts.
     """
     for name in (first, only):
         if name is not None and name not in functions:
             raise UserError(f"there is no stage {name!r}; the stages are {', '.join(functions)}")
-    names = [only] if only else [stage for stage in STAGES if stage in functions]
+    if only:
+        return [only] if run_stage(only, functions, run, force) else []
+    names = [stage for stage in STAGES if stage in functions]
+    again = names if force else names[names.index(first) :] if first else []
+    for name in names:
+        if name not in again:
+            run.protect(name, remedy=f"--from {name}")
+    check_needs(functions, run, [name for name in names if name in again or not run.is_current(name)])
     done = []
     for name in names:
-        again = force or (first is not None and names.index(name) >= names.index(first))
-        if run_stage(name, functions, settings, run, force=again):
+        if name in again or not run.is_current(name):
+            _do(name, functions, run, name in again)
             done.append(name)
+        else:
+            print_current(name, run)
     return done
+
+
+def _do(stage: str, functions: dict[str, str], run: RunFolder, force: bool) -> None:
+    """One stage, whatever was there before."""
+    settings, started = run.settings, time.perf_counter()
+    if force and STAGES[stage].resumable:  # from the beginning, not from its last checkpoint
+        section = getattr(settings, stage).model_copy(update={"resume_from_checkpoint": False})
+        settings = settings.model_copy(update={stage: section})
+    reason = run.why_not_current(stage)
+    print_heading(stage, run, force)
+    if reason and (run.path / stage / FINISHED).is_file():
+        print_rows([("made again", reason)])
+    try:
+        # The imports of the function are part of what the user waits for.
+        function: StageFunction = load_function(functions[stage])
+        with run.writing(stage) as metrics:
+            metrics.update(_numbers(function(settings, run)))
+            metrics.setdefault("seconds", round(time.perf_counter() - started, 3))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(f"out of memory in {stage}; {_smaller(stage, run)}") from error
+        raise
+    print_summary(stage, metrics, run)
+
+
+def _smaller(stage: str, run: RunFolder) -> str:
+    """Which settings of a stage lower its memory."""
+    section = getattr(run.settings, stage)
+    names = [
+        name
+        for name in type(section).model_fields
+        if name.endswith(_SIZES) and getattr(section, name) is not None
+    ]
+    return f"lower {', '.join(f'{stage}.{name}' for name in names) or 'the size of the data'} or the size of the model"
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

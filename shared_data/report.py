@@ -251,7 +251,7 @@ def _missing(run: RunFolder, stage: str) -> str:
 
 def _read(path: Path, default: Any) -> Any:
     """A JSON file of a stage, or the default where the stage did not write it."""
-    return read_json(path) if path.exists() else default
+    return read_json(path, type(default)) if path.exists() else default
 
 
 def _floor_in_nats(run: RunFolder) -> float | None:

@@ -76,7 +76,7 @@ def _curves(run: RunFolder, stage: str) -> Iterator[str]:
 def _replies(run: RunFolder, stage: str) -> list[dict[str, Any]]:
     """What was replied in the exam, before and after."""
     path = run.path / stage / "replies.json"
-    return read_json(path) if path.exists() else []
+    return read_json(path, list) if path.exists() else []
 
 
 def _failures(run: RunFolder, stage: str) -> Iterator[str]:

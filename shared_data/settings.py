@@ -66,7 +66,9 @@ __all__ = [
     "SftSettings",
     "TokenizerSettings",
     "available_configs",
+    "change_settings",
     "load_settings",
+    "parse_override",
     "seed_overrides",
     "settings_to_toml",
     "validate_settings",
@@ -167,10 +169,22 @@ def load_settings(config: str | Path = "tiny", overrides: list[str] | None = Non
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML ({error}); correct that line") from error
     values.setdefault("name", path.stem)
-    for assignment in overrides or []:
+    return _overridden(values, overrides or [], str(config))
+
+
+def change_settings(values: dict[str, Any], overrides: list[str], source: str) -> Settings:
+    """Settings from values by their dotted names, with overrides."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        _assign(nested, key.split("."), value, key)
+    return _overridden(nested, overrides, source)
+
+
+def _overridden(values: dict[str, Any], overrides: list[str], source: str) -> Settings:
+    for assignment in overrides:
         keys, value = parse_override(assignment)
         _assign(values, keys, value, assignment)
-    return validate_settings(values, str(config))
+    return validate_settings(values, source)
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, assignment: str) -> None:
@@ -249,4 +263,6 @@ def _toml_value(value: Any) -> str:
     """A boolean, number, string or list of these as TOML, which writes them as JSON does; absent is "none"."""
     if value is None:
         return '"none"'
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml_value(entry)}" for key, entry in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

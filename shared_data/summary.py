@@ -4,11 +4,13 @@ A row is a label and a sentence with the numbers of `metrics.json` in it; rows w
 floor on a user's own text, no truth about its dirt) are left out. A stage without rows here shows all of its numbers.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
 from shared_data.files import read_json
 from shared_data.progress import format_number, format_seconds
+from shared_data.run_writing import SETTINGS
 from shared_data.runs import RunFolder
 from shared_data.stages import STAGES
 
@@ -150,36 +152,33 @@ def print_summary(stage: str, metrics: dict[str, float], run: RunFolder) -> None
 def _samples(stage: str, run: RunFolder) -> list[tuple[str, str]]:
     """The beginnings of the generated texts."""
     path = run.path / stage / "samples.json"
-    samples = read_json(path) if stage == "generate" and path.exists() else []
+    samples = read_json(path, list) if stage == "generate" and path.exists() else []
     texts = [" ".join((sample["prompt"] + sample["text"]).split()) for sample in samples]
     return [
         ("it wrote", text if len(text) <= _SAMPLE_LENGTH else text[:_SAMPLE_LENGTH] + " …") for text in texts
     ]
 
 
-def print_next(run: RunFolder, finished: str, options: str) -> None:
-    """After a stage, the command of the next one; `options` are those it needs to find this run."""
+def print_next(run: RunFolder, finished: str) -> None:
+    """After a stage, the command of the next one."""
     following = next((name for name, stage in STAGES.items() if stage.after == finished), None)
-    rows = [("next", f"{run.level} {following}{options}")] if following else []
-    print_rows([*rows, ("the run as a page", f"{run.level} report{options}")])
+    rows = [("next", f"uv run {run.command(following)}")] if following else []
+    print_rows([*rows, ("the run as a page", f"uv run {run.command('report')}")])
 
 
-def print_finished(run: RunFolder, report: Path, options: str) -> None:
+def print_finished(run: RunFolder, report: Path) -> None:
     """After the last stage, what a newcomer may try now."""
     _print_title("finished", f"everything is in {run.path}")
+    changed = ("run", "--from", "pretrain", "--set", "pretrain.learning_rate=1e-3")
+    rows = [
+        ("see the whole story", str(report)),
+        ("try the model", f"uv run {run.command('generate', '--prompt', 'Once upon a time')}"),
+        ("change a setting", f"uv run {run.command(*changed)}"),
+        ("see all settings", f"uv run {run.level} settings --out {shlex.quote(str(run.path))}"),
+    ]
     other = "v3" if run.level != "v3" else "v2"
-    print_rows(
-        [
-            ("see the whole story", str(report)),
-            ("try the model", f'{run.level} generate{options} --prompt "Once upon a time"'),
-            ("change a setting", f"{run.level} run{options} --set pretrain.learning_rate=1e-3"),
-            ("see all settings", f"{run.level} settings"),
-            (
-                "make it another way",
-                f"{other} run{'' if run.settings.name == 'tiny' else f' --config {run.settings.name}'}",
-            ),
-        ]
-    )
+    config = shlex.quote(str(run.path / SETTINGS))
+    print_rows([*rows, ("make it another way", f"uv run {other} run --config {config}")])
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:

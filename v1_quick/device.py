@@ -11,7 +11,7 @@ from shared_data.errors import UserError
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device that a setting names: auto, cpu, cuda or cuda:N.
+    """The device that a setting names: auto, cpu, mps, cuda or cuda:N.
 
     Raises `UserError` for a name torch does not know, and for a GPU that is not there.
     """
@@ -20,12 +20,16 @@ def resolve_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+        raise UserError(f"unknown device {name!r}; use auto, cpu, mps, cuda or cuda:N") from error
+    if device.type not in ("cpu", "mps", "cuda"):
+        raise UserError(f"device {name!r} is not supported; use auto, cpu, mps, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
         raise UserError(
             f"device {name!r} is not there ({found} CUDA devices found); use --device cpu or auto"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(
+            f"device {name!r} is not there (it is the GPU of an Apple computer); use --device cpu or auto"
         )
     return device

@@ -1,0 +1,28 @@
+"""Level 2: every algorithm by hand, in PyTorch. What a notebook needs is imported from here; nothing is loaded before it is used.
+
+    from v2_handwritten import generate, load_model, load_tokenizer
+
+    model, tokenizer = load_model("runs/v2/tiny/sft"), load_tokenizer("runs/v2/tiny/sft")
+    print(tokenizer.decode(generate(model, [tokenizer.encode("Once")], max_new_tokens=32)[0]))
+"""
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "load_model": "v2_handwritten.models.checkpoint",
+    "load_tokenizer": "v2_handwritten.data_pipeline.tokenizer.tokenizer",
+    "generate": "v2_handwritten.inference.generate",
+    "ModelConfig": "shared_data.model_files.config",
+    "new_model": "v2_handwritten.models.transformer",
+    "make_optimizer": "v2_handwritten.pretrain.components.muon",
+    "train_step": "v2_handwritten.pretrain.components.training",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """One of the names above, from the module that defines it."""
+    if name not in _MODULES:
+        raise AttributeError(f"v2_handwritten has no {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

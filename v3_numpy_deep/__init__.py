@@ -1,0 +1,28 @@
+"""Level 3: everything down to the derivative, in NumPy. What a notebook needs is imported from here; nothing is loaded before it is used.
+
+    from v3_numpy_deep import generate, load_model, load_tokenizer
+
+    model, tokenizer = load_model("runs/v3/tiny/sft"), load_tokenizer("runs/v3/tiny/sft")
+    print(tokenizer.decode(generate(model, [tokenizer.encode("Once")], max_new_tokens=32)[0]))
+"""
+
+import importlib
+from typing import Any
+
+_MODULES = {
+    "load_model": "v3_numpy_deep.models.checkpoint",
+    "load_tokenizer": "v3_numpy_deep.data_pipeline.tokenizer.tokenizer",
+    "generate": "v3_numpy_deep.inference.generate",
+    "ModelConfig": "shared_data.model_files.config",
+    "new_model": "v3_numpy_deep.models.transformer",
+    "make_optimizer": "v3_numpy_deep.pretrain.components.muon",
+    "train_step": "v3_numpy_deep.pretrain.components.training",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """One of the names above, from the module that defines it."""
+    if name not in _MODULES:
+        raise AttributeError(f"v3_numpy_deep has no {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

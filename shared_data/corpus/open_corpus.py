@@ -47,7 +47,7 @@ def open_corpus(
     return _limited(documents, settings.max_megabytes, settings.source)
 
 
-def find_files(source: str) -> list[Path]:
+def find_files(source: str, setting: str = "data.source") -> list[Path]:
     """The files a source names, in order: a file, all known files in a folder, or a glob; none for a hub dataset."""
     path = Path(os.path.expanduser(source))  # unlike `Path.expanduser`, it raises nothing for an unknown user
     if path.is_dir():
@@ -64,11 +64,11 @@ def find_files(source: str) -> list[Path]:
         return []
     else:
         raise UserError(
-            f"data.source {source!r} does not exist; correct the path, or name a hub dataset as owner/dataset"
+            f"{setting} {source!r} does not exist; correct the path, or name a hub dataset as owner/dataset"
         )
     if not paths:
         raise UserError(
-            f"data.source {source!r} holds no file that ends in {', '.join(SUFFIXES)} (or .gz after it); convert the files or correct the path"
+            f"{setting} {source!r} holds no file that ends in {', '.join(SUFFIXES)} (or .gz after it); convert the files or correct the path"
         )
     return paths
 

@@ -10,13 +10,18 @@ Level 1 holds transformers' `GPT2Config` or `LlamaConfig` built from the same fi
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.settings import ModelSettings
 
-ROPE_TYPES = ("default", "linear", "llama3")
+# Kinds of rope_scaling, and the numbers that each must have.
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 _ACTIVATIONS = {"gpt2": ("gelu_new", "gelu"), "llama": ("silu",)}
 
 
@@ -54,6 +59,7 @@ class ModelConfig:
             raise UserError(
                 f"model_type {self.model_type!r} is not supported; choose a checkpoint or setting of 'gpt2' or 'llama'"
             )
+        self._check_types()
         fill = {
             "intermediate_size": _default_intermediate_size(self.model_type, self.hidden_size),
             "num_key_value_heads": self.num_attention_heads,
@@ -67,6 +73,21 @@ class ModelConfig:
             object.__setattr__(self, "attention_bias", True)
             object.__setattr__(self, "mlp_bias", True)
         self._check_sizes()
+
+    def _check_types(self) -> None:
+        """Raise `UserError` for a value that is no size, number, flag or text where one must be; zero is filled in later."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            if kind is int:
+                fits = type(value) is int and value >= (0 if field.default == 0 else 1)
+            elif kind is float:
+                fits = type(value) in (int, float) and 0 <= value < math.inf
+            else:
+                fits = kind not in (bool, str) or type(value) is kind
+            if not fits:
+                raise UserError(
+                    f"the model's {field.name} is {value!r:.60}; correct its config.json or copy it again"
+                )
 
     def _check_sizes(self) -> None:
         """Raise `UserError` with the remedy for sizes or choices that no model can have."""
@@ -90,10 +111,16 @@ class ModelConfig:
                 f"activation {self.hidden_act!r} is not supported for {self.model_type}; "
                 f"supported: {', '.join(_ACTIVATIONS[self.model_type])}"
             )
-        if self.rope_scaling is not None and self.rope_scaling.get("rope_type") not in ROPE_TYPES:
-            raise UserError(
-                f"rope_scaling {self.rope_scaling.get('rope_type')!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
-            )
+        scaling = self.rope_scaling or {"rope_type": "default"}
+        kind = scaling.get("rope_type")
+        if not isinstance(kind, str) or kind not in ROPE_TYPES:
+            raise UserError(f"rope_scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        for name in ROPE_TYPES[kind]:
+            if type(scaling.get(name)) not in (int, float) or not 0 < scaling[name] < math.inf:
+                raise UserError(
+                    f"rope_scaling of the type {kind} has {name} {scaling.get(name)!r:.60}, not a positive number; correct "
+                    "config.json or copy it again"
+                )
 
     @classmethod
     def from_settings(
@@ -120,7 +147,7 @@ class ModelConfig:
     def from_hf(cls, config: dict[str, Any]) -> "ModelConfig":
         """Read the contents of a Hugging Face `config.json`. Raises `UserError` for another architecture."""
         model_type = config.get("model_type")
-        if model_type not in _FROM_HF:
+        if not isinstance(model_type, str) or model_type not in _FROM_HF:
             raise UserError(
                 f"config.json describes a model of type {model_type!r}; only 'gpt2' and 'llama' checkpoints are supported"
             )
@@ -226,8 +253,11 @@ def _default_intermediate_size(model_type: str, hidden_size: int) -> int:
 
 def _read_rope(config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """Base and scaling of the rotary frequencies, from the style of transformers 5 or the older one."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"rope_scaling is {rope!r:.60}, not an object; correct config.json or copy it again")
+    rope = dict(rope)
+    theta = rope.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
     rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if rope.get("partial_rotary_factor", 1.0) != 1.0:

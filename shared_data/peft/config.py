@@ -40,7 +40,9 @@ class LoraConfig:
     def from_settings(cls, section: AdapterSettings) -> "LoraConfig":
         """The adapter that `[sft.adapter]` of a configuration asks for."""
         values: dict[str, Any] = {field.name: getattr(section, field.name) for field in fields(cls)}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        for name in ("target_modules", "modules_to_save"):
+            values[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        return cls(**values)
 
     @property
     def scaling(self) -> float:

@@ -34,7 +34,7 @@ from shared_data.tokenizer.tokenizer_file import (
     template_of,
     write_tokenizer,
 )
-from shared_data.tokenizer.word_encoder import MergeWords, WordEncoder
+from shared_data.tokenizer.word_encoder import WordEncoder
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
@@ -43,7 +43,7 @@ class Tokenizer:
     """A byte-level BPE tokenizer. A level names its way to merge; build it with `train_bpe` or `Tokenizer.load`."""
 
     merges_type: ClassVar[Any]
-    merge_words: ClassVar[MergeWords]
+    merge_words: Any  # a static method (words, merges) -> merged words
 
     def __init__(self, definition: Definition, config: Definition | None = None) -> None:
         """From the content of `tokenizer.json` and `tokenizer_config.json`."""

@@ -30,7 +30,7 @@ def corpus(name: str, content: bytes) -> Fault:
 
     def fault(scratch: Path, run: Path) -> Arguments:
         (scratch / name).write_bytes(content)
-        return ["data", "--set", f"data.source={scratch / name}"]
+        return ["data", "--force", "--set", f"data.source={scratch / name}"]
 
     return fault
 
@@ -90,6 +90,11 @@ def file_in_the_way(scratch: Path, run: Path) -> Arguments:
     return ["data", "--out", scratch / "file" / "run"]
 
 
+def output_is_a_file(scratch: Path, run: Path) -> Arguments:
+    (scratch / "file").touch()
+    return ["run", "--out", scratch / "file"]
+
+
 def malformed_configuration(scratch: Path, run: Path) -> Arguments:
     (scratch / "bad.toml").write_text("[data\n")
     return ["data", "--config", scratch / "bad.toml"]
@@ -105,18 +110,26 @@ def damaged(file: str, change: Change, *words: str) -> Fault:
     return fault
 
 
+def deleted(file: str, *words: str) -> Fault:
+    """A file of the finished run is gone."""
+
+    def fault(scratch: Path, run: Path) -> Arguments:
+        (run / file).unlink()
+        return [*words]
+
+    return fault
+
+
 def start_from(file: str, change: Change, *words: str) -> Fault:
     """Pretraining starts from a copy of the finished model with one file changed."""
     return _from_changed_model(
-        file, change, lambda model: ["pretrain", "--set", f"pretrain.init_from={model}", *words]
+        file, change, lambda model: ["pretrain", "--force", "--set", f"pretrain.init_from={model}", *words]
     )
 
 
 def generate_from(file: str, change: Change) -> Fault:
     """Generation from a copy of the finished model with one file changed."""
-    return _from_changed_model(
-        file, change, lambda model: ["generate", "--prompt", "Once", "--checkpoint", model]
-    )
+    return _from_changed_model(file, change, lambda model: ["generate", "--prompt", "Once", "--model", model])
 
 
 def _from_changed_model(file: str, change: Change, words: Callable[[Path], Arguments]) -> Fault:
@@ -134,6 +147,11 @@ def same(content: bytes) -> bytes:
 
 def half(content: bytes) -> bytes:
     return content[: len(content) // 2]
+
+
+def garbled(content: bytes) -> bytes:
+    """Of the same size."""
+    return b"\xff" * len(content)
 
 
 def garbage(content: bytes) -> bytes:
@@ -181,7 +199,7 @@ def set_to(assignment: str) -> Fault:
 FAULTS: dict[str, tuple[Fault, str]] = {
     # settings and options
     "unknown setting": (set_to("pretrain.step=3"), r"unknown setting 'pretrain\.step'.*; did you mean 'steps'"),
-    "wrong type": (set_to("pretrain.steps=many"), r"pretrain\.steps.*integer.*; correct it"),
+    "wrong type": (set_to("pretrain.max_steps=many"), r"pretrain\.steps.*integer.*; correct it"),
     "heads not dividing": (set_to("model.num_attention_heads=3"), r"hidden_size 16 is not a multiple.*; change"),
     "sequence longer than positions": (set_to("pretrain.sequence_length=2048"), r"2048 is above .*positi.* 1024; lower"),
     "vocabulary under 256": (set_to("tokenizer.vocab_size=100"), r"tokenizer\.vocab_size.*256.*; correct"),
@@ -193,7 +211,8 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "not a number": (arguments("data", "--seed", "x"), r"--seed.*integer.*; see .* data --help"),
     "unknown stage": (arguments("run", "--from", "train"), r"no stage 'train'; the stages are data"),
     "no such GPU": (arguments("pretrain", "--force", "--device", "cuda"), r"device 'cuda' is not .*; use --device cpu"),
-    "no such device": (arguments("pretrain", "--force", "--device", "abacus"), r"device 'abacus'.*; use"),
+    "no such device": (arguments("run", "--out", "{scratch}/new", "--device", "abacus"), r"device 'abacus'.*; use"),
+    "two devices": (arguments("run", "--out", "{scratch}/new", "--device", "cuda:0,1"), r"device 'cuda:0,1'.*; use"),
     # the corpus
     "missing corpus": (set_to("data.source=nowhere/nothing.txt"), r"nothing\.txt.*; "),
     "empty corpus": (corpus("empty.txt", b""), r"empty\.txt.* no .*; "),
@@ -211,7 +230,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "CSV without the text column": (corpus("bad.csv", b"body\nhello\n"), r"bad\.csv.*'text'.*; .*text_field"),
     "unknown kind of file": (corpus("story.docx", b"PK\x03\x04\x00\x00" * 50), r"story\.docx.*; "),
     "hub out of reach": (
-        arguments("data", "--set", "data.source=no/data", "--set", "data.hub_endpoint=http://127.0.0.1:9", "--set", "data.hub_cache={scratch}"),
+        arguments("data", "--force", "--set", "data.source=no/data", "--set", "data.hub_endpoint=http://127.0.0.1:9", "--set", "data.hub_cache={scratch}"),
         r"cannot reach (127\.0\.0\.1:9|the hub).*; check the connection",
     ),
     "corpus smaller than one sequence": (small_corpus, r"tokens, fewer than one sequence.*4097; "),
@@ -225,17 +244,30 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "missing conversations": (arguments("sft", "--force", "--set", "sft.source=nowhere.jsonl"), r"nowhere\.jsonl.*; "),
     # what earlier stages left
-    "stages not done": (arguments("pretrain", "--out", "{scratch}/new"), r"data.* not finished yet; run `v. data` first"),
+    "stages not done": (arguments("pretrain", "--out", "{scratch}/new"), r"data.* not finished yet; run `v. data --out .*` first"),
     "stage made with other settings": (
-        arguments("evaluate", "--set", "pretrain.steps=5"),
-        r"pretrain\.steps = 4, not 5; use the options it was made with, or run `v. pretrain`",
+        arguments("evaluate", "--set", "pretrain.max_steps=5"),
+        r"pretrain\.steps = 4, not 5; use what it was made with, or run `v. pretrain --force --out .*` first",
     ),
-    "damaged metrics": (damaged("metrics.json", half, "evaluate"), r"metrics\.json is not valid JSON.*; "),
-    "documents cut short": (damaged("data/train.jsonl", half, "tokenizer", "--force"), r"train\.jsonl.* line .*; "),
-    "token file cut short": (damaged("tokenizer/train.bin", half, "pretrain", "--force"), r"train\.bin.*; "),
-    "corrupted tokenizer.json": (damaged("tokenizer/tokenizer.json", half, "pretrain", "--force"), r"tokenizer\.json.*; "),
-    "corrupted safetensors": (damaged("pretrain/model.safetensors", half, "evaluate"), r"model\.safetensors.*; "),
-    "corrupted config.json": (damaged("pretrain/config.json", half, "evaluate"), r"config\.json.*; "),
+    "result of other settings": (
+        arguments("run", "--set", "pretrain.max_steps=5"),
+        r"holds a finished result, but .*pretrain\.steps = 4, not 5; add --from pretrain .*, or choose another folder with --out",
+    ),
+    "record of another version": (
+        damaged("data/finished.json", lambda _: b'{"id": "1", "time": 1.0, "inputs": {}}', "run"),
+        r"data/finished\.json is .*of another version of this project; delete it",
+    ),
+    "settings of another version": (
+        damaged("settings.toml", lambda content: content.replace(b"learning_rate", b"speed"), "run"),
+        r"another version of this project \(unknown setting 'pretrain\.speed'.*\); start it again with --force",
+    ),
+    "documents cut short": (damaged("data/train.jsonl", half, "tokenizer"), r"train\.jsonl is damaged.*; run `v. data --out"),
+    "documents garbled": (damaged("data/train.jsonl", garbled, "tokenizer", "--force"), r"train\.jsonl.* line .*; "),
+    "token file cut short": (damaged("tokenizer/train.bin", half, "pretrain"), r"train\.bin is damaged.*; run `v. tokenizer --out"),
+    "corrupted tokenizer.json": (damaged("tokenizer/tokenizer.json", garbled, "pretrain", "--force"), r"tokenizer\.json.*; "),
+    "corrupted safetensors": (damaged("pretrain/model.safetensors", garbled, "evaluate"), r"model\.safetensors.*; "),
+    "corrupted config.json": (damaged("pretrain/config.json", garbled, "evaluate"), r"config\.json.*; "),
+    "model deleted": (deleted("pretrain/model.safetensors", "evaluate"), r"its model\.safetensors is missing; run `v. pretrain --out"),
     "report of no run": (arguments("report", "--out", "{scratch}/new"), r"no run.*; make one with `v. run`"),
     "report beside no run": (arguments("report", "--compare", "v1", "v3"), r"no run in runs/v[13]/tiniest to compare with; make"),
     "report with a stray word": (arguments("report", "v3"), r"takes no argument 'v3'; write --compare v3"),
@@ -248,8 +280,13 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         r"another tokenizer.*; start from that tokenizer",
     ),
     "start from damaged weights": (start_from("model.safetensors", half), r"model\.safetensors.*; "),
-    "generate: no such folder": (arguments("generate", "--checkpoint", "{scratch}/no"), r"/no.*; "),
-    "generate: no model yet": (arguments("generate", "--out", "{scratch}/new"), r"no model in .*; run `v. run` first"),
+    "generate: no such folder": (arguments("generate", "--model", "{scratch}/no"), r"no model .*/no'; name a stage .* or a folder"),
+    "generate: no model yet": (arguments("generate", "--out", "{scratch}/new"), r"no model in .*; run `v. run --out .*` first"),
+    "generate: rope_scaling without its factor": (
+        generate_from("config.json", edited(rope_parameters={"rope_type": "linear", "rope_theta": 1e4})),
+        r"rope_scaling .*has factor None, not a positive number; correct|factor.*; copy it again",
+    ),
+    "generate: config.json of wrong types": (generate_from("config.json", edited(hidden_size="16")), r"hidden_size.*; "),
     "generate: weights of another shape": (generate_from("config.json", edited(intermediate_size=48)), r"shape.*; "),
     "generate: missing layers": (generate_from("config.json", edited(num_hidden_layers=2)), r"layers\.1.*; "),
     "generate: garbage in safetensors": (generate_from("model.safetensors", garbage), r"model\.safetensors.*; "),
@@ -260,5 +297,6 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         r"tokenizer\.json.*; ",
     ),
     # where the results go
+    "output that is a file": (output_is_a_file, r"/file is a file, not the folder of a run; choose another one with --out"),
     "output below a file": (file_in_the_way, r"file.*Not a directory; .*choose another folder"),
 }  # fmt: skip

@@ -85,6 +85,6 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "adapter of rank zero": (adapter("method=lora", "rank=0"), r"sft\.adapter\.rank.*; correct"),
     "4-bit blocks of no size": (adapter("method=qlora", "block_size=48"), r"sft\.adapter\.block_size.*; correct"),
-    "chat with a model that scores": (arguments("chat", "--stage", "reward"), r"does not write; choose --stage"),
-    "chat with a stage that is none": (arguments("chat", "--stage", "rlhf"), r"no model in .*rlhf; run"),
+    "chat with a model that scores": (arguments("chat", "--model", "reward"), r"does not write; choose --model"),
+    "chat with a stage that is none": (arguments("chat", "--model", "rlhf"), r"no model 'rlhf'; name a stage"),
 }  # fmt: skip

@@ -29,7 +29,7 @@ def test_an_adapter_is_kept_and_merged_and_every_level_speaks_with_it(
         "--set",
         f"sft.adapter.method={method}",
         "--set",
-        "sft.adapter.rank=2",
+        "sft.adapter.r=2",
         "--set",
         "sft.learning_rate=0.1",
     ]
@@ -37,7 +37,7 @@ def test_an_adapter_is_kept_and_merged_and_every_level_speaks_with_it(
         "--set",
         "sft.warmup_steps=0",
         "--set",
-        "sft.adapter.block_size=32",
+        "sft.adapter.bnb_4bit_blocksize=32",
     ]  # all of a width of 16 or 32
     if (
         method == "qlora" and level == "v1"
@@ -56,7 +56,7 @@ def test_an_adapter_is_kept_and_merged_and_every_level_speaks_with_it(
     }
 
     def says(speaker: str, folder: Path) -> str:
-        done = commands(speaker, "generate", *options, *ASK, "--checkpoint", folder, cwd=tmp_path)
+        done = commands(speaker, "generate", *options, *ASK, "--model", folder, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -74,7 +74,7 @@ def test_an_adapter_without_its_base_is_one_line(
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/where"}))
-    options = ["--config", config, "--out", finished_runs("v2"), *ASK, "--checkpoint", adapter]
+    options = ["--config", config, "--out", finished_runs("v2"), *ASK, "--model", adapter]
     lines = {level: commands(level, "generate", *options, cwd=tmp_path) for level in LEVELS}
     for level, done in lines.items():
         assert done.returncode == 2, level

@@ -178,7 +178,7 @@ def test_ctrl_c_leaves_a_resumable_run(
     level: str, config: Path, commands: Commands, finished_runs: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(finished_runs(level), tmp_path / "run"))
-    options = ["--config", str(config), "--out", str(run), "--set", "pretrain.steps=600"]
+    options = ["--config", str(config), "--out", str(run), "--set", "pretrain.max_steps=600", "--force"]
     for name in ("eval_every", "sample_every", "checkpoint_every"):
         options += ["--set", f"pretrain.{name}=0"]
     log, state = run / "pretrain" / "metrics_log.jsonl", run / "pretrain" / "state"
@@ -197,12 +197,12 @@ def test_ctrl_c_leaves_a_resumable_run(
         training.send_signal(signal.SIGINT)
         _, err = training.communicate(timeout=60)
     assert training.returncode == 2, err
-    assert re.fullmatch(r"interrupted: .*the same command continues from there\n", err)
+    assert re.fullmatch(rf"interrupted: .*`uv run {level} pretrain --out .*run` continues from there\n", err)
     reached = len(log.read_bytes().splitlines())
     assert 0 < reached < 600
     assert len(list(state.glob("step-*"))) == 1
 
-    done = commands(level, "pretrain", *options, cwd=tmp_path)
+    done = commands(level, "pretrain", "--out", run, cwd=tmp_path)  # the settings are remembered
     assert done.returncode == 0, done.stderr
     assert "continuing where it was interrupted" in done.stdout
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 601))

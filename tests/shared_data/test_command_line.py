@@ -23,10 +23,10 @@ def do_stage(settings: Settings, run: RunFolder) -> dict[str, float]:
     return {"documents": 1}
 
 
-def generate_command(settings, run, prompts, checkpoint, use_cache, write) -> None:  # type: ignore[no-untyped-def]
+def generate_command(settings, run, prompts, model, use_cache, write) -> None:  # type: ignore[no-untyped-def]
     received.append(settings)
     for prompt in prompts:
-        write(f"{prompt}|{checkpoint}|{use_cache}\n")
+        write(f"{prompt}|{model}|{use_cache}\n")
 
 
 def v2(*arguments: str | Path) -> int:
@@ -79,10 +79,9 @@ def test_run_does_all_stages_and_writes_the_report(
 ) -> None:
     for stage in ("data", "tokenizer"):
         assert v2(stage, "--config", "smoke", "--out", tmp_path) == 0
-    assert (
-        f"next:                      v2 pretrain --config smoke --out {tmp_path}" in capsys.readouterr().out
-    )
-    assert v2("run", "--config", "smoke", "--out", tmp_path) == 0
+    assert f"next:                      uv run v2 pretrain --out {tmp_path}\n" in capsys.readouterr().out
+    assert v2("run", "--out", tmp_path) == 0
+    assert received[-1].name == "smoke"
     assert len(received) == len(STAGES) - 2
     assert f"see the whole story:       {tmp_path / 'report.html'}" in capsys.readouterr().out
 
@@ -90,8 +89,6 @@ def test_run_does_all_stages_and_writes_the_report(
 def test_generate_passes_prompts_and_sampling_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "pretrain").mkdir()
-    (tmp_path / "pretrain" / "config.json").touch()
     options = [
         "-p",
         "a",
@@ -109,20 +106,23 @@ def test_generate_passes_prompts_and_sampling_options(
     ]
     for stream in ("--stream", "--no-stream"):
         assert v2("generate", "--out", tmp_path, *options, stream) == 0
-        assert capsys.readouterr().out == "a|None|False\nb|None|False\n"
+        assert capsys.readouterr().out == "a|pretrain|False\nb|pretrain|False\n"
         section = received[0].generate
         assert (section.temperature, section.top_k, section.max_new_tokens, section.seed) == (0, 5, 3, 4)
         assert received[0].pretrain.seed == 0  # the model's own seed is not the sampler's
 
 
 def test_settings_are_shown_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
-    assert v2("settings", "--set", "pretrain.steps=7") == 0
+    assert v2("settings", "--set", "pretrain.max_steps=7") == 0
     assert "# optimizer steps\nsteps = 7\n" in capsys.readouterr().out
 
 
 FAILURES: list[tuple[BaseException, str]] = [
     (UserError("the file is empty;\nuse another"), "error: the file is empty; use another\n"),
-    (KeyboardInterrupt(), "interrupted: "),
+    (
+        KeyboardInterrupt(),
+        "interrupted: finished stages and checkpoints are kept; `uv run v2 data --out ",
+    ),
     (
         OSError(errno.ENOSPC, "No space left on device", "x.bin"),
         "error: x.bin: No space left on device; free some space",
@@ -132,7 +132,7 @@ FAILURES: list[tuple[BaseException, str]] = [
         "error: x.bin: Permission denied; check the permissions",
     ),
     (OSError(errno.EROFS, "Read-only file system"), "error: Read-only file system; choose a writable folder"),
-    (MemoryError(), "error: out of memory; lower pretrain.batch_size"),
+    (MemoryError(), "error: out of memory in data; lower the size of the data or the size of the model"),
 ]
 
 
@@ -147,6 +147,28 @@ def test_what_a_user_can_cause_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
 
 
+def test_changes_of_remembered_settings_are_named_and_a_finished_result_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert v2("data", "--config", "smoke", "--out", tmp_path) == 0
+    capsys.readouterr()
+    assert v2("data", "--out", tmp_path, "--set", "data.seed=3") == 2
+    out, err = capsys.readouterr()
+    assert out == f"settings of {tmp_path}: data.seed = 3 (was 0)\n"
+    assert err.startswith(
+        f"error: {tmp_path / 'data'} holds a finished result, but it was made with data.seed = 0, not 3; "
+    )
+    assert received == []
+    assert v2("data", "--out", tmp_path, "--set", "data.seed=3", "--force") == 0
+    assert v2("data", "--out", tmp_path) == 0
+    assert "nothing changed" in capsys.readouterr().out
+
+
+def test_version_says_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert v2("--version") == 0
+    assert re.search(r"^Python 3\.\d+\.\d+\nllm-from-scratch \d.*\n(.+\n)*torch \d", capsys.readouterr().out)
+
+
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     failure.append(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
@@ -158,6 +180,14 @@ def test_a_wrong_call_is_one_line_that_names_the_help(capsys: pytest.CaptureFixt
         (["data", "--sett", "x=1"], r"error: No such option: --sett.*; see `.* data --help`\n"),
         (["date"], r"error: No such command 'date'.*; see `.* --help`\n"),
         (["data", "--seed", "-1"], r"error: Invalid value for '--seed'.*; see `.* data --help`\n"),
+        (
+            ["generate", "--checkpoint", "x"],
+            r"error: No such option: --checkpoint.*, use --model; see `.* generate --help`\n",
+        ),
+        (
+            ["chat", "--stage", "dpo"],
+            r"error: No such option: --stage.*, use --model; see `.* chat --help`\n",
+        ),
         (["data", "extra"], r"error: Got unexpected extra argument.*; see `.* data --help`\n"),
     ):
         assert v2(*arguments) == 2

@@ -74,7 +74,13 @@ def test_json_round_trips_and_refuses_nan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "is missing"), (b"{1", "not valid JSON"), (b"\xff\xfe\x00", "not valid JSON")],
+    [
+        (None, "is missing"),
+        (b"{1", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[1]", "holds a list, not a dict; it is damaged"),
+    ],
 )
 def test_missing_and_damaged_json_are_user_errors(
     tmp_path: Path, content: bytes | None, message: str

@@ -8,6 +8,7 @@ import pytest
 
 from shared_data.errors import UserError
 from shared_data.files import write_json
+from shared_data.finished import write_finished
 from shared_data.metrics_log import MetricsLog
 from shared_data.plots import plot_zipf
 from shared_data.report import write_report
@@ -28,8 +29,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
 
 
 def add_data(run: RunFolder) -> None:
-    run.record(
-        "data",
+    write_finished(
+        run.stage("data"),
+        {},
         {
             "documents": 53,
             "documents_read": 60,
@@ -53,7 +55,7 @@ def add_training(run: RunFolder, level_loss: float = 1.0) -> None:
         log.append(step=step, loss=level_loss + 1 / step, learning_rate=0.1 / step, gradient_norm=1.0)
     log.append(step=20, validation_loss=1.2, sample=EVIL)
     write_json(run.stage("tokenizer") / "validation.json", {"tokens": 100, "log2_probability": -100.0})
-    run.record("pretrain", TRAINED)
+    write_finished(run.stage("pretrain"), {}, TRAINED)
 
 
 class _Page(HTMLParser):
@@ -83,7 +85,7 @@ class _Page(HTMLParser):
 def test_the_page_is_complete_loads_nothing_and_shows_text_as_text(run: RunFolder) -> None:
     add_data(run)
     add_training(run)
-    run.record("generate", {"seconds": 1.0})
+    write_finished(run.stage("generate"), run.inputs("generate"), {"seconds": 1.0})
     write_json(run.stage("generate") / "samples.json", [{"prompt": "Once", "text": " upon a time"}])
     text = write_report(run).read_text(encoding="utf-8")
     page = _Page(text)

@@ -1,34 +1,44 @@
-"""Every operation: the derivative is right (gradcheck in float64), float32 stays float32, broadcasting is undone."""
+"""Every operation: the derivative is right (gradcheck in float64), float32 stays float32, broadcasting is undone, fused equals plain."""
 
+import functools
 import gc
+import inspect
 import math
 import weakref
 
 import numpy as np
 import pytest
 
+from shared_data.errors import UserError
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, fused, record
 from v3_numpy_deep.autograd import operations as ops
-from v3_numpy_deep.autograd.fused.attention import plan_tiles
 from v3_numpy_deep.autograd.gradcheck import gradcheck
-from v3_numpy_deep.models.blocks import (
-    attention,
-    cross_entropy,
-    embeddings,
-    feed_forward,
-    normalization,
-    rope,
-)
+from v3_numpy_deep.autograd.kernels import kernel
+from v3_numpy_deep.models.blocks.attention import causal_attention
+from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
+from v3_numpy_deep.models.blocks.cross_entropy import cross_entropy, linear_cross_entropy
+from v3_numpy_deep.models.blocks.embeddings import embed
+from v3_numpy_deep.models.blocks.feed_forward import gelu_new, swiglu
+from v3_numpy_deep.models.blocks.linear import Linear, linear, merged_linear
+from v3_numpy_deep.models.blocks.normalization import layer_norm, rms_norm
+from v3_numpy_deep.models.blocks.rope import apply_rotary, rotary_tables
+from v3_numpy_deep.models.log_probs import linear_log_probs
+from v3_numpy_deep.models.packing import Packing
 
 POSITIVE = np.abs(array(9, 3, 4)) + 0.5
 APART = np.linspace(-2.0, 2.0, 12).reshape(3, 4) + 0.01  # no two entries near each other, none near 0 or 1
 A, B = array(1, 3, 4), array(2, 3, 4)
 IDS = integers(3, 5, 2, 6)  # some of 5 rows are read several times
 TARGETS = np.array([1, -100, 4, 0, 4])
-MASK = attention.document_mask(np.array([[0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 0, 0]]), np.float64)
-TILES = plan_tiles(MASK, 6, 6)
-COS, SIN = rope.rotary_tables(np.array([1.0, 0.1]), np.array([[0, 1, 2], [5, 0, 1]]), np.float64)
+COS, SIN = rotary_tables(np.array([1.0, 0.1]), np.array([[0, 1, 2], [5, 0, 1]]), np.float64)
+T = 150  # three tiles of queries
+PLACES = np.tile(np.arange(T), (2, 1))
+PACKED = AttentionMask(
+    T, T, packing=Packing(PLACES // 70, PLACES % 70 // 25)
+)  # texts of 70 with two branches
+PADDED = AttentionMask(T, T, attention_mask=np.arange(T) >= np.array([[0], [20]]))
+KEPT = PLACES % 7 > 4
 
 OPERATIONS = {
     "add": (ops.add, [A, B]),
@@ -74,77 +84,98 @@ OPERATIONS = {
     "getitem repeated ids": (lambda x: x[IDS], [array(1, 5, 2)]),
     "split": (lambda x: ops.multiply(*ops.split(x, [2, 2])), [A]),
     "split first axis": (lambda x: ops.split(x, [1, 2], axis=0)[1] ** 2, [A]),
+    "scatter": (lambda x: ops.scatter(x, IDS[0] > 1), [array(1, int((IDS[0] > 1).sum()), 2)]),
     "concatenate": (lambda a, b: ops.concatenate([a, b, a], axis=-1) ** 2, [A, B]),
 }
 
-# Each fused operation with its composition from primitives.
+
+def heads(H: int, K: int, new: int = T) -> list[np.ndarray]:
+    """Queries, of the last positions only, keys and values."""
+    return [array(1, 2, H, new, 4), array(2, 2, K, T, 4), array(3, 2, K, T, 4)]
+
+
+def kept_attention(choose, q, k, v):
+    """Attention of the queries that are wanted."""
+    return choose(causal_attention)(q, k, v, PACKED.only(KEPT)).transpose(0, 2, 1, 3)[KEPT]
+
+
+def merged(choose, x, *weights):
+    """Two layers on one input."""
+    layers = [Linear(4, 5), Linear(4, 3)]
+    for layer, (weight, bias) in zip(layers, (weights[:2], weights[2:]), strict=True):
+        layer.weight, layer.bias = weight, bias
+    return choose(merged_linear)(x, layers)
+
+
+# Each operation that has a fused version: `choose` makes of the plain function the one to compute.
 FUSED = {
     "linear": (
-        fused.linear,
-        lambda x, w, b: x @ ops.transpose(w) + b,
+        lambda choose, x, w, b: choose(linear)(x, w, b),
         [array(1, 2, 3, 4), array(2, 5, 4), array(3, 5)],
     ),
-    "linear without bias": (
-        fused.linear,
-        lambda x, w: x @ ops.transpose(w),
-        [array(1, 3, 4), array(2, 5, 4)],
+    "linear without bias": (lambda choose, x, w: choose(linear)(x, w), [array(1, 3, 4), array(2, 5, 4)]),
+    "linear with [in, out]": (
+        lambda choose, x, w: choose(linear)(x, ops.transpose(w)),
+        [array(1, 3, 4), array(2, 4, 5)],
     ),
-    "conv1d": (fused.conv1d, lambda x, w, b: x @ w + b, [array(1, 2, 3, 4), array(2, 4, 5), array(3, 5)]),
-    "embedding": (
-        lambda w: fused.embedding(w, IDS),
-        lambda w: embeddings.plain_embed(w, IDS),
-        [array(1, 5, 3)],
+    "merged_linear": (
+        merged,
+        [array(1, 2, 3, 4), array(2, 5, 4), array(3, 5), array(4, 3, 4), array(5, 3)],
     ),
+    "embed": (lambda choose, w: choose(embed)(w, IDS), [array(1, 5, 3)]),
     "rms_norm": (
-        lambda x, w: fused.rms_norm(x, w, 1e-5),
-        lambda x, w: normalization.plain_rms_norm(x, w, 1e-5),
+        lambda choose, x, w: choose(rms_norm)(x, w, 1e-5),
         [array(1, 2, 3, 8), array(2, 8)],
     ),
     "layer_norm": (
-        lambda x, w, b: fused.layer_norm(x, w, b, 1e-5),
-        lambda x, w, b: normalization.plain_layer_norm(x, w, b, 1e-5),
+        lambda choose, x, w, b: choose(layer_norm)(x, w, b, 1e-5),
         [array(1, 2, 3, 8), array(2, 8), array(3, 8)],
     ),
-    "gelu_new": (fused.gelu_new, feed_forward.plain_gelu_new, [array(1, 3, 4, scale=2.0)]),
-    "swiglu": (fused.swiglu, feed_forward.plain_swiglu, [array(1, 2, 3, 8, scale=2.0)]),
-    "swiglu of several blocks": (fused.swiglu, feed_forward.plain_swiglu, [array(1, 150, 1024, scale=2.0)]),
-    "gelu_new of several blocks": (
-        fused.gelu_new,
-        feed_forward.plain_gelu_new,
-        [array(1, 150, 1024, scale=2.0)],
-    ),
-    "rotary": (
-        lambda x: fused.rotary(x, COS, SIN),
-        lambda x: rope.plain_apply_rotary(x, COS, SIN),
-        [array(1, 2, 3, 3, 4)],
-    ),
+    "gelu_new": (lambda choose, x: choose(gelu_new)(x), [array(1, 3, 4, scale=2.0)]),
+    "gelu_new in blocks": (lambda choose, x: choose(gelu_new)(x), [array(1, 150, 1024, scale=2.0)]),
+    "swiglu": (lambda choose, x: choose(swiglu)(x), [array(1, 2, 3, 8, scale=2.0)]),
+    "swiglu in blocks": (lambda choose, x: choose(swiglu)(x), [array(1, 150, 1024, scale=2.0)]),
+    "apply_rotary": (lambda choose, x: choose(apply_rotary)(x, COS, SIN), [array(1, 2, 3, 3, 4)]),
     "cross_entropy": (
-        lambda z: fused.cross_entropy(z, TARGETS),
-        lambda z: cross_entropy.plain_cross_entropy(z, TARGETS),
+        lambda choose, z: choose(cross_entropy)(z, TARGETS),
         [array(1, 5, 7, scale=3.0)],
     ),
     "linear_cross_entropy": (
-        lambda h, w: fused.linear_cross_entropy(h, w, TARGETS),
-        lambda h, w: cross_entropy.plain_cross_entropy(h @ ops.transpose(w), TARGETS),
+        lambda choose, h, w: choose(linear_cross_entropy)(h, w, TARGETS),
         [array(1, 5, 4), array(2, 7, 4)],
     ),
-    "attention": (
-        lambda q, k, v: fused.attention(q, k, v, TILES),
-        lambda q, k, v: attention.plain_causal_attention(q, k, v, MASK),
-        [array(1, 2, 4, 6, 4), array(2, 2, 2, 6, 4), array(3, 2, 2, 6, 4)],
+    "linear_cross_entropy in blocks": (
+        lambda choose, h, w: choose(linear_cross_entropy)(h, w, integers(3, 1024, 300)),
+        [array(1, 300, 4), array(2, 1024, 4)],
     ),
-    "attention over several tiles": (
-        attention.causal_attention,
-        attention.plain_causal_attention,
-        [array(1, 1, 2, 150, 4), array(2, 1, 1, 150, 4), array(3, 1, 1, 150, 4)],
+    "linear_log_probs": (
+        lambda choose, h, w: choose(linear_log_probs)(h, w, np.array([1, 6, 6, 0, 4]), 0.7),
+        [array(1, 5, 4), array(2, 7, 4)],
     ),
-    "attention after a cache": (
-        attention.causal_attention,
-        attention.plain_causal_attention,
-        [array(1, 2, 2, 3, 4), array(2, 2, 2, 90, 4), array(3, 2, 2, 90, 4)],
+    "linear_log_probs in blocks": (
+        lambda choose, h, w: choose(linear_log_probs)(h, w, integers(3, 1024, 300)),
+        [array(1, 300, 4), array(2, 1024, 4)],
     ),
+    "causal_attention, MHA": (lambda choose, q, k, v: choose(causal_attention)(q, k, v), heads(2, 2)),
+    "causal_attention, GQA, packed": (
+        lambda choose, q, k, v: choose(causal_attention)(q, k, v, PACKED),
+        heads(4, 2),
+    ),
+    "causal_attention, MQA, padded": (  # a query that sees no key has no right answer
+        lambda choose, q, k, v: choose(causal_attention)(q, k, v, PADDED)[:, :, 20:],
+        heads(4, 1),
+    ),
+    "causal_attention after a cache": (
+        lambda choose, q, k, v: choose(causal_attention)(q, k, v),
+        heads(2, 2, new=3),
+    ),
+    "causal_attention of some queries": (kept_attention, heads(2, 1)),
 }
-EVERY = OPERATIONS | {name: (operation, inputs) for name, (operation, _, inputs) in FUSED.items()}
+CHOICES = {choice: functools.partial(kernel, choice) for choice in ("plain", "fused")}
+EVERY = OPERATIONS | {
+    name: (functools.partial(operation, CHOICES["fused"]), inputs)
+    for name, (operation, inputs) in FUSED.items()
+}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -177,16 +208,29 @@ def test_a_result_nobody_needs_is_freed_without_the_garbage_collector(name):
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_a_fused_operation_equals_its_composition(name):
-    operation, composition, inputs = FUSED[name]
+def test_a_fused_operation_equals_the_plain_formula(name):
+    operation, inputs = FUSED[name]
     results = []
-    for function in (operation, composition):
+    for choose in CHOICES.values():
         tensors = [Tensor(x, requires_grad=True) for x in inputs]
-        output = function(*tensors)
+        output = operation(choose, *tensors)
         output.backward(np.asarray(array(99, *output.shape)))
         results.append([output.data, *(tensor.grad for tensor in tensors)])
-    for ours, theirs in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
+    for plain, ours in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-11, atol=1e-12)
+
+
+def test_every_fused_operation_is_compared_with_a_formula_of_the_same_signature():
+    formulas = [value for value in globals().values() if getattr(value, "__name__", "") in fused.__all__]
+    assert sorted(formula.__name__ for formula in formulas) == fused.__all__
+    assert {name.split(",")[0].split(" ")[0] for name in FUSED} == set(fused.__all__)
+    for formula in formulas:
+        chosen = kernel("fused", formula)
+        assert chosen is getattr(fused, formula.__name__)
+        assert list(inspect.signature(chosen).parameters) == list(inspect.signature(formula).parameters)
+    assert kernel("fused", ops.erf) is ops.erf  # there is no other
+    with pytest.raises(UserError, match="choose one of plain, fused"):
+        kernel("library", linear)
 
 
 def test_gradcheck_finds_a_wrong_derivative():
@@ -212,18 +256,18 @@ def test_exercise_no_gradient_flows_along_a_normalised_vector():
 def test_attention_never_multiplies_hidden_keys():
     q, k, v = (Tensor(array(seed, 1, 1, 6, 4)) for seed in (1, 2, 3))
     documents = np.array([[0, 0, 0, 1, 1, 1]])
-    tiles = plan_tiles(attention.document_mask(documents, np.float64), 6, 6)
+    mask = AttentionMask(6, 6, packing=Packing(documents))
     k.data[:, :, :3] = np.nan  # 0 · NaN would be NaN
     v.data[:, :, :3] = np.nan
-    output = fused.attention(q, k, v, tiles).data
+    output = fused.causal_attention(q, k, v, mask).data
     assert np.isnan(output[:, :, :3]).all()
     assert np.isfinite(output[:, :, 3:]).all()
 
 
 def test_a_query_that_sees_no_key_gets_zeros_and_no_gradient():
     q, k, v = (Tensor(array(seed, 1, 1, 3, 4), requires_grad=True) for seed in (1, 2, 3))
-    mask = attention.padding_mask(np.array([[0, 1, 1]]), 3, np.float64)
-    output = attention.causal_attention(q, k, v, mask)
+    mask = AttentionMask(3, 3, attention_mask=np.array([[0, 1, 1]]))
+    output = fused.causal_attention(q, k, v, mask)
     assert (output.data[:, :, 0] == 0).all()
     output.sum().backward()
     assert (q.grad[:, :, 0] == 0).all()

@@ -11,30 +11,28 @@ Levels 2 and 3: the same steps with the model and the scoring written by hand.
 import time
 from pathlib import Path
 
-import torch
-
 from shared_data.evaluation.held_out import check_vocabulary, read_held_out
+from shared_data.model_names import resolve_model
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
-from v1_quick.device import resolve_device
 from v1_quick.evaluation.metrics.perplexity import bits_per_byte, perplexity, score_tokens
-from v1_quick.models.checkpoint import load_model
+from v1_quick.inference.generate import load_for_generation
 from v1_quick.pretrain.data_loader import open_tokens, read_token_facts
 
 
-def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None) -> dict[str, int | float]:
-    """Score a split of the run with a checkpoint of any level (default: the run's own model).
+def evaluate(
+    settings: Settings, run: RunFolder, model_name: str | Path = "pretrain"
+) -> dict[str, int | float]:
+    """Score a split of the run with a model of any level, by its name (`shared_data/model_names.py`).
 
     Documents are scored one by one, with windows no longer than the model was trained on. Raises `UserError` where the
-    checkpoint is damaged or of another vocabulary, or the split is empty.
+    model is damaged or of another vocabulary, or the split is empty.
     """
     section = settings.evaluate
-    device = resolve_device(settings.device)
-    folder = checkpoint or run.model("pretrain")
-    # A CPU computes bfloat16 many times slower than float32.
-    model = load_model(folder, dtype=torch.float32 if device.type == "cpu" else None, device=device)
+    folder = resolve_model(run, model_name)
+    model, _ = load_for_generation(settings, run, folder)
     tokenizer = Tokenizer.load(run.tokenizer)
     check_vocabulary(folder, model.config.vocab_size, run.tokenizer, tokenizer.vocab_size)
     path = run.tokens(section.split)
@@ -47,7 +45,7 @@ def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None)
         lambda ids: len(tokenizer.decode(ids).encode()),
     )
     context_length = model.config.max_position_embeddings
-    if checkpoint is None:
+    if folder.parent == run.path:  # a model of this run
         context_length = min(context_length, settings.pretrain.sequence_length)
 
     started = time.perf_counter()

@@ -73,7 +73,7 @@ def reply(
 def chat_command(
     settings: Settings,
     run: RunFolder,
-    checkpoint: Path | None,
+    model_name: str | Path,
     lines: Iterable[str],
     write: Callable[[str], None],
 ) -> None:
@@ -81,7 +81,7 @@ def chat_command(
 
     `lines` ends where the user does. Raises `UserError` where the model or the tokenizer is missing or damaged.
     """
-    model, tokenizer = load_for_generation(settings, run, checkpoint)
+    model, tokenizer = load_for_generation(settings, run, model_name)
     section, messages = settings.generate, list[Message]()
     for number, line in enumerate(lines):
         text = line.strip()

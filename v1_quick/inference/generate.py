@@ -21,6 +21,7 @@ from shared_data.errors import UserError
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.files import write_json
 from shared_data.generated_text import consistent_story_ratio, describe
+from shared_data.model_names import resolve_model
 from shared_data.runs import RunFolder
 from shared_data.settings import GenerateSettings, Settings
 from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer
@@ -162,15 +163,14 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def load_for_generation(
-    settings: Settings, run: RunFolder, checkpoint: Path | None = None
+    settings: Settings, run: RunFolder, name: str | Path = "pretrain"
 ) -> tuple[Transformer, Tokenizer]:
-    """The model of a checkpoint (default: that of the run) and the tokenizer beside it (default: that of the run).
+    """The model of that name (`shared_data/model_names.py`) and the tokenizer beside it (default: that of the run).
 
-    The checkpoint may be an adapter, whose base is then loaded with it.
-    Raises `UserError` where either is missing or damaged, or they do not belong together.
+    Of an adapter, its base is loaded with it. Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     device = resolve_device(settings.device)
-    given = checkpoint or run.model("pretrain")
+    given = resolve_model(run, name)
     base = None  # of an adapter, the model it belongs to
     if (given / "adapter_config.json").is_file():  # peft takes seconds to import
         from v1_quick.finetune.peft.adapters import base_of_adapter, load_adapter
@@ -221,13 +221,13 @@ def generate_command(
     settings: Settings,
     run: RunFolder,
     prompts: list[str],
-    checkpoint: Path | None,
+    model_name: str | Path,
     use_cache: bool,
     write: Callable[[str], None],
 ) -> None:
     """Command `generate`: continue each prompt, and hand every piece of text to `write` as soon as it is complete."""
     section = settings.generate
-    model, tokenizer = load_for_generation(settings, run, checkpoint)
+    model, tokenizer = load_for_generation(settings, run, model_name)
     for index, prompt in enumerate(prompts):
         stream, ids = TextStream(tokenizer), encode_prompt(tokenizer, prompt)
         write(prompt)

@@ -11,6 +11,7 @@ Level 1: the same steps with transformers' model and torch's cross-entropy; leve
 from pathlib import Path
 
 from shared_data.evaluation.held_out import check_vocabulary, evaluate_held_out
+from shared_data.model_names import resolve_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import load_tokenizer
@@ -18,16 +19,18 @@ from v3_numpy_deep.inference.loading import load_for_inference
 from v3_numpy_deep.inference.scoring import negative_log_probs
 
 
-def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None) -> dict[str, int | float]:
-    """Score a split of the run with a checkpoint of any level (default: the run's own model).
+def evaluate(
+    settings: Settings, run: RunFolder, model_name: str | Path = "pretrain"
+) -> dict[str, int | float]:
+    """Score a split of the run with a model of any level, by its name (`shared_data/model_names.py`).
 
     Documents are scored one by one, with windows no longer than the model was trained on. Raises `UserError` where the
-    checkpoint is damaged or of another vocabulary, or the split is empty.
+    model is damaged or of another vocabulary, or the split is empty.
     """
-    folder = checkpoint or run.model("pretrain")
+    folder = resolve_model(run, model_name)
     model, tokenizer = load_for_inference(settings, folder), load_tokenizer(run.tokenizer)
     check_vocabulary(folder, model.config.vocab_size, run.tokenizer, tokenizer.vocab_size)
     context_length = model.config.max_position_embeddings
-    if checkpoint is None:
+    if folder.parent == run.path:  # a model of this run
         context_length = min(context_length, settings.pretrain.sequence_length)
     return evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length)

@@ -1,11 +1,12 @@
 """Models for inference: of a run's stage or of any Hugging Face folder, plain or an adapter, with the tokenizer beside them.
 
-model, tokenizer = load_with_tokenizer(settings, run, Path("runs/v3/tiny/sft"))
+model, tokenizer = load_with_tokenizer(settings, run, "sft")
 """
 
 from pathlib import Path
 
 from shared_data.evaluation.held_out import check_vocabulary
+from shared_data.model_names import resolve_model
 from shared_data.peft.adapted_model import merge_lora
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
@@ -29,13 +30,13 @@ def load_for_inference(settings: Settings, folder: Path) -> Transformer:
 
 
 def load_with_tokenizer(
-    settings: Settings, run: RunFolder, checkpoint: Path | None = None
+    settings: Settings, run: RunFolder, name: str | Path = "pretrain"
 ) -> tuple[Transformer, Tokenizer]:
-    """The model of a checkpoint (default: that of the run) and the tokenizer beside it (default: that of the run).
+    """The model of that name (`shared_data/model_names.py`) and the tokenizer beside it (default: that of the run).
 
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
-    folder = checkpoint or run.model("pretrain")
+    folder = resolve_model(run, name)
     model = load_for_inference(settings, folder)
     path = tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer)
     tokenizer = load_tokenizer(path)

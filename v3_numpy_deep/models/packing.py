@@ -15,7 +15,7 @@ goes where is planned in shared_data/training/packing.py; models/sharding.py com
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -23,11 +23,6 @@ from jaxtyping import Bool, Float, Int
 from shared_data.training.packing import PackedLine, pack_rows
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.models.sharding import draws_dropout, lines_in_threads
-
-if TYPE_CHECKING:
-    from v3_numpy_deep.models.transformer import CausalModel
-else:
-    CausalModel = Any  # transformer.py imports this file
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def last_positions(attention_mask: Int[Array, "B T"] | Bool[Array, "B T"]) -> In
 
 
 def packed_hidden_states(
-    model: CausalModel,
+    model: Any,
     input_ids: Int[Array, "B T"],
     attention_mask: Int[Array, "B T"] | Bool[Array, "B T"] | None = None,
     logits_to_keep: Bool[Array, "B T"] | None = None,

@@ -1,0 +1,103 @@
+"""The options that commands share, and what they open: a run folder with its settings.
+
+run = open_folder("v2", config="smoke", overrides=["pretrain.max_steps=5"], out=None)
+with working(run, "pretrain"):
+    ...
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from shared_data.runs import RunFolder
+
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="NAME|PATH",
+        help="Configuration: smoke, tiny (the default), small, … or a .toml file.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Change a setting, e.g. pretrain.max_steps=200. May be repeated."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="Run folder instead of runs/<level>/<config>; it remembers its settings."
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Use this seed in every stage.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (level 3: the CPU only)."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="X",
+        help="A folder (Hugging Face model or adapter), or a stage of the run: pretrain, sft, dpo, ppo, grpo.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Do it again even if nothing has changed.")]
+
+
+def open_folder(
+    level: str,
+    config: str | None,
+    overrides: list[str] | None,
+    out: Path | None,
+    seed: int | None = None,
+    device: str | None = None,
+    force: bool = False,
+    announce: bool = False,
+) -> "RunFolder":
+    """The run folder that the options describe, with its settings; `announce` names what they change of remembered ones."""
+    from shared_data.remembered_settings import open_run
+    from shared_data.settings import seed_overrides
+
+    assignments = list(overrides or [])
+    if seed is not None:
+        assignments += seed_overrides(seed)
+    if device is not None:
+        assignments.append(f'device="{device}"')
+    run, changes = open_run(level, config, assignments, out, force)
+    threads = run.settings.threads
+    if threads:  # read by the libraries of mathematics when they are imported, which has not happened yet
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+            os.environ[name] = str(threads)
+    if announce:
+        for change in changes:
+            print(change, flush=True)
+    return run
+
+
+@contextmanager
+def working(run: "RunFolder", *words: str) -> Iterator[None]:
+    """Hold the run while stages write into it; Ctrl-C names the command that goes on."""
+    with run.locked():
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"`uv run {run.command(*words)}`") from stop
+
+
+def do_stage(stage: str, stages: dict[str, str], run: "RunFolder", force: bool) -> None:
+    from shared_data.pipeline import run_stage
+    from shared_data.summary import print_next
+
+    with working(run, stage):
+        run_stage(stage, stages, run, force=force)
+    print_next(run, stage)

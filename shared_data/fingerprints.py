@@ -1,0 +1,81 @@
+"""What the result of a stage depends on, flat: its settings, the local files they name, the result before it.
+
+    {"level": "v2", "data.seed": 0, "data.source file corpus.txt": [size, time], "result of data": "9f3c…"}
+
+Two results with the same inputs are the same result, so `make`-like decisions and resumable trainings compare these.
+
+    python -c "from shared_data.fingerprints import *; from shared_data.settings import Settings; print(stage_inputs('v2', Settings(), 'data', None))"
+"""
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shared_data.settings import Settings
+from shared_data.stages import STAGES, WITHOUT_EFFECT
+
+Inputs = dict[str, Any]
+RESULT_OF = "result of "
+
+
+def stage_inputs(level: str, settings: Settings, stage: str, result_before: str | None) -> Inputs:
+    """The inputs of a stage, as they look after a trip through a JSON file; `result_before` is the id of the stage before."""
+    spec = STAGES[stage]
+    values: Inputs = {"level": level}
+    for section in spec.sections:
+        dump = getattr(settings, section).model_dump(mode="json")
+        values |= {key: value for key, value in flatten(dump, section) if key not in WITHOUT_EFFECT}
+    for key in spec.local_paths:
+        section, _, name = key.rpartition(".")
+        values |= _local_files(key, getattr(getattr(settings, section), name))
+    if spec.after:
+        values[RESULT_OF + spec.after] = result_before
+    return json.loads(json.dumps(values))
+
+
+def fingerprint(inputs: Inputs) -> str:
+    """The inputs as a short text."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changed_inputs(before: Inputs, now: Inputs) -> list[str]:
+    """What is different, in words; the results of earlier stages come last."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    keys.sort(key=lambda key: key.startswith(RESULT_OF))
+    return [_describe(key, before.get(key), now.get(key)) for key in keys]
+
+
+def _describe(key: str, before: Any, now: Any) -> str:
+    if key.startswith(RESULT_OF) or " file " in key:  # no setting: the name says enough
+        return f"the {key} is not the one it was made with"
+    return f"it was made with {key} = {before}, not {now}"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}}` as `("a.b", 1)`."""
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, dict):
+            yield from flatten(value, name)
+        else:
+            yield name, value
+
+
+def _local_files(key: str, value: str | None) -> Inputs:
+    """Size and time of change of each local file that a setting names: itself, in its folder, or by its glob."""
+    if value is None:
+        return {}
+    path = Path(value).expanduser()
+    function_of = Path(value.rpartition(":")[0])  # of a setting such as rewards.py:brevity
+    if function_of.is_file():
+        files = [function_of]
+    elif path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    elif path.is_file():
+        files = [path]
+    else:
+        files = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+    return {f"{key} file {file}": [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}

@@ -1,0 +1,148 @@
+"""The commands that speak with a model or measure one: `evaluate`, `generate`, `chat`, each with `--model`.
+
+v2 generate --model sft --prompt "Once upon a time"
+v2 chat --model ./my_model
+v2 evaluate --model dpo
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from shared_data.command_options import (
+    Config,
+    Device,
+    Force,
+    Model,
+    Out,
+    Overrides,
+    Seed,
+    do_stage,
+    open_folder,
+)
+from shared_data.stages import STAGES
+
+
+def add_evaluate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
+    @app.command("evaluate", help=STAGES["evaluate"].summary)
+    def evaluate_command(
+        config: Config = None,
+        overrides: Overrides = None,
+        out: Out = None,
+        seed: Seed = None,
+        device: Device = None,
+        force: Force = False,
+        model: Model = None,
+    ) -> None:
+        run = open_folder(level, config, overrides, out, seed, device, force, announce=True)
+        if model is None:
+            do_stage("evaluate", stages, run, force)
+            return
+        from shared_data.needs import check_needs
+        from shared_data.pipeline import load_function
+        from shared_data.summary import print_rows, summary_rows
+
+        run.require("pretrain")  # the held-out text
+        check_needs(stages, run, ["evaluate"])
+        print_rows(summary_rows("evaluate", load_function(stages["evaluate"])(run.settings, run, model)))
+
+
+def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
+    module = stages["generate"].partition(":")[0]
+
+    @app.command("generate", help=STAGES["generate"].summary)
+    def generate_command(
+        config: Config = None,
+        overrides: Overrides = None,
+        out: Out = None,
+        device: Device = None,
+        prompt: Annotated[
+            list[str] | None, typer.Option("--prompt", "-p", help="Text to continue. May be repeated.")
+        ] = None,
+        model: Model = None,
+        temperature: Annotated[
+            float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
+        ] = None,
+        top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the K most probable tokens.")] = None,
+        top_p: Annotated[
+            float | None, typer.Option("--top-p", help="Keep the fewest tokens of this much probability.")
+        ] = None,
+        max_new_tokens: Annotated[
+            int | None, typer.Option("--max-new-tokens", "-n", help="Stop after so many tokens.")
+        ] = None,
+        seed: Annotated[
+            int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
+        ] = None,
+        stream: Annotated[
+            bool, typer.Option("--stream/--no-stream", help="Write each token at once, or all at the end.")
+        ] = True,
+        no_cache: Annotated[
+            bool, typer.Option("--no-cache", help="Recompute the whole text for each token (slow).")
+        ] = False,
+    ) -> None:
+        from shared_data.pipeline import load_function
+
+        options = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+        }
+        chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
+        run = open_folder(level, config, [*(overrides or []), *chosen], out, device=device)
+        written: list[str] = []
+        write = _write_at_once if stream else written.append
+        load_function(f"{module}:generate_command")(
+            run.settings,
+            run,
+            prompt or run.settings.generate.prompts,
+            model or "pretrain",
+            not no_cache,
+            write,
+        )
+        _write_at_once("".join(written))
+
+
+def add_chat(app: typer.Typer, level: str, package: str) -> None:
+    @app.command("chat", help="Talk with the tuned model; /reset, /system TEXT and /quit are obeyed.")
+    def chat_command(
+        config: Config = None,
+        overrides: Overrides = None,
+        out: Out = None,
+        device: Device = None,
+        model: Model = None,
+        temperature: Annotated[
+            float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
+        ] = None,
+        seed: Annotated[
+            int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
+        ] = None,
+    ) -> None:
+        from shared_data.pipeline import load_function
+
+        options = {"temperature": temperature, "seed": seed}
+        chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
+        run = open_folder(level, config, [*(overrides or []), *chosen], out, device=device)
+        load_function(f"{package}.inference.chat:chat_command")(
+            run.settings, run, model or "sft", _typed_lines(), _write_at_once
+        )
+
+
+def _typed_lines() -> Iterator[str]:
+    """What the user types, line by line, after a prompt where there is a terminal; ends with the input."""
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            _write_at_once("> ")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
+def _write_at_once(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,45 @@
+"""One way to name a model, for every command that takes one: `--model X`.
+
+X is an existing path (a Hugging Face folder, or an adapter), else a stage of the run, else a name on the hub. `./sft` is
+always a path.
+
+    resolve_model(run, "sft")                 # runs/v2/tiny/sft
+    resolve_model(run, "~/models/gpt2")
+"""
+
+import re
+from pathlib import Path
+
+from shared_data.errors import UserError
+from shared_data.runs import RunFolder
+
+MODEL_STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve_model(run: RunFolder, name: str | Path) -> Path:
+    """The folder of a model. Raises `UserError` where the name leads to none."""
+    path = Path(name).expanduser()
+    if path.exists():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise UserError(
+                f"{path} is no model: it has no config.json; name a Hugging Face folder or a PEFT adapter"
+            )
+        return path
+    if name == "reward":
+        raise UserError(
+            f"a reward model scores and does not write; choose --model {', '.join(MODEL_STAGES)}, or a folder"
+        )
+    if name in MODEL_STAGES:
+        folder = run.path / name
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"no model in {folder}; run `{run.command('run')}` first, or name a folder with --model"
+            )
+        return folder
+    if _HUB_NAME.fullmatch(str(name)):
+        raise UserError(
+            f"{str(name)!r} is no folder here, and models are not downloaded from the hub yet; download it (`hf download {name} "
+            f"--local-dir DIR`) and use --model DIR"
+        )
+    raise UserError(f"there is no model {str(name)!r}; name a stage ({', '.join(MODEL_STAGES)}) or a folder")

@@ -1,0 +1,228 @@
+"""What stages need beyond the results before them: checked before the first one starts, not when the last one gets there.
+
+A run of hours must not end with "there is no such file". Whatever can be known from settings and files alone is checked here:
+the libraries, the device, the tokenizer's chat tokens, the records of every source, reward functions, sizes that must fit.
+
+    check_needs(functions, run, ["data", "tokenizer", "pretrain", "sft"])
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from shared_data.corpus.conversations import read_conversations
+from shared_data.corpus.formatting import format_preference
+from shared_data.corpus.open_corpus import find_files
+from shared_data.corpus.records import open_records
+from shared_data.errors import UserError
+from shared_data.files import read_json
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import parameter_shapes
+from shared_data.alignment.rewards import load_reward_function
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
+from shared_data.tokenizer.tokenizer_file import added_tokens_of, read_tokenizer
+from shared_data.training.chat_data import check_turns
+
+_LIBRARIES = {
+    "v1": (
+        "accelerate",
+        "datasets",
+        "datasketch",
+        "ftfy",
+        "peft",
+        "tokenizers",
+        "torch",
+        "transformers",
+        "trl",
+    ),
+    "v2": ("torch",),
+}
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_END_OF_TURN = "<|im_end|>"
+
+
+def check_needs(functions: dict[str, str], run: RunFolder, stages: Iterable[str]) -> None:
+    """Raise a `UserError` for the first thing that these stages of a run will need and not find.
+
+    functions: `module:function` by stage; only their package is looked at.
+    """
+    stages = list(stages)
+    if not stages:
+        return
+    for library in _LIBRARIES.get(run.level, ()):
+        if importlib.util.find_spec(library) is None:
+            raise UserError(
+                f"{run.level} needs {library}, which is not installed; run `uv sync --extra {run.level}`"
+            )
+    _check_device(run, functions[stages[0]].partition(".")[0])
+    for stage in stages:
+        if stage in _OF_STAGE:
+            _OF_STAGE[stage](run, stage)
+        if stage in ("sft", "reward", "dpo", "ppo", "grpo"):
+            _check_chat_tokens(run, stage, "tokenizer" in stages)
+
+
+def _check_device(run: RunFolder, package: str) -> None:
+    """The device exists; torch is imported only where it has to be asked."""
+    device = run.settings.device
+    if run.level == "v3" and device not in ("auto", "cpu"):
+        raise UserError(
+            f"device {device!r} is not for level 3, which is NumPy on the CPU; use --device cpu, or v1 or v2"
+        )
+    if not _DEVICE.fullmatch(device):
+        raise UserError(f"device {device!r} is not one device; use auto, cpu, mps, cuda or cuda:N")
+    if device not in ("auto", "cpu"):
+        importlib.import_module(f"{package}.device").resolve_device(device)
+
+
+def _check_chat_tokens(run: RunFolder, stage: str, is_made_again: bool) -> None:
+    """The token that ends a turn, in the tokenizer that the run has or will have."""
+    section, made = run.settings.tokenizer, run.path / "tokenizer" / "tokenizer.json"
+    if is_made_again and section.load is None:
+        where, tokens = "tokenizer.special_tokens", list(section.special_tokens)
+    elif is_made_again or made.is_file():
+        where = str(section.load if is_made_again else made)
+        tokens = [token.content for token in added_tokens_of(read_tokenizer(where)[0]) if token.special]
+    else:
+        return
+    if _END_OF_TURN not in tokens:
+        raise UserError(
+            f"{where} has no special token {_END_OF_TURN}, with which {stage} ends a turn; add it, or do the stages up to "
+            f"pretrain one by one, as in `{run.command('pretrain')}`"
+        )
+
+
+def _check_tokenizer(run: RunFolder, stage: str) -> None:
+    section = run.settings.tokenizer
+    if section.load is not None and not any(
+        token.special for token in added_tokens_of(read_tokenizer(section.load)[0])
+    ):
+        raise UserError(f"{section.load} has no special token to end a document; add <|endoftext|> to it")
+    if section.chat_source is not None:
+        _read_through(
+            _conversations(run.settings, "tokenizer.chat_source", section.chat_source),
+            section.chat_conversations,
+        )
+
+
+def _check_pretrain(run: RunFolder, stage: str) -> None:
+    section = run.settings.pretrain
+    _check_precision(run, stage)
+    if section.init_from is not None:
+        ModelConfig.from_hf(read_json(Path(section.init_from) / "config.json"))
+    if run.level == "v2" and section.torch_compile and not shutil.which(os.environ.get("CXX", "c++")):
+        raise UserError(
+            "pretrain.torch_compile needs a C++ compiler, and there is none; install one, or set it to false"
+        )
+
+
+def _check_sft(run: RunFolder, stage: str) -> None:
+    section = run.settings.sft
+    _check_precision(run, stage)
+    targets = section.adapter.target_modules
+    if section.adapter.method != "none" and targets != "all-linear":
+        names = parameter_shapes(ModelConfig.from_settings(run.settings.model, vocab_size=1))
+        modules = {name.rpartition(".")[0] for name in names}
+        for target in targets:
+            if not any(module == target or module.endswith(f".{target}") for module in modules):
+                raise UserError(
+                    f"sft.adapter.target_modules: no layer is called {target!r}; correct it, or use all-linear"
+                )
+    _read_through(_conversations(run.settings, "sft.source", section.source), section.conversations)
+
+
+def _check_preferences(run: RunFolder, stage: str) -> None:
+    section = getattr(run.settings, stage)
+
+    def check(where: str, record: dict[str, Any]) -> None:
+        parts = format_preference(record, where)
+        for reply in ("chosen", "rejected"):
+            check_turns([*parts["prompt"], *parts[reply]], where)
+
+    for where, record in islice(_records(run.settings, f"{stage}.source", section.source), section.pairs):
+        check(where, record)
+    if stage == "dpo":
+        _check_reply_length(run, stage)
+
+
+def _check_policy(run: RunFolder, stage: str) -> None:
+    section = getattr(run.settings, stage)
+    if section.reward not in ("reward_model", "story_world"):
+        load_reward_function(section.reward)
+    _read_through(_records(run.settings, f"{stage}.source", section.source), section.prompts)
+    _check_reply_length(run, stage)
+
+
+def _check_evaluate(run: RunFolder, stage: str) -> None:
+    section, data = run.settings.evaluate, run.settings.data
+    if section.split == "test" and data.test_fraction == 0 and data.source != "story_world":
+        raise UserError(
+            "evaluate.split is test, but data.test_fraction = 0 holds no text out for it; raise the second, or use --set "
+            "evaluate.split=validation"
+        )
+    context = min(run.settings.model.max_position_embeddings, run.settings.pretrain.sequence_length)
+    if section.stride is not None and section.stride > context:
+        raise UserError(
+            f"evaluate.stride {section.stride} would skip text between windows of {context} tokens; choose one from 1 to {context}"
+        )
+
+
+_OF_STAGE: dict[str, Callable[[RunFolder, str], None]] = {
+    "tokenizer": _check_tokenizer,
+    "pretrain": _check_pretrain,
+    "sft": _check_sft,
+    "reward": _check_preferences,
+    "dpo": _check_preferences,
+    "ppo": _check_policy,
+    "grpo": _check_policy,
+    "evaluate": _check_evaluate,
+}
+
+
+def _check_precision(run: RunFolder, stage: str) -> None:
+    precision = getattr(run.settings, stage).precision
+    if run.level == "v3" and precision != "float32":
+        raise UserError(
+            f"NumPy multiplies matrices in 32 bits only, not in {precision}; use --set {stage}.precision=float32, or level 1 or 2"
+        )
+
+
+def _check_reply_length(run: RunFolder, stage: str) -> None:
+    length, positions = (
+        getattr(run.settings, stage).max_new_tokens,
+        run.settings.model.max_position_embeddings,
+    )
+    if length >= positions:
+        raise UserError(
+            f"{stage}.max_new_tokens {length} leaves no room for a prompt in model.max_position_embeddings {positions}; lower "
+            "the first or raise the second"
+        )
+
+
+def _records(settings: Settings, name: str, source: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """The records of a source on this disk; none of the story world, or of a hub dataset, which is read when it is needed."""
+    if source == "story_world" or not find_files(source, name):
+        return []
+    return open_records(settings.data.model_copy(update={"source": source}))
+
+
+def _conversations(settings: Settings, name: str, source: str) -> Iterable[Any]:
+    """The conversations of a source on this disk, their turns checked."""
+    if source == "story_world" or not find_files(source, name):
+        return
+    for where, messages in read_conversations(settings.data, source):
+        check_turns(messages, where)
+        yield messages
+
+
+def _read_through(values: Iterable[Any], count: int) -> None:
+    """Read as many as a stage will, for the errors in them."""
+    for _ in islice(values, count):
+        pass

@@ -1,0 +1,84 @@
+"""The settings of a command: those that its run folder remembers, with what the command line changes of them.
+
+A run folder keeps `settings.toml`, what it is made with, and `config.toml`, the configuration it began with. A later command
+inherits the first; where it names a configuration, what differs from the one kept (another file, or the same file
+edited) is taken over, and what `--set` changed before stays. So hints need not repeat a setting.
+
+    python -c "from shared_data.remembered_settings import open_run; print(open_run('v2', out=Path('runs/v2/tiny')).settings)"
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shared_data.errors import UserError
+from shared_data.files import lock_folder
+from shared_data.fingerprints import flatten
+from shared_data.finished import FINISHED, OF_ANOTHER_VERSION, read_finished
+from shared_data.run_writing import CONFIG, SETTINGS, recover
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings, change_settings, load_settings, parse_override
+from shared_data.stages import STAGES
+
+
+def open_run(
+    level: str,
+    config: str | None = None,
+    assignments: list[str] | None = None,
+    out: Path | None = None,
+    force: bool = False,
+) -> tuple[RunFolder, list[str]]:
+    """The run folder that the options of a command name, with its settings; and each change of a remembered one, in words.
+
+    config: a name or a path; None for the one that the folder remembers, or tiny.  assignments: of `--set`.
+    force: a folder of another version of this project, whose settings cannot be read, is taken as new.
+    """
+    assignments = assignments or []
+    path = out or Path("runs") / level / _name(config, assignments)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, not the folder of a run; choose another one with --out")
+    if path.is_dir():
+        with suppress(UserError), lock_folder(path):  # unless a process is at work in it
+            recover(path)
+    for stage in () if force else STAGES:
+        if read_finished(path / stage) == OF_ANOTHER_VERSION:
+            raise UserError(
+                f"{path / stage / FINISHED} is damaged, or of another version of this project; delete it to make the stage again, "
+                "or choose another folder with --out"
+            )
+    try:
+        made = load_settings(path / SETTINGS) if (path / SETTINGS).is_file() else None
+        began = load_settings(path / CONFIG) if made and (path / CONFIG).is_file() else made
+    except UserError as error:
+        if not force:
+            reason = str(error).partition(";")[0]
+            raise UserError(
+                f"{path} was made by another version of this project ({reason}); start it again with --force, or choose "
+                "another folder with --out"
+            ) from error
+        made = began = None
+    if made is None or began is None:
+        run = RunFolder(level, load_settings(config or "tiny", assignments), path)
+        run.configuration = load_settings(config or "tiny")
+        return run, []
+    configuration = load_settings(config) if config else began
+    values = dict(flatten(made.model_dump())) | _differences(began, configuration)
+    run = RunFolder(level, change_settings(values, assignments, str(config or path / SETTINGS)), path)
+    run.configuration = configuration
+    before = dict(flatten(made.model_dump()))
+    return run, [
+        f"settings of {path}: {key} = {value} (was {before[key]})"
+        for key, value in _differences(made, run.settings).items()
+    ]
+
+
+def _name(config: str | None, assignments: list[str]) -> str:
+    """The name of the run, for its folder."""
+    names = [value for keys, value in map(parse_override, assignments) if keys == ["name"]]
+    return str(names[-1]) if names else load_settings(config).name if config else "tiny"
+
+
+def _differences(before: Settings, after: Settings) -> dict[str, Any]:
+    """The settings that are not the same, with their new values."""
+    old = dict(flatten(before.model_dump()))
+    return {key: value for key, value in flatten(after.model_dump()) if old[key] != value}

@@ -1,0 +1,136 @@
+"""What a run needs at its end is checked before its first step."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shared_data.errors import UserError
+from shared_data.needs import check_needs
+from shared_data.runs import RunFolder
+from shared_data.settings import available_configs, load_settings
+from shared_data.stages import STAGES
+
+FUNCTIONS = dict.fromkeys(STAGES, "v2_handwritten.somewhere:something")
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+PAIR = {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}
+
+
+def check(folder: Path, *overrides: str, level: str = "v2", stages: list[str] | None = None) -> None:
+    run = RunFolder(level, load_settings("smoke", list(overrides)), folder / "run")
+    check_needs(FUNCTIONS, run, list(STAGES) if stages is None else stages)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files of a user's in the working folder, of which some are wrong."""
+    monkeypatch.chdir(tmp_path)
+    lines = {"chat": CHAT, "pairs": PAIR, "bad_chat": {"text": "Hi"}, "bad_pairs": PAIR | {"rejected": None}}
+    for name, second in lines.items():
+        first = PAIR if "pairs" in name else CHAT
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, (first, second))))
+    Path("text.txt").write_text("no records")
+    Path("rewards.py").write_text("def brevity(prompts, replies):\n    return [0.0 for _ in replies]\n")
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    for name, tokens in (
+        ("gpt2", ["<|endoftext|>"]),
+        ("none", []),
+        ("chatml", ["<|endoftext|>", "<|im_end|>"]),
+    ):
+        added = [{"id": 1 + i, "content": token, "special": True} for i, token in enumerate(tokens)]
+        Path(f"{name}.json").write_text(json.dumps({"model": model, "added_tokens": added}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", available_configs())
+def test_every_configuration_has_what_it_needs(name: str, tmp_path: Path) -> None:
+    settings = load_settings(name, ["data.source=story_world", "pretrain.torch_compile=false"])
+    check_needs(FUNCTIONS, RunFolder("v2", settings, tmp_path), STAGES)
+
+
+def test_good_files_of_a_user_are_accepted(files: Path) -> None:
+    for assignment in (
+        "tokenizer.load=chatml.json",
+        "tokenizer.chat_source=chat.jsonl",
+        "sft.source=chat.jsonl",
+        "reward.source=pairs.jsonl",
+        "grpo.source=pairs.jsonl",
+        "ppo.reward=rewards.py:brevity",
+    ):
+        check(files, assignment)
+    check(files, "tokenizer.load=gpt2.json", stages=["data", "tokenizer", "pretrain", "evaluate", "generate"])
+
+
+MISSING = {
+    "device=abacus": "device 'abacus' is not one device; use auto, cpu, mps, cuda or cuda:N",
+    "device=cuda:0,1": "device 'cuda:0,1' is not one device; use",
+    "device=cuda:99": r"device 'cuda:99' is not there \(\d+ CUDA devices found\); use",
+    "tokenizer.load=gpt2.json": r"gpt2.json has no special token <\|im_end\|>, with which sft ends a turn; add it, or",
+    'tokenizer.special_tokens=["<|endoftext|>"]': r"special_tokens has no special token <\|im_end\|>.*; add",
+    "tokenizer.load=none.json": "none.json has no special token to end a document; add",
+    "tokenizer.load=nowhere.json": "nowhere.json is missing; ",
+    "tokenizer.chat_source=bad_chat.jsonl": "bad_chat.jsonl, line 2 is no conversation.*; ",
+    "pretrain.init_from=nowhere": "nowhere/config.json is missing; ",
+    "sft.source=nowhere.jsonl": "sft.source 'nowhere.jsonl' does not exist; correct",
+    "sft.source=text.txt": "text.txt holds no records; give",
+    "sft.source=bad_chat.jsonl": "bad_chat.jsonl, line 2 is no conversation.*; ",
+    "sft.max_length=2048": "sft.max_length 2048 is above model.max_position_embeddings 1024; lower",
+    "reward.source=bad_pairs.jsonl": "bad_pairs.jsonl, line 2 has no 'rejected'; ",
+    "dpo.source=nowhere.jsonl": "dpo.source 'nowhere.jsonl' does not exist; correct",
+    "dpo.max_completion_length=1024": "dpo.max_completion_length 1024 leaves no room for a prompt .*; lower",
+    "ppo.source=nowhere/*.jsonl": r"ppo.source 'nowhere/\*.jsonl' holds no file.*; ",
+    "ppo.reward=rewards.py:beauty": "rewards.py has no function beauty; it has brevity",
+    "grpo.reward=nowhere.py:brevity": "there is no file nowhere.py; write",
+    "evaluate.stride=65": "evaluate.stride 65 would skip text between windows of 64 tokens; choose",
+}
+
+
+@pytest.mark.parametrize("assignment", MISSING)
+def test_what_will_be_missing_is_one_line_before_the_first_step(files: Path, assignment: str) -> None:
+    with pytest.raises(UserError, match=MISSING[assignment]):
+        check(files, assignment)
+
+
+def test_a_setting_that_goes_with_another_is_checked_with_it(files: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluate.split is test, but data.test_fraction = 0 .*; raise"):
+        check(files, "data.source=text.txt", "data.test_fraction=0")
+    with pytest.raises(UserError, match="no layer is called 'v_prej'; correct"):
+        check(files, "sft.adapter.method=lora", 'sft.adapter.target_modules=["q_proj", "v_prej"]')
+    check(files, "sft.adapter.method=lora", 'sft.adapter.target_modules=["q_proj", "self_attn.v_proj"]')
+    for assignment in ("device=cuda", "device=mps"):
+        with pytest.raises(UserError, match="is not for level 3, which is NumPy on the CPU; use"):
+            check(files, assignment, level="v3")
+    with pytest.raises(UserError, match=r"32 bits only, not in bfloat16; use --set sft.precision=float32"):
+        check(files, "sft.precision=bfloat16", level="v3")
+
+
+def test_nothing_is_checked_for_stages_that_are_not_done(files: Path) -> None:
+    check(files, *MISSING, stages=[])
+    check(files, "sft.source=nowhere.jsonl", stages=["data", "tokenizer", "pretrain"])
+
+
+def test_the_apple_gpu_is_a_device_like_others(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for level, package in (("v1", "v1_quick"), ("v2", "v2_handwritten")):
+        run = RunFolder(level, load_settings("smoke", ["device=mps"]), files)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        check_needs({"data": f"{package}.x:y"}, run, ["data"])
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        with pytest.raises(UserError, match=r"device 'mps' is not there .*Apple.*; use --device cpu"):
+            check_needs({"data": f"{package}.x:y"}, run, ["data"])
+
+
+def test_a_library_or_compiler_that_is_not_installed_is_named(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"pretrain.torch_compile needs a C\+\+ compiler, and there is none; install"
+    ):
+        check(files, "pretrain.torch_compile=true")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="v2 needs torch, which is not installed; run `uv sync --extra v2`"):
+        check(files)
