@@ -1,6 +1,6 @@
 """The options that commands share, and what they open: a run folder with its settings.
 
-run = open_folder("v2", config="smoke", overrides=["pretrain.steps=5"], out=None)
+run = open_folder("v2", config="smoke", overrides=["pretrain.max_steps=5"], out=None)
 with working(run, "pretrain"):
     ...
 """
@@ -28,7 +28,7 @@ Config = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Change a setting, e.g. pretrain.steps=200. May be repeated."
+        "--set", "-s", metavar="KEY=VALUE", help="Change a setting, e.g. pretrain.max_steps=200. May be repeated."
     ),
 ]
 Out = Annotated[

@@ -24,7 +24,7 @@ from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import parameter_shapes
-from shared_data.reward_functions import load_reward_function
+from shared_data.alignment.rewards import load_reward_function
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.tokenizer.tokenizer_file import added_tokens_of, read_tokenizer
@@ -117,20 +117,15 @@ def _check_pretrain(run: RunFolder, stage: str) -> None:
     _check_precision(run, stage)
     if section.init_from is not None:
         ModelConfig.from_hf(read_json(Path(section.init_from) / "config.json"))
-    if run.level == "v2" and section.compile and not shutil.which(os.environ.get("CXX", "c++")):
+    if run.level == "v2" and section.torch_compile and not shutil.which(os.environ.get("CXX", "c++")):
         raise UserError(
-            "pretrain.compile needs a C++ compiler, and there is none; install one, or set it to false"
+            "pretrain.torch_compile needs a C++ compiler, and there is none; install one, or set it to false"
         )
 
 
 def _check_sft(run: RunFolder, stage: str) -> None:
-    section, positions = run.settings.sft, run.settings.model.max_position_embeddings
+    section = run.settings.sft
     _check_precision(run, stage)
-    if section.sequence_length > positions:
-        raise UserError(
-            f"sft.sequence_length {section.sequence_length} is above model.max_position_embeddings {positions}; lower the "
-            "first or raise the second"
-        )
     targets = section.adapter.target_modules
     if section.adapter.method != "none" and targets != "all-linear":
         names = parameter_shapes(ModelConfig.from_settings(run.settings.model, vocab_size=1))

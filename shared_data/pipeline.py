@@ -100,7 +100,7 @@ def _do(stage: str, functions: dict[str, str], run: RunFolder, force: bool) -> N
     """One stage, whatever was there before."""
     settings, started = run.settings, time.perf_counter()
     if force and STAGES[stage].resumable:  # from the beginning, not from its last checkpoint
-        section = getattr(settings, stage).model_copy(update={"resume": False})
+        section = getattr(settings, stage).model_copy(update={"resume_from_checkpoint": False})
         settings = settings.model_copy(update={stage: section})
     reason = run.why_not_current(stage)
     print_heading(stage, run, force)

@@ -92,7 +92,7 @@ WITHOUT_EFFECT = {"data.hub_cache"} | {
     f"{name}.{setting}"
     for name, stage in STAGES.items()
     if stage.resumable
-    for setting in ("resume", "keep_checkpoints", "checkpoint_every")
+    for setting in ("resume_from_checkpoint", "save_total_limit", "save_steps")
 }
 
 

@@ -88,7 +88,7 @@ def run(rounds: int = 4, steps: int = 5, overrides: list[str] | None = None) -> 
     """
     if overrides:
         return measure(rounds, steps, overrides)
-    short = ["pretrain.sequence_length=256", "pretrain.batch_size=6"]
+    short = ["pretrain.sequence_length=256", "pretrain.per_device_train_batch_size=6"]
     return [*measure(rounds, steps, []), *measure(rounds, steps, short, ", rows of 256", {})]
 
 

@@ -26,12 +26,12 @@ TARGET = 1.5
 PREPARED = [
     *(
         "data.max_megabytes=1.0",
-        "pretrain.steps=2",
+        "pretrain.max_steps=2",
         "sft.conversations=300",
         "reward.pairs=200",
         "dpo.pairs=200",
     ),
-    *("reward.test_pairs=2", "dpo.test_pairs=2", "sft.test_questions=2", "sft.warmup_steps=0"),
+    *("reward.eval_pairs=2", "dpo.eval_pairs=2", "sft.eval_questions=2", "sft.warmup_steps=0"),
     *(f"{stage}.test_prompts=2" for stage in ("dpo", "ppo", "grpo")),
     *(f"{stage}.max_new_tokens=64" for stage in ("dpo", "ppo", "grpo")),
     *(f"{stage}.{name}=0" for stage in STAGES for name in ("eval_every", "checkpoint_every")),

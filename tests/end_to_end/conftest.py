@@ -27,50 +27,50 @@ num_hidden_layers = 1
 num_attention_heads = 2
 max_position_embeddings = 1024
 [pretrain]
-steps = 4
-batch_size = 2
+max_steps = 4
+per_device_train_batch_size = 2
 sequence_length = 32
 warmup_steps = 1
-log_every = 1
-eval_every = 2
+logging_steps = 1
+eval_steps = 2
 eval_batches = 1
-sample_every = 2
+sample_steps = 2
 sample_tokens = 4
-checkpoint_every = 2
+save_steps = 2
 [sft]
 conversations = 12
 questions_per_story = 1
-test_questions = 2
-sequence_length = 1024
-steps = 2
+eval_questions = 2
+max_length = 1024
+max_steps = 2
 learning_rate = 1e-3
 eval_batches = 1
 [reward]
 pairs = 12
-test_pairs = 4
-batch_size = 2
-steps = 2
+eval_pairs = 4
+per_device_train_batch_size = 2
+max_steps = 2
 [dpo]
 pairs = 12
-test_pairs = 4
-batch_size = 2
-steps = 2
-test_prompts = 2
-max_new_tokens = 4
+eval_pairs = 4
+per_device_train_batch_size = 2
+max_steps = 2
+eval_prompts = 2
+max_completion_length = 4
 [ppo]
 prompts = 8
-prompts_per_step = 2
-steps = 2
-epochs = 1
-test_prompts = 2
-max_new_tokens = 4
+per_device_train_batch_size = 2
+max_steps = 2
+num_ppo_epochs = 1
+eval_prompts = 2
+max_completion_length = 4
 [grpo]
 prompts = 8
-prompts_per_step = 1
-group_size = 2
-steps = 2
-test_prompts = 2
-max_new_tokens = 4
+per_device_train_batch_size = 2
+num_generations = 2
+max_steps = 2
+eval_prompts = 2
+max_completion_length = 4
 [evaluate]
 max_tokens = 500
 [generate]

@@ -29,7 +29,7 @@ def test_an_adapter_is_kept_and_merged_and_every_level_speaks_with_it(
         "--set",
         f"sft.adapter.method={method}",
         "--set",
-        "sft.adapter.rank=2",
+        "sft.adapter.r=2",
         "--set",
         "sft.learning_rate=0.1",
     ]
@@ -37,7 +37,7 @@ def test_an_adapter_is_kept_and_merged_and_every_level_speaks_with_it(
         "--set",
         "sft.warmup_steps=0",
         "--set",
-        "sft.adapter.block_size=32",
+        "sft.adapter.bnb_4bit_blocksize=32",
     ]  # all of a width of 16 or 32
     if (
         method == "qlora" and level == "v1"

@@ -178,7 +178,7 @@ def test_ctrl_c_leaves_a_resumable_run(
     level: str, config: Path, commands: Commands, finished_runs: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(finished_runs(level), tmp_path / "run"))
-    options = ["--config", str(config), "--out", str(run), "--set", "pretrain.steps=600", "--force"]
+    options = ["--config", str(config), "--out", str(run), "--set", "pretrain.max_steps=600", "--force"]
     for name in ("eval_every", "sample_every", "checkpoint_every"):
         options += ["--set", f"pretrain.{name}=0"]
     log, state = run / "pretrain" / "metrics_log.jsonl", run / "pretrain" / "state"

@@ -25,32 +25,32 @@ SETTINGS = {
     "data.validation_megabytes": 0.006,
     "tokenizer.vocab_size": 300,
     "model.dropout": 0.1,  # so that the random numbers of dropout must continue too
-    "pretrain.steps": STEPS,
+    "pretrain.max_steps": STEPS,
     "pretrain.gradient_accumulation_steps": 2,
-    "pretrain.log_every": 1,
-    "pretrain.eval_every": 10,
-    "pretrain.sample_every": 20,
+    "pretrain.logging_steps": 1,
+    "pretrain.eval_steps": 10,
+    "pretrain.sample_steps": 20,
     "pretrain.sample_tokens": 4,
-    "pretrain.checkpoint_every": 7,
+    "pretrain.save_steps": 7,
 }
 # Tuning starts from a model that was hardly trained.
 TUNING = {
-    "pretrain.steps": 2,
-    "sft.steps": STEPS,
+    "pretrain.max_steps": 2,
+    "sft.max_steps": STEPS,
     "sft.conversations": 40,
-    "sft.sequence_length": 600,
-    "sft.test_questions": 2,
-    "sft.log_every": 1,
-    "sft.eval_every": 10,
+    "sft.max_length": 600,
+    "sft.eval_questions": 2,
+    "sft.logging_steps": 1,
+    "sft.eval_steps": 10,
     "sft.eval_batches": 1,
-    "sft.checkpoint_every": 7,
-    "sft.optimizer": "muon",
+    "sft.save_steps": 7,
+    "sft.optim": "muon",
 }
 ADAPTERS = {
-    "sft.optimizer": "adamw",
+    "sft.optim": "adamw",
     "sft.adapter.method": "qlora",
-    "sft.adapter.block_size": 32,
-    "sft.adapter.dropout": 0.1,
+    "sft.adapter.bnb_4bit_blocksize": 32,
+    "sft.adapter.lora_dropout": 0.1,
     "sft.adapter.modules_to_save": ["embed_tokens"],
 }
 
@@ -70,7 +70,7 @@ PAIRS_FILE.write_text(
     )
 )
 # Alignment starts from a model that was hardly tuned. A step of PPO or GRPO samples replies, so there are fewer of them.
-ALIGNMENT = TUNING | {"sft.steps": 2}
+ALIGNMENT = TUNING | {"sft.max_steps": 2}
 PAIRS = {
     "steps": STEPS, "source": PAIRS_FILE, "test_pairs": 2, "batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 800,
     "log_every": 1, "eval_every": 10, "checkpoint_every": 7,

@@ -96,7 +96,7 @@ def test_from_only_and_changed_settings_redo_what_they_must(
     assert stages_done("--only", "evaluate", "--force") == ["evaluate"]
     assert stages_done("--set", "evaluate.max_tokens=400") == ["evaluate"]
     assert stages_done("--set", "evaluate.max_tokens=400", "--from", "pretrain") == STAGES[2:]
-    changed = ("--set", "reward.steps=3", "--set", "evaluate.max_tokens=400")
+    changed = ("--set", "reward.max_steps=3", "--set", "evaluate.max_tokens=400")
     assert stages_done(*changed) == ["reward", "ppo"], "PPO rests on the reward model; DPO and GRPO do not"
 
 

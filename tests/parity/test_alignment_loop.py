@@ -84,7 +84,7 @@ def test_the_margin_of_a_record_reaches_the_loss(level: str, prepared: Path, tmp
     rows = {}
     for name, margin in (("none", None), ("large", 50.0)):
         source = write_pairs(tmp_path / f"{name}.jsonl", 8, margin)
-        overrides = [f"reward.source={source}", "reward.steps=1", "reward.log_every=1"]
+        overrides = [f"reward.source={source}", "reward.max_steps=1", "reward.logging_steps=1"]
         settings, run = run_of(level, prepared, tmp_path / name, overrides)
         STAGES["reward"][level](settings, run)
         (rows[name],) = logged(run, "reward")
@@ -149,7 +149,7 @@ def test_accumulated_gradients_are_those_of_one_big_batch(level: str, prepared: 
 def test_a_number_that_is_not_finite_ends_the_run_and_keeps_earlier_checkpoints(
     level: str, prepared: Path, tmp_path: Path, value: float, said: str
 ) -> None:
-    overrides = ["grpo.steps=5", "grpo.checkpoint_every=1", "grpo.learning_rate=0.5"]
+    overrides = ["grpo.max_steps=5", "grpo.save_steps=1", "grpo.learning_rate=0.5"]
     settings, run = run_of(level, prepared, tmp_path, overrides)
     optimizer = LOOPS[level].make_optimizer(
         [{"names": [], "parameters": [], "weight_decay": 0.0}], settings.grpo
@@ -278,7 +278,7 @@ def test_the_stage_examines_on_these_prompts(level: str, prepared: Path, tmp_pat
 def test_of_a_users_prompts_every_tenth_is_kept_for_the_exam(level: str, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(25)))
-    settings = load_settings("smoke", [f"grpo.source={file}", "grpo.test_prompts=2", "grpo.prompts=25"])
+    settings = load_settings("smoke", [f"grpo.source={file}", "grpo.eval_prompts=2", "grpo.prompts=25"])
     learned, held_out = PROMPTS[level].open_prompts(settings, "grpo")
     assert held_out == ["question 0", "question 10"]
     assert learned == [f"question {n}" for n in range(25) if n % 10]

@@ -78,7 +78,7 @@ def test_pairs_and_exam_are_the_story_worlds_as_the_settings_ask(
     """Passages are for training: the evaluation has whole stories alone."""
     lessons = {"question_fraction": 0.3, "passage_fraction": 0.5}
     wanted = [f"reward.{name}={value}" for name, value in lessons.items()]
-    settings = load_settings("tiny", [*wanted, "reward.pairs=60", "reward.test_pairs=10", "reward.seed=3"])
+    settings = load_settings("tiny", [*wanted, "reward.pairs=60", "reward.eval_pairs=10", "reward.seed=3"])
     found = level.open_preferences(settings, "reward", tokenizers[level])
     told = preference_pairs(3, "train", **lessons), preference_pairs(0, "test", question_fraction=0.3)
     for preferences, pairs_of_world, count in zip(found, told, (60, 10), strict=True):

@@ -19,13 +19,13 @@ PACKAGES = {"v1": "v1_quick", "v2": "v2_handwritten", "v3": "v3_numpy_deep"}
 LEVELS = tuple(PACKAGES)
 SMALL = (
     "tokenizer.vocab_size=290",
-    "pretrain.steps=8",
+    "pretrain.max_steps=8",
     "pretrain.sequence_length=32",
-    "pretrain.log_every=1",
-    "pretrain.eval_every=4",
-    "pretrain.sample_every=4",
+    "pretrain.logging_steps=1",
+    "pretrain.eval_steps=4",
+    "pretrain.sample_steps=4",
     "pretrain.sample_tokens=3",
-    "pretrain.checkpoint_every=3",
+    "pretrain.save_steps=3",
 )
 
 
@@ -112,9 +112,9 @@ def test_watching_a_run_does_not_change_it(level: str, tmp_path: Path) -> None:
     watched = prepare(level, tmp_path / "watched", "model.dropout=0.1")
     quiet = (
         "model.dropout=0.1",
-        "pretrain.eval_every=0",
-        "pretrain.sample_every=0",
-        "pretrain.checkpoint_every=0",
+        "pretrain.eval_steps=0",
+        "pretrain.sample_steps=0",
+        "pretrain.save_steps=0",
     )
     alone = prepare(level, tmp_path / "alone", *quiet)
     for settings, run in (watched, alone):
@@ -156,7 +156,7 @@ def test_other_settings_start_over_and_so_does_resume_false(level: str, tmp_path
     for overrides in (
         (),
         ("pretrain.learning_rate=1e-3",),
-        ("pretrain.learning_rate=1e-3", "pretrain.resume=false"),
+        ("pretrain.learning_rate=1e-3", "pretrain.resume_from_checkpoint=false"),
     ):
         settings, run = prepare(level, tmp_path, *overrides)
         pretrain(level, settings, run)
@@ -167,7 +167,7 @@ def test_other_settings_start_over_and_so_does_resume_false(level: str, tmp_path
 def test_a_run_starts_from_the_weights_of_a_folder(level: str, tmp_path: Path) -> None:
     settings, source = prepare(level, tmp_path / "source")
     pretrain(level, settings, source)
-    more = ("pretrain.learning_rate=1e-9", "pretrain.steps=2", f'pretrain.init_from="{source.checkpoint()}"')
+    more = ("pretrain.learning_rate=1e-9", "pretrain.max_steps=2", f'pretrain.init_from="{source.checkpoint()}"')
     settings, run = prepare(level, tmp_path / "run", *more)
     pretrain(level, settings, run)
     np.testing.assert_allclose(weights(run), weights(source), atol=1e-6)

@@ -113,7 +113,7 @@ def test_generate_passes_prompts_and_sampling_options(
 
 
 def test_settings_are_shown_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
-    assert v2("settings", "--set", "pretrain.steps=7") == 0
+    assert v2("settings", "--set", "pretrain.max_steps=7") == 0
     assert "# optimizer steps\nsteps = 7\n" in capsys.readouterr().out
 
 

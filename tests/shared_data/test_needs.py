@@ -46,7 +46,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", available_configs())
 def test_every_configuration_has_what_it_needs(name: str, tmp_path: Path) -> None:
-    settings = load_settings(name, ["data.source=story_world", "pretrain.compile=false"])
+    settings = load_settings(name, ["data.source=story_world", "pretrain.torch_compile=false"])
     check_needs(FUNCTIONS, RunFolder("v2", settings, tmp_path), STAGES)
 
 
@@ -76,10 +76,10 @@ MISSING = {
     "sft.source=nowhere.jsonl": "sft.source 'nowhere.jsonl' does not exist; correct",
     "sft.source=text.txt": "text.txt holds no records; give",
     "sft.source=bad_chat.jsonl": "bad_chat.jsonl, line 2 is no conversation.*; ",
-    "sft.sequence_length=2048": "sft.sequence_length 2048 is above model.max_position_embeddings 1024; lower",
+    "sft.max_length=2048": "sft.max_length 2048 is above model.max_position_embeddings 1024; lower",
     "reward.source=bad_pairs.jsonl": "bad_pairs.jsonl, line 2 has no 'rejected'; ",
     "dpo.source=nowhere.jsonl": "dpo.source 'nowhere.jsonl' does not exist; correct",
-    "dpo.max_new_tokens=1024": "dpo.max_new_tokens 1024 leaves no room for a prompt .*; lower",
+    "dpo.max_completion_length=1024": "dpo.max_completion_length 1024 leaves no room for a prompt .*; lower",
     "ppo.source=nowhere/*.jsonl": r"ppo.source 'nowhere/\*.jsonl' holds no file.*; ",
     "ppo.reward=rewards.py:beauty": "rewards.py has no function beauty; it has brevity",
     "grpo.reward=nowhere.py:brevity": "there is no file nowhere.py; write",
@@ -128,9 +128,9 @@ def test_a_library_or_compiler_that_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(
-        UserError, match=r"pretrain.compile needs a C\+\+ compiler, and there is none; install"
+        UserError, match=r"pretrain.torch_compile needs a C\+\+ compiler, and there is none; install"
     ):
-        check(files, "pretrain.compile=true")
+        check(files, "pretrain.torch_compile=true")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="v2 needs torch, which is not installed; run `uv sync --extra v2`"):
         check(files)

@@ -100,8 +100,8 @@ def changed(run: RunFolder, *overrides: str) -> RunFolder:
 
 def test_changed_settings_redo_what_is_allowed_and_all_that_rests_on_it(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run)
-    assert run_pipeline(FUNCTIONS, changed(run, "pretrain.steps=21"), first="pretrain") == list(STAGES)[2:]
-    rewarded = changed(run, "pretrain.steps=21", "reward.steps=7")
+    assert run_pipeline(FUNCTIONS, changed(run, "pretrain.max_steps=21"), first="pretrain") == list(STAGES)[2:]
+    rewarded = changed(run, "pretrain.max_steps=21", "reward.max_steps=7")
     assert run_stage("reward", FUNCTIONS, rewarded, force=True)
     assert run_pipeline(FUNCTIONS, rewarded) == ["ppo"]
 
@@ -109,7 +109,7 @@ def test_changed_settings_redo_what_is_allowed_and_all_that_rests_on_it(run: Run
 def test_a_finished_result_is_not_thrown_away_unasked(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run)
     shutil.rmtree(run.path / "evaluate")
-    other = changed(run, "sft.steps=3", "evaluate.max_tokens=5")
+    other = changed(run, "sft.max_steps=3", "evaluate.max_tokens=5")
     with pytest.raises(
         UserError, match=r"finished result, but .* sft\.steps = 10, not 3; add --from sft to .*--out"
     ):

@@ -23,7 +23,7 @@ def test_a_later_command_inherits_the_settings_and_names_each_change(tmp_path: P
     run, changes = open_run("v2", out=tmp_path)
     assert (run.settings.name, run.settings.data.seed, run.settings.generate.top_k) == ("smoke", 3, 5)
     assert changes == []
-    run, changes = open_run("v2", None, ["data.seed=4", "generate.top_k=none", "sft.steps=10"], tmp_path)
+    run, changes = open_run("v2", None, ["data.seed=4", "generate.top_k=none", "sft.max_steps=10"], tmp_path)
     assert changes == [
         f"settings of {tmp_path}: data.seed = 4 (was 3)",
         f"settings of {tmp_path}: generate.top_k = None (was 5)",
@@ -43,11 +43,11 @@ def test_runs_under_their_configuration_inherit_too(tmp_path: Path, monkeypatch:
 def test_another_configuration_is_a_change_and_what_was_set_stays(tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
     config.write_text("[pretrain]\nsteps = 5\nbatch_size = 2\n")
-    begin(tmp_path / "run", str(config), "data.seed=3", "pretrain.steps=6")
+    begin(tmp_path / "run", str(config), "data.seed=3", "pretrain.max_steps=6")
     assert open_run("v2", str(config), out=tmp_path / "run")[1] == []
     config.write_text("[pretrain]\nsteps = 5\nbatch_size = 4\n")
     run, changes = open_run("v2", str(config), out=tmp_path / "run")
-    assert changes == [f"settings of {tmp_path / 'run'}: pretrain.batch_size = 4 (was 2)"]
+    assert changes == [f"settings of {tmp_path / 'run'}: pretrain.per_device_train_batch_size = 4 (was 2)"]
     assert (run.settings.data.seed, run.settings.pretrain.steps) == (3, 6)
 
 

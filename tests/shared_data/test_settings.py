@@ -33,12 +33,12 @@ def test_the_default_configuration_sets_at_most_forty_values() -> None:
 MISTAKES = {
     "pretrain.step=3": r"unknown setting 'pretrain.step' in tiny; did you mean 'steps'\?",
     "nonsense.x=3": "unknown setting 'nonsense' in tiny; known here: name, device",
-    "pretrain.steps=many": r"bad setting pretrain.steps: .*integer.*\(given 'many'\); correct it",
-    "pretrain.steps=1.5": "bad setting pretrain.steps",
-    "pretrain.steps=0": "bad setting pretrain.steps: .*greater than or equal to 1",
-    "pretrain.steps=": "bad setting pretrain.steps: .*None",
+    "pretrain.max_steps=many": r"bad setting pretrain.max_steps: .*integer.*\(given 'many'\); correct it",
+    "pretrain.max_steps=1.5": "bad setting pretrain.max_steps",
+    "pretrain.max_steps=0": "bad setting pretrain.max_steps: .*greater than or equal to 1",
+    "pretrain.max_steps=": "bad setting pretrain.max_steps: .*None",
     "pretrain=3": "bad setting pretrain",
-    "pretrain.steps.x=3": "'steps' is a value, not a section",
+    "pretrain.max_steps.x=3": "'steps' is a value, not a section",
     "pretrain.learning_rate=nan": "bad setting pretrain.learning_rate",
     "pretrain.learning_rate=inf": "bad setting pretrain.learning_rate",
     "model.num_attention_heads=5": "hidden_size 128 is not a multiple of num_attention_heads 5; change one",
@@ -88,7 +88,7 @@ def test_a_missing_configuration_names_those_that_exist() -> None:
 def test_overrides_are_read_as_toml_and_else_as_text() -> None:
     settings = load_settings(
         "tiny",
-        ["data.source=my file.txt", "pretrain.steps=7", 'generate.prompts=["a", "b"]', "generate.top_p=none"],
+        ["data.source=my file.txt", "pretrain.max_steps=7", 'generate.prompts=["a", "b"]', "generate.top_p=none"],
     )
     assert settings.data.source == "my file.txt"
     assert settings.pretrain.steps == 7
@@ -108,7 +108,7 @@ def test_printed_settings_read_back_as_the_same_settings(name: str, documented: 
 
 
 def test_none_is_a_value_where_a_setting_has_it_and_absence_where_it_may_be_absent() -> None:
-    overrides = ["grpo.scale_rewards=none", "sft.adapter.method=none", "ppo.missing_end_penalty=None"]
+    overrides = ["grpo.scale_rewards=none", "sft.adapter.method=none", "ppo.missing_eos_penalty=None"]
     settings = load_settings("tiny", overrides)
     assert settings.grpo.scale_rewards == settings.sft.adapter.method == "none"
     assert settings.ppo.missing_end_penalty is None

@@ -30,14 +30,14 @@ GPT2 = [*LLAMA, "model.model_type=gpt2", "model.num_key_value_heads=none"]
 SFT = [
     "sft.conversations=8",
     "sft.questions_per_story=1",
-    "sft.test_questions=2",
-    "sft.steps=2",
+    "sft.eval_questions=2",
+    "sft.max_steps=2",
     "sft.warmup_steps=0",
-    "sft.log_every=1",
-    "sft.eval_every=1",
+    "sft.logging_steps=1",
+    "sft.eval_steps=1",
     "sft.learning_rate=1e-2",
-    "sft.adapter.rank=2",
-    "sft.adapter.block_size=32",
+    "sft.adapter.r=2",
+    "sft.adapter.bnb_4bit_blocksize=32",
 ]
 KEYS = [
     "steps",
@@ -73,7 +73,7 @@ def test_a_tuned_model_ends_its_turn_and_counts_what_it_learned_from(
     pretrained: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     settings, run = prepare(
-        pretrained, tmp_path, "sft.sequence_length=1000", "sft.batch_size=9", "sft.steps=1"
+        pretrained, tmp_path, "sft.max_length=1000", "sft.per_device_train_batch_size=9", "sft.max_steps=1"
     )
     shutil.copytree(run.stage("pretrain"), run.stage("sft") / "adapter")  # of an earlier run with adapters
     numbers = sft(settings, run)
@@ -118,7 +118,7 @@ def test_packed_rows_stay_apart_and_so_do_the_conversations_in_them(
         return watched
 
     monkeypatch.setattr(sft_train, "_rows_apart", spy)
-    overrides = ["sft.sequence_length=1000", "sft.batch_size=9", "sft.steps=1", "sft.eval_every=0"]
+    overrides = ["sft.max_length=1000", "sft.per_device_train_batch_size=9", "sft.max_steps=1", "sft.eval_steps=0"]
     settings, run = prepare(pretrained, tmp_path, *overrides)
     loss = sft(settings, run)["loss"]
     assert shapes[0][0] > 1
@@ -141,7 +141,7 @@ def test_packed_rows_stay_apart_and_so_do_the_conversations_in_them(
 def test_muon_tunes_the_hidden_matrices(pretrained: tuple[Path, list[str]], tmp_path: Path) -> None:
     """Each of them moves by about the same length at every step, 0.2 η √(AB); and needs one moment, not two."""
     settings, run = prepare(
-        pretrained, tmp_path, "sft.optimizer=muon", "sft.schedule=constant", "sft.steps=1"
+        pretrained, tmp_path, "sft.optim=muon", "sft.lr_scheduler_type=constant", "sft.max_steps=1"
     )
     numbers = sft(settings, run)
     before, after = (load_model(run.stage(stage)).state_dict() for stage in ("pretrain", "sft"))
@@ -192,7 +192,7 @@ def test_the_merged_model_is_the_one_that_level_2_merges(
 
 
 def test_what_cannot_be_tuned_leaves_no_trace(pretrained: tuple[Path, list[str]], tmp_path: Path) -> None:
-    settings, run = prepare(pretrained, tmp_path, "sft.adapter.method=qlora", "sft.adapter.block_size=64")
+    settings, run = prepare(pretrained, tmp_path, "sft.adapter.method=qlora", "sft.adapter.bnb_4bit_blocksize=64")
     with pytest.raises(UserError, match="such as 32"):
         sft(settings, run)
     assert not (run.path / "sft").exists()

@@ -128,7 +128,7 @@ class AdamW:
         own = self.state_dict()
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
             raise UserError(
-                "the optimizer state is of a model of another shape; start over with --set pretrain.resume=false"
+                "the optimizer state is of a model of another shape; start over with --set pretrain.resume_from_checkpoint=false"
             )
         self.steps = int(state["steps"])
         for name, array in own.items():
