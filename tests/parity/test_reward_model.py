@@ -179,8 +179,8 @@ def test_folders_that_are_no_reward_model_are_refused(level: Any, tmp_path: Path
     v2.save_model(language, tmp_path / "language")
     with pytest.raises(UserError, match=r"score.weight.*`reward`"):
         level.load_reward_model(tmp_path / "language")
+    v2.save_model(RewardModel.from_transformer(language, 0), tmp_path / "reward")
     with pytest.raises(UserError, match=r"unexpected tensor score.weight"):
-        v2.save_model(RewardModel.from_transformer(language, 0), tmp_path / "reward")
         level.load_model(tmp_path / "reward")
     tensors = load_file(tmp_path / "reward" / "model.safetensors")
     save_file({**tensors, "score.weight": torch.zeros(2, 32)}, tmp_path / "reward" / "model.safetensors")
