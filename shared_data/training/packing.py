@@ -97,7 +97,7 @@ def pack_rows(
     return PackedRows(lines, where)
 
 
-def _lines(lengths: Sequence[int], limit: int, threads: int) -> list[slice]:
+def _lines(lengths: Sequence[int], limit: int, threads: int = 1) -> list[slice]:
     """Documents of these lengths in lines: one ends where its share of all tokens is reached, or the limit would be passed."""
     N = sum(lengths)
     fewest = -(-N // limit)
