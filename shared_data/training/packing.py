@@ -50,7 +50,7 @@ def pack_rows(
     """Rows in as few lines of at most `limit` tokens as will do, all about equally long. None where nothing would be saved.
 
     share_prefixes: keep the common beginning of rows only once. logits_to_keep: the positions whose hidden states are wanted.
-    threads: make about a multiple of so many lines, so that each thread has the same number of them.
+    threads: how many threads share the lines; the number of lines is a multiple of it, as far as whole documents allow.
     """
     real = attention_mask.astype(bool)
     texts = [ids[mask] for ids, mask in zip(input_ids, real, strict=True)]
