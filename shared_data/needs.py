@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shared_data.alignment.rewards import load_reward_function
 from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.formatting import format_preference
 from shared_data.corpus.open_corpus import find_files
@@ -24,7 +25,6 @@ from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import parameter_shapes
-from shared_data.alignment.rewards import load_reward_function
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.tokenizer.tokenizer_file import added_tokens_of, read_tokenizer
@@ -149,7 +149,7 @@ def _check_preferences(run: RunFolder, stage: str) -> None:
     for where, record in islice(_records(run.settings, f"{stage}.source", section.source), section.pairs):
         check(where, record)
     if stage == "dpo":
-        _check_reply_length(run, stage)
+        _check_completion_length(run, stage)
 
 
 def _check_policy(run: RunFolder, stage: str) -> None:
@@ -157,7 +157,7 @@ def _check_policy(run: RunFolder, stage: str) -> None:
     if section.reward not in ("reward_model", "story_world"):
         load_reward_function(section.reward)
     _read_through(_records(run.settings, f"{stage}.source", section.source), section.prompts)
-    _check_reply_length(run, stage)
+    _check_completion_length(run, stage)
 
 
 def _check_evaluate(run: RunFolder, stage: str) -> None:
@@ -187,21 +187,21 @@ _OF_STAGE: dict[str, Callable[[RunFolder, str], None]] = {
 
 
 def _check_precision(run: RunFolder, stage: str) -> None:
-    precision = getattr(run.settings, stage).precision
-    if run.level == "v3" and precision != "float32":
+    section = getattr(run.settings, stage)
+    if run.level == "v3" and (section.bf16 or section.fp16):
         raise UserError(
-            f"NumPy multiplies matrices in 32 bits only, not in {precision}; use --set {stage}.precision=float32, or level 1 or 2"
+            f"NumPy multiplies matrices in 32 bits only; set {stage}.bf16 and {stage}.fp16 to false, or use level 1 or 2"
         )
 
 
-def _check_reply_length(run: RunFolder, stage: str) -> None:
+def _check_completion_length(run: RunFolder, stage: str) -> None:
     length, positions = (
-        getattr(run.settings, stage).max_new_tokens,
+        getattr(run.settings, stage).max_completion_length,
         run.settings.model.max_position_embeddings,
     )
     if length >= positions:
         raise UserError(
-            f"{stage}.max_new_tokens {length} leaves no room for a prompt in model.max_position_embeddings {positions}; lower "
+            f"{stage}.max_completion_length {length} leaves no room for a prompt in model.max_position_embeddings {positions}; lower "
             "the first or raise the second"
         )
 
