@@ -84,7 +84,7 @@ def choose_split(text: str, data: DataSettings) -> str:
 
 def read_documents(path: Path) -> Iterator[Document]:
     """Stream the documents of a split that the stage `data` wrote. Raises `UserError` for a damaged file."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)

@@ -101,7 +101,7 @@ def test_a_setting_that_goes_with_another_is_checked_with_it(files: Path) -> Non
     for assignment in ("device=cuda", "device=mps"):
         with pytest.raises(UserError, match="is not for level 3, which is NumPy on the CPU; use"):
             check(files, assignment, level="v3")
-    with pytest.raises(UserError, match=r"32 bits only; set sft.bf16 and sft.fp16 to false"):
+    with pytest.raises(UserError, match=r"in 32 bits only; use --set sft.bf16=false"):
         check(files, "sft.bf16=true", level="v3")
 
 

@@ -31,7 +31,7 @@ def test_the_default_configuration_sets_at_most_forty_values() -> None:
 
 
 MISTAKES = {
-    "pretrain.step=3": r"unknown setting 'pretrain.step' in tiny; did you mean 'max_steps'\?",
+    "pretrain.max_step=3": r"unknown setting 'pretrain.max_step' in tiny; did you mean 'max_steps'\?",
     "nonsense.x=3": "unknown setting 'nonsense' in tiny; known here: name, device",
     "pretrain.max_steps=many": r"bad setting pretrain.max_steps: .*integer.*\(given 'many'\); correct it",
     "pretrain.max_steps=1.5": "bad setting pretrain.max_steps",
