@@ -125,7 +125,7 @@ class Tokenizer:
     def encode_to_array(
         self, texts: Iterable[str], end_of_text: bool = False, allow_special: bool = False
     ) -> UInt32[np.ndarray, " T"]:
-        """The ids of all texts in one array, for token files; each text followed by `end_of_text_id` if asked for.
+        """The ids of all texts in one array, for token files; each text followed by `end_of_text_id` with `end_of_text`.
 
         Special tokens written in a document are text by default: only the end of a document ends it.
         """
