@@ -1,19 +1,20 @@
 """The three levels' models with the same weights, for tests of evaluation and generation."""
 
 import json
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from shared_data.corpus.token_files import encode_split
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.config import ModelConfig as ArrayConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world import StoryWorld
 from tests.parity.model_cases import LibraryModel, config_of, pair
-from v2_handwritten.data_pipeline.prepare import encode_split
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v2_handwritten.models.checkpoint import save_model
 from v2_handwritten.models.transformer import Transformer
@@ -50,7 +51,9 @@ def small_run(root: Path, *overrides: str, stories: int = 12) -> RunFolder:
     run.documents("test").write_text("".join(json.dumps(document) + "\n" for document in documents))
     tokenizer = train_bpe((story.text for story in told), 320, special_tokens=SPECIAL_TOKENS)
     tokenizer.save(run.stage("tokenizer"))
-    encode_split(run.documents("test"), run.tokens("test"), tokenizer)
+    encode = partial(tokenizer.encode_to_array, end_of_text=True)
+    facts = tokenizer.vocab_size, tokenizer.end_of_text_id
+    encode_split(run.documents("test"), run.tokens("test"), encode, *facts)
     config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
     save_model(Transformer(config).initialize(0), run.model("pretrain"), run.stage("tokenizer"))
     return run
