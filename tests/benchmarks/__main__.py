@@ -54,6 +54,7 @@ def tokenizer(texts: list[Path]) -> Iterator[Row]:
 
 SUBJECTS: dict[str, Callable[..., Iterator[Row]]] = {
     "command_line": command_line,
+    "kernels": rows_of("kernels"),
     "training_step": rows_of("training_step"),
     "pretraining": rows_of("pretraining"),
     "tuning": rows_of("tuning"),

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from shared_data.model_files.config import ModelConfig
-from v1_quick.models.config import ModelConfig as LibraryConfig
-from v1_quick.models.transformer import Transformer as LibraryTransformer
+from tests.parity.model_cases import LibraryModel
+from v2_handwritten.models.packing import Packing
 from v2_handwritten.models.transformer import Transformer
 
 TINY = {
@@ -57,7 +57,8 @@ def packed_batch(B: int = 16, T: int = 256, V: int = 1024, seed: int = 0) -> dic
 def step(model: torch.nn.Module, batch: dict[str, Tensor]) -> float:
     """Forward, loss, backward; returns the loss."""
     model.zero_grad(set_to_none=True)
-    loss = model.loss(**batch)
+    packing = Packing.from_documents(batch["document_ids"])
+    loss = model.loss(batch["input_ids"], batch["labels"], batch["position_ids"], packing)
     loss.backward()
     return loss.item()
 
@@ -85,7 +86,7 @@ def run(repeats: int = 10, families: tuple[str, ...] = ("llama", "gpt2")) -> lis
     for family in families:
         config = TINY[family]
         ours = Transformer(config).initialize(0)
-        library = LibraryTransformer(LibraryConfig.from_hf(config.to_hf())).initialize(0)
+        library = LibraryModel(config)
         a, b, ratio = compare(lambda m=ours: step(m, batch), lambda m=library: step(m, batch), repeats)
         rows.append(
             {

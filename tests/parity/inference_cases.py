@@ -51,9 +51,13 @@ def small_run(root: Path, *overrides: str, stories: int = 12) -> RunFolder:
     run.documents("test").write_text("".join(json.dumps(document) + "\n" for document in documents))
     tokenizer = train_bpe((story.text for story in told), 320, special_tokens=SPECIAL_TOKENS)
     tokenizer.save(run.stage("tokenizer"))
-    encode = partial(tokenizer.encode_to_array, end_of_text=True)
-    facts = tokenizer.vocab_size, tokenizer.end_of_text_id
-    encode_split(run.documents("test"), run.tokens("test"), encode, *facts)
+    encode_split(
+        run.documents("test"),
+        run.tokens("test"),
+        partial(tokenizer.encode_to_array, end_of_text=True),
+        tokenizer.vocab_size,
+        tokenizer.end_of_text_id,
+    )
     config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
     save_model(Transformer(config).initialize(0), run.model("pretrain"), run.stage("tokenizer"))
     return run

@@ -8,9 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from shared_data.model_files.config import ModelConfig as ArrayConfig
-from tests.parity.model_cases import config_of
-from v1_quick.models.reward_model import RewardModel as LibraryRewardModel
-from v1_quick.models.transformer import Transformer as LibraryTransformer
+from tests.parity.model_cases import LibraryModel, LibraryRewardModel, config_of
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer
 from v3_numpy_deep.models.reward_model import RewardModel as ArrayRewardModel
@@ -28,11 +26,10 @@ def pairs() -> list[tuple[list[int], list[int], list[int]]]:
 
 
 def reward_trio(
-    library: LibraryTransformer, model: Transformer, arrays: ArrayTransformer, seed: int = 0
+    library: LibraryModel, model: Transformer, arrays: ArrayTransformer, seed: int = 0
 ) -> tuple[LibraryRewardModel, RewardModel, ArrayRewardModel]:
-    """Reward models of levels 1, 2 and 3 with the bodies of these language models and the same random score."""
-    theirs = LibraryRewardModel.from_transformer(library, seed)
-    theirs.library.config.pad_token_id = PAD
+    """Reward models of the library and levels 2 and 3 with the bodies of these language models and the same random score."""
+    theirs = LibraryRewardModel(library, seed, PAD)
     return theirs, RewardModel.from_transformer(model, seed), ArrayRewardModel.from_transformer(arrays, seed)
 
 
@@ -57,9 +54,7 @@ def reward_trainer(model: LibraryRewardModel, folder: Path, **options: Any) -> A
     return trainer
 
 
-def dpo_trainer(
-    model: LibraryTransformer, reference: LibraryTransformer, folder: Path, **options: Any
-) -> Any:
+def dpo_trainer(model: LibraryModel, reference: LibraryModel, folder: Path, **options: Any) -> Any:
     """trl's DPOTrainer, in evaluation mode so that nothing is dropped."""
     from trl import DPOConfig, DPOTrainer
 

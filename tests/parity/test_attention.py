@@ -7,6 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.llama.modeling_llama import LlamaAttention as LibraryLlamaAttention
 
+from shared_data.model_files.rope import rotary_frequencies
 from tests.parity.arrays import array
 from tests.parity.block_checks import compare_functions, compare_modules, each_kernel, randomise
 from tests.parity.model_cases import config_of, library_config, packed
@@ -19,7 +20,7 @@ from v2_handwritten.models.blocks.attention import (
     causal_attention,
 )
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
-from v2_handwritten.models.blocks.rope import rotary_frequencies, rotary_tables
+from v2_handwritten.models.blocks.rope import rotary_tables
 from v2_handwritten.models.packing import Packing
 
 T = 150  # two tiles of the fused kernel, the second one not full

@@ -1,4 +1,4 @@
-"""Levels 1 and 2: folders that one writes and the other, or transformers itself, reads; and what a broken folder says."""
+"""Level 2 and transformers: folders that one writes and the other reads; and what a broken folder says."""
 
 import json
 import shutil
@@ -14,7 +14,6 @@ from shared_data.errors import UserError
 from tests.parity.model_cases import CASES, batch, pair
 from tests.parity.recorder import ParityRecorder
 from tests.parity.test_transformer import TOLERANCES
-from v1_quick.models import checkpoint as library_checkpoint
 from v2_handwritten.models.checkpoint import load_model, save_model
 
 Edit = Callable[[Path], None]
@@ -69,7 +68,7 @@ def test_the_type_of_the_weights_is_kept_or_changed_as_asked(tmp_path: Path, dty
     wide = load_model(tmp_path, dtype=torch.float32)
     assert wide.lm_head.weight.dtype == torch.float32
     assert torch.equal(wide.lm_head.weight, ours.lm_head.weight.float())
-    assert library_checkpoint.load_model(tmp_path).library.dtype == dtype
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == dtype
 
 
 def test_the_first_gpt2_checkpoints_without_prefix_and_with_buffers_load(tmp_path: Path) -> None:
@@ -111,12 +110,10 @@ def test_tokenizer_files_travel_with_the_model(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (source / name).write_text(name)
-    ours, library = pair("gpt2", torch.float32)
-    save_model(ours, tmp_path / "v2", source)
-    library_checkpoint.save_model(library, tmp_path / "v1", source)
-    for level in ("v1", "v2"):
-        assert (tmp_path / level / "tokenizer.json").read_text() == "tokenizer.json"
-        assert (tmp_path / level / "tokenizer_config.json").is_file()
+    ours, _ = pair("gpt2", torch.float32)
+    save_model(ours, tmp_path / "model", source)
+    assert (tmp_path / "model" / "tokenizer.json").read_text() == "tokenizer.json"
+    assert (tmp_path / "model" / "tokenizer_config.json").is_file()
 
 
 def edit_config(**changes: object) -> Edit:
@@ -180,17 +177,6 @@ def test_a_broken_folder_is_a_user_error_that_names_the_cause(tmp_path: Path, pr
     edit(tmp_path)
     with pytest.raises(UserError, match=message):
         load_model(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "problem", ["another architecture", "missing tensor", "truncated", "no weights", "another shape"]
-)
-def test_level_1_refuses_the_same_folders(tmp_path: Path, problem: str) -> None:
-    ours, _ = pair("llama GQA", torch.float32)
-    save_model(ours, tmp_path)
-    BROKEN[problem][0](tmp_path)
-    with pytest.raises(UserError):
-        library_checkpoint.load_model(tmp_path)
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -1,30 +1,27 @@
-"""Levels 1 and 2: the same initial weights, distributed as the library's own initialisation."""
+"""The same initial weights at levels 2 and 3, distributed as the library's own initialisation."""
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from v2_handwritten.models.config import ModelConfig
-from v2_handwritten.models.initialization import initial_weights, parameter_shapes
 
-from tests.parity.model_cases import CASES, config_of
-from v1_quick.models.config import ModelConfig as LibraryConfig
-from v1_quick.models.initialization import initial_weights as library_weights
-from v1_quick.models.transformer import Transformer as LibraryTransformer
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.initialization import initial_weights, parameter_shapes
+from tests.parity.model_cases import CASES, config_of, library_config
 from v2_handwritten.models.transformer import Transformer
+from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_seed_gives_the_same_bits_at_both_levels(case: str) -> None:
     config = config_of(case)
-    library = LibraryConfig.from_hf(config.to_hf())
-    ours, theirs = dict(initial_weights(config, 5)), dict(library_weights(library, 5))
-    assert ours.keys() == theirs.keys() == parameter_shapes(config).keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
-    model = Transformer(config).initialize(5)
-    library_model = LibraryTransformer(library).initialize(5)
-    state, library_state = model.state_dict(), library_model.library.state_dict()
-    assert all(torch.equal(state[name], library_state[name]) for name in library_state)
+    weights = dict(initial_weights(config, 5))
+    assert weights.keys() == parameter_shapes(config).keys()
+    model, arrays = Transformer(config).initialize(5), ArrayTransformer(config).initialize(5)
+    state, array_state = model.state_dict(), arrays.state_dict()
+    for name, weight in weights.items():
+        assert np.array_equal(state[name].numpy(), weight), name
+        assert np.array_equal(array_state[name], weight), name
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -38,7 +35,7 @@ def test_the_spread_of_every_parameter_is_that_of_the_library(family: str) -> No
         mlp_bias=True,
     )
     torch.manual_seed(0)
-    library = AutoModelForCausalLM.from_config(LibraryConfig.from_hf(config.to_hf()))
+    library = AutoModelForCausalLM.from_config(library_config(config))
     expected = {name: p.detach().double().numpy() for name, p in library.named_parameters()}
     for name, weight in initial_weights(config, 0):
         if weight.ndim == 1:

@@ -15,11 +15,10 @@ from tests.parity.arrays import array, integers
 from tests.parity.inference_cases import trio
 from tests.parity.model_cases import gradients
 from tests.parity.preference_cases import PAD, reward_trio
-from tests.parity.recorder import ParityRecorder
-from v1_quick.models import reward_model as v1
-from v2_handwritten.models import reward_model as v2
-from v2_handwritten.models.checkpoint import save_model
-from v3_numpy_deep.models import reward_model as v3
+from tests.parity.recorder import ParityRecorder, as_array
+from v2_handwritten.models import checkpoint as v2
+from v2_handwritten.models.reward_model import RewardModel
+from v3_numpy_deep.models import checkpoint as v3
 
 CASES = ["gpt2", "llama GQA"]
 B, T = 3, 9
@@ -43,23 +42,18 @@ def relative(found: dict[str, Any], expected: dict[str, Any]) -> tuple[np.ndarra
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_scores_that_are_read_are_those_of_all(parity: ParityRecorder, case: str) -> None:
-    """What PPO asks of its value model: the states before the tokens of a reply, and 0 elsewhere."""
-    library, model, arrays = reward_trio(*trio(case))
-    read = np.zeros((B, T), bool)
-    read[[0, 0, 1, 2, 2], [2, 4, 8, 0, 8]] = True
-    inputs = (*torch_inputs(), torch.from_numpy(read))
-    some = [library.scores(*inputs), model.scores(*inputs), arrays.scores(IDS, MASK, read).data]
-    for levels, found, whole in (
-        ("v1-v1", some[0], library.scores(*torch_inputs())),
-        ("v2-v2", some[1], model.scores(*torch_inputs())),
-        ("v3-v3", some[2], arrays.scores(IDS, MASK).data),
+def test_scores_at_some_positions_are_those_of_all(parity: ParityRecorder, case: str) -> None:
+    """As PPO's value model is used: the states before the tokens of a completion, and 0 elsewhere."""
+    _, model, arrays = reward_trio(*trio(case))
+    keep = np.zeros((B, T), bool)
+    keep[[0, 0, 1, 2, 2], [2, 4, 8, 0, 8]] = True
+    for levels, some, every in (
+        ("v2-v2", model.scores(*torch_inputs(), torch.from_numpy(keep)), model.scores(*torch_inputs())),
+        ("v3-v3", arrays.scores(IDS, MASK, keep), arrays.scores(IDS, MASK)),
     ):
-        expected = np.where(read, whole.detach() if isinstance(whole, torch.Tensor) else whole, 0)
-        actual = found.detach() if isinstance(found, torch.Tensor) else found
         parity(
-            component=f"reward model, {case}", quantity="scores that are read", levels=levels,
-            actual=actual, expected=expected, tolerance=1e-15,
+            component=f"reward model, {case}", quantity="scores at some positions", levels=levels,
+            actual=some, expected=np.where(keep, as_array(every), 0), tolerance=1e-15,
         )  # fmt: skip
 
 
@@ -115,7 +109,7 @@ def test_right_padded_scores_equal_the_library_class_itself(parity: ParityRecord
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_score_is_read_at_the_last_real_token_under_either_padding(case: str) -> None:
+def test_the_score_is_that_of_the_last_real_token_under_either_padding(case: str) -> None:
     """The exercise of reward_model.md: padding left or right, whatever its id, leaves every score as it is alone."""
     _, model, arrays = reward_trio(*trio(case))
     for row in range(B):
@@ -156,43 +150,46 @@ def test_parameters_carry_the_library_names(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_level_loads_what_every_level_saved(case: str, tmp_path: Path) -> None:
-    models = dict(zip((v1, v2, v3), reward_trio(*trio(case)), strict=True))
+def test_every_level_and_transformers_load_what_each_saved(case: str, tmp_path: Path) -> None:
+    library, *models = reward_trio(*trio(case))
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer_config.json").write_text('{"pad_token": "<|pad|>"}')
     (tokenizer / "tokenizer.json").write_text(
         json.dumps({"added_tokens": [{"id": PAD, "content": "<|pad|>"}]})
     )
-    expected = models[v2](*torch_inputs()).detach().numpy()
-    for level, model in models.items():
-        folder = tmp_path / level.__name__
-        level.save_reward_model(model, folder, tokenizer)
-        for reader in models:
-            loaded = reader.load_reward_model(folder)
-            inputs = (IDS, MASK) if reader is v3 else torch_inputs()
-            found = loaded.eval()(*inputs)
-            found = found.data if reader is v3 else found.detach().numpy()
-            np.testing.assert_allclose(found, expected, atol=3e-6)
-        library = AutoModelForSequenceClassification.from_pretrained(folder)
-        assert (library.config.num_labels, library.config.pad_token_id) == (1, PAD)
+    expected = models[0](*torch_inputs()).detach().numpy()
+    library.library.save_pretrained(tmp_path / "library")
+    for level, model in zip((v2, v3), models, strict=True):
+        level.save_model(model, tmp_path / level.__name__, tokenizer)
+    for folder in (tmp_path / "library", tmp_path / v2.__name__, tmp_path / v3.__name__):
+        for level, inputs in ((v2, torch_inputs()), (v3, (IDS, MASK))):
+            found = level.load_reward_model(folder).eval()(*inputs)
+            np.testing.assert_allclose(as_array(found), expected, atol=3e-6)
+        loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert (loaded.config.num_labels, loaded.config.pad_token_id) == (1, PAD)
         ids, mask = (x[[0, 2]] for x in torch_inputs())
-        np.testing.assert_allclose(
-            library.double()(ids, attention_mask=mask).logits[:, 0].detach(), expected[[0, 2]], atol=3e-6
-        )
+        scores = loaded.double()(ids, attention_mask=mask).logits[:, 0].detach()
+        np.testing.assert_allclose(scores, expected[[0, 2]], atol=3e-6)
 
 
-@pytest.mark.parametrize("level", [v1, v2, v3])
+@pytest.mark.parametrize("level", [v2, v3])
 def test_folders_that_are_no_reward_model_are_refused(level: Any, tmp_path: Path) -> None:
     _, language, _ = trio("gpt2")
-    save_model(language, tmp_path / "language")
+    v2.save_model(language, tmp_path / "language")
     with pytest.raises(UserError, match=r"score.weight.*`reward`"):
         level.load_reward_model(tmp_path / "language")
-    v2.save_reward_model(v2.RewardModel.from_transformer(language, 0), tmp_path / "cut")
-    tensors = load_file(tmp_path / "cut" / "model.safetensors")
-    save_file({**tensors, "score.weight": torch.zeros(2, 32)}, tmp_path / "cut" / "model.safetensors")
-    with pytest.raises(UserError, match=r"score"):
-        level.load_reward_model(tmp_path / "cut")
+    v2.save_model(RewardModel.from_transformer(language, 0), tmp_path / "reward")
+    with pytest.raises(UserError, match=r"unexpected tensor score.weight"):
+        level.load_model(tmp_path / "reward")
+    tensors = load_file(tmp_path / "reward" / "model.safetensors")
+    save_file({**tensors, "score.weight": torch.zeros(2, 32)}, tmp_path / "reward" / "model.safetensors")
+    with pytest.raises(UserError, match=r"tensor score.weight has shape \[2, 32\].*asks for \[1, 32\]"):
+        level.load_reward_model(tmp_path / "reward")
+    config = tmp_path / "reward" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"id2label": {"0": "a", "1": "b"}}))
+    with pytest.raises(UserError, match="classifies into 2 labels"):
+        level.load_reward_model(tmp_path / "reward")
     with pytest.raises(UserError):
         level.load_reward_model(tmp_path / "nowhere")
 

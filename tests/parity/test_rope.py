@@ -8,18 +8,13 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import half_to_interleaved, interleaved_to_half, rotary_frequencies
 from tests.parity.arrays import array
 from tests.parity.block_checks import compare_functions, each_kernel
 from tests.parity.model_cases import LLAMA3_SCALING, config_of, library_config
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.kernels import kernel
-from v2_handwritten.models.blocks.rope import (
-    apply_rotary,
-    half_to_interleaved,
-    interleaved_to_half,
-    rotary_frequencies,
-    rotary_tables,
-)
+from v2_handwritten.models.blocks.rope import apply_rotary, rotary_tables
 
 LLAMA31 = ModelConfig(
     hidden_size=512,

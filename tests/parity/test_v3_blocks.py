@@ -1,4 +1,8 @@
-"""Levels 2 and 3, float64: every block, in its output and in the gradient of every input and parameter."""
+"""Levels 2 and 3, float64: every formula and every block, in its output and in the gradient of every input and parameter.
+
+Formulas are compared in their plain versions. That fused ones equal these is tested in each level (tests/v3/test_autograd_operations.py);
+modules, and whole models in test_v3_transformer.py, are compared as they run by default, fused.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import rotary_frequencies
 from tests.parity.arrays import array, integers
 from tests.parity.recorder import ParityRecorder
-from v2_handwritten.models import config as config2
+from v2_handwritten.models import log_probs as log_probs2
+from v2_handwritten.models import packing as packing2
 from v2_handwritten.models import transformer as transformer2
 from v2_handwritten.models.blocks import attention as attention2
+from v2_handwritten.models.blocks import attention_mask as attention_mask2
 from v2_handwritten.models.blocks import cross_entropy as cross_entropy2
 from v2_handwritten.models.blocks import embeddings as embeddings2
 from v2_handwritten.models.blocks import feed_forward as feed_forward2
@@ -19,10 +27,11 @@ from v2_handwritten.models.blocks import linear as linear2
 from v2_handwritten.models.blocks import normalization as normalization2
 from v2_handwritten.models.blocks import rope as rope2
 from v3_numpy_deep.autograd import Module, Tensor
-from v3_numpy_deep.autograd.fused.attention import document_tiles
-from v3_numpy_deep.models import config as config3
+from v3_numpy_deep.models import log_probs as log_probs3
+from v3_numpy_deep.models import packing as packing3
 from v3_numpy_deep.models import transformer as transformer3
 from v3_numpy_deep.models.blocks import attention as attention3
+from v3_numpy_deep.models.blocks import attention_mask as attention_mask3
 from v3_numpy_deep.models.blocks import cross_entropy as cross_entropy3
 from v3_numpy_deep.models.blocks import embeddings as embeddings3
 from v3_numpy_deep.models.blocks import feed_forward as feed_forward3
@@ -31,10 +40,11 @@ from v3_numpy_deep.models.blocks import normalization as normalization3
 from v3_numpy_deep.models.blocks import rope as rope3
 
 # The largest measured errors are 9e-16 and 7e-15. The exact gelu ends at 1.1e-14: level 3 sums a series for erf.
-TOLERANCES = {"output": 8e-15, "gradient": 5e-14, "gelu": 8e-14, "attention of read positions": 8e-15}
+TOLERANCES = {"output": 8e-15, "gradient": 5e-14, "gelu": 8e-14}
 
-B, T, C = 2, 70, 32  # T is longer than level 2's attention tile
+B, T, C = 2, 70, 32  # T is longer than level 3's attention tile
 DOCUMENTS = np.array([[0] * 30 + [1] * 40, [0] * 66 + [1] * 4])
+BRANCHES = np.array([[0] * 30 + [0] * 10 + [1] * 20 + [2] * 10, [0] * 70])
 POSITIONS = np.array([[*range(30), *range(40)], [*range(66), *range(4)]])
 IDS, TARGETS = integers(1, 96, B, T), np.where(np.arange(T) < 5, -100, integers(2, 96, T))
 X = array(1, B, T, C)
@@ -47,9 +57,11 @@ LLAMA3 = {
 }
 # What differs between the levels, side by side: modules, and how an array that needs no gradient is written.
 LEVEL2: dict[str, Any] = {
-    "config": config2,
     "transformer": transformer2,
+    "log_probs": log_probs2,
+    "packing": packing2,
     "attention": attention2,
+    "attention_mask": attention_mask2,
     "cross_entropy": cross_entropy2,
     "embeddings": embeddings2,
     "feed_forward": feed_forward2,
@@ -60,9 +72,11 @@ LEVEL2: dict[str, Any] = {
     "float64": torch.float64,
 }
 LEVEL3: dict[str, Any] = {
-    "config": config3,
     "transformer": transformer3,
+    "log_probs": log_probs3,
+    "packing": packing3,
     "attention": attention3,
+    "attention_mask": attention_mask3,
     "cross_entropy": cross_entropy3,
     "embeddings": embeddings3,
     "feed_forward": feed_forward3,
@@ -74,44 +88,35 @@ LEVEL3: dict[str, Any] = {
 }
 
 
-def config(level: dict[str, Any], **values: Any) -> Any:
+def config(**values: Any) -> ModelConfig:
     defaults = {"vocab_size": 96, "hidden_size": C, "intermediate_size": 48, "num_attention_heads": 4}
-    return level["config"].ModelConfig(**defaults | values)
+    return ModelConfig(**defaults | values)
 
 
 def rotary(level: dict[str, Any], **values: Any) -> tuple[Any, Any]:
-    frequencies = level["rope"].rotary_frequencies(config(level, **values))
+    frequencies = rotary_frequencies(config(**values))
     return level["rope"].rotary_tables(frequencies, level["constant"](POSITIONS), level["float64"])
 
 
-def shared(level: dict[str, Any], **values: Any) -> Any:
-    mask = level["attention"].document_mask(level["constant"](DOCUMENTS), level["float64"])
-    return level["attention"].SharedInputs(mask=mask, rotary=rotary(level, **values))
-
-
-def masked(kind: str, level: dict[str, Any]) -> Any:
-    attention = level["attention"]
+def mask_of(kind: str, level: dict[str, Any]) -> Any:
+    packing, options = level["packing"].Packing, {}
     if kind == "documents":
-        return attention.document_mask(level["constant"](DOCUMENTS), level["float64"])
+        options["packing"] = packing.from_documents(level["constant"](DOCUMENTS))
+    if kind == "branches":
+        options["packing"] = packing(level["constant"](DOCUMENTS), level["constant"](BRANCHES))
     if kind == "padding":  # on the right: every query keeps at least itself or an earlier key
-        return attention.padding_mask(
-            level["constant"]((np.arange(T) < np.array([[70], [50]])).astype(np.int64)), T, level["float64"]
-        )
-    return None
+        real = (np.arange(T) < np.array([[70], [50]])).astype(np.int64)
+        options["attention_mask"] = level["constant"](real)
+    return level["attention_mask"].AttentionMask(T, T, **options)
 
 
-def attention_case(name: str, K: int, kind: str, D: int = 8) -> tuple[Callable, list[np.ndarray]]:
+def shared(level: dict[str, Any]) -> Any:
+    return level["attention"].SharedInputs(mask=mask_of("documents", level), rotary=rotary(level))
+
+
+def attention_case(K: int, kind: str, D: int = 8) -> tuple[Callable, list[np.ndarray]]:
     inputs = [array(1, B, 4, T, D), array(2, B, K, T, D), array(3, B, K, T, D)]
-    return lambda level, q, k, v: getattr(level["attention"], name)(q, k, v, masked(kind, level)), inputs
-
-
-def attention_of_read(level: dict[str, Any], q: Any, k: Any, v: Any) -> Any:
-    """At every third position, and in the second sequence's first document at none."""
-    attention = level["attention"]
-    documents = {"document_ids": level["constant"](DOCUMENTS)}
-    shared = attention.SharedInputs(**{"tiles": document_tiles(DOCUMENTS)} if level is LEVEL3 else documents)
-    read = (np.arange(B * T).reshape(B, T) % 3 == 0) & (np.arange(B)[:, None] < DOCUMENTS + 1)
-    return attention._attend(q, k, v, 0.0, shared, level["constant"](read))
+    return lambda level, *qkv: level["attention"].causal_attention(*qkv, mask_of(kind, level)), inputs
 
 
 def function(module: str, name: str, *constants: Any) -> Callable:
@@ -125,45 +130,35 @@ HEADS = [array(4, B, 4, T, 8)]
 FUNCTIONS: dict[str, tuple[Callable, list[np.ndarray]]] = {
     "linear": (function("linear", "linear"), [X, array(2, 5, C), array(3, 5)]),
     "linear without bias": (function("linear", "linear"), [X, array(2, 5, C)]),
-    "plain_embed": (function("embeddings", "plain_embed", IDS), [array(1, 96, C)]),
     "embed": (function("embeddings", "embed", IDS), [array(1, 96, C)]),
-    "plain_layer_norm": (function("normalization", "plain_layer_norm", 1e-5), [X, array(2, C), array(3, C)]),
     "layer_norm": (function("normalization", "layer_norm", 1e-5), [X, array(2, C), array(3, C)]),
-    "plain_rms_norm": (function("normalization", "plain_rms_norm", 1e-5), [X, array(2, C)]),
     "rms_norm": (function("normalization", "rms_norm", 1e-5), [X, array(2, C)]),
-    "plain_gelu_new": (function("feed_forward", "plain_gelu_new"), [3 * X]),
     "gelu_new": (function("feed_forward", "gelu_new"), [3 * X]),
     "gelu": (function("feed_forward", "gelu"), [3 * X]),
     "silu": (function("feed_forward", "silu"), [3 * X]),
-    "plain_swiglu": (function("feed_forward", "plain_swiglu"), [3 * X]),
     "swiglu": (function("feed_forward", "swiglu"), [3 * X]),
-    "softmax": (function("attention", "softmax"), [3 * X]),
-    "plain_apply_rotary": (lambda level, x: level["rope"].plain_apply_rotary(x, *rotary(level)), HEADS),
     "apply_rotary": (lambda level, x: level["rope"].apply_rotary(x, *rotary(level)), HEADS),
     "apply_rotary, llama3": (
         lambda level, x: level["rope"].apply_rotary(x, *rotary(level, rope_scaling=LLAMA3)),
         HEADS,
     ),
-    "plain_cross_entropy": (
-        function("cross_entropy", "plain_cross_entropy", TARGETS),
-        [array(1, T, 96, scale=3.0)],
-    ),
-    "cross_entropy": (
-        lambda level, z: level["cross_entropy"].cross_entropy(
-            z * 1.0, level["constant"](TARGETS)
-        ),  # v2 overwrites z
-        [array(1, T, 96, scale=3.0)],
-    ),
+    "cross_entropy": (function("cross_entropy", "cross_entropy", TARGETS), [array(1, T, 96, scale=3.0)]),
     "linear_cross_entropy": (
         function("cross_entropy", "linear_cross_entropy", TARGETS),
         [array(1, T, C), array(2, 96, C)],
     ),
-    "plain_causal_attention, GQA": attention_case("plain_causal_attention", 2, "documents"),
-    "causal_attention, MHA": attention_case("causal_attention", 4, "causal"),
-    "causal_attention, GQA": attention_case("causal_attention", 2, "documents"),
-    "causal_attention, MQA": attention_case("causal_attention", 1, "padding"),
-    "causal_attention, D = 2": attention_case("causal_attention", 1, "documents", 2),
-    "attention of read positions": (attention_of_read, attention_case("causal_attention", 2, "documents")[1]),
+    "selected_log_probs": (
+        function("log_probs", "selected_log_probs", IDS, 0.7),
+        [array(1, B, T, 96, scale=3.0)],
+    ),
+    "linear_log_probs": (
+        function("log_probs", "linear_log_probs", IDS[0], 0.7),
+        [array(1, T, C), array(2, 96, C)],
+    ),
+    "causal_attention, MHA": attention_case(4, "causal"),
+    "causal_attention, GQA": attention_case(2, "documents"),
+    "causal_attention, MQA": attention_case(1, "padding"),
+    "causal_attention, D = 2": attention_case(1, "branches", 2),
 }
 
 MODULES: dict[str, Callable] = {
@@ -171,28 +166,27 @@ MODULES: dict[str, Callable] = {
     "Conv1D": lambda level: level["linear"].Conv1D(C, 5),
     "LayerNorm": lambda level: level["normalization"].LayerNorm(C),
     "RMSNorm": lambda level: level["normalization"].RMSNorm(C),
-    "Gpt2FeedForward": lambda level: level["feed_forward"].Gpt2FeedForward(config(level, model_type="gpt2")),
-    "LlamaFeedForward": lambda level: level["feed_forward"].LlamaFeedForward(config(level, mlp_bias=True)),
-    "Gpt2Attention": lambda level: level["attention"].Gpt2Attention(config(level, model_type="gpt2"), 0),
+    "Gpt2FeedForward": lambda level: level["feed_forward"].Gpt2FeedForward(config(model_type="gpt2")),
+    "LlamaFeedForward": lambda level: level["feed_forward"].LlamaFeedForward(config(mlp_bias=True)),
+    "Gpt2Attention": lambda level: level["attention"].Gpt2Attention(config(model_type="gpt2"), 0),
     "LlamaAttention": lambda level: level["attention"].LlamaAttention(
-        config(level, num_key_value_heads=2, attention_bias=True), 0
+        config(num_key_value_heads=2, attention_bias=True), 0
     ),
-    "Gpt2Block": lambda level: level["transformer"].Gpt2Block(config(level, model_type="gpt2"), 0),
-    "LlamaBlock": lambda level: level["transformer"].LlamaBlock(config(level, num_key_value_heads=1), 0),
+    "Gpt2Block": lambda level: level["transformer"].Gpt2Block(config(model_type="gpt2"), 0),
+    "LlamaBlock": lambda level: level["transformer"].LlamaBlock(config(num_key_value_heads=1), 0),
 }
 
 
 def compare(parity: ParityRecorder, component: str, quantities: dict[str, tuple[Any, Any]]) -> None:
     for quantity, (actual, expected) in quantities.items():
+        kind = "gradient" if quantity.startswith("grad") else "output"
         parity(
             component=component,
             quantity=quantity,
             levels="v2-v3",
             actual=actual,
             expected=expected,
-            tolerance=TOLERANCES.get(
-                component, TOLERANCES["gradient" if quantity.startswith("grad") else "output"]
-            ),
+            tolerance=TOLERANCES.get(component, TOLERANCES[kind]),
         )
 
 
@@ -203,7 +197,7 @@ def test_function_and_gradients_of_its_inputs(parity: ParityRecorder, name: str)
     ours = [Tensor(x.copy(), requires_grad=True) for x in inputs]
     expected, actual = operation(LEVEL2, *theirs), operation(LEVEL3, *ours)
     weights = np.asarray(array(9, *actual.shape))
-    expected.backward(torch.from_numpy(weights.copy()))  # level 2 may write into it
+    expected.backward(torch.from_numpy(weights.copy()))
     actual.backward(weights)
     gradients = {f"grad {i}": (a.grad, b.grad) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))}
     compare(parity, name, {"output": (actual, expected)} | gradients)
@@ -218,11 +212,7 @@ def test_module_and_gradients_of_its_input_and_parameters(parity: ParityRecorder
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     ours.load_state_dict(state)
     x2, x3 = torch.from_numpy(X.copy()).requires_grad_(), Tensor(X.copy(), requires_grad=True)
-    needs_shared = (
-        isinstance(ours, (attention3.LlamaAttention, transformer3.LlamaBlock))
-        or "Gpt2A" in name
-        or "Gpt2B" in name
-    )
+    needs_shared = name.endswith(("Attention", "Block"))
     expected = theirs(x2, shared(LEVEL2)) if needs_shared else theirs(x2)
     actual = ours(x3, shared(LEVEL3)) if needs_shared else ours(x3)
     weights = array(9, *actual.shape)
@@ -237,19 +227,14 @@ def test_module_and_gradients_of_its_input_and_parameters(parity: ParityRecorder
 
 
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}, LLAMA3])
-def test_rotary_frequencies_and_tables(parity: ParityRecorder, scaling: dict | None) -> None:
+def test_rotary_tables(parity: ParityRecorder, scaling: dict | None) -> None:
     for quantity, position in (("cos", 0), ("sin", 1)):
         tables = [rotary(level, rope_scaling=scaling, rope_theta=5e5)[position] for level in (LEVEL3, LEVEL2)]
         compare(parity, "rotary_tables", {quantity: (tables[0], tables[1])})
 
 
-@pytest.mark.parametrize("kind", ["documents", "padding"])
+@pytest.mark.parametrize("kind", ["causal", "documents", "branches", "padding"])
 def test_masks_are_the_same(kind: str) -> None:
-    np.testing.assert_array_equal(masked(kind, LEVEL3), masked(kind, LEVEL2).numpy())
-
-
-def test_rotary_permutations_are_the_same_and_inverse() -> None:
-    weight = array(1, 16, 3)
-    interleaved = rope3.half_to_interleaved(weight, 2)
-    np.testing.assert_array_equal(interleaved, rope2.half_to_interleaved(weight, 2))
-    np.testing.assert_array_equal(rope3.interleaved_to_half(interleaved, 2), weight)
+    ours, theirs = mask_of(kind, LEVEL3), mask_of(kind, LEVEL2)
+    np.testing.assert_array_equal(ours.allowed(), theirs.allowed().numpy())
+    np.testing.assert_array_equal(ours.additive(np.float64), theirs.additive(torch.float64).numpy())

@@ -1,4 +1,4 @@
-"""Level 3's whole model against level 2 (float64) and level 1 (float32): logits, loss, every gradient; packing; checkpoints."""
+"""Level 3's whole model against level 2 (float64) and the library (float32): logits, loss, every gradient; packing; checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from shared_data.model_files.config import ModelConfig, count_parameters
-from shared_data.model_files.initialization import initial_weights
-from shared_data.model_files.initialization import initial_weights as weights2
-from tests.parity.model_cases import CASES, batch, config_of, gradients, packed, pair
+from tests.parity.model_cases import CASES, LibraryModel, batch, config_of, gradients, packed, pair
 from tests.parity.recorder import ParityRecorder
-from v1_quick.models.transformer import Transformer as LibraryTransformer
+from v2_handwritten.models.checkpoint import load_model as load_model2
 from v2_handwritten.models.checkpoint import save_model as save_model2
 from v2_handwritten.models.transformer import Transformer as Transformer2
 from v3_numpy_deep.autograd import no_grad, parallel
 from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.transformer import Transformer
 
 # At most ten times the measured errors.
@@ -32,8 +31,11 @@ def ours_like(theirs: torch.nn.Module, case: str, dtype: type) -> Transformer:
     return model
 
 
-def arrays(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in inputs.items()}
+def arrays(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: Packing(value.document_ids.numpy()) if name == "packing" else value.numpy()
+        for name, value in inputs.items()
+    }
 
 
 def compare(
@@ -41,8 +43,8 @@ def compare(
     case: str,
     levels: str,
     ours: Transformer,
-    theirs: Transformer2 | LibraryTransformer,
-    inputs: dict[str, torch.Tensor],
+    theirs: Transformer2 | LibraryModel,
+    inputs: dict[str, Any],
     tolerances: dict[str, float],
 ) -> None:
     """Logits, loss and gradients; each gradient is divided by its largest element, so none is too small to count."""
@@ -66,7 +68,7 @@ def compare(
         ("every gradient", *rows),
     ):
         parity(
-            component=f"transformer, {case}{', packed' if 'document_ids' in inputs else ''}",
+            component=f"transformer, {case}{', packed' if 'packing' in inputs else ''}",
             quantity=quantity,
             levels=levels,
             actual=a,
@@ -135,7 +137,7 @@ def test_shards_in_threads_give_the_loss_and_gradients_of_the_whole_batch(
     )  # the rows count different numbers of labels
 
     def run(threads: int) -> dict[str, Any]:
-        monkeypatch.setattr("v3_numpy_deep.models.transformer.available_threads", lambda: threads)
+        monkeypatch.setattr("v3_numpy_deep.models.sharding.available_threads", lambda: threads)
         model = ours_like(level2, case, np.float64)
         loss = model.loss(**inputs)
         (loss * 0.5).backward()
@@ -154,15 +156,13 @@ def test_shards_leave_blas_its_threads() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_initial_weights_names_and_count_are_those_of_level_2(case: str) -> None:
+def test_names_and_initial_weights_are_those_of_level_2(case: str) -> None:
     config = ModelConfig(**CASES[case])
-    ours, theirs = dict(initial_weights(config, 5)), dict(weights2(config_of(case), 5))
-    assert list(ours) == list(theirs)
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
     model = Transformer(config).initialize(5)
     level2 = Transformer2(config_of(case)).initialize(5)
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in level2.named_parameters()]
     assert list(model.state_dict()) == list(level2.state_dict())
+    assert all(np.array_equal(model.state_dict()[name], w.numpy()) for name, w in level2.state_dict().items())
     assert sum(parameter.size for parameter in model.parameters()) == count_parameters(config)
 
 
@@ -188,8 +188,6 @@ def test_reads_what_the_library_saves(case: str, sharded: bool, dtype: torch.dty
 @pytest.mark.parametrize("case", ["gpt2", "gpt2 untied, exact gelu", "llama GQA, llama3 rope"])
 def test_writes_what_the_library_and_level_2_read(case: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
-
-    from v2_handwritten.models.checkpoint import load_model as load_model2
 
     model = Transformer(ModelConfig(**CASES[case])).initialize(0)
     save_model(model, tmp_path / "v3")

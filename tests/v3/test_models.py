@@ -13,12 +13,17 @@ from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, is_recording, no_grad
+from v3_numpy_deep.autograd.kernels import KERNELS, kernel
 from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.autograd.parallel import cut_documents, data_parallel, shards
+from v3_numpy_deep.autograd.parallel import in_threads, shards
 from v3_numpy_deep.inference.kv_cache import KVCache
 from v3_numpy_deep.models.blocks.dropout import dropout
-from v3_numpy_deep.models.blocks.linear import Linear, fused_linear
-from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.blocks.linear import Linear, merged_linear
+from v3_numpy_deep.models.checkpoint import load_model, load_weights, save_model
+from v3_numpy_deep.models.log_probs import completion_log_probs
+from v3_numpy_deep.models.packing import Packing, packed_hidden_states
+from v3_numpy_deep.models.reward_model import RewardModel
+from v3_numpy_deep.models.sharding import cut_documents
 from v3_numpy_deep.models.transformer import Transformer
 
 SMALL = {
@@ -124,7 +129,8 @@ def test_an_adapter_among_the_layers_is_called_instead_of_stacked() -> None:
         )
     x = Tensor(array(5, 2, 4))
     np.testing.assert_allclose(
-        fused_linear(x, layers).data, np.concatenate([layers[0](x).data, layers[1](x).data], axis=1)
+        kernel("fused", merged_linear)(x, layers).data,
+        np.concatenate([layers[0](x).data, layers[1](x).data], axis=1),
     )
 
 
@@ -162,9 +168,9 @@ def test_a_packed_sequence_in_threads_gives_the_loss_and_gradients_of_one_thread
     positions = np.concatenate([np.arange(n) for n in lengths])[None] if reset else None
     results = []
     for threads in (1, 2, 3):
-        monkeypatch.setattr("v3_numpy_deep.models.transformer.available_threads", lambda n=threads: n)
+        monkeypatch.setattr("v3_numpy_deep.models.sharding.available_threads", lambda n=threads: n)
         model.zero_grad()
-        loss = model.loss(ids, labels, positions, documents)
+        loss = model.loss(ids, labels, positions, Packing(documents))
         loss.backward()
         results.append([loss.data, *(parameter.grad for parameter in model.parameters())])
     for result in results[1:]:
@@ -172,12 +178,67 @@ def test_a_packed_sequence_in_threads_gives_the_loss_and_gradients_of_one_thread
             np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_packed_rows_in_threads_give_the_values_and_gradients_of_one_thread(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    model = small(family, max_position_embeddings=32).to(np.float64)  # four lines
+    ids = integers(3, 96, 8, 20)
+    ids[1::2, :12] = ids[::2, :12]  # pairs that share a prefix
+    real = np.arange(20) < np.array([20, 17, 20, 14] * 2)[:, None]
+    results = []
+    for threads in (1, 2, 3, 3):
+        monkeypatch.setattr("v3_numpy_deep.models.sharding.available_threads", lambda n=threads: n)
+        model.zero_grad()
+        log_probs = completion_log_probs(model, ids, (np.arange(20) > 11) & real, real)
+        states = packed_hidden_states(model, ids, real)
+        ((log_probs**2).sum() + (states * real[:, :, None]).sum()).backward()
+        results.append(
+            [log_probs.data, states.data * real[:, :, None], *(p.grad for p in model.parameters())]
+        )
+    for result in results[1:]:
+        for ours, expected in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-13)
+    for first, again in zip(*results[2:], strict=True):
+        np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_plain_kernels_compute_the_same_in_one_thread(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    models = [Transformer(small(family).config, choice).initialize(0).to(np.float64) for choice in KERNELS]
+    labels, documents = np.where(IDS < 9, -100, IDS), np.sort(integers(4, 3, 2, 20))
+    losses = [model.loss(IDS, labels, None, Packing(documents)) for model in models]
+    for loss in losses:
+        loss.backward()
+    np.testing.assert_allclose(*(loss.data for loss in losses), rtol=1e-14)
+    for plain, fused in zip(*(model.parameters() for model in models), strict=True):
+        np.testing.assert_allclose(fused.grad, plain.grad, rtol=0, atol=1e-13)
+    monkeypatch.setattr("v3_numpy_deep.models.sharding.in_threads", None)
+    models[0].loss(IDS, labels)
+    with pytest.raises(UserError, match="choose one of plain, fused"):
+        models[0].kernels = "library"
+
+
+def test_load_weights_fills_a_model_in_place_in_its_own_type(tmp_path: Path) -> None:
+    source = small()
+    for number, model in enumerate([source, RewardModel.from_transformer(source, 0)]):
+        save_model(model, tmp_path / str(number))
+        target = type(model)(model.config).to(np.float64)
+        arrays = [parameter.data for parameter in target.parameters()]
+        load_weights(target, tmp_path / str(number))
+        for parameter, values, expected in zip(target.parameters(), arrays, model.parameters(), strict=True):
+            assert parameter.data is values
+            np.testing.assert_array_equal(values, expected.data.astype(np.float64))
+
+
 def test_an_error_in_a_thread_reaches_the_caller() -> None:
     def fail(part: slice) -> Tensor:
         raise UserError(f"no rows {part}")
 
     with pytest.raises(UserError, match="no rows"):
-        data_parallel(fail, shards(4, 2), [0.5, 0.5], [])
+        in_threads(fail, shards(4, 2), [])
 
 
 def test_shards_obey_no_grad() -> None:
@@ -185,13 +246,13 @@ def test_shards_obey_no_grad() -> None:
 
     def function(part: slice) -> Tensor:
         modes.append(is_recording())
-        return (weight * float(part.start)).sum()
+        return weight * float(part.start)
 
     with no_grad():
-        total = data_parallel(function, shards(4, 2), [0.5, 0.5], [weight])
+        rows = in_threads(function, shards(4, 2), [weight])
     assert modes == [False, False]
-    assert not total.requires_grad
-    assert total.item() == 2.0
+    assert not rows.requires_grad
+    assert rows.data.tolist() == [0.0, 4.0]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")

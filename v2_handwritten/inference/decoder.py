@@ -18,9 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import rotary_frequencies
 from v2_handwritten.inference.decoder_weights import fuse_weights
 from v2_handwritten.inference.kv_cache import KVCache
-from v2_handwritten.models.blocks.rope import rotary_frequencies, rotary_tables
+from v2_handwritten.models.blocks.rope import rotary_tables
 from v2_handwritten.models.transformer import Transformer
 
 WINDOW_STEP = 64  # slots by which the attended window grows, so that its views are rarely made anew

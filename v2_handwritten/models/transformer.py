@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import initial_weights
+from shared_data.model_files.rope import rotary_frequencies
 from v2_handwritten.kernels import KERNELS, kernel
 from v2_handwritten.models.blocks.attention import Cache, Gpt2Attention, LlamaAttention, SharedInputs
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
@@ -31,7 +32,7 @@ from v2_handwritten.models.blocks.embeddings import PositionEmbedding, TokenEmbe
 from v2_handwritten.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
 from v2_handwritten.models.blocks.linear import Conv1D, Linear
 from v2_handwritten.models.blocks.normalization import LayerNorm, RMSNorm
-from v2_handwritten.models.blocks.rope import rotary_frequencies, rotary_tables
+from v2_handwritten.models.blocks.rope import rotary_tables
 from v2_handwritten.models.gradient_checkpointing import run_checkpointed
 from v2_handwritten.models.packing import Packing
 

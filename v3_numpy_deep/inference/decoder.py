@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import rotary_frequencies
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.inference.decoder_weights import fuse_weights
 from v3_numpy_deep.inference.kv_cache import KVCache
-from v3_numpy_deep.models.blocks.rope import rotary_frequencies, rotary_tables
+from v3_numpy_deep.models.blocks.rope import rotary_tables
 from v3_numpy_deep.models.transformer import Transformer
 
 WINDOW_STEP = 64  # slots by which the attended window grows, so that its views are rarely made anew

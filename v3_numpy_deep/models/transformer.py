@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import initial_weights
+from shared_data.model_files.rope import rotary_frequencies
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
 from v3_numpy_deep.autograd.kernels import KERNELS, kernel
 from v3_numpy_deep.autograd.memory import keep_freed_memory
@@ -32,7 +33,7 @@ from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbed
 from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
 from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
-from v3_numpy_deep.models.blocks.rope import rotary_frequencies, rotary_tables
+from v3_numpy_deep.models.blocks.rope import rotary_tables
 from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.sharding import in_shards
 
