@@ -15,7 +15,9 @@ from tests.parity.model_cases import CASES
 from tests.parity.recorder import ParityRecorder
 from v1_quick.inference.generate import generate as generate_v1
 from v2_handwritten.inference.generate import generate as generate_v2
+from v2_handwritten.inference.scoring import negative_log_probs as negative_log_probs_v2
 from v3_numpy_deep.inference.generate import generate as generate_v3
+from v3_numpy_deep.inference.scoring import negative_log_probs as negative_log_probs_v3
 
 GENERATORS = (generate_v1, generate_v2, generate_v3)
 
