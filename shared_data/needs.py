@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shared_data.alignment.rewards import load_reward_function
 from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.formatting import format_preference
 from shared_data.corpus.open_corpus import find_files
@@ -24,7 +25,6 @@ from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import parameter_shapes
-from shared_data.alignment.rewards import load_reward_function
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.tokenizer.tokenizer_file import added_tokens_of, read_tokenizer

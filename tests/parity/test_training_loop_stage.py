@@ -167,7 +167,11 @@ def test_other_settings_start_over_and_so_does_resume_false(level: str, tmp_path
 def test_a_run_starts_from_the_weights_of_a_folder(level: str, tmp_path: Path) -> None:
     settings, source = prepare(level, tmp_path / "source")
     pretrain(level, settings, source)
-    more = ("pretrain.learning_rate=1e-9", "pretrain.max_steps=2", f'pretrain.init_from="{source.checkpoint()}"')
+    more = (
+        "pretrain.learning_rate=1e-9",
+        "pretrain.max_steps=2",
+        f'pretrain.init_from="{source.checkpoint()}"',
+    )
     settings, run = prepare(level, tmp_path / "run", *more)
     pretrain(level, settings, run)
     np.testing.assert_allclose(weights(run), weights(source), atol=1e-6)

@@ -49,7 +49,7 @@ def test_the_stage_keeps_its_samples_and_measures_them(
 @LEVELS
 def test_the_command_writes_prompt_and_continuation_piece_by_piece(level: Any, run: RunFolder) -> None:
     written: list[str] = []
-    level.generate_command(run.settings, run, ["Once upon", ""], None, True, written.append)
+    level.generate_command(run.settings, run, ["Once upon", ""], "pretrain", True, written.append)
     again: list[str] = []
     level.generate_command(run.settings, run, ["Once upon", ""], run.model("pretrain"), False, again.append)
     assert "".join(written) == "".join(again), "with and without cache, from the run and from its folder"
@@ -61,14 +61,14 @@ def test_the_command_writes_prompt_and_continuation_piece_by_piece(level: Any, r
 def test_the_command_says_when_the_positions_are_full(run: RunFolder) -> None:
     section = run.settings.generate.model_copy(update={"max_new_tokens": 200, "temperature": 0.0})
     settings, written = run.settings.model_copy(update={"generate": section}), list[str]()
-    v2.generate_command(settings, run, ["Once"], None, True, written.append)
+    v2.generate_command(settings, run, ["Once"], "pretrain", True, written.append)
     assert written[-1] == "[stopped: the text fills all 64 positions of the model]\n"
 
 
 @LEVELS
 def test_what_cannot_be_continued_is_named(level: Any, run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leaves no room in the model's 64 positions; shorten it"):
-        level.generate_command(run.settings, run, ["zebra " * 40], None, True, print)
+        level.generate_command(run.settings, run, ["zebra " * 40], "pretrain", True, print)
     with pytest.raises(UserError, match="config"):
         level.generate_command(run.settings, run, ["Once"], tmp_path, True, print)
 
