@@ -100,7 +100,9 @@ def changed(run: RunFolder, *overrides: str) -> RunFolder:
 
 def test_changed_settings_redo_what_is_allowed_and_all_that_rests_on_it(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run)
-    assert run_pipeline(FUNCTIONS, changed(run, "pretrain.max_steps=21"), first="pretrain") == list(STAGES)[2:]
+    assert (
+        run_pipeline(FUNCTIONS, changed(run, "pretrain.max_steps=21"), first="pretrain") == list(STAGES)[2:]
+    )
     rewarded = changed(run, "pretrain.max_steps=21", "reward.max_steps=7")
     assert run_stage("reward", FUNCTIONS, rewarded, force=True)
     assert run_pipeline(FUNCTIONS, rewarded) == ["ppo"]

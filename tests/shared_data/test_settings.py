@@ -88,7 +88,12 @@ def test_a_missing_configuration_names_those_that_exist() -> None:
 def test_overrides_are_read_as_toml_and_else_as_text() -> None:
     settings = load_settings(
         "tiny",
-        ["data.source=my file.txt", "pretrain.max_steps=7", 'generate.prompts=["a", "b"]', "generate.top_p=none"],
+        [
+            "data.source=my file.txt",
+            "pretrain.max_steps=7",
+            'generate.prompts=["a", "b"]',
+            "generate.top_p=none",
+        ],
     )
     assert settings.data.source == "my file.txt"
     assert settings.pretrain.steps == 7
