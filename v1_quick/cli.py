@@ -15,6 +15,7 @@ from shared_data.command_line import build_app
 # trainer, each other's old names. Of their progress bars, those of training stay.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it would print its errors beside ours
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

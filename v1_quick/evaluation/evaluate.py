@@ -9,6 +9,7 @@ of what can be learned has been learned, which perplexity alone never says.
 from pathlib import Path
 
 from shared_data.evaluation.held_out import check_vocabulary, evaluate_held_out
+from shared_data.model_names import resolve_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v1_quick.inference.loading import load_for_inference
@@ -16,12 +17,14 @@ from v1_quick.inference.scoring import negative_log_probs
 from v1_quick.models.checkpoint import load_tokenizer
 
 
-def evaluate(settings: Settings, run: RunFolder, checkpoint: Path | None = None) -> dict[str, int | float]:
-    """Score a split of the run with a checkpoint of any level (default: the run's own model)."""
-    folder = checkpoint or run.model("pretrain")
+def evaluate(
+    settings: Settings, run: RunFolder, model_name: str | Path = "pretrain"
+) -> dict[str, int | float]:
+    """Score a split of the run with a model of any level, by its name (`shared_data/model_names.py`)."""
+    folder = resolve_model(run, model_name)
     model, tokenizer = load_for_inference(settings, folder), load_tokenizer(run.tokenizer.parent)
     check_vocabulary(folder, model.config.vocab_size, run.tokenizer, len(tokenizer))
     context_length = model.config.max_position_embeddings
-    if checkpoint is None:
+    if folder.parent == run.path:  # a model of this run
         context_length = min(context_length, settings.pretrain.sequence_length)
     return evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length)

@@ -80,7 +80,11 @@ def model_to_tune(settings: Settings, run: RunFolder) -> PreTrainedModel | PeftM
     names = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora"}
     return get_peft_model(
         model,
-        LoraConfig(**adapter.model_dump(include=names), modules_to_save=adapter.modules_to_save or None, task_type="CAUSAL_LM"),
+        LoraConfig(
+            **adapter.model_dump(include=names),
+            modules_to_save=adapter.modules_to_save or None,
+            task_type="CAUSAL_LM",
+        ),
     )
 
 

@@ -16,10 +16,10 @@ from v1_quick.inference.loading import load_with_tokenizer
 def chat_command(
     settings: Settings,
     run: RunFolder,
-    checkpoint: Path | None,
+    model_name: str | Path,
     lines: Iterable[str],
     write: Callable[[str], None],
 ) -> None:
     """Answer the user's lines until they end; raises `UserError` where the model or the tokenizer is missing or damaged."""
-    model, tokenizer = load_with_tokenizer(settings, run, checkpoint)
+    model, tokenizer = load_with_tokenizer(settings, run, model_name)
     chat(generate, model, tokenizer, settings.generate, lines, write)

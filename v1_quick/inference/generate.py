@@ -96,12 +96,12 @@ def generate_command(
     settings: Settings,
     run: RunFolder,
     prompts: list[str],
-    checkpoint: Path | None,
+    model_name: str | Path,
     use_cache: bool,
     write: Callable[[str], None],
 ) -> None:
     """Command `generate`: continue each prompt, and pass every piece of text to `write` as soon as it is complete."""
-    model, tokenizer = load_with_tokenizer(settings, run, checkpoint)
+    model, tokenizer = load_with_tokenizer(settings, run, model_name)
     continue_prompts(
         partial(generate, use_cache=use_cache), model, tokenizer, settings.generate, prompts, write
     )

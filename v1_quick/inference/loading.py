@@ -1,6 +1,6 @@
 """Models for inference: of a run's stage or of any Hugging Face folder, plain or an adapter, with the tokenizer beside them.
 
-model, tokenizer = load_with_tokenizer(settings, run, Path("runs/v1/tiny/sft"))
+model, tokenizer = load_with_tokenizer(settings, run, "sft")
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shared_data.evaluation.held_out import check_vocabulary
+from shared_data.model_names import resolve_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
@@ -29,10 +30,10 @@ def load_for_inference(settings: Settings, folder: Path) -> PreTrainedModel:
 
 
 def load_with_tokenizer(
-    settings: Settings, run: RunFolder, checkpoint: Path | None = None
+    settings: Settings, run: RunFolder, name: str | Path = "pretrain"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model of a checkpoint (default: that of the run) and the tokenizer beside it (default: that of the run)."""
-    folder = checkpoint or run.model("pretrain")
+    """The model of that name (`shared_data/model_names.py`) and the tokenizer beside it (default: that of the run)."""
+    folder = resolve_model(run, name)
     model = load_for_inference(settings, folder)
     beside = tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer.parent)
     tokenizer = load_tokenizer(beside)

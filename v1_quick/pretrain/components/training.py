@@ -77,17 +77,16 @@ def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:
             json_bytes({_IN_REPORT.get(k, k): v for k, v in row.items()}) for row in rows.values()
         )
     last = {name: value for row in rows.values() for name, value in row.items()}
-    tokens = last.get("num_tokens", last.get("num_input_tokens_seen", 0))
-    clock = ("_runtime", "_per_second", "_flos")
-    return {name: value for name, value in last.items() if not name.endswith(clock)} | {
-        "steps": trainer.state.global_step,
-        "tokens": int(tokens),
-        "tokens_per_second": last.get(
-            "train_tokens_per_second", tokens / last.get("train_runtime", math.inf)
-        ),
-    }
+    metrics = {name: value for name, value in last.items() if not name.endswith(_CLOCK)}
+    metrics["steps"] = metrics.pop("step")
+    tokens = last.get("num_tokens", last.get("num_input_tokens_seen"))
+    if tokens is not None:  # PPO counts none
+        metrics["tokens"] = int(tokens)
+        metrics["tokens_per_second"] = last.get("train_tokens_per_second", tokens / last["train_runtime"])
+    return metrics
 
 
+_CLOCK = ("_runtime", "_per_second", "_time", "epoch")
 _IN_REPORT = {
     "eval_loss": "validation_loss",
     "eval_accuracy": "validation_accuracy",
