@@ -28,7 +28,10 @@ Config = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Change a setting, e.g. pretrain.max_steps=200. May be repeated."
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Change a setting, e.g. pretrain.max_steps=200. May be repeated.",
     ),
 ]
 Out = Annotated[

@@ -10,11 +10,10 @@ Two results with the same inputs are the same result, so `make`-like decisions a
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shared_data.settings import Settings
+from shared_data.settings import Settings, walk_settings
 from shared_data.stages import STAGES, WITHOUT_EFFECT
 
 Inputs = dict[str, Any]
@@ -26,8 +25,8 @@ def stage_inputs(level: str, settings: Settings, stage: str, result_before: str 
     spec = STAGES[stage]
     values: Inputs = {"level": level}
     for section in spec.sections:
-        dump = getattr(settings, section).model_dump(mode="json")
-        values |= {key: value for key, value in flatten(dump, section) if key not in WITHOUT_EFFECT}
+        for key, value, _ in walk_settings(getattr(settings, section), f"{section}."):
+            values |= {} if key in WITHOUT_EFFECT else {key: value}
     for key in spec.local_paths:
         section, _, name = key.rpartition(".")
         values |= _local_files(key, getattr(getattr(settings, section), name))
@@ -52,16 +51,6 @@ def _describe(key: str, before: Any, now: Any) -> str:
     if key.startswith(RESULT_OF) or " file " in key:  # no setting: the name says enough
         return f"the {key} is not the one it was made with"
     return f"it was made with {key} = {before}, not {now}"
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` as `("a.b", 1)`."""
-    for key, value in values.items():
-        name = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, dict):
-            yield from flatten(value, name)
-        else:
-            yield name, value
 
 
 def _local_files(key: str, value: str | None) -> Inputs:

@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 
 from shared_data.errors import UserError
+from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
+from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 
 MODEL_STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -43,3 +45,9 @@ def resolve_model(run: RunFolder, name: str | Path) -> Path:
             f"--local-dir DIR`) and use --model DIR"
         )
     raise UserError(f"there is no model {str(name)!r}; name a stage ({', '.join(MODEL_STAGES)}) or a folder")
+
+
+def find_model(run: RunFolder, name: str | Path) -> tuple[Path, Path]:
+    """The folder of a model and where its tokenizer is: beside it, beside the base of an adapter, or that of the run."""
+    folder = resolve_model(run, name)
+    return folder, tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer)

@@ -14,19 +14,19 @@ import shutil
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from shared_data.alignment.pairs import check_texts, open_pairs
+from shared_data.alignment.prompts import open_prompts
+from shared_data.alignment.rewards import open_reward
 from shared_data.corpus.conversations import read_conversations
-from shared_data.corpus.formatting import format_preference
 from shared_data.corpus.open_corpus import find_files
-from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import parameter_shapes
-from shared_data.alignment.rewards import load_reward_function
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.stages import STAGES
 from shared_data.tokenizer.tokenizer_file import added_tokens_of, read_tokenizer
 from shared_data.training.chat_data import check_turns
 
@@ -63,6 +63,8 @@ def check_needs(functions: dict[str, str], run: RunFolder, stages: Iterable[str]
             )
     _check_device(run, functions[stages[0]].partition(".")[0])
     for stage in stages:
+        if STAGES[stage].resumable:
+            _check_training(run, stage)
         if stage in _OF_STAGE:
             _OF_STAGE[stage](run, stage)
         if stage in ("sft", "reward", "dpo", "ppo", "grpo"):
@@ -105,27 +107,31 @@ def _check_tokenizer(run: RunFolder, stage: str) -> None:
         token.special for token in added_tokens_of(read_tokenizer(section.load)[0])
     ):
         raise UserError(f"{section.load} has no special token to end a document; add <|endoftext|> to it")
-    if section.chat_source is not None:
-        _read_through(
-            _conversations(run.settings, "tokenizer.chat_source", section.chat_source),
-            section.chat_conversations,
+    if section.chat_source and _is_on_this_disk("tokenizer.chat_source", section.chat_source):
+        _check_conversations(run.settings, section.chat_source, section.chat_conversations)
+
+
+def _check_training(run: RunFolder, stage: str) -> None:
+    section = getattr(run.settings, stage)
+    for name in ("bf16", "fp16"):
+        if run.level == "v3" and getattr(section, name):
+            raise UserError(
+                f"NumPy multiplies matrices in 32 bits only; use --set {stage}.{name}=false, or level 1 or 2"
+            )
+    if run.level == "v2" and section.torch_compile and not shutil.which(os.environ.get("CXX", "c++")):
+        raise UserError(
+            f"{stage}.torch_compile needs a C++ compiler, and there is none; install one, or set it to false"
         )
 
 
 def _check_pretrain(run: RunFolder, stage: str) -> None:
     section = run.settings.pretrain
-    _check_precision(run, stage)
     if section.init_from is not None:
         ModelConfig.from_hf(read_json(Path(section.init_from) / "config.json"))
-    if run.level == "v2" and section.torch_compile and not shutil.which(os.environ.get("CXX", "c++")):
-        raise UserError(
-            "pretrain.torch_compile needs a C++ compiler, and there is none; install one, or set it to false"
-        )
 
 
 def _check_sft(run: RunFolder, stage: str) -> None:
     section = run.settings.sft
-    _check_precision(run, stage)
     targets = section.adapter.target_modules
     if section.adapter.method != "none" and targets != "all-linear":
         names = parameter_shapes(ModelConfig.from_settings(run.settings.model, vocab_size=1))
@@ -135,29 +141,34 @@ def _check_sft(run: RunFolder, stage: str) -> None:
                 raise UserError(
                     f"sft.adapter.target_modules: no layer is called {target!r}; correct it, or use all-linear"
                 )
-    _read_through(_conversations(run.settings, "sft.source", section.source), section.conversations)
+    if _is_on_this_disk("sft.source", section.source):
+        _check_conversations(run.settings, section.source, section.conversations)
 
 
-def _check_preferences(run: RunFolder, stage: str) -> None:
-    section = getattr(run.settings, stage)
-
-    def check(where: str, record: dict[str, Any]) -> None:
-        parts = format_preference(record, where)
-        for reply in ("chosen", "rejected"):
-            check_turns([*parts["prompt"], *parts[reply]], where)
-
-    for where, record in islice(_records(run.settings, f"{stage}.source", section.source), section.pairs):
-        check(where, record)
-    if stage == "dpo":
-        _check_reply_length(run, stage)
+def _check_pairs(run: RunFolder, stage: str) -> None:
+    if _is_on_this_disk(f"{stage}.source", getattr(run.settings, stage).source):
+        for pairs in open_pairs(run.settings, stage):
+            for pair in pairs:
+                check_texts(pair, dict.fromkeys(run.settings.tokenizer.special_tokens, 0))
+                for completion in ("chosen", "rejected"):
+                    check_turns([*pair["prompt"], *pair[completion]], pair["where"])
 
 
 def _check_policy(run: RunFolder, stage: str) -> None:
-    section = getattr(run.settings, stage)
-    if section.reward not in ("reward_model", "story_world"):
-        load_reward_function(section.reward)
-    _read_through(_records(run.settings, f"{stage}.source", section.source), section.prompts)
-    _check_reply_length(run, stage)
+    section, positions = getattr(run.settings, stage), run.settings.model.max_position_embeddings
+    length = section.max_completion_length
+    if length >= positions:
+        raise UserError(
+            f"{stage}.max_completion_length {length} leaves no room for a prompt in model.max_position_embeddings {positions}; "
+            "lower the first or raise the second"
+        )
+    if stage == "dpo":
+        return _check_pairs(run, stage)
+    if section.reward != "reward_model":
+        open_reward(section.reward)
+    if _is_on_this_disk(f"{stage}.source", section.source):
+        open_prompts(run.settings, stage)
+    return None
 
 
 def _check_evaluate(run: RunFolder, stage: str) -> None:
@@ -178,51 +189,19 @@ _OF_STAGE: dict[str, Callable[[RunFolder, str], None]] = {
     "tokenizer": _check_tokenizer,
     "pretrain": _check_pretrain,
     "sft": _check_sft,
-    "reward": _check_preferences,
-    "dpo": _check_preferences,
+    "reward": _check_pairs,
+    "dpo": _check_policy,
     "ppo": _check_policy,
     "grpo": _check_policy,
     "evaluate": _check_evaluate,
 }
 
 
-def _check_precision(run: RunFolder, stage: str) -> None:
-    precision = getattr(run.settings, stage).precision
-    if run.level == "v3" and precision != "float32":
-        raise UserError(
-            f"NumPy multiplies matrices in 32 bits only, not in {precision}; use --set {stage}.precision=float32, or level 1 or 2"
-        )
+def _is_on_this_disk(name: str, source: str) -> bool:
+    """Whether a source is files that can be read now: not the story world, nor a hub dataset."""
+    return source != "story_world" and bool(find_files(source, name))
 
 
-def _check_reply_length(run: RunFolder, stage: str) -> None:
-    length, positions = (
-        getattr(run.settings, stage).max_new_tokens,
-        run.settings.model.max_position_embeddings,
-    )
-    if length >= positions:
-        raise UserError(
-            f"{stage}.max_new_tokens {length} leaves no room for a prompt in model.max_position_embeddings {positions}; lower "
-            "the first or raise the second"
-        )
-
-
-def _records(settings: Settings, name: str, source: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """The records of a source on this disk; none of the story world, or of a hub dataset, which is read when it is needed."""
-    if source == "story_world" or not find_files(source, name):
-        return []
-    return open_records(settings.data.model_copy(update={"source": source}))
-
-
-def _conversations(settings: Settings, name: str, source: str) -> Iterable[Any]:
-    """The conversations of a source on this disk, their turns checked."""
-    if source == "story_world" or not find_files(source, name):
-        return
-    for where, messages in read_conversations(settings.data, source):
+def _check_conversations(settings: Settings, source: str, count: int) -> None:
+    for where, messages in islice(read_conversations(settings.data, source), count):
         check_turns(messages, where)
-        yield messages
-
-
-def _read_through(values: Iterable[Any], count: int) -> None:
-    """Read as many as a stage will, for the errors in them."""
-    for _ in islice(values, count):
-        pass

@@ -25,10 +25,8 @@ _SIZES = (
     "batch_size",
     "sequence_length",
     "max_length",
-    "per_step",
-    "group_size",
-    "generations",
-    "new_tokens",
+    "num_generations",
+    "max_new_tokens",
     "completion_length",
 )
 

@@ -13,11 +13,10 @@ from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.files import lock_folder
-from shared_data.fingerprints import flatten
 from shared_data.finished import FINISHED, OF_ANOTHER_VERSION, read_finished
 from shared_data.run_writing import CONFIG, SETTINGS, recover
 from shared_data.runs import RunFolder
-from shared_data.settings import Settings, change_settings, load_settings, parse_override
+from shared_data.settings import Settings, change_settings, load_settings, parse_override, walk_settings
 from shared_data.stages import STAGES
 
 
@@ -62,10 +61,10 @@ def open_run(
         run.configuration = load_settings(config or "tiny")
         return run, []
     configuration = load_settings(config) if config else began
-    values = dict(flatten(made.model_dump())) | _differences(began, configuration)
+    before = _values(made)
+    values = before | _differences(began, configuration)
     run = RunFolder(level, change_settings(values, assignments, str(config or path / SETTINGS)), path)
     run.configuration = configuration
-    before = dict(flatten(made.model_dump()))
     return run, [
         f"settings of {path}: {key} = {value} (was {before[key]})"
         for key, value in _differences(made, run.settings).items()
@@ -78,7 +77,12 @@ def _name(config: str | None, assignments: list[str]) -> str:
     return str(names[-1]) if names else load_settings(config).name if config else "tiny"
 
 
+def _values(settings: Settings) -> dict[str, Any]:
+    """Every setting by its dotted name."""
+    return {key: value for key, value, _ in walk_settings(settings)}
+
+
 def _differences(before: Settings, after: Settings) -> dict[str, Any]:
     """The settings that are not the same, with their new values."""
-    old = dict(flatten(before.model_dump()))
-    return {key: value for key, value in flatten(after.model_dump()) if old[key] != value}
+    old = _values(before)
+    return {key: value for key, value in _values(after).items() if old[key] != value}

@@ -72,6 +72,7 @@ __all__ = [
     "seed_overrides",
     "settings_to_toml",
     "validate_settings",
+    "walk_settings",
 ]
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -230,14 +231,14 @@ def _remedy_for_unknown_key(where: str) -> str:
 
 def seed_overrides(seed: int) -> list[str]:
     """Assignments that give every stage this seed (the option `--seed`)."""
-    return [f"{key}={seed}" for key, _, _ in _walk(Settings()) if key.split(".")[-1] == "seed"]
+    return [f"{key}={seed}" for key, _, _ in walk_settings(Settings()) if key.split(".")[-1] == "seed"]
 
 
 def settings_to_toml(settings: Settings, documented: bool = False) -> str:
     """Settings as a configuration file that `load_settings` reads back; documented, with the meaning of each."""
     lines: list[str] = []
     section = ""
-    for key, value, description in _walk(settings):
+    for key, value, description in walk_settings(settings):
         prefix, _, name = key.rpartition(".")
         if prefix != section:
             lines += ["", f"[{prefix}]"]
@@ -248,7 +249,7 @@ def settings_to_toml(settings: Settings, documented: bool = False) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+def walk_settings(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """Every setting as (dotted name, value, description); the values of a section come before its sub-sections."""
     fields = type(section).model_fields
     nested = [name for name in fields if isinstance(getattr(section, name), BaseModel)]
@@ -256,7 +257,7 @@ def _walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]
         if name not in nested:
             yield prefix + name, getattr(section, name), field.description or ""
     for name in nested:
-        yield from _walk(getattr(section, name), f"{prefix}{name}.")
+        yield from walk_settings(getattr(section, name), f"{prefix}{name}.")
 
 
 def _toml_value(value: Any) -> str:

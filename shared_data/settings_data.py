@@ -176,7 +176,7 @@ class DataSettings(Section):
     @classmethod
     def _encoding_is_known(cls, encoding: str) -> str:
         try:
-            b"".decode(encoding)  # refuses "hex" and the like, which encode no text
+            " ".encode(encoding)  # refuses "hex" and the like, which encode no text
         except (LookupError, UnicodeError) as error:
             raise ValueError(
                 f"unknown encoding {encoding!r}, use for example utf-8, latin-1 or cp1252"

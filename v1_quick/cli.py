@@ -11,12 +11,11 @@ import warnings
 
 from shared_data.command_line import build_app
 
-# The libraries of this level draw bars of their own on stderr; every level shows its progress in the same way instead.
+# The libraries remark on what is meant here: token ids that follow the tokenizer, packing without flash attention, an experimental
+# trainer, each other's old names. Of their progress bars, those of training stay.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it would print its errors beside ours
-# They also speak of what is meant: a mask that follows `position_ids`, token ids, an experimental trainer, each other's old names.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -26,7 +25,7 @@ for library in ("trl", "bitsandbytes"):
 
 app = build_app(
     "v1",
-    "Level 1, the reference: each stage is the library call a practitioner would make.",
+    "Level 1: each stage is the library call a practitioner would make.",
     stages={
         "data": "v1_quick.data_pipeline.prepare:prepare_documents",
         "tokenizer": "v1_quick.data_pipeline.prepare:prepare_tokens",

@@ -1,9 +1,9 @@
 """Level 2: every algorithm by hand, in PyTorch. What a notebook needs is imported from here; nothing is loaded before it is used.
 
-    from v2_handwritten import generate, load_model, load_tokenizer
+from v2_handwritten import generate, load_model, load_tokenizer
 
-    model, tokenizer = load_model("runs/v2/tiny/sft"), load_tokenizer("runs/v2/tiny/sft")
-    print(tokenizer.decode(generate(model, [tokenizer.encode("Once")], max_new_tokens=32)[0]))
+model, tokenizer = load_model("runs/v2/tiny/sft"), load_tokenizer("runs/v2/tiny/sft")
+print(tokenizer.decode(generate(model, [tokenizer.encode("Once")], max_new_tokens=32)[0]))
 """
 
 import importlib

@@ -1,9 +1,9 @@
 """Level 3: everything down to the derivative, in NumPy. What a notebook needs is imported from here; nothing is loaded before it is used.
 
-    from v3_numpy_deep import generate, load_model, load_tokenizer
+from v3_numpy_deep import generate, load_model, load_tokenizer
 
-    model, tokenizer = load_model("runs/v3/tiny/sft"), load_tokenizer("runs/v3/tiny/sft")
-    print(tokenizer.decode(generate(model, [tokenizer.encode("Once")], max_new_tokens=32)[0]))
+model, tokenizer = load_model("runs/v3/tiny/sft"), load_tokenizer("runs/v3/tiny/sft")
+print(tokenizer.decode(generate(model, [tokenizer.encode("Once")], max_new_tokens=32)[0]))
 """
 
 import importlib

@@ -1,6 +1,7 @@
 """Clean a stream of documents: repair what can be repaired, drop what is not worth training on, count both.
 
-Repairs are in `repair.py`, the rules of quality in `filters.py`; theory in `cleaning.md`.
+Repairs are in `repair.py`, the rules of quality in `filters.py`; theory in `cleaning.md`. Level 1 replaces the repairs of the
+encoding by ftfy's.
 
     v2 data --set data.source=web.jsonl        # then read runs/v2/tiny/data/report.json: what was dropped, and why
 """

@@ -13,9 +13,9 @@ print(repair_text('<p>Tom&rsquo;s  cafÃ©</p>'))"
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-Repairs = dict[str, Callable[[str], str]]  # by name, in the order in which they are applied
+Repairs = Mapping[str, Callable[[str], str]]  # by name, in the order in which they are applied
 
 _PASSES = 8  # no honest text needs more
 

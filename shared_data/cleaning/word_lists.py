@@ -1,4 +1,4 @@
-"""Small lists of English words that the quality filters of all levels share."""
+"""Small lists of English words for the quality filters."""
 
 # The eight words of Gopher's stop-word filter (Rae et al. 2021, appendix A.1.1): prose has at least two of them.
 GOPHER_STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})

@@ -3,8 +3,6 @@
 Instruction tuning learns from them, and the tokenizer may: a tokenizer that has only seen stories spells out every question
 letter by letter, and a small model then spends itself on reading.
 
-The same at all levels.
-
     python -c "from shared_data.corpus.conversations import *; \
 print(next(read_conversations(DataSettings(), 'story_world')))"
 """
@@ -22,7 +20,7 @@ def read_conversations(
 ) -> Iterator[tuple[str, list[Message]]]:
     """Each conversation of a source with the words that name it in an error.
 
-    lessons: what the story world is asked for, `SftSettings.lessons`; its own defaults if not given.
+    lessons: arguments of the story world's `conversations`, from `SftSettings.lessons`.
     Raises `UserError` for a record that is no conversation, or a source that cannot be read.
     """
     if source != "story_world":
@@ -32,6 +30,6 @@ def read_conversations(
         return
     from shared_data.story_world.conversations import conversations
 
-    told = conversations(seed, "train", **(lessons or {}))
-    for number, messages in enumerate(told):
+    stories = conversations(seed, "train", **(lessons or {}))
+    for number, messages in enumerate(stories):
         yield f"conversation {number:,} of the story world", messages

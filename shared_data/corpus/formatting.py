@@ -6,8 +6,7 @@
 | chat | `messages` · `conversations` (ShareGPT) · `prompt`, `completion` · `instruction`, `input`, `output` (Alpaca) | `[{"role", "content"}, …]` |
 | preference | `prompt`, `chosen`, `rejected`, as strings or as messages | the same three, as messages |
 
-Pretraining uses the first; instruction tuning and alignment use the others. The code is the same at all levels, because
-there is nothing to compute: only names to agree on.
+Pretraining uses the first; instruction tuning and alignment use the others.
 
     python -c "from shared_data.corpus.formatting import format_chat; \
 print(format_chat({'prompt': 'Who has the ball?', 'completion': 'Tom.'}))"
@@ -107,8 +106,8 @@ def _messages(turns: Any, where: str) -> list[Message]:
     messages = []
     for turn in turns:
         turn = turn if isinstance(turn, Mapping) else {}
-        given = turn.get("role", turn.get("from"))
-        role = _SHAREGPT_ROLES.get(given) if isinstance(given, str) else None
+        name = turn.get("role", turn.get("from"))
+        role = _SHAREGPT_ROLES.get(name) if isinstance(name, str) else None
         content = turn.get("content", turn.get("value"))
         if role is None or not isinstance(content, str):
             raise UserError(

@@ -7,7 +7,7 @@ The hub keeps a parquet copy of every public dataset. `GET /api/datasets/<name>/
 and the files are downloaded one by one, only as far as `data.max_megabytes` needs, into `data.hub_cache`. A download that
 was cut off continues where it stopped (`Range: bytes=N-`); a file carries its final name only when it is complete.
 
-Level 1: `datasets.load_dataset(name, streaming=True)`; levels 2 and 3 read with urllib and pyarrow.
+Level 1 calls `datasets.load_dataset(name, streaming=True)` for documents.
 
     v2 data --set data.source=roneneldan/TinyStories --set data.max_megabytes=20
 """
@@ -48,7 +48,7 @@ def hub_records(settings: DataSettings) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _downloaded_files(settings: DataSettings) -> Iterator[Path]:
-    """The parquet files of `data.source` in order, each downloaded when it is asked for."""
+    """The parquet files of `data.source` in order, each downloaded when it is needed."""
     folder = Path(os.path.expanduser(settings.hub_cache)) / settings.source.replace("/", "--")
     for number, url in enumerate(list_parquet_files(settings)):
         path = folder / f"{_config_and_split(url)}-{number:05d}.parquet"

@@ -3,7 +3,8 @@
 Every fault a file can have is a `UserError` that names the file, the place and the remedy: missing, binary, of another
 encoding, truncated, a malformed line, a missing field.
 
-Level 1 calls `datasets.load_dataset`; levels 2 and 3 use the standard library (json, csv, gzip) and pyarrow for parquet.
+The standard library reads json, csv and gzip, pyarrow reads parquet. Level 1 calls `datasets.load_dataset` for documents
+(`v1_quick/data_pipeline/download/readers.py`).
 
     python -c "from pathlib import Path; from shared_data.settings import DataSettings; \
 from shared_data.corpus.readers import read_documents; \
@@ -32,13 +33,13 @@ from shared_data.settings import DataSettings
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 BLOCK = 1 << 16  # bytes read at a time
-_LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields over 131,072 characters unless told otherwise
+_LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields over 131,072 characters by default
 _JSON_SPACE = " \t\n\r"
 Records = Iterator[tuple[int, Any]]
 
 
 def has_known_suffix(path: Path) -> bool:
-    """Whether the name ends as one of the formats does; without that, a file given by its full name is read as text."""
+    """Whether the name ends as one of the formats does; a file of any other name is read as text."""
     return format_of(path) in SUFFIXES
 
 

@@ -1,12 +1,8 @@
 """Open a source of records: conversations or preferences, from local files or a hub dataset, as one stream.
 
-What a record means is not decided here (`processing/formatting.py` does that); each comes with the words that name it in an
-error, such as `chat.jsonl, line 12`.
+What a record means, `formatting.py` decides; each comes with the words that name it in an error, such as `chat.jsonl, line 12`.
 
-Level 1 calls `datasets.load_dataset(..., streaming=True)`; levels 2 and 3 read the files by hand (`readers.py`, `hub.py`).
-
-    python -c "from shared_data.corpus.records import open_records; \
-from shared_data.settings import DataSettings; print(next(open_records(DataSettings(source='chat.jsonl'))))"
+    v2 sft --set sft.source=chat.jsonl
 """
 
 from collections.abc import Iterator

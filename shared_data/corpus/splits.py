@@ -84,12 +84,14 @@ def choose_split(text: str, data: DataSettings) -> str:
 
 def read_documents(path: Path) -> Iterator[Document]:
     """Stream the documents of a split that the stage `data` wrote. Raises `UserError` for a damaged file."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)
-                text, bits = record["text"], record.get("log2_probability")
-                document = Document(text, record["id"], log2_probability=bits)
+                if not isinstance(record["text"], str):
+                    raise TypeError("the text is none")
+                bits = record.get("log2_probability")
+                document = Document(record["text"], record["id"], log2_probability=bits)
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path}, line {number}, is no document; make it again with the stage `data` and --force"

@@ -3,7 +3,8 @@
 One pass over the documents, in memory that does not grow with them. Theory: `v2_handwritten/data_pipeline/analysis/statistics.md`.
 The exponent of Zipf's law is fitted by each level (`data_pipeline/analysis/statistics.py`).
 
-    python -c "from shared_data.corpus.statistics import analyse; print(analyse(['the cat saw the dog'], len))"
+    python -c "from shared_data.corpus.statistics import *; \
+from v2_handwritten.data_pipeline.analysis.statistics import zipf_exponent; print(analyse(['the cat saw the dog'], zipf_exponent))"
 """
 
 import re

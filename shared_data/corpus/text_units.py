@@ -21,7 +21,7 @@ LONGEST_GROUP = 32_000  # … and before which it ends in any case, at a line or
 
 
 def split_text(chunks: Iterable[str], unit: str, only_file: bool) -> Iterator[str]:
-    """Cut text, given in chunks, into documents; `only_file` says that the corpus is this one file."""
+    """Cut text that comes in chunks into documents; `only_file` says that the corpus is this one file."""
     chunks = iter(chunks)
     if unit == "auto":
         head = ""

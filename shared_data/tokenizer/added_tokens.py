@@ -5,7 +5,7 @@ those that begin at one place; the text between matches goes on to BPE. A token 
 request, and ignored where text is not trusted), match only as a whole word (`single_word`), or take white space with it
 (`lstrip`, `rstrip`); unless `normalized` is false, it is looked for in the normalised text.
 
-Level 1: `tokenizers.AddedToken`; level 3 is the same as here.
+Level 1: `tokenizers.AddedToken`.
 
     python -c "from shared_data.tokenizer.added_tokens import *; print(AddedTokens([AddedToken(7, '<|x|>')]).split('a<|x|>b'))"
 """

@@ -5,7 +5,7 @@ each byte gets a printable character: the 188 bytes that Latin-1 prints keep the
 order. A space becomes `Ġ` (U+0120) and a newline `Ċ`, which is why those fill every vocabulary (Radford et al. 2019,
 section 2.2, and the `bytes_to_unicode` of the GPT-2 release).
 
-Level 1 asks `tokenizers` for this alphabet; level 3 builds it as arrays and maps whole texts by indexing.
+Level 1 gets this alphabet from `tokenizers`.
 
     python -c "from shared_data.tokenizer.byte_level import text_to_symbols as f; print(f('a café'))"
 """

@@ -9,7 +9,7 @@ A model only ever continues text, so a conversation becomes text with special to
 type those ids: encode their words with `allow_special=False`. With `add_generation_prompt` the text ends where the
 assistant's answer begins.
 
-`CHAT_TEMPLATE` is the same rule in Jinja; it is saved in `tokenizer_config.json`, so `apply_chat_template` of transformers
+`CHAT_TEMPLATE` is the same rule in Jinja; it is saved with the tokenizer, so `apply_chat_template` of transformers
 (which is what level 1 calls), vLLM and others render conversations as the model was trained. A test holds both equal.
 
     python -c "from shared_data.tokenizer.chat_template import render_chat; print(render_chat([{'role': 'user', 'content': 'Hi'}], True))"

@@ -6,8 +6,7 @@ one before:
     GPT-2    ByteLevel(use_regex)                            SmolLM2  Digits(individual), ByteLevel(use_regex)
     Llama-3  Split(pattern), ByteLevel                       Qwen2    NFC, then Split(pattern), ByteLevel
 
-What we cannot do exactly as `tokenizers` does is refused (`UserError`), not approximated. Level 1 is that library; level 3 is
-the same as here.
+What we cannot do exactly as `tokenizers` does is refused (`UserError`), not approximated. Level 1 is that library.
 
     python -c "from shared_data.tokenizer.pre_tokenizer import *; print(PreTokenizer({'type': 'ByteLevel', 'add_prefix_space': False}).split('a b'))"
 """
@@ -124,7 +123,7 @@ class Normalizer:
             self._forms.append(form)
 
     def __call__(self, text: str) -> str:
-        """The text in the normal forms asked for, one after the other."""
+        """The text in these normal forms, one after the other."""
         for form in self._forms:
             text = normalize(form, text)
         return text

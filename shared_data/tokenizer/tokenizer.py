@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from jaxtyping import Int64, UInt32
@@ -42,8 +42,7 @@ END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 class Tokenizer:
     """A byte-level BPE tokenizer. A level names its way to merge; build it with `train_bpe` or `Tokenizer.load`."""
 
-    merges_type: ClassVar[Any]
-    merge_words: Any  # a static method (words, merges) -> merged words
+    bpe: ClassVar[tuple[type, MergeWords]]  # `Merges` and `merge_words` of the level's `bpe_encode.py`
 
     def __init__(self, definition: Definition, config: Definition | None = None) -> None:
         """From the content of `tokenizer.json` and `tokenizer_config.json`."""
@@ -57,8 +56,7 @@ class Tokenizer:
         self._before, self._after = template_of(definition)
         self._words = _WordMemory(
             WordEncoder(
-                self.merges_type,
-                self.merge_words,
+                *self.bpe,
                 model["vocab"],
                 merges_of(definition),
                 bool(model.get("ignore_merges")),
@@ -127,7 +125,7 @@ class Tokenizer:
     def encode_to_array(
         self, texts: Iterable[str], end_of_text: bool = False, allow_special: bool = False
     ) -> UInt32[np.ndarray, " T"]:
-        """The ids of all texts in one array, for token files; each text followed by `end_of_text_id` if asked for.
+        """The ids of all texts in one array, for token files; each text followed by `end_of_text_id` with `end_of_text`.
 
         Special tokens written in a document are text by default: only the end of a document ends it.
         """

@@ -5,7 +5,7 @@ merges), `added_tokens`, `post_processor` (tokens put around a text) and `decode
 the tokens that end and pad a text, and the chat template. Older tokenizers come as GPT-2's two files, `vocab.json`
 and `merges.txt`. Reading checks what we rely on, and every refusal names the file.
 
-Level 1: `Tokenizer.from_file` and `.save`; level 3 is the same as here.
+Level 1: `AutoTokenizer.from_pretrained` and `save_pretrained`, which keeps the chat template in `chat_template.jinja`.
 
     python -c "from shared_data.tokenizer.tokenizer_file import *; print(list(new_definition({'a': 0}, [], 'gpt4', [])))"
 """

@@ -3,10 +3,10 @@
 A split pattern asks Unicode what a letter is (`\\p{L}`), and Unicode grows every year: a letter of Unicode 17 is no letter
 to a program built on the tables of Unicode 16. Ids depend on that, so the tables are part of a tokenizer although no
 `tokenizer.json` names them. `tokenizers` 0.23 splits with Oniguruma (Unicode 16) and composes accents (NFC) with tables of
-Unicode 9; the `Digits` step asks Rust (Unicode 17); `regex` and `unicodedata` here are newer. The lists below were measured over all 1,112,064 characters, and
-`tests/parity/test_tokenizer_unicode.py` measures them again.
+Unicode 9; the `Digits` step asks Rust (Unicode 17); `regex` and `unicodedata` here are newer. The lists below were measured over
+all 1,112,064 characters, and `tests/parity/test_tokenizer_unicode.py` measures them again.
 
-Level 1 is that library and needs no such list; levels 2 and 3 hold the same one.
+Level 1 is that library and needs no such list.
 
     python -c "from shared_data.tokenizer.unicode_versions import NEWER_CHARACTERS as n; print(len(n))"
 """

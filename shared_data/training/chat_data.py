@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from shared_data.corpus.conversations import read_conversations
+from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.settings import Settings
 from shared_data.tokenizer.chat_template import render_chat
@@ -54,6 +55,19 @@ def check_turns(messages: Sequence[Mapping[str, Any]], where: str = "the convers
             )
 
 
+def check_conversation(
+    messages: Sequence[Mapping[str, Any]], special_tokens: Iterable[str], where: str = "the conversation"
+) -> None:
+    """Raise `UserError` for turns out of order, or text with one of the template's own tokens."""
+    check_turns(messages, where)
+    for message in messages:
+        for token in special_tokens:
+            if token in message["content"]:
+                raise UserError(
+                    f"{where} contains {token}, which the template writes itself; remove it from the text"
+                )
+
+
 def encode_conversation(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
@@ -65,13 +79,7 @@ def encode_conversation(
     Raises `UserError` for turns out of order, text with one of the template's own tokens, or a conversation whose first reply
     begins only after `max_length`.
     """
-    check_turns(messages, where)
-    for message in messages:
-        for token in tokenizer.special_tokens:
-            if token in message["content"]:
-                raise UserError(
-                    f"{where} contains {token}, which the template writes itself; remove it from the text"
-                )
+    check_conversation(messages, tokenizer.special_tokens, where)
     text, spans = render_chat(messages), assistant_spans(messages)
     tokens = tokenizer.encode(text)
     ids = np.array(tokens, dtype=np.int64)
@@ -185,19 +193,27 @@ def best_fit_rows(lengths: Int64[np.ndarray, " N"], room: int) -> list[list[int]
     return sorted(sorted(row) for row in rows)
 
 
+def split_conversations(
+    settings: Settings,
+) -> tuple[list[tuple[str, list[Message]]], list[tuple[str, list[Message]]]]:
+    """Conversations to train on, and held-out ones, each with the words that name it in an error."""
+    section = settings.sft
+    found = read_conversations(settings.data, section.source, section.seed, section.story_world_options)
+    records = list(islice(found, section.conversations))
+    held_out = records[::HELD_OUT_PART] if len(records) > 1 else records
+    return [record for number, record in enumerate(records) if number % HELD_OUT_PART] or records, held_out
+
+
 def open_conversations(
     settings: Settings, tokenizer: Tokenizer, positions: int
 ) -> tuple[PackedConversations, PackedConversations]:
     """Packed conversations to train on, and held-out ones. Raises `UserError` naming the record that is wrong."""
     section = settings.sft
     length = min(section.max_length, positions)
-    records = read_conversations(settings.data, section.source, section.seed, section.story_world_options)
-    examples = [
-        encode_conversation(tokenizer, messages, length, where)
-        for where, messages in islice(records, section.conversations)
-    ]
-    held_out = examples[::HELD_OUT_PART] if len(examples) > 1 else examples
-    kept = [example for number, example in enumerate(examples) if number % HELD_OUT_PART] or examples
+    train, held_out = (
+        [encode_conversation(tokenizer, messages, length, where) for where, messages in part]
+        for part in split_conversations(settings)
+    )
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     packing = (section.per_device_train_batch_size, length, pad_id, section.seed)
-    return PackedConversations(kept, *packing), PackedConversations(held_out, *packing, shuffle=False)
+    return PackedConversations(train, *packing), PackedConversations(held_out, *packing, shuffle=False)

@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,17 @@ def newest_checkpoints(folder: Path, fingerprint: str) -> Iterator[tuple[Path, T
     for checkpoint in reversed(_checkpoints(folder)):
         try:
             values = read_json(checkpoint / "training_state.json")
-            if not isinstance(values, dict) or {"fingerprint", *_FIELDS} - values.keys():
+            if not isinstance(values, dict) or any(
+                type(values.get(name)) is not kind for name, kind in _TYPES
+            ):
                 raise UserError(f"{checkpoint / 'training_state.json'} is no training state")
-            if values.pop("fingerprint") == fingerprint:
-                yield checkpoint, TrainingState(**{name: values[name] for name in _FIELDS})
+            if values["fingerprint"] == fingerprint:
+                yield checkpoint, TrainingState(**{name: values[name] for name in asdict(TrainingState())})
         except UserError as error:
             yield checkpoint, error
 
 
-_FIELDS = [entry.name for entry in fields(TrainingState)]
+_TYPES = [("fingerprint", str), *((name, type(value)) for name, value in asdict(TrainingState()).items())]
 
 
 def clear_checkpoints(folder: Path) -> None:

@@ -71,16 +71,16 @@ class PackedDocuments:
 
     def next_batch(self) -> Batch:
         """The next B sequences."""
-        return self._read(self.order.take(self.batch_size))
+        return self.read(self.order.take(self.batch_size))
 
     def one_pass(self, max_batches: int | None = None) -> Iterator[Batch]:
         """Every sequence once, in the order of the file, the last batch smaller; training's position stays."""
         starts = range(0, self.num_sequences, self.batch_size)
         for start in starts[:max_batches]:
-            yield self._read(range(start, min(start + self.batch_size, self.num_sequences)))
+            yield self.read(range(start, min(start + self.batch_size, self.num_sequences)))
 
-    def _read(self, rows: Sequence[int]) -> Batch:
-        """Sequence i predicts tokens[i T : (i + 1) T] from the same tokens one place earlier."""
+    def read(self, rows: Sequence[int]) -> Batch:
+        """These sequences; sequence i predicts tokens[i T : (i + 1) T] from the same tokens one place earlier."""
         B, T, end = len(rows), self.sequence_length, self.end_of_text_id
         stream = np.full((B, T + 1), end, dtype=np.int64)
         labels = np.full((B, T), IGNORED_LABEL, dtype=np.int64)

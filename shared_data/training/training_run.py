@@ -84,6 +84,8 @@ class TrainingRun:
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+        if self.stop.requested and error[0] is None:  # Ctrl-C came when the last step was saved already
+            raise KeyboardInterrupt
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps that are still to be made, from 0; each must end with `record`."""
@@ -101,11 +103,9 @@ class TrainingRun:
         stop_if_diverged(metrics, self.state.step + 1, self.section)
         seconds = time.perf_counter() - self._started
         state = self.state
-        state.step, state.tokens, state.seconds = (
-            state.step + 1,
-            state.tokens + tokens,
-            state.seconds + seconds,
-        )
+        state.step += 1
+        state.tokens += tokens
+        state.seconds += seconds
         state.data, state.loss_scaler = self.data.state_dict(), loss_scaler or {}
         section, step = self.section, state.step
         last = step == section.max_steps
@@ -147,7 +147,7 @@ class TrainingRun:
         """Continue from the newest checkpoint that can be read; without one, start from the beginning."""
         clear_unfinished(self.folder)
         clear_unfinished(self.folder / "state")
-        damaged: dict[Path, UserError] = {}
+        damaged: list[Path] = []
         if self.section.resume_from_checkpoint:
             for checkpoint, state in newest_checkpoints(self.folder / "state", self.fingerprint):
                 try:
@@ -155,11 +155,9 @@ class TrainingRun:
                         raise state
                     self.restore(checkpoint)
                     self.data.load_state_dict(state.data)
-                except UserError as error:
-                    damaged[checkpoint] = error
-                    print(
-                        f"{checkpoint} cannot be read ({error}); trying the checkpoint before it", flush=True
-                    )
+                except (UserError, KeyError) as error:
+                    damaged.append(checkpoint)
+                    print(f"{checkpoint} cannot be read ({error}); trying the one before it", flush=True)
                     continue
                 self.state = state
                 break
@@ -169,9 +167,8 @@ class TrainingRun:
             remove_checkpoint(checkpoint)
         if not self.state.step:
             clear_checkpoints(self.folder / "state")
-        self.log.truncate_after(
-            self.state.step
-        )  # what a killed run logged after its last checkpoint comes again
+        # What a killed run logged after its last checkpoint comes again.
+        self.log.truncate_after(self.state.step)
 
 
 def stop_if_diverged(metrics: dict[str, float], step: int, section: OptimizerSettings) -> None:

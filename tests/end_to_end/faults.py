@@ -198,8 +198,8 @@ def set_to(assignment: str) -> Fault:
 # What is wrong: (how it comes about, what the line must say before and after the semicolon)
 FAULTS: dict[str, tuple[Fault, str]] = {
     # settings and options
-    "unknown setting": (set_to("pretrain.step=3"), r"unknown setting 'pretrain\.step'.*; did you mean 'steps'"),
-    "wrong type": (set_to("pretrain.max_steps=many"), r"pretrain\.steps.*integer.*; correct it"),
+    "unknown setting": (set_to("pretrain.max_step=3"), r"unknown setting 'pretrain\.max_step'.*; did you mean 'max_steps'"),
+    "wrong type": (set_to("pretrain.max_steps=many"), r"pretrain\.max_steps.*integer.*; correct it"),
     "heads not dividing": (set_to("model.num_attention_heads=3"), r"hidden_size 16 is not a multiple.*; change"),
     "sequence longer than positions": (set_to("pretrain.sequence_length=2048"), r"2048 is above .*positi.* 1024; lower"),
     "vocabulary under 256": (set_to("tokenizer.vocab_size=100"), r"tokenizer\.vocab_size.*256.*; correct"),
@@ -247,11 +247,11 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "stages not done": (arguments("pretrain", "--out", "{scratch}/new"), r"data.* not finished yet; run `v. data --out .*` first"),
     "stage made with other settings": (
         arguments("evaluate", "--set", "pretrain.max_steps=5"),
-        r"pretrain\.steps = 4, not 5; use what it was made with, or run `v. pretrain --force --out .*` first",
+        r"pretrain\.max_steps = 4, not 5; use what it was made with, or run `v. pretrain --force --out .*` first",
     ),
     "result of other settings": (
         arguments("run", "--set", "pretrain.max_steps=5"),
-        r"holds a finished result, but .*pretrain\.steps = 4, not 5; add --from pretrain .*, or choose another folder with --out",
+        r"holds a finished result, but .*pretrain\.max_steps = 4, not 5; add --from pretrain .*, or choose another folder with --out",
     ),
     "record of another version": (
         damaged("data/finished.json", lambda _: b'{"id": "1", "time": 1.0, "inputs": {}}', "run"),

@@ -73,18 +73,18 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     "reward without the function": (reward_function("return [0.0]", name="wurth"), r"has no function wurth; it has worth"),
     "reward function that raises": (
         reward_function("return [1 / (len(reply) - len(reply)) for reply in replies]"),
-        r"worth raised ZeroDivisionError.* for reply 1, .*; mend",
+        r"worth raised ZeroDivisionError.* for completion 1, .*; mend",
     ),
-    "reward that is NaN": (reward_function("return [float('nan') for _ in replies]"), r"worth gave nan for reply 1, .*; return"),
-    "too few rewards": (reward_function("return [1.0]"), r"worth gave 1 rewards for \d+ replies; return"),
+    "reward that is NaN": (reward_function("return [float('nan') for _ in replies]"), r"worth gave nan for completion 1, .*; return"),
+    "too few rewards": (reward_function("return [1.0]"), r"worth gave 1 rewards for \d+ completions; return"),
     "reward file that cannot be run": (reward_function("return ("), r"rewards\.py could not be run: SyntaxError.*; mend"),
     "adapter on no layer": (adapter("method=lora", 'target_modules=["nothing"]'), r"nothing.*; "),
     "adapter that brings no such module": (
         adapter("method=lora", 'modules_to_save=["nothing"]'),
         r"cannot bring 'nothing'; choose among embed_tokens, lm_head",
     ),
-    "adapter of rank zero": (adapter("method=lora", "rank=0"), r"sft\.adapter\.rank.*; correct"),
-    "4-bit blocks of no size": (adapter("method=qlora", "block_size=48"), r"sft\.adapter\.block_size.*; correct"),
+    "adapter of rank zero": (adapter("method=lora", "r=0"), r"sft\.adapter\.r\b.*; correct"),
+    "4-bit blocks of no size": (adapter("method=qlora", "bnb_4bit_blocksize=48"), r"sft\.adapter\.bnb_4bit_blocksize.*; correct"),
     "chat with a model that scores": (arguments("chat", "--model", "reward"), r"does not write; choose --model"),
     "chat with a stage that is none": (arguments("chat", "--model", "rlhf"), r"no model 'rlhf'; name a stage"),
 }  # fmt: skip

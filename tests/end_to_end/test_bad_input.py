@@ -179,7 +179,7 @@ def test_ctrl_c_leaves_a_resumable_run(
 ) -> None:
     run = Path(shutil.copytree(finished_runs(level), tmp_path / "run"))
     options = ["--config", str(config), "--out", str(run), "--set", "pretrain.max_steps=600", "--force"]
-    for name in ("eval_every", "sample_every", "checkpoint_every"):
+    for name in ("eval_steps", "sample_steps", "save_steps"):
         options += ["--set", f"pretrain.{name}=0"]
     log, state = run / "pretrain" / "metrics_log.jsonl", run / "pretrain" / "state"
     log.unlink()

@@ -1,35 +1,32 @@
-"""Replies and the command `chat`: the same words at three levels, the oldest turns forgotten, commands obeyed."""
+"""Conversations and the command `chat`: the same words at every level, the oldest turns forgotten, commands obeyed."""
 
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from transformers import AutoTokenizer
 
 from shared_data.errors import UserError
+from shared_data.evaluation.answers import answer_questions
+from shared_data.files import read_json
+from shared_data.inference.chat import chat, complete_chat, forget_oldest
+from shared_data.inference.prompts import encode_chat, stop_ids
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.config import ModelConfig as Config3
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world.tasks import questions
-from v1_quick.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer1
-from v1_quick.evaluation.metrics import answers as answers1
-from v1_quick.inference import chat as chat1
-from v1_quick.models.config import ModelConfig as Config1
-from v1_quick.models.transformer import Transformer as Transformer1
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer2
-from v2_handwritten.evaluation.metrics import answers as answers2
-from v2_handwritten.inference import chat as chat2
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v2_handwritten.inference.chat import chat_command
+from v2_handwritten.inference.generate import generate
 from v2_handwritten.models.checkpoint import save_model
-from v2_handwritten.models.transformer import Transformer as Transformer2
-from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer as Tokenizer3
-from v3_numpy_deep.evaluation.metrics import answers as answers3
-from v3_numpy_deep.inference import chat as chat3
-from v3_numpy_deep.models.transformer import Transformer as Transformer3
+from v2_handwritten.models.transformer import new_model
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import load_tokenizer as load_tokenizer3
+from v3_numpy_deep.inference.chat import chat_command as chat_command3
+from v3_numpy_deep.inference.generate import generate as generate3
+from v3_numpy_deep.models.transformer import new_model as new_model3
 
-CHATS, ANSWERS = (chat1, chat2, chat3), (answers1, answers2, answers3)
 CONVERSATIONS = [
     [{"role": "user", "content": "Hello?"}],
     [
@@ -57,68 +54,78 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.5,
         eos_token_id=0,
     )
-    save_model(Transformer2(config).initialize(0), path)
+    save_model(new_model(config), path)
     return path
 
 
 @pytest.fixture(scope="module")
-def levels(folder: Path) -> list[tuple[Any, Any]]:
-    """(model, tokenizer) of each level, in float64 so that no tie is broken by rounding."""
-    two = Transformer2(ModelConfig.from_hf(_config(folder))).initialize(0).double()
-    one = Transformer1(Config1.from_hf(_config(folder))).initialize(0).to(torch.float64)
-    three = Transformer3(Config3.from_hf(_config(folder))).initialize(0).to("float64")
-    return list(
-        zip(
-            (one, two, three),
-            (level.load(folder) for level in (Tokenizer1, Tokenizer2, Tokenizer3)),
-            strict=True,
+def levels(folder: Path) -> list[tuple[Any, Any, Any]]:
+    """(generate, model, tokenizer) of each level, in float64 so that no tie is broken by rounding; one with the library's tokenizer."""
+    config = ModelConfig.from_hf(read_json(folder / "config.json"))
+    model = new_model(config).double()
+    return [
+        (generate, model, load_tokenizer(folder)),
+        (generate3, new_model3(config).to("float64"), load_tokenizer3(folder)),
+        (generate, model, AutoTokenizer.from_pretrained(folder)),
+    ]
+
+
+def test_every_level_writes_the_same_words_and_streams_what_it_writes(
+    levels: list[tuple[Any, Any, Any]],
+) -> None:
+    completions = []
+    for level_generate, model, tokenizer in levels:
+        written: list[str] = []
+        completions.append(
+            complete_chat(level_generate, model, tokenizer, CONVERSATIONS, written.append, max_new_tokens=24)
         )
-    )
+        assert "".join(written) == completions[-1][0]
+        assert all(token not in text for text in completions[-1] for token in ("<|im_end|>", "<|endoftext|>"))
+    assert completions[0] == completions[1] == completions[2]
+    assert completions[0][0] != completions[0][1]
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    from shared_data.files import read_json
+def reciting(tokenizer: Any, answers: dict[str, str]) -> Any:
+    """A `generate` that knows what follows each prompt by heart, and the prompts that it was called with."""
+    prompts: list[str] = []
 
-    return read_json(folder / "config.json")
+    def generate(
+        model: Any, inputs: list[list[int]], *, eos_token_id: list[int], on_token: Any, **_: Any
+    ) -> list[list[int]]:
+        texts = [tokenizer.decode(ids) for ids in inputs]
+        prompts.extend(texts)
+        new_ids = [
+            [
+                *tokenizer.encode(next(a for q, a in answers.items() if f"{q}<|im_end|>" in text)),
+                eos_token_id[-1],
+            ]
+            for text in texts
+        ]
+        for row, ids in enumerate(new_ids):
+            for id in ids:
+                on_token(row, id)
+        return new_ids
+
+    return generate, prompts
 
 
-def test_three_levels_reply_the_same_words_and_stream_what_they_reply(levels: list[tuple[Any, Any]]) -> None:
-    replies = []
-    for chat, (model, tokenizer) in zip(CHATS, levels, strict=True):
-        heard: list[str] = []
-        replies.append(chat.reply(model, tokenizer, CONVERSATIONS, max_new_tokens=24, on_text=heard.append))
-        assert "".join(heard) == replies[-1][0]
-        assert all(token not in text for text in replies[-1] for token in ("<|im_end|>", "<|endoftext|>"))
-    assert replies[0] == replies[1] == replies[2]
-    assert replies[0][0] != replies[0][1]
-
-
-def test_an_exam_counts_exact_replies_by_kind(
-    levels: list[tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_count_where_they_are_exact_and_by_kind(levels: list[tuple[Any, Any, Any]]) -> None:
     tasks = list(islice(questions(2, "test"), 12))
-    for answers, (model, tokenizer) in zip(ANSWERS, levels, strict=True):
-        given = [task.reply if number % 3 else "No idea." for number, task in enumerate(tasks)]
-
-        def recite(_: Any, __: Any, asked: list, given: list = given, **___: Any) -> list[str]:
-            prompts = [task.prompt for task in tasks]
-            return [f" {given[prompts.index(messages[-1]['content'])]}" for messages in asked]
-
-        monkeypatch.setattr(answers, "reply", recite)
-        result = answers.answer_questions(model, tokenizer, tasks, batch_size=5)
-        assert result.accuracy == pytest.approx(8 / 12)
-        right = [task.kind for number, task in enumerate(tasks) if number % 3]
-        assert result.by_kind == {
-            kind: right.count(kind) / sum(task.kind == kind for task in tasks)
-            for kind in sorted({task.kind for task in tasks})
-        }
-        assert [record["prompt"] for record in result.records] == [task.prompt for task in tasks]
+    answers = {t.prompt: f" {t.reply}" if number % 3 else "No idea." for number, t in enumerate(tasks)}
+    _, model, tokenizer = levels[0]
+    generate, prompts = reciting(tokenizer, answers)
+    result = answer_questions(generate, model, tokenizer, tasks, batch_size=5)
+    assert len(prompts) == 12
+    assert result.accuracy == pytest.approx(8 / 12)
+    right = [task.kind for number, task in enumerate(tasks) if number % 3]
+    assert result.by_kind == {
+        kind: right.count(kind) / sum(task.kind == kind for task in tasks)
+        for kind in sorted({task.kind for task in tasks})
+    }
+    assert [record["prompt"] for record in result.records] == [task.prompt for task in tasks]
 
 
-def test_commands_are_obeyed_and_the_conversation_is_remembered(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = load_settings("smoke", ["generate.max_new_tokens=5", "generate.temperature=0"])
+def test_commands_are_obeyed_and_the_conversation_is_remembered(levels: list[tuple[Any, Any, Any]]) -> None:
     lines = [
         "/system Be brief.\n",
         "Hi\n",
@@ -130,26 +137,36 @@ def test_commands_are_obeyed_and_the_conversation_is_remembered(
         "/quit\n",
         "never\n",
     ]
-    for level, chat in zip(("v1", "v2", "v3"), CHATS, strict=True):
-        asked: list[list[dict[str, str]]] = []
+    _, model, tokenizer = levels[0]
+    generate, prompts = reciting(tokenizer, dict.fromkeys(("Hi", "And?", "Who?"), "Yes."))
+    written: list[str] = []
+    chat(generate, model, tokenizer, load_settings("smoke").generate, lines, written.append)
+    beginning = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+    end = "<|im_end|>\n<|im_start|>assistant\n"
+    assert prompts == [
+        f"{beginning}Hi{end}",
+        f"{beginning}Hi{end}Yes.<|im_end|>\n<|im_start|>user\nAnd?{end}",
+        f"{beginning}Who?{end}",
+    ]
+    text = "".join(written)
+    assert text.count("Yes.\n") == 3
+    assert "[no command /dance; there are /reset, /system TEXT and /quit]" in text
 
-        def listen(_: Any, __: Any, conversations: list, asked: list = asked, **options: Any) -> list[str]:
-            asked.append([dict(message) for message in conversations[0]])
-            options["on_text"]("Yes.")
-            return ["Yes."]
 
-        monkeypatch.setattr(chat, "reply", listen)
+def test_the_command_answers_with_the_model_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    settings = load_settings("smoke", ["generate.max_new_tokens=5", "generate.temperature=0"])
+    texts = []
+    for level, command in (("v2", chat_command), ("v3", chat_command3)):
         written: list[str] = []
-        run = RunFolder(level, settings, tmp_path / level)
-        chat.chat_command(settings, run, folder, lines, written.append)
-        contents = [[message["content"] for message in messages] for messages in asked]
-        assert contents == [["Be brief.", "Hi"], ["Be brief.", "Hi", "Yes.", "And?"], ["Be brief.", "Who?"]]
-        text = "".join(written)
-        assert text.count("Yes.\n") == 3
-        assert "[no command /dance; there are /reset, /system TEXT and /quit]" in text
+        command(settings, RunFolder(level, settings, tmp_path / level), folder, ["Hi\n"], written.append)
+        texts.append("".join(written))
+    assert texts[0] == texts[1] != "\n"
 
 
-def test_the_oldest_turns_are_forgotten_and_the_system_message_stays(levels: list[tuple[Any, Any]]) -> None:
+def test_the_oldest_turns_are_forgotten_and_the_system_message_stays(
+    levels: list[tuple[Any, Any, Any]],
+) -> None:
+    tokenizer = levels[0][2]
     long = [{"role": "system", "content": "Be kind."}]
     for number in range(30):
         long += [
@@ -157,12 +174,17 @@ def test_the_oldest_turns_are_forgotten_and_the_system_message_stays(levels: lis
             {"role": "assistant", "content": "Yes, so it is."},
         ]
     long.append({"role": "user", "content": "The last one?"})
-    for chat, (model, tokenizer) in zip(CHATS, levels, strict=True):
-        kept = chat.forget_oldest(model, tokenizer, long)
-        assert kept[0] == long[0]
-        assert kept[1]["role"] == "user"
-        assert kept[1:] == long[-len(kept) + 1 :]
-        assert len(chat.encode_chat(tokenizer, kept)) <= 512 * 3 // 4
-        assert len(chat.encode_chat(tokenizer, [kept[0], *long[-len(kept) - 1 :]])) > 512 * 3 // 4
-        with pytest.raises(UserError, match="fills all 512 positions"):
-            chat.forget_oldest(model, tokenizer, [{"role": "user", "content": "word " * 600}])
+    kept = forget_oldest(tokenizer, long, positions=512)
+    assert kept[0] == long[0]
+    assert kept[1]["role"] == "user"
+    assert kept[1:] == long[-len(kept) + 1 :]
+    assert len(encode_chat(tokenizer, kept)) <= 512 * 3 // 4
+    assert len(encode_chat(tokenizer, [kept[0], *long[-len(kept) - 1 :]])) > 512 * 3 // 4
+    with pytest.raises(UserError, match="fills all 512 positions"):
+        forget_oldest(tokenizer, [{"role": "user", "content": "word " * 600}], positions=512)
+
+
+def test_a_completion_ends_with_its_turn_or_with_the_text(levels: list[tuple[Any, Any, Any]]) -> None:
+    """The end of the turn comes first: it is what a finished completion ends with."""
+    for _, _, tokenizer in levels:
+        assert stop_ids(tokenizer) == [3, 0]

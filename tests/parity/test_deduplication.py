@@ -151,3 +151,11 @@ def test_the_index_finds_every_chained_document_and_stays_small(index_class) -> 
     assert index.find_exact(b"\xff" * 20) is None
     assert len(index) == 3000
     assert (index.memory_bytes() - empty) / 3000 <= 1.5 * (8 * 21 + 8)
+
+
+def test_level_1_too_names_the_earliest_of_equally_similar_documents() -> None:
+    index, minhash = v1.SignatureIndex(0.7, 128), MinHash(num_perm=128)
+    minhash.update_batch(shingle.encode() for shingle in shingles(stories(1)[0], 5))
+    for number in range(20):
+        index.add(f"id-{number}", bytes([number]) * 20, minhash)
+    assert index.find_near(minhash, 1.0) == ("id-0", 1.0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 from v2_handwritten.align.algorithms.log_probabilities import frozen_copy
+from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen_arrays
 
 from shared_data.errors import UserError
 from tests.parity.arrays import array
@@ -20,7 +21,6 @@ from v2_handwritten.align.algorithms import dpo as v2
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import AdamW
 from v3_numpy_deep.align.algorithms import dpo as v3
-from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen_arrays
 from v3_numpy_deep.autograd import Tensor, no_grad
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 from v3_numpy_deep.pretrain.components.optimizers import AdamW as ArrayAdamW

@@ -83,8 +83,8 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(run: RunFolder, tmp_path:
     other = small_run(tmp_path, stories=3)  # as many tokens, from other text
     for evaluate in LEVELS:
         with pytest.raises(UserError, match="another tokenizer"):
-            evaluate(run.settings, run, other.checkpoint())
-    (other.checkpoint() / "tokenizer.json").unlink()
+            evaluate(run.settings, run, other.model("pretrain"))
+    (other.model("pretrain") / "tokenizer.json").unlink()
     definition = read_json(run.tokenizer)
     definition["added_tokens"].append(definition["added_tokens"][0] | {"id": 320, "content": "<|more|>"})
     write_json(other.tokenizer, definition)

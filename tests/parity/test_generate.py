@@ -1,29 +1,34 @@
 """All levels: greedy ids are those of transformers' generate, however they are computed; levels 2 and 3 draw the same tokens."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.evaluation.windows import score_tokens
 from tests.parity.arrays import integers
 from tests.parity.inference_cases import prompts, trio
 from tests.parity.model_cases import CASES
 from tests.parity.recorder import ParityRecorder
 from v1_quick.inference.generate import generate as generate_v1
 from v2_handwritten.inference.generate import generate as generate_v2
-from v2_handwritten.inference.scoring import score_tokens as score_v2
+from v2_handwritten.inference.scoring import negative_log_probs as negative_log_probs_v2
 from v3_numpy_deep.inference.generate import generate as generate_v3
-from v3_numpy_deep.inference.scoring import score_tokens as score_v3
+from v3_numpy_deep.inference.scoring import negative_log_probs as negative_log_probs_v3
 
 GENERATORS = (generate_v1, generate_v2, generate_v3)
 
 
-def by_level(case: str, given: list[list[int]], dtype: torch.dtype = torch.float64, **options: Any) -> list:
+FREE: dict[str, Any] = {"eos_token_id": []}  # a sequence that stops nowhere
+
+
+def by_level(case: str, inputs: list[list[int]], dtype: torch.dtype = torch.float64, **options: Any) -> list:
     """The new ids of each level."""
     return [
-        generate(model, given, **options)
+        generate(model, inputs, **FREE | options)
         for generate, model in zip(GENERATORS, trio(case, dtype), strict=True)
     ]
 
@@ -61,40 +66,41 @@ def test_the_library_called_directly_gives_the_same_ids(case: str) -> None:
     prompt = prompts(case)[0]
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     ids = library.library.generate(torch.tensor([prompt]), **options)
-    assert ids[0, len(prompt) :].tolist() == generate_v2(ours, [prompt], max_new_tokens=20)[0]
+    assert ids[0, len(prompt) :].tolist() == generate_v2(ours, [prompt], max_new_tokens=20, **FREE)[0]
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 def test_a_prompt_gives_in_a_batch_what_it_gives_alone(case: str) -> None:
     for generate, model in zip(GENERATORS, trio(case), strict=True):
-        together = generate(model, prompts(case), max_new_tokens=20)
-        assert together == [generate(model, [prompt], max_new_tokens=20)[0] for prompt in prompts(case)]
+        together = generate(model, prompts(case), max_new_tokens=20, **FREE)
+        assert together == [
+            generate(model, [prompt], max_new_tokens=20, **FREE)[0] for prompt in prompts(case)
+        ]
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 @pytest.mark.parametrize("level", [2, 3])
-def test_a_prompt_that_is_asked_again_is_read_once(
-    monkeypatch: pytest.MonkeyPatch, case: str, level: int
-) -> None:
-    """A group of replies costs one prefill, and each is drawn as if its prompt had been read for it alone."""
+def test_a_repeated_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch, case: str, level: int) -> None:
+    """A group of completions costs one prefill, and each is drawn as if its prompt had been read for it alone."""
     generate, model = GENERATORS[level - 1], trio(case)[level - 1]
     first, second, _ = prompts(case)
-    asked, options = [first, second, first, first], {"max_new_tokens": 20, "temperature": 0.8, "seed": 3}
+    repeated = [first, second, first, first]
+    options = FREE | {"max_new_tokens": 20, "temperature": 0.8, "seed": 3}
     module, prefilled = sys.modules[generate.__module__], []
     cache = module.KVCache
     monkeypatch.setattr(
         module, "KVCache", lambda config, rows, *more: prefilled.append(rows) or cache(config, rows, *more)
     )
-    apart = generate(model, asked, use_cache=False, **options)
-    assert generate(model, asked, **options) == apart
-    assert len({tuple(reply) for reply in apart}) == 4, "each row draws its own"
+    apart = generate(model, repeated, use_cache=False, **options)
+    assert generate(model, repeated, **options) == apart
+    assert len({tuple(ids) for ids in apart}) == 4, "each row draws its own"
     assert prefilled == [2]
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "recomputed"])
 def test_levels_2_and_3_draw_the_same_tokens(case: str, use_cache: bool) -> None:
-    options = {
+    options = FREE | {
         "max_new_tokens": 30 if use_cache else 8,
         "temperature": 1.5,
         "top_k": 50,
@@ -110,13 +116,13 @@ def test_levels_2_and_3_draw_the_same_tokens(case: str, use_cache: bool) -> None
 def test_a_row_draws_the_same_tokens_whatever_stands_below_it() -> None:
     _, ours, _ = trio("llama GQA")
     first, second, _ = prompts("llama GQA")
-    options = {"max_new_tokens": 20, "temperature": 1.0, "seed": 3}
+    options = FREE | {"max_new_tokens": 20, "temperature": 1.0, "seed": 3}
     assert generate_v2(ours, [first, second], **options)[0] == generate_v2(ours, [first], **options)[0]
 
 
 def test_the_library_samples_with_its_seed() -> None:
     library, _, _ = trio("llama GQA")
-    options = {"max_new_tokens": 20, "temperature": 1.0, "top_p": 0.9}
+    options = FREE | {"max_new_tokens": 20, "temperature": 1.0, "top_p": 0.9}
     state = torch.get_rng_state()
     drawn = [generate_v1(library, prompts("llama GQA"), seed=seed, **options) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -133,28 +139,28 @@ def test_a_sequence_stops_at_the_end_of_text_and_the_others_go_on(case: str) -> 
             assert row == without[: last + 1]
 
 
-def test_every_new_token_is_told_at_once() -> None:
+def test_on_token_receives_every_new_token() -> None:
     case = "gpt2"
     free = by_level(case, prompts(case), max_new_tokens=12)[0]
     for generate, model in zip(GENERATORS, trio(case), strict=True):
-        heard: list[list[int]] = [[], [], []]
+        received: list[list[int]] = [[], [], []]
         ids = generate(
             model,
             prompts(case),
             max_new_tokens=12,
             eos_token_id=free[0][4],
-            on_token=lambda row, id, heard=heard: heard[row].append(id),
+            on_token=lambda row, id, received=received: received[row].append(id),
         )
-        assert heard == ids
+        assert received == ids
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 def test_a_text_that_fills_the_positions_stops_and_shorter_ones_go_on(case: str) -> None:
-    given = prompts(case, (120, 3))  # of 128 positions
-    for ids in by_level(case, given, max_new_tokens=40):
+    inputs = prompts(case, (120, 3))  # of 128 positions
+    for ids in by_level(case, inputs, max_new_tokens=40):
         assert [len(row) for row in ids] == [8, 40]
     _, ours, _ = trio(case)
-    assert generate_v2(ours, given, max_new_tokens=12, use_cache=False) == [row[:12] for row in ids]
+    assert generate_v2(ours, inputs, max_new_tokens=12, use_cache=False, **FREE) == [row[:12] for row in ids]
 
 
 def test_an_empty_prompt_begins_with_the_end_of_text() -> None:
@@ -164,7 +170,7 @@ def test_an_empty_prompt_begins_with_the_end_of_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "message"),
+    ("inputs", "options", "message"),
     [
         ([], {}, "no prompt"),
         ([[]], {}, "empty"),
@@ -172,25 +178,38 @@ def test_an_empty_prompt_begins_with_the_end_of_text() -> None:
         ([[5]], {"temperature": 1.0, "top_p": 2.0}, "top_p"),
     ],
 )
-def test_what_cannot_be_generated_is_named(given: list, options: dict, message: str) -> None:
+def test_what_cannot_be_generated_is_named(inputs: list, options: dict, message: str) -> None:
     for generate, model in zip(GENERATORS, trio("gpt2"), strict=True):
         with pytest.raises(UserError, match=message):
-            generate(model, given, max_new_tokens=4, **options)
+            generate(model, inputs, max_new_tokens=4, **FREE | options)
+
+
+@pytest.mark.parametrize("level", [2, 3])
+def test_a_sequence_stops_by_default_where_the_model_is_configured_to(level: int) -> None:
+    """`config.eos_token_id`, as in transformers; the id that stops it is returned."""
+    generate, model = GENERATORS[level - 1], trio("gpt2")[level - 1]
+    (free,) = generate(model, prompts("gpt2")[:1], max_new_tokens=20, **FREE)
+    model.config = replace(model.config, eos_token_id=[free[6], 95])
+    (ids,) = generate(model, prompts("gpt2")[:1], max_new_tokens=20)
+    assert ids == free[: free.index(free[6]) + 1]
 
 
 def test_a_model_in_training_writes_without_dropout_and_goes_on_training() -> None:
     """As the samples during pretraining do; the same holds for the score of held-out text."""
     tokens = integers(3, 96, 60)
-    for level in (2, 3):
-        _, *models = trio("llama GQA")
-        model = models[level - 2]
-        generate, score = ((generate_v2, score_v2), (generate_v3, score_v3))[level - 2]
-        options = {"context_length": 16, "stride": 8, "batch_size": 4}
-        quiet = generate(model, [[5, 6]], max_new_tokens=10, use_cache=False), score(model, tokens, **options)
+    for level, negative_log_probs in ((2, negative_log_probs_v2), (3, negative_log_probs_v3)):
+        generate, model = GENERATORS[level - 1], trio("llama GQA")[level - 1]
+
+        def numbers(
+            generate: Any = generate, model: Any = model, negative_log_probs: Any = negative_log_probs
+        ) -> Any:
+            ids = generate(model, [[5, 6]], max_new_tokens=10, use_cache=False)
+            return ids, score_tokens(negative_log_probs, model, tokens, 16, stride=8, batch_size=4)
+
+        quiet = numbers()
         for module in model.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.5
         model.train()
-        noisy = generate(model, [[5, 6]], max_new_tokens=10, use_cache=False), score(model, tokens, **options)
-        assert noisy == quiet
+        assert numbers() == quiet
         assert model.training

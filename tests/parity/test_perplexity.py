@@ -1,4 +1,4 @@
-"""All levels: every token is predicted once, as transformers' recipe would if it counted tokens; the true model scores the entropy."""
+"""Every token is predicted once, as transformers' recipe would if it counted tokens; the true model scores the entropy."""
 
 import math
 from typing import Any
@@ -8,19 +8,25 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.evaluation.windows import (
+    Score,
+    bits_per_byte,
+    perplexity,
+    plan_windows,
+    score_tokens,
+    token_nats,
+)
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.config import ModelConfig as ArrayConfig
 from tests.parity.arrays import integers
 from tests.parity.inference_cases import trio
 from tests.parity.recorder import ParityRecorder
-from v1_quick.evaluation.metrics import perplexity as v1
-from v2_handwritten.evaluation.metrics import perplexity as v2
+from v2_handwritten.inference import scoring as v2
 from v2_handwritten.models.transformer import Transformer
 from v3_numpy_deep.autograd import Tensor
-from v3_numpy_deep.evaluation.metrics import perplexity as v3
+from v3_numpy_deep.inference import scoring as v3
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 
-LEVELS = (v1, v2, v3)
+LEVELS = (v2, v3)
 END = 3  # closes a document
 CASES = ["gpt2", "llama GQA"]
 
@@ -57,10 +63,10 @@ def test_the_score_of_a_stream_is_that_of_the_library_recipe(
     parity: ParityRecorder, case: str, stride: int
 ) -> None:
     tokens = integers(1, 96, 103)
-    models = trio(case)
-    expected, mean_of_means = library_recipe(models[0], tokens, max_length=17, stride=stride)
-    for name, level, model in zip(("v1", "v2", "v3"), LEVELS, models, strict=True):
-        score = level.score_tokens(model, tokens, context_length=16, stride=stride, batch_size=3)
+    library, *models = trio(case)
+    expected, mean_of_means = library_recipe(library, tokens, max_length=17, stride=stride)
+    for name, level, model in zip(("v2", "v3"), LEVELS, models, strict=True):
+        score = score_tokens(level.negative_log_probs, model, tokens, 16, stride, batch_size=3)
         assert score.tokens == len(tokens) - 1
         parity(
             component="perplexity",
@@ -78,23 +84,21 @@ def test_the_score_of_a_stream_is_that_of_the_library_recipe(
 def test_the_levels_agree(parity: ParityRecorder, case: str, end: int | None) -> None:
     tokens = documents(5, 40, 1, 16, 15, 17, 0, 3)
     options = {"context_length": 16, "stride": 6, "batch_size": 3, "end_of_text_id": end}
-    library, ours, arrays = trio(case)
-    score, expected = v1.score_tokens(library, tokens, **options), v2.score_tokens(ours, tokens, **options)
-    assert score.tokens == expected.tokens
-    nats, array_nats = (level.token_nats(m, tokens, **options) for level, m in ((v2, ours), (v3, arrays)))
-    assert np.nansum(nats) == expected.nats
-    for levels, quantity, actual, wanted, tolerance in (
-        ("v1-v2", "sum of nats", score.nats, expected.nats, 3e-8),
-        ("v3-v2", "nats of each token", array_nats, nats, 1e-14),
-    ):
-        parity(
-            component=f"perplexity of {'documents' if end else 'a stream'}",
-            quantity=quantity,
-            levels=levels,
-            actual=actual,
-            expected=wanted,
-            tolerance=tolerance,
-        )
+    _, *models = trio(case)
+    nats, array_nats = (
+        token_nats(level.negative_log_probs, model, tokens, **options)
+        for level, model in zip(LEVELS, models, strict=True)
+    )
+    score = score_tokens(v2.negative_log_probs, models[0], tokens, **options)
+    assert (score.nats, score.tokens) == (np.nansum(nats), np.isfinite(nats).sum())
+    parity(
+        component=f"perplexity of {'documents' if end else 'a stream'}",
+        quantity="nats of each token",
+        levels="v3-v2",
+        actual=array_nats,
+        expected=nats,
+        tolerance=1e-14,
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,7 +107,9 @@ def test_each_document_is_scored_as_if_it_were_alone_after_one_end_of_text(case:
     lengths = (5, 12, 1, 9)
     tokens = documents(*lengths)
     _, ours, _ = trio(case)
-    nats = v2.token_nats(ours, tokens, context_length=16, stride=8, batch_size=2, end_of_text_id=END)
+    nats = token_nats(
+        v2.negative_log_probs, ours, tokens, context_length=16, stride=8, batch_size=2, end_of_text_id=END
+    )
     assert not np.isnan(nats).any()
     expected, start = [], 0
     for length in lengths:
@@ -118,13 +124,12 @@ def test_each_document_is_scored_as_if_it_were_alone_after_one_end_of_text(case:
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 18, 100])
 @pytest.mark.parametrize("stride", [1, 5, 16])
 def test_each_token_is_scored_once_with_enough_context(length: int, stride: int) -> None:
-    for level in LEVELS:
-        windows = level.plan_windows(10, 10 + length, 16, stride)
-        scored = [token for window in windows for token in range(window.scored, window.end)]
-        assert scored == list(range(11, 10 + length))
-        for window in windows:
-            assert window.end - window.begin <= 17
-            assert window.begin == 10 or window.scored - window.begin > 16 - stride
+    windows = plan_windows(10, 10 + length, 16, stride)
+    scored = [token for window in windows for token in range(window.scored, window.end)]
+    assert scored == list(range(11, 10 + length))
+    for window in windows:
+        assert window.end - window.begin <= 17
+        assert window.begin == 10 or window.scored - window.begin > 16 - stride
 
 
 # A language of five documents, with their probabilities; END closes each.
@@ -171,21 +176,16 @@ def test_a_model_that_is_the_distribution_scores_exactly_the_entropy_floor() -> 
     entropy = -sum(p * math.log2(p) for p in LANGUAGE.values())  # bits per document
     size = 10 * 80  # say ten bytes a document
     torch_model = ExactTorchModel(ModelConfig(**TINIEST))
-    array_model = ExactArrayModel(ArrayConfig(**TINIEST))
-    for level, model, precision in (
-        (v1, torch_model, 1e-6),  # level 1's cross-entropy is in float32
-        (v2, torch_model, 1e-14),
-        (v3, array_model, 1e-14),
-    ):
-        score = level.score_tokens(model, tokens, 8, 4, 4, end_of_text_id=END)
+    array_model = ExactArrayModel(ModelConfig(**TINIEST))
+    for level, model in ((v2, torch_model), (v3, array_model)):
+        score = score_tokens(level.negative_log_probs, model, tokens, 8, 4, 4, end_of_text_id=END)
         assert score.tokens == len(tokens)
-        assert level.bits_per_byte(score, size) == pytest.approx(entropy / 10, rel=precision)
+        assert bits_per_byte(score, size) == pytest.approx(entropy / 10, rel=1e-14)
 
 
 def test_perplexity_of_a_uniform_choice_is_the_number_of_choices() -> None:
-    for level in LEVELS:
-        assert level.perplexity(level.Score(10 * math.log(50), 10)) == pytest.approx(50)
-        assert level.bits_per_byte(level.Score(8 * math.log(2), 3), 4) == pytest.approx(2)
+    assert perplexity(Score(10 * math.log(50), 10)) == pytest.approx(50)
+    assert bits_per_byte(Score(8 * math.log(2), 3), 4) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,5 @@ def test_perplexity_of_a_uniform_choice_is_the_number_of_choices() -> None:
     [([5], 4, "no token to predict"), ([5, 6, 7], 17, "stride of 17"), ([5, 6, 7], 0, "stride of 0")],
 )
 def test_what_cannot_be_scored_is_named(tokens: list[int], stride: int, message: str) -> None:
-    for level, model in zip(LEVELS, trio("gpt2"), strict=True):
-        with pytest.raises(UserError, match=message):
-            level.score_tokens(model, np.array(tokens), 16, stride, 2)
+    with pytest.raises(UserError, match=message):
+        score_tokens(v2.negative_log_probs, trio("gpt2")[1], np.array(tokens), 16, stride, 2)

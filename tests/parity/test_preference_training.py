@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
+from v2_handwritten.align.preference_data import PreferenceLoader as Loader2
+from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
+from v3_numpy_deep.align.preference_data import PreferenceLoader as Loader3
 
 from tests.parity.inference_cases import trio
 from tests.parity.preference_cases import PAD, pairs, reward_trainer, reward_trio, trl_batch
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.align import dpo_train as dpo2
 from v2_handwritten.align import rm_train as rm2
-from v2_handwritten.align.preference_data import PreferenceLoader as Loader2
 from v2_handwritten.pretrain.components.optimizers import AdamW as AdamW2
 from v3_numpy_deep.align import dpo_train as dpo3
 from v3_numpy_deep.align import preference_data as preference_data3
 from v3_numpy_deep.align import rm_train as rm3
-from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
-from v3_numpy_deep.align.preference_data import PreferenceLoader as Loader3
 from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
 
 GOOD, BAD, CASE = 7, 8, "llama GQA"

@@ -12,7 +12,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+from shared_data.corpus.splits import SPLITS, read_documents
+from shared_data.corpus.token_files import encode_split
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings, load_settings
@@ -20,7 +23,6 @@ from shared_data.story_world import StoryWorld
 
 LEVELS = ["v1_quick", "v2_handwritten", "v3_numpy_deep"]
 BY_HAND = LEVELS[1:]
-SPLITS = ["train", "validation", "test"]
 
 
 def prepare(level: str) -> ModuleType:
@@ -127,9 +129,7 @@ def test_held_out_stories_are_clean_and_carry_their_exact_probability(level: str
 @pytest.mark.parametrize("level", LEVELS)
 def test_token_files_hold_every_document_and_end_each(level: str, finished) -> None:
     run, _, _ = finished(level)
-    tokenizer = importlib.import_module(f"{level}.data_pipeline.tokenizer.tokenizer").Tokenizer.load(
-        run.tokenizer
-    )
+    tokenizer = AutoTokenizer.from_pretrained(run.stage("tokenizer"))
     for split in SPLITS:
         described = json.loads(run.tokens(split).with_suffix(".json").read_text())
         ids = np.fromfile(run.tokens(split), described["dtype"])
@@ -183,29 +183,55 @@ def test_a_users_documents_are_split_by_their_text_alike_in_any_order(tmp_path: 
     assert 22 <= len(test) <= 60
 
 
-@pytest.mark.parametrize("level", BY_HAND)
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_special_token_typed_in_a_document_stays_text(level: str, tmp_path: Path, finished) -> None:
-    module = prepare(level)
-    tokenizer = module.Tokenizer.load(finished(level)[0].tokenizer)
-    documents = tmp_path / "train.jsonl"
-    documents.write_text(
-        json.dumps({"id": "0", "text": "He typed <|endoftext|> twice: <|endoftext|>"}) + "\n"
-    )
-    described = module.encode_split(documents, tmp_path / "train.bin", tokenizer)
-    ids = np.fromfile(tmp_path / "train.bin", np.uint16)
-    assert described["documents"] == (ids == tokenizer.end_of_text_id).sum() == 1
+    settings, run = new_run(level, tmp_path, f"tokenizer.load={finished(level)[0].stage('tokenizer')}")
+    shutil.copytree(finished(level)[0].stage("data"), run.path / "data")
+    text = "He typed <|endoftext|> twice: <|endoftext|>. "
+    run.documents("train").write_text(json.dumps({"id": "0", "text": text * 50}) + "\n")
+    prepare(level).prepare_tokens(settings, run)
+    ids = np.fromfile(run.tokens("train"), np.uint16)
+    end = json.loads(run.tokens("train").with_suffix(".json").read_text())["end_of_text_id"]
+    assert (ids == end).sum() == 1
+    assert ids[-1] == end
 
 
-@pytest.mark.parametrize("level", BY_HAND)
-def test_a_large_vocabulary_is_written_in_32_bits(level: str, tmp_path: Path, finished, monkeypatch) -> None:
-    module = prepare(level)
-    run = finished(level)[0]
-    tokenizer = module.Tokenizer.load(run.tokenizer)
-    monkeypatch.setattr(module.Tokenizer, "vocab_size", 65_537)
-    described = module.encode_split(run.documents("test"), tmp_path / "test.bin", tokenizer)
-    assert described["dtype"] == "uint32"
-    small = np.fromfile(run.tokens("test"), np.uint16)
-    assert np.array_equal(np.fromfile(tmp_path / "test.bin", np.uint32), small)
+def test_a_large_vocabulary_is_written_in_32_bits(tmp_path: Path, finished) -> None:
+    documents = finished("v3_numpy_deep")[0].documents("test")
+    for vocab_size, dtype in ((65_536, "uint16"), (65_537, "uint32")):
+        described = encode_split(
+            documents, tmp_path / "test.bin", lambda texts: np.arange(len(texts)) + 60_000, vocab_size, 0
+        )
+        assert described["dtype"] == dtype
+        ids = np.fromfile(tmp_path / "test.bin", dtype)
+        assert np.array_equal(ids, np.arange(described["documents"]) + 60_000)
+
+
+def test_a_damaged_document_is_named_by_its_line(tmp_path: Path) -> None:
+    for line in (b'{"id": "1"}', b'{"id": "1", "text": 3}', b"[1]", b'{"id": "1", "te', b'"\xff"'):
+        (tmp_path / "train.jsonl").write_bytes(b'{"id": "0", "text": "fine"}\n' + line)
+        with pytest.raises(UserError, match=r"train\.jsonl, line 2, is no document"):
+            list(read_documents(tmp_path / "train.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, "holds no tokenizer"),
+        ({"tokenizer.json": "{"}, "holds no tokenizer"),
+        ({"tokenizer.json": None}, "names an eos_token"),
+    ],
+)
+def test_level_1_refuses_a_tokenizer_that_transformers_cannot_use(
+    tmp_path: Path, finished, files: dict, expected: str
+) -> None:
+    first = finished("v1_quick")[0]
+    settings, run = new_run("v1_quick", tmp_path / "run", f"tokenizer.load={tmp_path}/tokenizer.json")
+    shutil.copytree(first.stage("data"), run.path / "data")
+    for name, content in files.items():
+        (tmp_path / name).write_text(content or (first.stage("tokenizer") / name).read_text())
+    with pytest.raises(UserError, match=expected):
+        prepare("v1_quick").prepare_tokens(settings, run)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -247,9 +273,10 @@ import sys
 from pathlib import Path
 from shared_data.runs import RunFolder
 from shared_data.settings import load_settings
+from shared_data.corpus import splits
 from v3_numpy_deep.data_pipeline import prepare
 
-prepare._draw = lambda *_: None  # plots are as large as the page, whatever the corpus
+splits._draw = lambda *_: None  # plots are as large as the page, whatever the corpus
 settings = load_settings("smoke", [f"data.max_megabytes={sys.argv[2]}", "tokenizer.train_megabytes=0.1"])
 run = RunFolder("v3", settings, Path(sys.argv[1]))
 prepare.prepare_documents(settings, run)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabilities as log_probabilities2
+from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities as log_probabilities3
 
 from shared_data.errors import UserError
 from tests.parity.inference_cases import prompts, trio
@@ -15,7 +16,6 @@ from v1_quick.align.algorithms import rollout as rollout1
 from v2_handwritten.align.algorithms import ppo
 from v2_handwritten.align.algorithms import rollout as rollout2
 from v3_numpy_deep.align.algorithms import rollout as rollout3
-from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities as log_probabilities3
 
 CASES = ("gpt2", "llama GQA")
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.8, "seed": 5, "replies_per_prompt": 3}

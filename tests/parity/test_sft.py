@@ -2,7 +2,6 @@
 
 import logging
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -337,24 +336,3 @@ def test_a_wrong_conversation_is_named(tokenizers: list[Any], messages: list, sa
     for encode, tokenizer in zip(ENCODERS, tokenizers, strict=True):
         with pytest.raises(UserError, match=says):
             encode(tokenizer, messages, LENGTH, "record 7")
-
-
-def test_records_of_all_forms_are_read_alike(tmp_path: Path) -> None:
-    from shared_data.corpus.formatting import format_chat
-    from shared_data.settings import DataSettings
-    from v1_quick.data_pipeline.download import records as records1
-    from v2_handwritten.data_pipeline.download import records as records2
-    from v3_numpy_deep.data_pipeline.download import records as records3
-
-    path = tmp_path / "chat.jsonl"
-    path.write_text(
-        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-        '{"prompt": "a", "completion": "b"}\n'
-        '{"instruction": "a", "output": "b"}\n'
-    )
-    source = DataSettings(source=str(path))
-    expected = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    for module in (records1, records2, records3):
-        read = list(module.open_records(source))
-        assert [format_chat(record, where) for where, record in read] == [expected] * 3
-        assert all("chat.jsonl" in where for where, _ in read)

@@ -280,7 +280,7 @@ def qwen2() -> str:
     return train("qwen2", ()).to_str()
 
 
-def test_a_template_adds_its_tokens_unless_asked_not_to(tmp_path):
+def test_a_template_adds_its_tokens_only_on_request(tmp_path):
     backend = train("llama3", ("<|begin_of_text|>", "<|end_of_text|>"))
     template = processors.TemplateProcessing(
         single="<|begin_of_text|> $A <|end_of_text|>",
@@ -290,11 +290,11 @@ def test_a_template_adds_its_tokens_unless_asked_not_to(tmp_path):
     backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
     tokens = load(backend, tmp_path)
     for level in (tokens["v2"], tokens["v3"]):
-        assert level.encode("a fox") == [0, *level.encode("a fox", add_special_tokens=False), 1]
-        assert level.encode("a fox") == tokens["v1"].encode("a fox")
-        assert level.encode("") == [0, 1]
-        assert level.encode_batch(["a", ""])[1] == [0, 1]
-        assert level.encode_to_array(["", "a"]).tolist() == level.encode("") + level.encode("a")
+        assert level.encode("") == []
+        assert level.encode("a fox", add_special_tokens=True) == [0, *level.encode("a fox"), 1]
+        assert level.encode("a fox", add_special_tokens=True) == tokens["v1"].encode("a fox")
+        assert level.encode_batch(["a", ""], add_special_tokens=True)[1] == [0, 1]
+        assert level.encode_to_array(["", "a"]).tolist() == [0, 1, 0, *level.encode("a"), 1]
         assert level.end_of_text_id == 1
 
 

@@ -114,7 +114,7 @@ def test_generate_passes_prompts_and_sampling_options(
 
 def test_settings_are_shown_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     assert v2("settings", "--set", "pretrain.max_steps=7") == 0
-    assert "# optimizer steps\nsteps = 7\n" in capsys.readouterr().out
+    assert "# optimizer steps\nmax_steps = 7\n" in capsys.readouterr().out
 
 
 FAILURES: list[tuple[BaseException, str]] = [

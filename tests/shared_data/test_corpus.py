@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from shared_data.corpus import text_units
+from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.hub import hub_documents
 from shared_data.corpus.open_corpus import open_corpus
 from shared_data.corpus.readers import read_documents
@@ -222,6 +223,19 @@ def test_half_a_character_in_json_becomes_the_replacement_character(tmp_path: Pa
         else:
             with pytest.raises(UserError, match=r"broken\.json.*; correct the file"):
                 open_texts(tmp_path / name, readers)
+
+
+def test_conversations_of_all_forms_are_read_from_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+        '{"prompt": "a", "completion": "b"}\n'
+        '{"instruction": "a", "output": "b"}\n'
+    )
+    read = list(read_conversations(DataSettings(), str(path)))
+    assert [where for where, _ in read] == [f"{path}, line {number}" for number in (1, 2, 3)]
+    expected = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert [messages for _, messages in read] == [expected] * 3
 
 
 def test_a_file_name_without_a_utf8_form_still_names_its_documents(tmp_path: Path) -> None:

@@ -76,7 +76,6 @@ MISSING = {
     "sft.source=nowhere.jsonl": "sft.source 'nowhere.jsonl' does not exist; correct",
     "sft.source=text.txt": "text.txt holds no records; give",
     "sft.source=bad_chat.jsonl": "bad_chat.jsonl, line 2 is no conversation.*; ",
-    "sft.max_length=2048": "sft.max_length 2048 is above model.max_position_embeddings 1024; lower",
     "reward.source=bad_pairs.jsonl": "bad_pairs.jsonl, line 2 has no 'rejected'; ",
     "dpo.source=nowhere.jsonl": "dpo.source 'nowhere.jsonl' does not exist; correct",
     "dpo.max_completion_length=1024": "dpo.max_completion_length 1024 leaves no room for a prompt .*; lower",
@@ -102,8 +101,8 @@ def test_a_setting_that_goes_with_another_is_checked_with_it(files: Path) -> Non
     for assignment in ("device=cuda", "device=mps"):
         with pytest.raises(UserError, match="is not for level 3, which is NumPy on the CPU; use"):
             check(files, assignment, level="v3")
-    with pytest.raises(UserError, match=r"32 bits only, not in bfloat16; use --set sft.precision=float32"):
-        check(files, "sft.precision=bfloat16", level="v3")
+    with pytest.raises(UserError, match=r"in 32 bits only; use --set sft.bf16=false"):
+        check(files, "sft.bf16=true", level="v3")
 
 
 def test_nothing_is_checked_for_stages_that_are_not_done(files: Path) -> None:

@@ -29,7 +29,7 @@ def do_tokenizer(settings: Settings, run: RunFolder) -> dict[str, float]:
 
 
 def do_pretrain(settings: Settings, run: RunFolder) -> dict[str, float]:
-    resumed.append(settings.pretrain.resume)
+    resumed.append(settings.pretrain.resume_from_checkpoint)
     (run.model() / "config.json").write_text("{}")
     return {"loss": 1.5, "seconds": 99.0}
 
@@ -100,7 +100,9 @@ def changed(run: RunFolder, *overrides: str) -> RunFolder:
 
 def test_changed_settings_redo_what_is_allowed_and_all_that_rests_on_it(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run)
-    assert run_pipeline(FUNCTIONS, changed(run, "pretrain.max_steps=21"), first="pretrain") == list(STAGES)[2:]
+    assert (
+        run_pipeline(FUNCTIONS, changed(run, "pretrain.max_steps=21"), first="pretrain") == list(STAGES)[2:]
+    )
     rewarded = changed(run, "pretrain.max_steps=21", "reward.max_steps=7")
     assert run_stage("reward", FUNCTIONS, rewarded, force=True)
     assert run_pipeline(FUNCTIONS, rewarded) == ["ppo"]
@@ -111,7 +113,7 @@ def test_a_finished_result_is_not_thrown_away_unasked(run: RunFolder) -> None:
     shutil.rmtree(run.path / "evaluate")
     other = changed(run, "sft.max_steps=3", "evaluate.max_tokens=5")
     with pytest.raises(
-        UserError, match=r"finished result, but .* sft\.steps = 10, not 3; add --from sft to .*--out"
+        UserError, match=r"finished result, but .* sft\.max_steps = 10, not 3; add --from sft to .*--out"
     ):
         run_pipeline(FUNCTIONS, other)
     with pytest.raises(UserError, match="add --force to make it again"):

@@ -42,13 +42,13 @@ def test_runs_under_their_configuration_inherit_too(tmp_path: Path, monkeypatch:
 
 def test_another_configuration_is_a_change_and_what_was_set_stays(tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
-    config.write_text("[pretrain]\nsteps = 5\nbatch_size = 2\n")
+    config.write_text("[pretrain]\nmax_steps = 5\nseed = 2\n")
     begin(tmp_path / "run", str(config), "data.seed=3", "pretrain.max_steps=6")
     assert open_run("v2", str(config), out=tmp_path / "run")[1] == []
-    config.write_text("[pretrain]\nsteps = 5\nbatch_size = 4\n")
+    config.write_text("[pretrain]\nmax_steps = 5\nseed = 4\n")
     run, changes = open_run("v2", str(config), out=tmp_path / "run")
-    assert changes == [f"settings of {tmp_path / 'run'}: pretrain.per_device_train_batch_size = 4 (was 2)"]
-    assert (run.settings.data.seed, run.settings.pretrain.steps) == (3, 6)
+    assert changes == [f"settings of {tmp_path / 'run'}: pretrain.seed = 4 (was 2)"]
+    assert (run.settings.data.seed, run.settings.pretrain.max_steps) == (3, 6)
 
 
 def test_a_wrong_setting_is_not_remembered_and_an_interrupted_one_is(tmp_path: Path) -> None:

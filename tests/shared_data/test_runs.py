@@ -40,7 +40,9 @@ def test_a_finished_stage_is_current_until_one_of_its_settings_changes(tmp_path:
     assert not make(tmp_path).is_current("data")
     finish(make(tmp_path), "data", "tokenizer", "pretrain")
     assert make(tmp_path).is_current("pretrain")
-    assert make(tmp_path, "generate.top_k=5", "device=cuda", "pretrain.resume_from_checkpoint=false").is_current("pretrain")
+    assert make(
+        tmp_path, "generate.top_k=5", "device=cuda", "pretrain.resume_from_checkpoint=false"
+    ).is_current("pretrain")
     assert not make(tmp_path, "model.hidden_size=64").is_current("pretrain")
     assert make(tmp_path, "model.hidden_size=64").is_current("tokenizer")
     assert not make(tmp_path, "data.cleaning.min_words=3").is_current("pretrain")
@@ -172,7 +174,7 @@ def test_results_and_checkpoints_of_other_settings_are_protected(tmp_path: Path)
     for holds in ("an interrupted training", "a finished result"):
         with pytest.raises(
             UserError,
-            match=rf"holds {holds}, but .*pretrain\.steps = 20, not 21; add --force to make it again, or .*--out",
+            match=rf"holds {holds}, but .*pretrain\.max_steps = 20, not 21; add --force to make it again, or .*--out",
         ):
             make(tmp_path, "pretrain.max_steps=21").protect("pretrain")
         finish(run, "pretrain")
@@ -235,7 +237,9 @@ def killed_before_write(number: int, work: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
-@pytest.mark.parametrize(("stage", "override"), [("data", "data.seed=3"), ("pretrain", "pretrain.max_steps=21")])
+@pytest.mark.parametrize(
+    ("stage", "override"), [("data", "data.seed=3"), ("pretrain", "pretrain.max_steps=21")]
+)
 def test_killed_between_any_two_writes_nothing_is_lost(tmp_path: Path, stage: str, override: str) -> None:
     start = finish(make(tmp_path), "data", "tokenizer", "pretrain", "evaluate")
     number, ends = 1, set()

@@ -31,14 +31,14 @@ def test_the_default_configuration_sets_at_most_forty_values() -> None:
 
 
 MISTAKES = {
-    "pretrain.step=3": r"unknown setting 'pretrain.step' in tiny; did you mean 'steps'\?",
+    "pretrain.max_step=3": r"unknown setting 'pretrain.max_step' in tiny; did you mean 'max_steps'\?",
     "nonsense.x=3": "unknown setting 'nonsense' in tiny; known here: name, device",
     "pretrain.max_steps=many": r"bad setting pretrain.max_steps: .*integer.*\(given 'many'\); correct it",
     "pretrain.max_steps=1.5": "bad setting pretrain.max_steps",
     "pretrain.max_steps=0": "bad setting pretrain.max_steps: .*greater than or equal to 1",
     "pretrain.max_steps=": "bad setting pretrain.max_steps: .*None",
     "pretrain=3": "bad setting pretrain",
-    "pretrain.max_steps.x=3": "'steps' is a value, not a section",
+    "pretrain.max_steps.x=3": "'max_steps' is a value, not a section",
     "pretrain.learning_rate=nan": "bad setting pretrain.learning_rate",
     "pretrain.learning_rate=inf": "bad setting pretrain.learning_rate",
     "model.num_attention_heads=5": "hidden_size 128 is not a multiple of num_attention_heads 5; change one",
@@ -88,10 +88,15 @@ def test_a_missing_configuration_names_those_that_exist() -> None:
 def test_overrides_are_read_as_toml_and_else_as_text() -> None:
     settings = load_settings(
         "tiny",
-        ["data.source=my file.txt", "pretrain.max_steps=7", 'generate.prompts=["a", "b"]', "generate.top_p=none"],
+        [
+            "data.source=my file.txt",
+            "pretrain.max_steps=7",
+            'generate.prompts=["a", "b"]',
+            "generate.top_p=none",
+        ],
     )
     assert settings.data.source == "my file.txt"
-    assert settings.pretrain.steps == 7
+    assert settings.pretrain.max_steps == 7
     assert settings.generate.prompts == ["a", "b"]
     assert settings.generate.top_p is None
 
@@ -111,7 +116,7 @@ def test_none_is_a_value_where_a_setting_has_it_and_absence_where_it_may_be_abse
     overrides = ["grpo.scale_rewards=none", "sft.adapter.method=none", "ppo.missing_eos_penalty=None"]
     settings = load_settings("tiny", overrides)
     assert settings.grpo.scale_rewards == settings.sft.adapter.method == "none"
-    assert settings.ppo.missing_end_penalty is None
+    assert settings.ppo.missing_eos_penalty is None
 
 
 def test_a_setting_that_is_on_by_default_stays_switched_off_in_a_file(tmp_path: Path) -> None:

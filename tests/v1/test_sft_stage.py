@@ -118,7 +118,12 @@ def test_packed_rows_stay_apart_and_so_do_the_conversations_in_them(
         return watched
 
     monkeypatch.setattr(sft_train, "_rows_apart", spy)
-    overrides = ["sft.max_length=1000", "sft.per_device_train_batch_size=9", "sft.max_steps=1", "sft.eval_steps=0"]
+    overrides = [
+        "sft.max_length=1000",
+        "sft.per_device_train_batch_size=9",
+        "sft.max_steps=1",
+        "sft.eval_steps=0",
+    ]
     settings, run = prepare(pretrained, tmp_path, *overrides)
     loss = sft(settings, run)["loss"]
     assert shapes[0][0] > 1
@@ -192,7 +197,9 @@ def test_the_merged_model_is_the_one_that_level_2_merges(
 
 
 def test_what_cannot_be_tuned_leaves_no_trace(pretrained: tuple[Path, list[str]], tmp_path: Path) -> None:
-    settings, run = prepare(pretrained, tmp_path, "sft.adapter.method=qlora", "sft.adapter.bnb_4bit_blocksize=64")
+    settings, run = prepare(
+        pretrained, tmp_path, "sft.adapter.method=qlora", "sft.adapter.bnb_4bit_blocksize=64"
+    )
     with pytest.raises(UserError, match="such as 32"):
         sft(settings, run)
     assert not (run.path / "sft").exists()

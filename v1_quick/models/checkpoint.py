@@ -1,71 +1,37 @@
-"""Hugging Face folders in and out: `save_pretrained` and `from_pretrained`.
+"""Hugging Face folders in: `from_pretrained` of transformers. Out: `save_pretrained`, which the trainers call.
 
-python -c "from v1_quick.models.checkpoint import load_model; print(load_model('runs/v1/tiny/pretrain').config)"
+python -c "from v1_quick import load_model; print(load_model('runs/v1/tiny/pretrain'))"
 """
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from shared_data.errors import UserError
-from shared_data.files import read_json
-from v1_quick.models.config import ModelConfig
-from v1_quick.models.transformer import Transformer
+from shared_data.model_files.folder import find_tensors, read_config
+from shared_data.model_files.initialization import parameter_shapes
+from shared_data.settings import Settings
 
 
-def save_model(model: Transformer, folder: Path, tokenizer_folder: Path | None = None) -> None:
-    """Write the model as a Hugging Face folder, with a copy of the tokenizer's files."""
-    with _quiet():
-        model.library.save_pretrained(folder)
-    if tokenizer_folder is not None:
-        for path in sorted(Path(tokenizer_folder).glob("tokenizer*.json")):
-            shutil.copy2(path, folder)
+def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The language model of a folder, ready to generate.
+
+    The library would fill missing tensors with random numbers. Raises `UserError` where one is missing or of another shape.
+    """
+    config = read_config(Path(folder))
+    find_tensors(Path(folder), config, parameter_shapes(config))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
-def load_model(
-    folder: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> Transformer:
-    """Read a Hugging Face folder of a GPT-2 or Llama model. `dtype` None keeps the checkpoint's own type."""
-    config = ModelConfig.from_hf(read_json(Path(folder) / "config.json"))
-    try:
-        with _quiet():
-            library, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except Exception as error:  # the library raises many kinds: missing file, corrupt header, wrong shape
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{folder} has no model.safetensors of a {config.model_type} model that could be read ({reason}); copy it again"
-        ) from error
-    misshapen = sorted(report["mismatched_keys"])
-    if misshapen:
-        name, theirs, ours = misshapen[0]
-        raise UserError(
-            f"{folder / 'model.safetensors'}: {name} has shape {list(theirs)}, config.json asks for {list(ours)}; copy both from one place"
-        )
-    absent = sorted(report["missing_keys"])
-    if absent:  # the library would go on with random numbers in their place
-        raise UserError(
-            f"{folder / 'model.safetensors'} lacks the tensor {absent[0]}; it is not a whole {config.model_type} checkpoint: copy it again"
-        )
-    model = Transformer(library.config, library=library)
-    return model.to(device)
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder."""
+    return AutoTokenizer.from_pretrained(folder)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's report and bars on the terminal: what is wrong becomes one line of ours."""
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+def model_options(settings: Settings) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a model that is trained: weights in float32, and which attention computes it."""
+    return {
+        "dtype": torch.float32,
+        "attn_implementation": "eager" if settings.kernels == "plain" else "sdpa",
+    }

@@ -47,8 +47,8 @@ class KVCache:
         start, end = self.length, self.length + k.shape[2]
         assert end <= self.max_length, f"the cache holds {self.max_length} positions, {end} are needed"
         keys, values = self.states[layer]
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
+        keys[:, :, start:end].copy_(k)
+        values[:, :, start:end].copy_(v)
         if layer == len(self.states) - 1:
             self.length = end
         return keys[:, :, :end], values[:, :, :end]

@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 
 from shared_data.evaluation.held_out import check_vocabulary
-from shared_data.model_names import resolve_model
+from shared_data.model_names import find_model
 from shared_data.peft.adapted_model import merge_lora
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model
@@ -24,8 +23,8 @@ from v2_handwritten.models.transformer import Transformer
 def load_for_inference(settings: Settings, folder: Path) -> Transformer:
     """The model of a folder on the settings' device; an adapter is loaded with its base and merged into it."""
     base, device = base_of_adapter(folder), resolve_device(settings.device)
-    # A CPU computes bfloat16 many times slower than float32.
-    model = load_model(base or folder, dtype=torch.float32 if device.type == "cpu" else None, device=device)
+    dtype = torch.float32 if device.type == "cpu" else None  # a CPU computes bfloat16 many times slower
+    model = load_model(base or folder, dtype, device, settings.kernels)
     if base:
         load_adapter(model, folder)
         merge_lora(model)
@@ -39,9 +38,7 @@ def load_with_tokenizer(
 
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
-    folder = resolve_model(run, name)
-    model = load_for_inference(settings, folder)
-    path = tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer)
-    tokenizer = load_tokenizer(path)
-    check_vocabulary(folder, model.config.vocab_size, path, tokenizer.vocab_size)
+    folder, tokenizer_path = find_model(run, name)
+    model, tokenizer = load_for_inference(settings, folder), load_tokenizer(tokenizer_path)
+    check_vocabulary(folder, model.config.vocab_size, tokenizer_path, tokenizer.vocab_size)
     return model, tokenizer

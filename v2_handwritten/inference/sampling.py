@@ -17,10 +17,7 @@ from shared_data.inference.arguments import check_sampling
 
 
 def filter_logits(
-    logits: Float[Tensor, "B V"],
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    logits: Float[Tensor, "B V"], temperature: float = 1, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Tensor, "B V"]:
     """Logits of the distribution to draw from; a token that cannot be drawn has -inf.
 

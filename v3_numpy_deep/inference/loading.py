@@ -6,12 +6,11 @@ model, tokenizer = load_with_tokenizer(settings, run, "sft")
 from pathlib import Path
 
 from shared_data.evaluation.held_out import check_vocabulary
-from shared_data.model_names import resolve_model
+from shared_data.model_names import find_model
 from shared_data.peft.adapted_model import merge_lora
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model
@@ -22,7 +21,7 @@ from v3_numpy_deep.models.transformer import Transformer
 def load_for_inference(settings: Settings, folder: Path) -> Transformer:
     """The model of a folder on the settings' device; an adapter is loaded with its base and merged into it."""
     base, device = base_of_adapter(folder), resolve_device(settings.device)
-    model = load_model(base or folder, device=device)
+    model = load_model(base or folder, device=device, kernels=settings.kernels)
     if base:
         load_adapter(model, folder)
         merge_lora(model)
@@ -36,9 +35,7 @@ def load_with_tokenizer(
 
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
-    folder = resolve_model(run, name)
-    model = load_for_inference(settings, folder)
-    path = tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer)
-    tokenizer = load_tokenizer(path)
-    check_vocabulary(folder, model.config.vocab_size, path, tokenizer.vocab_size)
+    folder, tokenizer_path = find_model(run, name)
+    model, tokenizer = load_for_inference(settings, folder), load_tokenizer(tokenizer_path)
+    check_vocabulary(folder, model.config.vocab_size, tokenizer_path, tokenizer.vocab_size)
     return model, tokenizer

@@ -17,10 +17,7 @@ from v3_numpy_deep.autograd import Array
 
 
 def filter_logits(
-    logits: Float[Array, "B V"],
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    logits: Float[Array, "B V"], temperature: float = 1, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Array, "B V"]:
     """Logits of the distribution to draw from; a token that cannot be drawn has -inf.
 

@@ -122,9 +122,7 @@ class AdamW:
         """Take over what `state_dict` gave. Raises `UserError` where it is the state of another model."""
         own = self.state_dict()
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
-            raise UserError(
-                "the optimizer state is of a model of another shape; start over with --set pretrain.resume_from_checkpoint=false"
-            )
+            raise UserError("the optimizer state is of a model of another shape; start over with --force")
         self.steps = int(state["steps"])
         for name, tensor in own.items():
             tensor.copy_(state[name])
@@ -139,7 +137,5 @@ class AdamW:
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}); delete its folder to continue from an earlier checkpoint"
-            ) from error
+            raise UserError(f"{path} is damaged ({error}); copy it again") from error
         self.load_state_dict(state)

@@ -15,6 +15,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -109,7 +110,8 @@ class Training:
         if inspect.isgeneratorfunction(step):
             batch = batches.next_batch()
             logs = [metrics | self._optimizer_step(loss) for loss, metrics in step(batch)]
-            metrics = {name: sum(log[name] for log in logs) / len(logs) for name in logs[-1]}
+            names = dict.fromkeys(name for log in logs for name in log)  # one that overflowed has no norm
+            metrics = {name: fmean(log[name] for log in logs if name in log) for name in names}
             return metrics, int(metrics.pop("tokens"))
         pieces = [batches.next_batch() for _ in range(self.section.gradient_accumulation_steps)]
         items = sum(piece.num_items for piece in pieces)

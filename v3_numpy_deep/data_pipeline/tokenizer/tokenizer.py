@@ -12,8 +12,7 @@ from v3_numpy_deep.data_pipeline.tokenizer.bpe_encode import Merges, merge_words
 class Tokenizer(shared.Tokenizer):
     """A byte-level BPE tokenizer whose merges are applied by `bpe_encode.py`."""
 
-    merges_type = Merges
-    merge_words = staticmethod(merge_words)
+    bpe = (Merges, merge_words)
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:

@@ -1,0 +1,102 @@
+"""What surrounds generation: the stage and the command `generate` at levels 2 and 3, prompts as ids, and the stream of text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from shared_data.errors import UserError
+from shared_data.inference import commands
+from shared_data.inference.prompts import encode_prompt
+from shared_data.inference.streaming import TextStream
+from shared_data.runs import RunFolder
+from tests.parity.inference_cases import small_run
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v2_handwritten.inference import generate as v2
+from v2_handwritten.models.checkpoint import load_model
+from v3_numpy_deep.inference import generate as v3
+
+LEVELS = pytest.mark.parametrize("level", [v2, v3], ids=["v2", "v3"])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return small_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def tokenizers(run: RunFolder) -> list[Any]:
+    """Ours, and the library's of the same file."""
+    return [load_tokenizer(run.tokenizer), AutoTokenizer.from_pretrained(run.tokenizer.parent)]
+
+
+@LEVELS
+def test_the_stage_keeps_its_samples_and_measures_them(
+    level: Any, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "STORIES", 3)
+    metrics = level.generate_samples(run.settings, run)
+    samples = json.loads((run.stage("generate") / "samples.json").read_text())
+    assert [sample["prompt"] for sample in samples] == run.settings.generate.prompts
+    assert metrics["samples"] == len(samples) == 3
+    assert metrics["tokens"] == sum(sample["tokens"] for sample in samples)
+    assert metrics["consistent_story_ratio"] == 0, "an untrained model writes no story"
+    assert metrics["tokens_per_second"] > 0
+
+
+@LEVELS
+def test_the_command_writes_prompt_and_continuation_piece_by_piece(level: Any, run: RunFolder) -> None:
+    written: list[str] = []
+    level.generate_command(run.settings, run, ["Once upon", ""], "pretrain", True, written.append)
+    again: list[str] = []
+    level.generate_command(run.settings, run, ["Once upon", ""], run.model("pretrain"), False, again.append)
+    assert "".join(written) == "".join(again), "with and without cache, from the run and from its folder"
+    assert written[0] == "Once upon"
+    assert len(written) > 16, "a piece for each token"
+    assert written.count("\n") <= sum(piece.endswith("\n") for piece in written)
+
+
+def test_the_command_says_when_the_positions_are_full(run: RunFolder) -> None:
+    section = run.settings.generate.model_copy(update={"max_new_tokens": 200, "temperature": 0.0})
+    settings, written = run.settings.model_copy(update={"generate": section}), list[str]()
+    v2.generate_command(settings, run, ["Once"], "pretrain", True, written.append)
+    assert written[-1] == "[stopped: the text fills all 64 positions of the model]\n"
+
+
+@LEVELS
+def test_what_cannot_be_continued_is_named(level: Any, run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leaves no room in the model's 64 positions; shorten it"):
+        level.generate_command(run.settings, run, ["zebra " * 40], "pretrain", True, print)
+    with pytest.raises(UserError, match="config"):
+        level.generate_command(run.settings, run, ["Once"], tmp_path, True, print)
+
+
+def test_a_prompt_begins_as_a_document_does(run: RunFolder, tokenizers: list[Any]) -> None:
+    model = load_model(run.model("pretrain"))
+    for tokenizer in tokenizers:
+        words = tokenizer.encode("Once", add_special_tokens=False)
+        assert encode_prompt(model, tokenizer, "") == [0]
+        assert encode_prompt(model, tokenizer, "Once") == [0, *words]
+        assert encode_prompt(model, tokenizer, "<|endoftext|>Once") == [0, *words]
+        assert encode_prompt(model, tokenizer, "<|im_start|>Once") == [2, *words]
+
+
+def test_a_stream_holds_back_half_characters_and_loses_nothing(tokenizers: list[Any]) -> None:
+    text = "Zoë ate 三 crêpes 🙂👩‍🚀 and <|endoftext|> left."
+    for tokenizer in tokenizers:
+        ids = tokenizer.encode(text)
+        assert any("\ufffd" in tokenizer.decode([id]) for id in ids), "some tokens end inside a character"
+        stream = TextStream(tokenizer)
+        pieces = [stream.add(id) for id in ids]
+        assert "".join(pieces) + stream.finish() == text.replace("<|endoftext|>", "")
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_stream_that_ends_inside_a_character_shows_that(tokenizers: list[Any]) -> None:
+    for tokenizer in tokenizers:
+        ids = tokenizer.encode("on 🙂")[:-1]
+        stream = TextStream(tokenizer)
+        assert "".join(stream.add(id) for id in ids) == "on "
+        assert stream.finish() == "\ufffd" == tokenizer.decode(ids)[-1]

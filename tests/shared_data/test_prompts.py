@@ -1,0 +1,64 @@
+"""Prompts of PPO, GRPO and their evaluation: which are held out, which come next, and with which seed."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from shared_data.alignment.prompts import PromptBatches, evaluation_prompts, open_prompts
+from shared_data.errors import UserError
+from shared_data.settings import SPECIAL_TOKENS, load_settings
+from shared_data.story_world import StoryWorld
+from shared_data.story_world.prompts import prompts
+from shared_data.story_world.questions import split_prompt
+from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
+
+
+def test_a_batch_has_prompts_ids_and_a_seed_of_its_place_in_the_data() -> None:
+    tokenizer = train_bpe(["What is it?"], 280, special_tokens=SPECIAL_TOKENS)
+    texts = [f"{number}?" for number in range(5)]
+    whole, resumed = (PromptBatches(texts, tokenizer, 2, seed=3) for _ in range(2))
+    batches = [whole.next_batch() for _ in range(3)]
+    assert [batch.seed for batch in batches] == [3_000_009, 3_000_011, 3_000_013]
+    assert sorted(sum((batch.prompts for batch in batches), [])[:5]) == texts
+    for text, ids in zip(batches[0].prompts, batches[0].ids, strict=True):
+        assert tokenizer.decode(ids) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    resumed.order.load_state_dict(whole.order.state_dict())
+    assert resumed.next_batch() == whole.next_batch()
+
+
+def in_split(story: str, split: str) -> bool:
+    """Whether a split of the story world has this story."""
+    try:
+        return bool(StoryWorld().derivations(story, split))
+    except UserError:
+        return False
+
+
+@pytest.mark.parametrize("stage", ["dpo", "ppo", "grpo"])
+def test_evaluation_prompts_are_of_the_test_split_and_never_trained_on(stage: str) -> None:
+    settings = load_settings("smoke", [f"{stage}.eval_prompts=30"])
+    held_out = evaluation_prompts(getattr(settings, stage))
+    assert held_out == list(islice(prompts(0, "test", 0.5), 30))
+    stories = [parts[0] for prompt in held_out if (parts := split_prompt(prompt))]
+    assert 5 < len(stories) < 25, "questions and requests"
+    assert all(in_split(story, "test") and not in_split(story, "train") for story in stories)
+    if stage != "dpo":
+        train, same = open_prompts(settings, stage)
+        assert same == held_out
+        assert (len(train), set(train) & set(held_out)) == (40, set())
+        trained = [parts[0] for prompt in train if (parts := split_prompt(prompt))]
+        assert all(in_split(story, "train") and not in_split(story, "test") for story in trained)
+
+
+def test_of_a_users_prompts_every_tenth_is_held_out(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"question {n}"}) + "\n" for n in range(25)))
+    settings = load_settings("smoke", [f"grpo.source={file}", "grpo.eval_prompts=2", "grpo.prompts=25"])
+    train, held_out = open_prompts(settings, "grpo")
+    assert held_out == ["question 0", "question 10"]
+    assert train == [f"question {n}" for n in range(25) if n % 10]
+    file.write_text('{"prompt": "fine"}\n{"prompt": " "}\n')
+    with pytest.raises(UserError, match=r"prompts.jsonl.* has no text 'prompt'"):
+        open_prompts(settings, "grpo")

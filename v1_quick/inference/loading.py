@@ -1,0 +1,41 @@
+"""Models for inference: of a run's stage or of any Hugging Face folder, plain or an adapter, with the tokenizer beside them.
+
+model, tokenizer = load_with_tokenizer(settings, run, "sft")
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from shared_data.evaluation.held_out import check_vocabulary
+from shared_data.model_names import resolve_model
+from shared_data.peft.adapter_files import base_of_adapter
+from shared_data.runs import RunFolder
+from shared_data.settings import Settings
+from shared_data.tokenizer.tokenizer_file import tokenizer_beside
+from v1_quick.device import resolve_device
+from v1_quick.models.checkpoint import load_model, load_tokenizer
+
+
+def load_for_inference(settings: Settings, folder: Path) -> PreTrainedModel:
+    """The model of a folder on the settings' device; an adapter is loaded with its base and merged into it."""
+    base, device = base_of_adapter(folder), resolve_device(settings.device)
+    model = load_model(base or folder, "auto" if device.type == "cuda" else torch.float32).to(device)
+    if base:
+        from peft import PeftModel  # takes seconds
+
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return model.eval()
+
+
+def load_with_tokenizer(
+    settings: Settings, run: RunFolder, name: str | Path = "pretrain"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model of that name (`shared_data/model_names.py`) and the tokenizer beside it (default: that of the run)."""
+    folder = resolve_model(run, name)
+    model = load_for_inference(settings, folder)
+    beside = tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer.parent)
+    tokenizer = load_tokenizer(beside)
+    check_vocabulary(folder, model.config.vocab_size, beside / "tokenizer.json", len(tokenizer))
+    return model, tokenizer
