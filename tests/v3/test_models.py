@@ -21,7 +21,7 @@ from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.linear import Linear, merged_linear
 from v3_numpy_deep.models.checkpoint import load_model, load_weights, save_model
 from v3_numpy_deep.models.log_probs import completion_log_probs
-from v3_numpy_deep.models.packing import Packing, packed_hidden_states
+from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.sharding import cut_documents
 from v3_numpy_deep.models.transformer import Transformer
@@ -163,7 +163,7 @@ def test_a_packed_sequence_in_threads_gives_the_loss_and_gradients_of_one_thread
     model = Transformer(ModelConfig(vocab_size=96, num_hidden_layers=2)).initialize(0).to(np.float64)
     lengths = [5, 20, 11, 4, 24]
     ids, labels = (np.random.default_rng(seed).integers(0, 96, (1, 64)) for seed in (1, 2))
-    labels[0, 7:15] = -100  # the parts weigh differently
+    labels[0, :25] = -100  # the parts weigh differently, and the first of three has no label
     documents = np.repeat(np.arange(5), lengths)[None]
     positions = np.concatenate([np.arange(n) for n in lengths])[None] if reset else None
     results = []
@@ -179,10 +179,11 @@ def test_a_packed_sequence_in_threads_gives_the_loss_and_gradients_of_one_thread
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_packed_rows_in_threads_give_the_values_and_gradients_of_one_thread(
+def test_rows_in_threads_give_the_values_and_gradients_of_one_thread(
     monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    model = small(family, max_position_embeddings=32).to(np.float64)  # four lines
+    model = small(family, max_position_embeddings=32).to(np.float64)
+    grader = RewardModel.from_transformer(model, 0)
     ids = integers(3, 96, 8, 20)
     ids[1::2, :12] = ids[::2, :12]  # pairs that share a prefix
     real = np.arange(20) < np.array([20, 17, 20, 14] * 2)[:, None]
@@ -190,15 +191,13 @@ def test_packed_rows_in_threads_give_the_values_and_gradients_of_one_thread(
     for threads in (1, 2, 3, 3):
         monkeypatch.setattr("v3_numpy_deep.models.sharding.available_threads", lambda n=threads: n)
         model.zero_grad()
-        log_probs = completion_log_probs(model, ids, (np.arange(20) > 11) & real, real)
-        states = packed_hidden_states(model, ids, real)
-        ((log_probs**2).sum() + (states * real[:, :, None]).sum()).backward()
-        results.append(
-            [log_probs.data, states.data * real[:, :, None], *(p.grad for p in model.parameters())]
-        )
+        log_probs = completion_log_probs(model, ids, (np.arange(20) > 11) & real, real, temperature=0.7)
+        (log_probs**2).sum().backward()
+        scores, last = grader.scores(ids, real), grader(ids, attention_mask=real)
+        results.append([log_probs.data, *(p.grad for p in model.parameters()), scores.data * real, last.data])
     for result in results[1:]:
         for ours, expected in zip(result, results[0], strict=True):
-            np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-13)
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-12)
     for first, again in zip(*results[2:], strict=True):
         np.testing.assert_array_equal(first, again)
 

@@ -17,6 +17,7 @@ from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.autograd.kernels import kernel
 from v3_numpy_deep.models.packing import packed_hidden_states
+from v3_numpy_deep.models.sharding import rows_in_threads
 from v3_numpy_deep.models.transformer import Transformer
 
 
@@ -34,6 +35,7 @@ def linear_log_probs(
     return selected_log_probs(hidden @ ops.transpose(weight), ids, temperature)
 
 
+@rows_in_threads
 def completion_log_probs(
     model: Transformer,
     input_ids: Int[Array, "B T"],

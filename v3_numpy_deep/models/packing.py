@@ -9,7 +9,7 @@ padding, and "the last token" of a row is padding. Both are derived here from th
 never from the ids: many models pad with the token that ends a text.
 
 Level 1: transformers finds packed documents in `position_ids`, padding in `attention_mask`. Level 2: the same over torch. Which token
-goes where is planned in shared_data/training/packing.py; models/sharding.py computes the packed rows in several threads.
+goes where is planned in shared_data/training/packing.py.
 
     python -c "import numpy as np; from v3_numpy_deep.models.packing import *; print(Packing.from_documents(np.array([[0, 0, 1]])).same_text())"
 """
@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from shared_data.training.packing import PackedLine, pack_rows
 from v3_numpy_deep.autograd import Array, Tensor
-from v3_numpy_deep.models.sharding import draws_dropout, lines_in_threads, threads_for
+from v3_numpy_deep.autograd import operations as ops
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,24 @@ def packed_hidden_states(
         model.config.max_position_embeddings,
         share_prefixes=not draws_dropout(model),
         logits_to_keep=logits_to_keep,
-        threads=threads_for(model),
     )
     if rows is None:
         return model.hidden_states(input_ids, logits_to_keep=logits_to_keep)
 
-    def states_of(line: PackedLine) -> Float[Tensor, "n C"]:
-        states = model.hidden_states(
-            line.input_ids,
-            line.position_ids,
-            Packing(line.document_ids, line.branch_ids),
-            logits_to_keep=line.logits_to_keep,
-        )
-        return states.reshape(-1, states.shape[-1])
+    return ops.concatenate([_states_of_line(model, line) for line in rows.lines])[rows.where]
 
-    return lines_in_threads(model, states_of, rows.lines)[rows.where]
+
+def _states_of_line(model: Any, line: PackedLine) -> Float[Tensor, "n C"]:
+    """The model's hidden states of one packed row."""
+    packing = Packing(line.document_ids, line.branch_ids)
+    hidden = model.hidden_states(
+        line.input_ids, line.position_ids, packing, logits_to_keep=line.logits_to_keep
+    )
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def draws_dropout(model: Any) -> bool:
+    """Whether a forward pass would drop anything now."""
+    c = model.config
+    own = model.training and max(c.embd_pdrop, c.attention_dropout, c.resid_pdrop) > 0
+    return own or any(getattr(module, "draws_masks", False) for module in model.modules())

@@ -21,6 +21,7 @@ from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.packing import last_positions, packed_hidden_states
+from v3_numpy_deep.models.sharding import rows_in_threads
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
 
 
@@ -40,6 +41,7 @@ class RewardModel(CausalModel):
         reward_model.score.weight.data = initial_score(model.config, seed).astype(model.lm_head.weight.dtype)
         return reward_model
 
+    @rows_in_threads
     def scores(
         self,
         input_ids: Int[Array, "B T"],
@@ -50,6 +52,7 @@ class RewardModel(CausalModel):
         scores = self._score(packed_hidden_states(self, input_ids, attention_mask, logits_to_keep))
         return scores if logits_to_keep is None else ops.scatter(scores, logits_to_keep)
 
+    @rows_in_threads
     def forward(
         self,
         input_ids: Int[Array, "B T"],

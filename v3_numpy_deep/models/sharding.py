@@ -1,7 +1,7 @@
-"""How the work of a model is cut for several threads (autograd/parallel.py). Only here; the formulas see one shard.
+"""How a batch is cut for several threads (autograd/parallel.py). Only here: the functions marked with one of two decorators see a part.
 
-A loss is computed over shards of the batch's rows, or of the documents of its packed rows, and is the sum of the shards' losses,
-each weighted by its share of the targets. Padded rows are packed into lines first (packing.py), which the threads share out.
+`loss_in_threads`: a loss is the sum of the losses of parts of the batch, each weighted by its share of the targets.
+`rows_in_threads`: what is computed for each row of a batch is computed for parts of the rows and put together again.
 
 Levels 1 and 2 need none of this: torch's kernels use all cores by themselves.
 
@@ -10,23 +10,18 @@ Levels 1 and 2 need none of this: torch's kernels use all cores by themselves.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Int
 
 from v3_numpy_deep.autograd import Array, Module, Tensor
-from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.autograd.parallel import available_threads, in_threads, shards
 from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX
+from v3_numpy_deep.models.packing import Packing, draws_dropout
 
-
-def draws_dropout(model: Module) -> bool:
-    """Whether a forward pass would drop anything now."""
-    c = model.config
-    own = model.training and max(c.embd_pdrop, c.attention_dropout, c.resid_pdrop) > 0
-    return own or any(getattr(module, "draws_masks", False) for module in model.modules())
+F = TypeVar("F", bound=Callable[..., Tensor])
 
 
 def threads_for(model: Module) -> int:
@@ -34,18 +29,8 @@ def threads_for(model: Module) -> int:
     return 1 if model.kernels == "plain" or draws_dropout(model) else available_threads()
 
 
-def lines_in_threads(model: Module, function: Callable[[Any], Tensor], lines: Sequence[Any]) -> Tensor:
-    """The rows of `function(line)` of all lines, behind one another."""
-
-    def of_part(part: slice) -> Tensor:
-        return ops.concatenate([function(line) for line in lines[part]])
-
-    parts = shards(len(lines), threads_for(model))
-    return of_part(parts[0]) if len(parts) == 1 else in_threads(of_part, parts, list(model.parameters()))
-
-
-def in_shards(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Make of a method `loss`, the mean over the targets of a batch, one that computes it in several threads."""
+def loss_in_threads(loss: F) -> F:
+    """Of a method `loss`, the mean over the targets of a batch: shards are rows or, of packed rows, documents."""
 
     @functools.wraps(loss)
     def sharded(
@@ -53,7 +38,7 @@ def in_shards(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         input_ids: Int[Array, "B T"],
         labels: Int[Array, "B T"],
         position_ids: Int[Array, "#B T"] | None = None,
-        packing: Any = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         B, T = input_ids.shape
         threads = threads_for(model)
@@ -77,7 +62,32 @@ def in_shards(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
         return in_threads(weighted_loss, parts, list(model.parameters())).sum()
 
-    return sharded
+    return cast(F, sharded)
+
+
+def rows_in_threads(function: F) -> F:
+    """Of a function (model, input_ids [B, T], arrays of B rows or other values): one result for each row.
+
+    Rows that begin alike go to the same thread, as far as possible: packing computes their prefix once.
+    """
+
+    @functools.wraps(function)
+    def sharded(model: Any, input_ids: Int[Array, "B T"], *arguments: Any, **keywords: Any) -> Tensor:
+        parts = shards(len(input_ids), threads_for(model))
+        if len(parts) == 1:
+            return function(model, input_ids, *arguments, **keywords)
+        order = np.lexsort(input_ids.T[::-1])  # neighbours begin alike
+
+        def of_rows(part: slice) -> Tensor:
+            def take(value: Any) -> Any:
+                return value[order[part]] if isinstance(value, np.ndarray) else value
+
+            named = {name: take(value) for name, value in keywords.items()}
+            return function(model, take(input_ids), *map(take, arguments), **named)
+
+        return in_threads(of_rows, parts, list(model.parameters()))[np.argsort(order)]
+
+    return cast(F, sharded)
 
 
 def cut_documents(document_ids: Int[Array, "T"], parts: int) -> list[slice]:

@@ -35,7 +35,7 @@ from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
 from v3_numpy_deep.models.blocks.rope import rotary_tables
 from v3_numpy_deep.models.packing import Packing
-from v3_numpy_deep.models.sharding import in_shards
+from v3_numpy_deep.models.sharding import loss_in_threads
 
 
 class Gpt2Block(Module):
@@ -228,7 +228,7 @@ class Transformer(CausalModel):
         """
         return self.lm_head(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
 
-    @in_shards
+    @loss_in_threads
     def loss(
         self,
         input_ids: Int[Array, "B T"],

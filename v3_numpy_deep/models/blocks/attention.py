@@ -135,6 +135,6 @@ def join_heads(
     x: Float[Tensor, "B H T D"], keep: Bool[Array, "B T"] | None = None
 ) -> Float[Tensor, "*rows HD"]:
     """The inverse of `split_heads`; with `keep`, of these positions only, as rows [N, HD]."""
-    rows = x.transpose(0, 2, 1, 3)
-    rows = rows if keep is None else rows[keep]
-    return rows.reshape(*rows.shape[:-2], -1)
+    B, H, T, D = x.shape
+    rows = x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
+    return rows if keep is None else rows[keep]
