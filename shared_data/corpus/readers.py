@@ -4,7 +4,7 @@ Every fault a file can have is a `UserError` that names the file, the place and 
 encoding, truncated, a malformed line, a missing field.
 
 The standard library reads json, csv and gzip, pyarrow reads parquet. Level 1 calls `datasets.load_dataset` for documents
-(`v1_quick/data_pipeline/download/readers.py`).
+(`v1_quick/data_pipeline/download/open_corpus.py`).
 
     python -c "from pathlib import Path; from shared_data.settings import DataSettings; \
 from shared_data.corpus.readers import read_documents; \
