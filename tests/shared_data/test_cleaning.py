@@ -77,22 +77,9 @@ def test_repair_never_raises_is_idempotent_and_leaves_unicode_text(text: str) ->
 
 
 WORDS = [
-    "naïve",
-    "café",
-    "Straße",
-    "señor",
-    "sąd",
-    "ještě",
-    "člověk",
-    "ősz",
-    "Привет",
-    "Γειά",
-    "שלום",
-    "日本語",
-    "😀",
-    "—",
-    "“a”…",
-]
+    "naïve", "café", "Straße", "señor", "sąd", "ještě", "člověk", "ősz", "Привет", "Γειά", "שלום",
+    "日本語", "😀", "—", "“a”…",
+]  # fmt: skip
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -10,8 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from shared_data.errors import library_errors
 
 
-def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder, or of the folder of a `tokenizer.json`; raises `UserError` where it is missing or damaged."""
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    with library_errors(f"the tokenizer {path}", "name a folder with a tokenizer.json"):
-        return AutoTokenizer.from_pretrained(folder)
+    with library_errors(f"the tokenizer {folder}", "name a folder with a tokenizer.json"):
+        return AutoTokenizer.from_pretrained(folder if Path(folder).is_dir() else Path(folder).parent)
