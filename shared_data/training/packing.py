@@ -45,10 +45,12 @@ def pack_rows(
     limit: int,
     share_prefixes: bool = True,
     logits_to_keep: Bool[np.ndarray, "B T"] | None = None,
+    threads: int = 1,
 ) -> PackedRows | None:
     """Rows in as few lines of at most `limit` tokens as will do, all about equally long. None where nothing would be saved.
 
     share_prefixes: keep the common beginning of rows only once. logits_to_keep: the positions whose hidden states are wanted.
+    threads: how many threads share the lines; the number of lines is a multiple of it, as far as whole documents allow.
     """
     real = attention_mask.astype(bool)
     texts = [ids[mask] for ids, mask in zip(input_ids, real, strict=True)]
@@ -90,20 +92,21 @@ def pack_rows(
             branch_ids[None, line] if shared else None,
             None if keep is None else keep[None, line],
         )
-        for line in _lines(lengths, limit)
+        for line in _lines(lengths, limit, threads)
     ]
     return PackedRows(lines, where)
 
 
-def _lines(lengths: Sequence[int], limit: int) -> list[slice]:
+def _lines(lengths: Sequence[int], limit: int, threads: int = 1) -> list[slice]:
     """Documents of these lengths in lines: one ends where its share of all tokens is reached, or the limit would be passed."""
     N = sum(lengths)
-    fair = N / -(-N // limit)
+    fewest = -(-N // limit)
+    fair = N / (-(-fewest // threads) * threads)
     ends = [0]
     position = 0
     for length in lengths:
         used = position - ends[-1]
-        if used and (used >= fair or used + length > limit):
+        if used and (position + length / 2 > len(ends) * fair or used + length > limit):
             ends.append(position)
         position += length
     return [slice(*line) for line in itertools.pairwise([*ends, N])]

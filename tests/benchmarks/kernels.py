@@ -1,4 +1,4 @@
-"""Each kernel of level 2, forward and backward: the plain formula, the fused version and torch's own, in one process, taking turns.
+"""Each kernel of levels 2 and 3, forward and backward: the plain formula, the fused version and torch's own, taking turns in one process.
 
 The shapes are those of a training step of the tiny model (16 rows of 256 tokens).
 
@@ -8,79 +8,101 @@ The shapes are those of a training step of the tiny model (16 rows of 256 tokens
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from tests.benchmarks.training_step import packed_batch
-from v2_handwritten.kernels import KERNELS, kernel
-from v2_handwritten.models.blocks.attention import causal_attention
-from v2_handwritten.models.blocks.attention_mask import AttentionMask
-from v2_handwritten.models.blocks.cross_entropy import linear_cross_entropy
-from v2_handwritten.models.blocks.embeddings import embed
-from v2_handwritten.models.blocks.feed_forward import gelu_new, swiglu
-from v2_handwritten.models.blocks.linear import Linear, merged_linear
-from v2_handwritten.models.blocks.normalization import layer_norm, rms_norm
-from v2_handwritten.models.blocks.rope import apply_rotary
-from v2_handwritten.models.log_probs import linear_log_probs
-from v2_handwritten.models.packing import Packing
 
 B, T, C, H, K, D, F, V = 16, 256, 128, 4, 2, 32, 352, 1024
-BATCH = packed_batch(B, T, V)
-IDS = BATCH["input_ids"]
-ANGLES = torch.rand(1, T, D // 2)
-LAYERS = [Linear(C, H * D, bias=False), Linear(C, K * D, bias=False), Linear(C, K * D, bias=False)]
-QKV = [(B, H, T, D), (B, K, T, D), (B, K, T, D)]
-Case = tuple[Callable[..., Any], Callable[..., Tensor], list[tuple[int, ...]]]
-# Name → (plain function, how it is called, shapes of its inputs).
-CASES: dict[str, Case] = {
-    "causal_attention": (causal_attention, lambda f, q, k, v: f(q, k, v), QKV),
-    "causal_attention, packed": (
-        causal_attention,
-        lambda f, q, k, v: f(q, k, v, AttentionMask(T, T, packing=Packing(BATCH["document_ids"]))),
-        QKV,
-    ),
-    "linear_cross_entropy": (
-        linear_cross_entropy,
-        lambda f, h, w: f(h, w, IDS.flatten()),
-        [(B * T, C), (V, C)],
-    ),
-    "linear_log_probs": (linear_log_probs, lambda f, h, w: f(h, w, IDS.flatten()), [(B * T, C), (V, C)]),
-    "rms_norm": (rms_norm, lambda f, x, w: f(x, w, 1e-5), [(B, T, C), (C,)]),
-    "layer_norm": (layer_norm, lambda f, x, w, b: f(x, w, b, 1e-5), [(B, T, C), (C,), (C,)]),
-    "swiglu": (swiglu, lambda f, x: f(x), [(B, T, 2 * F)]),
-    "gelu_new": (gelu_new, lambda f, x: f(x), [(B, T, 4 * C)]),
-    "apply_rotary": (apply_rotary, lambda f, x: f(x, ANGLES.cos(), ANGLES.sin()), QKV[:1]),
-    "merged_linear": (merged_linear, lambda f, x: f(x, LAYERS), [(B, T, C)]),
-    "embed": (embed, lambda f, w: f(w, IDS), [(V, C)]),
-}
+BATCH = {name: tensor.numpy() for name, tensor in packed_batch(B, T, V).items()}
+ANGLES = np.random.default_rng(0).random((1, T, D // 2), np.float32)
+QKV: list[tuple[int, ...]] = [(B, H, T, D), (B, K, T, D), (B, K, T, D)]
+Case = tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, ...]]]
 
 
-def seconds(case: Case, choice: str, inputs: list[Tensor]) -> float:
+def cases(package: str, constant: Callable[[np.ndarray], Any]) -> dict[str, Case]:
+    """Name → (plain function of the level, how it is called, shapes of its inputs)."""
+    names = ("attention", "cross_entropy", "embeddings", "feed_forward", "linear", "normalization", "rope")
+    attention, cross_entropy, embeddings, feed_forward, linear, normalization, rope = (
+        import_module(f"{package}.models.blocks.{name}") for name in names
+    )
+    log_probs = import_module(f"{package}.models.log_probs")
+    packing = import_module(f"{package}.models.packing").Packing(constant(BATCH["document_ids"]))
+    ids, turns = constant(BATCH["input_ids"]), (constant(np.cos(ANGLES)), constant(np.sin(ANGLES)))
+    targets = ids.reshape(-1)
+    layers = [linear.Linear(C, size * D, bias=False) for size in (H, K, K)]
+    return {
+        "causal_attention": (attention.causal_attention, lambda f, q, k, v: f(q, k, v), QKV),
+        "causal_attention, packed": (
+            attention.causal_attention,
+            lambda f, q, k, v: f(q, k, v, attention.AttentionMask(T, T, packing=packing)),
+            QKV,
+        ),
+        "linear_cross_entropy": (
+            cross_entropy.linear_cross_entropy,
+            lambda f, h, w: f(h, w, targets),
+            [(B * T, C), (V, C)],
+        ),
+        "linear_log_probs": (
+            log_probs.linear_log_probs,
+            lambda f, h, w: f(h, w, targets),
+            [(B * T, C), (V, C)],
+        ),
+        "rms_norm": (normalization.rms_norm, lambda f, x, w: f(x, w, 1e-5), [(B, T, C), (C,)]),
+        "layer_norm": (
+            normalization.layer_norm,
+            lambda f, x, w, b: f(x, w, b, 1e-5),
+            [(B, T, C), (C,), (C,)],
+        ),
+        "swiglu": (feed_forward.swiglu, lambda f, x: f(x), [(B, T, 2 * F)]),
+        "gelu_new": (feed_forward.gelu_new, lambda f, x: f(x), [(B, T, 4 * C)]),
+        "apply_rotary": (rope.apply_rotary, lambda f, x: f(x, *turns), QKV[:1]),
+        "merged_linear": (linear.merged_linear, lambda f, x: f(x, layers), [(B, T, C)]),
+        "embed": (embeddings.embed, lambda f, w: f(w, ids), [(V, C)]),
+    }
+
+
+def tensors(package: str, shapes: list[tuple[int, ...]]) -> list[Any]:
+    """Random leaves of the level."""
+    generator = np.random.default_rng(1)
+    arrays = [generator.standard_normal(shape, np.float32) for shape in shapes]
+    if package == "v2_handwritten":
+        return [torch.from_numpy(array).requires_grad_() for array in arrays]
+    return [import_module("v3_numpy_deep.autograd").Tensor(array, requires_grad=True) for array in arrays]
+
+
+def seconds(case: Case, version: Callable[..., Any], inputs: list[Any]) -> float:
     """One forward and backward pass."""
-    plain, call, _ = case
     started = time.perf_counter()
-    output = call(kernel(choice, plain), *inputs)
-    output.backward(torch.ones_like(output))
+    case[1](version, *inputs).sum().backward()
     return time.perf_counter() - started
 
 
 def run(repeats: int = 9) -> Iterator[dict[str, Any]]:
     """Rows for the table of `python -m tests.benchmarks`."""
-    for name, case in CASES.items():
-        inputs = [torch.randn(shape, requires_grad=True) for shape in case[2]]
-        times: dict[str, list[float]] = {choice: [] for choice in KERNELS}
-        for _ in range(repeats + 1):  # the first round warms up
-            for choice in KERNELS:
-                times[choice].append(seconds(case, choice, inputs))
-        medians = {choice: statistics.median(found[1:]) for choice, found in times.items()}
-        for choice in ("fused", "library"):
-            yield {
-                "what": f"{name}, forward and backward: {choice} against plain",
-                "ratio": medians["plain"] / medians[choice],
-                **{f"{kind} ms": 1000 * median for kind, median in medians.items()},
-            }
+    for level, package, kernels, constant in (
+        ("v2", "v2_handwritten", "v2_handwritten.kernels", torch.from_numpy),
+        ("v3", "v3_numpy_deep", "v3_numpy_deep.autograd.kernels", lambda array: array),
+    ):
+        module = import_module(kernels)
+        for name, case in cases(package, constant).items():
+            inputs = tensors(package, case[2])
+            versions = {choice: module.kernel(choice, case[0]) for choice in module.KERNELS}
+            others = [choice for choice in versions if versions[choice] is not case[0]]
+            times: dict[str, list[float]] = {choice: [] for choice in ("plain", *others)}
+            for _ in range(repeats + 1):  # the first round warms up
+                for choice in times:
+                    times[choice].append(seconds(case, versions[choice], inputs))
+            medians = {choice: statistics.median(found[1:]) for choice, found in times.items()}
+            for choice in others:
+                yield {
+                    "what": f"{level} {name}, forward and backward: {choice} against plain",
+                    "ratio": medians["plain"] / medians[choice],
+                    **{f"{kind} ms": 1000 * median for kind, median in medians.items()},
+                }
 
 
 if __name__ == "__main__":

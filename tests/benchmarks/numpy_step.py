@@ -162,15 +162,16 @@ def hugging_face(weights: Arrays, batch: Arrays) -> Step:
     """transformers' LlamaForCausalLM, packed through position_ids as level 1 does it."""
     import torch
 
-    from v1_quick.models.config import ModelConfig as LibraryConfig
-    from v1_quick.models.transformer import Transformer
+    from tests.parity.model_cases import LibraryModel
 
-    model = Transformer(LibraryConfig.from_hf(CONFIG.to_hf())).initialize(0)
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    model = LibraryModel(CONFIG)
+    ids, labels, positions = (
+        torch.from_numpy(batch[name]) for name in ("input_ids", "labels", "position_ids")
+    )
 
     def step() -> tuple[float, np.ndarray]:
         model.zero_grad(set_to_none=True)
-        loss = model.loss(**tensors)
+        loss = model.loss(ids, labels, positions)
         loss.backward()
         return loss.item(), model.library.get_input_embeddings().weight.grad.numpy()
 

@@ -262,7 +262,9 @@ def test_packing_gives_every_real_token_a_place_of_its_own(limit: int) -> None:
 
 def test_lines_are_of_whole_documents_and_about_equally_long() -> None:
     """Without the fair share, a line of 20 would follow two of 100. A document over the limit is refused later, by the model."""
-    assert [line.stop for line in plan._lines(11 * [20], 100)] == [80, 160, 220]
+    assert [line.stop for line in plan._lines(11 * [20], 100)] == [80, 140, 220]
+    assert [line.stop for line in plan._lines(6 * [10], 20)] == [20, 40, 60]
+    assert [line.stop for line in plan._lines(6 * [10], 20, threads=2)] == [20, 30, 50, 60]  # 30 for each
     assert [line.stop for line in plan._lines([90, 30, 20, 130, 5], 110)] == [90, 140, 270, 275]
 
 

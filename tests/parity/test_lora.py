@@ -29,7 +29,6 @@ from v2_handwritten.models.peft import lora
 from v2_handwritten.models.peft.lora import inject_lora
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
-from v3_numpy_deep.models import transformer as transformer3
 from v3_numpy_deep.models.peft import lora as lora3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
@@ -358,7 +357,7 @@ def test_the_gradient_of_tied_modules_is_the_sum_of_both_uses(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An untied model with the same numbers tells the two apart. Level 3 computes the rows of the batch in two threads."""
-    monkeypatch.setattr(transformer3, "available_threads", lambda: 2)
+    monkeypatch.setattr("v3_numpy_deep.models.sharding.available_threads", lambda: 2)
     values = settings(case, "DoRA, whole embedding and output matrix")
     ours, _, _ = adapted_pair(case, "DoRA, whole embedding and output matrix")
     untied = Transformer(replace(ours.config, tie_word_embeddings=False)).double()

@@ -18,7 +18,6 @@ from v3_numpy_deep.autograd.kernels import kernel
 from v3_numpy_deep.models.blocks.attention import causal_attention
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
 from v3_numpy_deep.models.blocks.cross_entropy import cross_entropy, linear_cross_entropy
-from v3_numpy_deep.models.blocks.embeddings import embed
 from v3_numpy_deep.models.blocks.feed_forward import gelu_new, swiglu
 from v3_numpy_deep.models.blocks.linear import Linear, linear, merged_linear
 from v3_numpy_deep.models.blocks.normalization import layer_norm, rms_norm
@@ -122,7 +121,6 @@ FUSED = {
         merged,
         [array(1, 2, 3, 4), array(2, 5, 4), array(3, 5), array(4, 3, 4), array(5, 3)],
     ),
-    "embed": (lambda choose, w: choose(embed)(w, IDS), [array(1, 5, 3)]),
     "rms_norm": (
         lambda choose, x, w: choose(rms_norm)(x, w, 1e-5),
         [array(1, 2, 3, 8), array(2, 8)],

@@ -1,4 +1,4 @@
-"""A tensor that remembers how it was made, and the walk back through that memory: reverse-mode differentiation.
+"""A tensor with a history of how it was computed, and the walk back through that history: reverse-mode differentiation.
 
 An operation computes an array, and leaves on its result the tensors it read (`_parents`) and a function from the
 gradient of the result to the gradients of those parents (`_derivative`). `backward` visits every tensor once, children
@@ -40,7 +40,7 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_derivative", "_parents", "data", "grad", "requires_grad")
-    __array_ufunc__ = None  # so that `array * tensor` asks the tensor, instead of making an array of tensors
+    __array_ufunc__ = None  # `array * tensor` then calls our operator instead of making an array of tensors
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if not isinstance(data, (np.ndarray, np.generic)):  # Python numbers and lists: float32, as in torch
@@ -177,7 +177,7 @@ class Tensor:
 
 
 def record(data: Any, parents: tuple[Tensor, ...], derivative: Derivative) -> Tensor:
-    """The result of an operation; its history is kept if a parent requires a gradient and nobody forbade it.
+    """The result of an operation; its history is kept if a parent requires a gradient, outside `no_grad`.
 
     `derivative` captures arrays, never the result's own tensor: that would be a reference cycle, and the memory of a
     whole forward pass would wait for the garbage collector.
@@ -201,7 +201,7 @@ def no_grad() -> Iterator[None]:
 
 
 def is_recording() -> bool:
-    """Whether operations leave a history now; a fused operation asks before it prepares one."""
+    """Whether operations leave a history now; a fused operation checks it before it prepares one."""
     return _mode.recording
 
 

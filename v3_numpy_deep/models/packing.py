@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from shared_data.training.packing import PackedLine, pack_rows
 from v3_numpy_deep.autograd import Array, Tensor
-from v3_numpy_deep.models.sharding import draws_dropout, lines_in_threads
+from v3_numpy_deep.models.sharding import draws_dropout, lines_in_threads, threads_for
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def packed_hidden_states(
         model.config.max_position_embeddings,
         share_prefixes=not draws_dropout(model),
         logits_to_keep=logits_to_keep,
+        threads=threads_for(model),
     )
     if rows is None:
         return model.hidden_states(input_ids, logits_to_keep=logits_to_keep)

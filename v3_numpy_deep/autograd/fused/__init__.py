@@ -8,7 +8,6 @@ far shorter than its composition's. Each has the name and signature of the formu
 
 from v3_numpy_deep.autograd.fused.attention import causal_attention
 from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy, linear_cross_entropy
-from v3_numpy_deep.autograd.fused.embeddings import embed
 from v3_numpy_deep.autograd.fused.feed_forward import gelu_new, swiglu
 from v3_numpy_deep.autograd.fused.linear import linear, merged_linear
 from v3_numpy_deep.autograd.fused.log_probs import linear_log_probs
@@ -19,7 +18,6 @@ __all__ = [
     "apply_rotary",
     "causal_attention",
     "cross_entropy",
-    "embed",
     "gelu_new",
     "layer_norm",
     "linear",

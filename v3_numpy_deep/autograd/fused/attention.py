@@ -142,7 +142,7 @@ def _ungroup(x: Float[Array, "H T D"], tile: Tile, rows: Float[Array, "K Gt D"])
 
 
 def _zeros(x: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
-    """A new array whose memory is laid out as [B, T, H, D]: joining the heads afterwards needs no copy."""
+    """A new array in memory order [B, T, H, D]: joining the heads afterwards needs no copy."""
     B, H, T, D = x.shape
     return np.zeros((B, T, H, D), x.dtype).transpose(0, 2, 1, 3)
 

@@ -22,7 +22,7 @@ def apply_rotary(
 
 
 def _turn(x: Array, cos: Array, sin: Array) -> Array:
-    """The rotation, one sequence at a time. Memory is laid out as [B, T, H, D], as before and after it."""
+    """The rotation, one sequence at a time. The result has the memory order [B, T, H, D]."""
     B, H, T, D = x.shape
     half = D // 2
     y = np.empty((B, T, H, D), x.dtype)

@@ -1,7 +1,8 @@
 """Token and position embeddings: a row of a table for each id.
 
 Looking up row i is the product of a one-hot vector with the table, so the derivative adds the gradient of every
-occurrence of an id onto that id's row (autograd/fused/embeddings.py). GPT-2 adds a learned vector for each position (Vaswani et al. 2017, section 3.5);
+occurrence of an id onto that id's row: `np.add.at`, in `getitem` of autograd/operations.py. `gradient[ids] += g` would keep one
+of several. Sorting the ids and summing runs of equal ones (`np.add.reduceat`) is no faster with NumPy 2. GPT-2 adds a learned vector for each position (Vaswani et al. 2017, section 3.5);
 Llama has none, it rotates queries and keys instead (rope.py).
 
 Level 1: `torch.nn.Embedding`. Level 2: the same classes over torch.
@@ -13,7 +14,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from v3_numpy_deep.autograd import Array, Module, Parameter, Tensor
-from v3_numpy_deep.autograd.kernels import kernel
 
 
 def embed(weight: Float[Tensor, "V C"], ids: Int[Array, "*shape"]) -> Float[Tensor, "*shape C"]:
@@ -24,21 +24,17 @@ def embed(weight: Float[Tensor, "V C"], ids: Int[Array, "*shape"]) -> Float[Tens
 class TokenEmbedding(Module):
     """A vector of size C for each of V tokens."""
 
-    kernels = "fused"
-
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
         self.weight = Parameter(np.zeros((vocab_size, hidden_size), np.float32))
 
     def forward(self, input_ids: Int[Array, "B T"]) -> Float[Tensor, "B T C"]:
         """Look the tokens up."""
-        return kernel(self.kernels, embed)(self.weight, input_ids)
+        return embed(self.weight, input_ids)
 
 
 class PositionEmbedding(Module):
     """A learned vector of size C for each position; there is none beyond the last (GPT-2)."""
-
-    kernels = "fused"
 
     def __init__(self, max_position_embeddings: int, hidden_size: int) -> None:
         super().__init__()
@@ -46,4 +42,4 @@ class PositionEmbedding(Module):
 
     def forward(self, position_ids: Int[Array, "#B T"]) -> Float[Tensor, "#B T C"]:
         """Look the positions up."""
-        return kernel(self.kernels, embed)(self.weight, position_ids)
+        return embed(self.weight, position_ids)

@@ -29,7 +29,6 @@ from shared_data.training.data_order import DataOrder
 from shared_data.training.schedulers import learning_rate
 from shared_data.training.training_run import Metrics, TrainingRun
 from v3_numpy_deep.autograd import Array, Module, Tensor, no_grad
-from v3_numpy_deep.autograd.memory import keep_freed_memory
 from v3_numpy_deep.models.checkpoint import load_weights, save_model
 from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
@@ -79,7 +78,6 @@ class Training:
             raise UserError(
                 "NumPy multiplies matrices in 32 bits only; leave bf16 and fp16 out, or use level 1 or 2"
             )
-        keep_freed_memory()
 
         def write(folder: Path) -> None:
             save(folder) if save else save_model(model, folder, self.run.tokenizer.parent)
