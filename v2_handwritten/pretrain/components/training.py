@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from v2_handwritten.pretrain.components.precision import LossScaler, compute_dty
 Loss = tuple[Tensor, Metrics]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What the engine needs of data; a batch has `num_items` (what its mean loss is a mean over) and `num_tokens`."""
 
