@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from shared_data.errors import UserError
 from shared_data.evaluation.answers import evaluate_answers
+from shared_data.model_files.folder import read_config
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import check_conversation, split_conversations
@@ -63,7 +64,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         trainer.save_model(folder)
     else:
         trainer.save_model(folder / "adapter")
-        base = AutoModelForCausalLM.from_pretrained(run.model("pretrain"), **base_options(settings))
+        base = AutoModelForCausalLM.from_pretrained(run.model("pretrain"), **base_options(settings, run))
         plain = base.dequantize() if section.adapter.method == "qlora" else base
         PeftModel.from_pretrained(plain, folder / "adapter").merge_and_unload().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -74,21 +75,20 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
 def model_to_tune(settings: Settings, run: RunFolder) -> PreTrainedModel | PeftModel:
     """The pretrained model, with the adapters that the settings ask for."""
     adapter = settings.sft.adapter
-    model = AutoModelForCausalLM.from_pretrained(run.model("pretrain"), **base_options(settings))
+    model = AutoModelForCausalLM.from_pretrained(run.model("pretrain"), **base_options(settings, run))
     if adapter.method == "none":
         return model
     names = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora"}
-    return get_peft_model(
-        model,
-        LoraConfig(
-            **adapter.model_dump(include=names),
-            modules_to_save=adapter.modules_to_save or None,
-            task_type="CAUSAL_LM",
-        ),
+    config = LoraConfig(
+        **adapter.model_dump(include=names),
+        modules_to_save=adapter.modules_to_save or None,
+        ensure_weight_tying=bool(adapter.modules_to_save) and model.config.tie_word_embeddings,
+        task_type="CAUSAL_LM",
     )
+    return get_peft_model(model, config)
 
 
-def base_options(settings: Settings) -> dict[str, Any]:
+def base_options(settings: Settings, run: RunFolder) -> dict[str, Any]:
     """Arguments of `from_pretrained` for the model under adapters, for QLoRA stored in 4 bits (NF4)."""
     adapter = settings.sft.adapter
     if adapter.method != "qlora":
@@ -96,6 +96,11 @@ def base_options(settings: Settings) -> dict[str, Any]:
     if adapter.bnb_4bit_blocksize != 64:
         raise UserError(
             "transformers stores 4-bit weights in blocks of 64; leave sft.adapter.bnb_4bit_blocksize out, or use level 2"
+        )
+    sizes = read_config(run.model("pretrain"))
+    if sizes.hidden_size % 64 or sizes.intermediate_size % 64:
+        raise UserError(
+            "bitsandbytes 0.50 decodes a row that ends inside a block of 64 wrongly on a CPU; use sizes that are multiples of 64"
         )
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
