@@ -34,7 +34,7 @@ from shared_data.tokenizer.tokenizer_file import (
     template_of,
     write_tokenizer,
 )
-from shared_data.tokenizer.word_encoder import WordEncoder
+from shared_data.tokenizer.word_encoder import MergeWords, WordEncoder
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
