@@ -20,14 +20,9 @@ from v3_numpy_deep.inference.generate import generate as generate_v3
 from v3_numpy_deep.inference.scoring import negative_log_probs as negative_log_probs_v3
 
 GENERATORS = (generate_v1, generate_v2, generate_v3)
-BY_HAND = GENERATORS[1:]
+
+
 FREE: dict[str, Any] = {"eos_token_id": []}  # a sequence that stops nowhere
-
-
-def models(case: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
-    """The model of each level; of level 1, that of transformers itself."""
-    wrapped, *by_hand = trio(case, dtype)
-    return wrapped.library, *by_hand
 
 
 def by_level(case: str, inputs: list[list[int]], dtype: torch.dtype = torch.float64, **options: Any) -> list:
@@ -38,6 +33,12 @@ def by_level(case: str, inputs: list[list[int]], dtype: torch.dtype = torch.floa
     ]
 
 
+def models(case: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
+    """Each level's own: of level 1, transformers' model itself."""
+    library, ours, arrays = trio(case, dtype)
+    return library.library, ours, arrays
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "recomputed"])
 def test_greedy_ids_equal_those_of_the_library(parity: ParityRecorder, case: str, use_cache: bool) -> None:
@@ -45,7 +46,7 @@ def test_greedy_ids_equal_those_of_the_library(parity: ParityRecorder, case: str
     new = 30 if use_cache else 8
     library, ours, arrays = by_level(case, prompts(case), max_new_tokens=new, use_cache=use_cache)
     assert not use_cache or len({id for row in library for id in row}) >= 5, (
-        "the texts should not be constant"
+        "the models should have something to say"
     )
     for levels, ids in (("v2-v1", ours), ("v3-v1", arrays)):
         parity(
@@ -65,6 +66,16 @@ def test_greedy_ids_are_the_same_in_float32(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
+def test_the_library_called_directly_gives_the_same_ids(case: str) -> None:
+    """Level 1 adds nothing of its own: `model.generate(input_ids)` as in transformers' documentation."""
+    library, ours, _ = models(case)
+    prompt = prompts(case)[0]
+    options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    ids = library.generate(torch.tensor([prompt]), **options)
+    assert ids[0, len(prompt) :].tolist() == generate_v2(ours, [prompt], max_new_tokens=20, **FREE)[0]
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 def test_a_prompt_gives_in_a_batch_what_it_gives_alone(case: str) -> None:
     for generate, model in zip(GENERATORS, models(case), strict=True):
         together = generate(model, prompts(case), max_new_tokens=20, **FREE)
@@ -77,7 +88,7 @@ def test_a_prompt_gives_in_a_batch_what_it_gives_alone(case: str) -> None:
 @pytest.mark.parametrize("level", [2, 3])
 def test_a_repeated_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch, case: str, level: int) -> None:
     """A group of completions costs one prefill, and each is drawn as if its prompt had been read for it alone."""
-    generate, model = GENERATORS[level - 1], models(case)[level - 1]
+    generate, model = GENERATORS[level - 1], trio(case)[level - 1]
     first, second, _ = prompts(case)
     repeated = [first, second, first, first]
     options = FREE | {"max_new_tokens": 20, "temperature": 0.8, "seed": 3}
@@ -102,14 +113,14 @@ def test_levels_2_and_3_draw_the_same_tokens(case: str, use_cache: bool) -> None
         "top_p": 0.97,
         "use_cache": use_cache,
     }
-    _, ours, arrays = models(case)
+    _, ours, arrays = trio(case)
     drawn = [generate_v2(ours, prompts(case), seed=seed, **options) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2], "the seed decides, and nothing else"
     assert generate_v3(arrays, prompts(case), seed=0, **options) == drawn[0]
 
 
 def test_a_row_draws_the_same_tokens_whatever_stands_below_it() -> None:
-    _, ours, _ = models("llama GQA")
+    _, ours, _ = trio("llama GQA")
     first, second, _ = prompts("llama GQA")
     options = FREE | {"max_new_tokens": 20, "temperature": 1.0, "seed": 3}
     assert generate_v2(ours, [first, second], **options)[0] == generate_v2(ours, [first], **options)[0]
@@ -118,8 +129,10 @@ def test_a_row_draws_the_same_tokens_whatever_stands_below_it() -> None:
 def test_the_library_samples_with_its_seed() -> None:
     library, _, _ = models("llama GQA")
     options = FREE | {"max_new_tokens": 20, "temperature": 1.0, "top_p": 0.9}
+    state = torch.get_rng_state()
     drawn = [generate_v1(library, prompts("llama GQA"), seed=seed, **options) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert torch.equal(state, torch.get_rng_state()), "the global generator is left as it was"
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
@@ -135,7 +148,7 @@ def test_a_sequence_stops_at_the_end_of_text_and_the_others_go_on(case: str) -> 
 def test_on_token_receives_every_new_token() -> None:
     case = "gpt2"
     free = by_level(case, prompts(case), max_new_tokens=12)[0]
-    for generate, model in zip(BY_HAND, models(case)[1:], strict=True):
+    for generate, model in zip(GENERATORS, models(case), strict=True):
         received: list[list[int]] = [[], [], []]
         ids = generate(
             model,
@@ -150,11 +163,12 @@ def test_on_token_receives_every_new_token() -> None:
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 def test_a_text_that_fills_the_positions_stops_and_shorter_ones_go_on(case: str) -> None:
     inputs = prompts(case, (120, 3))  # of 128 positions
-    for generate, model in zip(BY_HAND, models(case)[1:], strict=True):
-        ids = generate(model, inputs, max_new_tokens=40, **FREE)
+    library, *by_hand = by_level(case, inputs, max_new_tokens=40)
+    for ids in by_hand:
         assert [len(row) for row in ids] == [8, 40]
-        short = generate(model, inputs, max_new_tokens=12, use_cache=False, **FREE)
-        assert short == [row[:12] for row in ids]
+    assert library == [row[:8] for row in ids], "the library stops them all"
+    _, ours, _ = trio(case)
+    assert generate_v2(ours, inputs, max_new_tokens=12, use_cache=False, **FREE) == [row[:12] for row in ids]
 
 
 def test_an_empty_prompt_begins_with_the_end_of_text() -> None:
@@ -181,7 +195,7 @@ def test_what_cannot_be_generated_is_named(inputs: list, options: dict, message:
 @pytest.mark.parametrize("level", [2, 3])
 def test_a_sequence_stops_by_default_where_the_model_is_configured_to(level: int) -> None:
     """`config.eos_token_id`, as in transformers; the id that stops it is returned."""
-    generate, model = GENERATORS[level - 1], models("gpt2")[level - 1]
+    generate, model = GENERATORS[level - 1], trio("gpt2")[level - 1]
     (free,) = generate(model, prompts("gpt2")[:1], max_new_tokens=20, **FREE)
     model.config = replace(model.config, eos_token_id=[free[6], 95])
     (ids,) = generate(model, prompts("gpt2")[:1], max_new_tokens=20)
@@ -192,7 +206,7 @@ def test_a_model_in_training_writes_without_dropout_and_goes_on_training() -> No
     """As the samples during pretraining do; the same holds for the score of held-out text."""
     tokens = integers(3, 96, 60)
     for level, negative_log_probs in ((2, negative_log_probs_v2), (3, negative_log_probs_v3)):
-        generate, model = GENERATORS[level - 1], models("llama GQA")[level - 1]
+        generate, model = GENERATORS[level - 1], trio("llama GQA")[level - 1]
 
         def numbers(
             generate: Any = generate, model: Any = model, negative_log_probs: Any = negative_log_probs

@@ -14,7 +14,7 @@ from shared_data.model_files.initialization import parameter_shapes
 from shared_data.settings import Settings
 
 
-def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(folder: Path | str, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
     """The language model of a folder, ready to generate.
 
     The library would fill missing tensors with random numbers. Raises `UserError` where one is missing or of another shape.
