@@ -56,7 +56,7 @@ class TokenPolicy:
     def bits_per_byte(self, texts: Sequence[str]) -> float:
         """Of documents, each read by itself."""
         positions, end = self.model.config.max_position_embeddings, stop_ids(self.tokenizer)[-1]
-        tokens = [id for text in texts for id in (*self.tokenizer.encode(text), end)]
+        tokens = np.array([id for text in texts for id in (*self.tokenizer.encode(text), end)])
         stride = max(1, positions // 2)
         score = score_tokens(self.negative_log_probs, self.model, tokens, positions, stride, 2, end)
         return bits_per_byte(score, sum(len(text.encode()) for text in texts))
