@@ -35,8 +35,11 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     train, validation = (PackedRows(settings, run, split) for split in ("train", "validation"))
     eval_rows = min(len(validation), section.eval_batches * section.per_device_train_batch_size)
     model, tokenizer = build_model(settings, run), load_tokenizer(run.tokenizer.parent)
-    options = trainer_arguments(settings, "pretrain", run) | {"include_num_input_tokens_seen": True}
-    arguments = TrainingArguments(**options)
+    arguments = TrainingArguments(
+        **trainer_arguments(settings, "pretrain", run),
+        include_num_input_tokens_seen=True,
+        remove_unused_columns=False,  # it would take `shift_labels` away
+    )
     trainer = Trainer(
         model,
         arguments,
