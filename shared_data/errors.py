@@ -57,6 +57,18 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
+@contextmanager
+def library_errors(source: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library raises about a user's file or dataset into a `UserError` that names both."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{source} cannot be read ({type(error).__name__}: {reason}); {remedy}") from error
+
+
 def _leave(message: str) -> None:
     """Print one line on stderr and end with the exit code of a user's mistake."""
     print(" ".join(message.split()), file=sys.stderr, flush=True)

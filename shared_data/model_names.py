@@ -48,6 +48,6 @@ def resolve_model(run: RunFolder, name: str | Path) -> Path:
 
 
 def find_model(run: RunFolder, name: str | Path) -> tuple[Path, Path]:
-    """The folder of a model and where its tokenizer is: beside it, beside the base of an adapter, or that of the run."""
+    """The folder of a model and that of its tokenizer: the same, or that of an adapter's base, or that of the run."""
     folder = resolve_model(run, name)
-    return folder, tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer)
+    return folder, tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer.parent)

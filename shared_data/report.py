@@ -15,6 +15,7 @@ from typing import Any
 from shared_data import report_html as html
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json
+from shared_data.finished import damage, read_finished
 from shared_data.plots import plot_lines, plot_training
 from shared_data.progress import format_seconds
 from shared_data.report_alignment import alignment
@@ -31,6 +32,13 @@ def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
     """
     if not run.metrics():
         raise UserError(f"no run in {run.path}; make one with `{run.level} run`")
+    for stage in run.metrics():
+        record = read_finished(run.path / stage)
+        broken = record and damage(run.path / stage, record)
+        if broken:
+            raise UserError(
+                f"the report needs the stage {stage}, but {broken}; make it again with `{run.command('run')}`"
+            )
     others = [other_run(run, level) for level in compare if level != run.level]
     corpus = (_header, _corpus, _tokenizer)
     results = (_training, instruction_tuning, alignment, _evaluation, _generation, _time, _settings)

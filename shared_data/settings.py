@@ -142,6 +142,8 @@ def parse_override(assignment: str) -> tuple[list[str], Any]:
         raise UserError(
             f"--set {assignment!r} is not KEY=VALUE; write for example --set pretrain.max_steps=200"
         )
+    if any("\ud800" <= character <= "\udfff" for character in assignment):
+        raise UserError(f"--set {assignment!r} is not UTF-8; rename the file, or use a terminal with UTF-8")
     if text.strip().lower() in ("null", ""):
         return key.strip().split("."), None
     if text.strip().lower() == "none":  # absence, where a setting may be absent (`Section`); of some, a value

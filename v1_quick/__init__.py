@@ -10,7 +10,7 @@ from typing import Any
 _EXPORTS = {
     "generate": "v1_quick.inference.generate",
     "load_model": "v1_quick.models.checkpoint",
-    "load_tokenizer": "v1_quick.models.checkpoint",
+    "load_tokenizer": "v1_quick.data_pipeline.tokenizer.tokenizer",
 }
 __all__ = list(_EXPORTS)
 

@@ -5,23 +5,8 @@ Everything else is the same for every level (`shared_data/command_line.py`).
     uv run v1 run --config smoke
 """
 
-import logging
-import os
-import warnings
-
+import v1_quick.quiet  # noqa: F401
 from shared_data.command_line import build_app
-
-# The libraries remark on what is meant here: token ids that follow the tokenizer, packing without flash attention, an experimental
-# trainer, each other's old names. Of their progress bars, those of training stay.
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it would print its errors beside ours
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")  # of PPO with a single minibatch
-for library in ("trl", "bitsandbytes"):
-    logging.getLogger(library).setLevel(logging.ERROR)
 
 app = build_app(
     "v1",

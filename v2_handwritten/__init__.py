@@ -6,10 +6,10 @@ model, tokenizer = load_model("runs/v2/tiny/sft"), load_tokenizer("runs/v2/tiny/
 print(tokenizer.decode(generate(model, [tokenizer.encode("Once")], max_new_tokens=32)[0]))
 """
 
-import importlib
+from importlib import import_module
 from typing import Any
 
-_MODULES = {
+_EXPORTS = {
     "load_model": "v2_handwritten.models.checkpoint",
     "load_tokenizer": "v2_handwritten.data_pipeline.tokenizer.tokenizer",
     "generate": "v2_handwritten.inference.generate",
@@ -18,11 +18,10 @@ _MODULES = {
     "make_optimizer": "v2_handwritten.pretrain.components.muon",
     "train_step": "v2_handwritten.pretrain.components.training",
 }
-__all__ = list(_MODULES)
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    """One of the names above, from the module that defines it."""
-    if name not in _MODULES:
-        raise AttributeError(f"v2_handwritten has no {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

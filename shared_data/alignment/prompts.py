@@ -50,7 +50,7 @@ def _prompt(record: dict[str, Any], where: str) -> str:
     return prompt
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """Each prompt as the first turn of a conversation, up to where the completion begins."""
     return [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
 

@@ -1,4 +1,4 @@
-"""A policy of levels 2 and 3 for `policy_evaluation.py`: texts in and out, around the level's `generate` and log-probabilities.
+"""A policy for `policy_evaluation.py`: texts in and out, around the level's `generate` and log-probabilities.
 
 policy = TokenPolicy(model, tokenizer, generate, completion_log_probs, negative_log_probs)
 """
@@ -13,11 +13,10 @@ from shared_data.alignment.policy_evaluation import Completion
 from shared_data.alignment.prompts import encode_prompts
 from shared_data.evaluation.windows import NegativeLogProbs, bits_per_byte, score_tokens
 from shared_data.inference.prompts import stop_ids
-from shared_data.tokenizer.tokenizer import Tokenizer
 
 
 class TokenPolicy:
-    """A language model and its tokenizer.
+    """A language model and its tokenizer, ours or one of transformers.
 
     generate: the level's. log_probs(model, input_ids, completion_mask, attention_mask, temperature): nats of each row's completion.
     negative_log_probs(model, input_ids, targets): -ln p of targets, for documents.
@@ -26,7 +25,7 @@ class TokenPolicy:
     def __init__(
         self,
         model: Any,
-        tokenizer: Tokenizer,
+        tokenizer: Any,
         generate: Callable[..., list[list[int]]],
         log_probs: Callable[..., Float[np.ndarray, " N"]],
         negative_log_probs: NegativeLogProbs,
@@ -56,14 +55,14 @@ class TokenPolicy:
 
     def bits_per_byte(self, texts: Sequence[str]) -> float:
         """Of documents, each read by itself."""
-        positions, end = self.model.config.max_position_embeddings, self.tokenizer.end_of_text_id
-        tokens = self.tokenizer.encode_to_array(texts, end_of_text=True)
+        positions, end = self.model.config.max_position_embeddings, stop_ids(self.tokenizer)[-1]
+        tokens = np.array([id for text in texts for id in (*self.tokenizer.encode(text), end)])
         stride = max(1, positions // 2)
         score = score_tokens(self.negative_log_probs, self.model, tokens, positions, stride, 2, end)
         return bits_per_byte(score, sum(len(text.encode()) for text in texts))
 
 
-def decode_completions(tokenizer: Tokenizer, completions: Sequence[Sequence[int]]) -> list[str]:
+def decode_completions(tokenizer: Any, completions: Sequence[Sequence[int]]) -> list[str]:
     """The texts of completions, without the token that ended them."""
     ends = set(stop_ids(tokenizer))
     return [tokenizer.decode([id for id in ids if id not in ends]) for ids in completions]

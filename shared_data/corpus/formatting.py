@@ -58,7 +58,10 @@ def format_chat(record: Mapping[str, Any], where: str = "the record") -> list[Me
             record["completion"], "assistant", where
         )
     if "instruction" in record and "output" in record:
-        question = "\n\n".join(part for part in (record["instruction"], record.get("input")) if part)
+        parts = [part for part in (record["instruction"], record.get("input")) if part]
+        if not all(isinstance(part, str) for part in parts):
+            raise UserError(f"{where}: 'instruction' and 'input' must be texts; correct or remove the record")
+        question = "\n\n".join(parts)
         return [*_as_messages(question, "user", where), *_as_messages(record["output"], "assistant", where)]
     raise UserError(
         f"{where} is no conversation: it has {', '.join(map(repr, record)) or 'no fields'}; give 'messages', 'prompt' and 'completion', or 'instruction' and 'output'"

@@ -5,7 +5,7 @@ ends the stream, whatever the source. What a document of a file is, `text_units.
 hub, `hub.py`.
 
 Level 1 hands in readers that call `datasets.load_dataset(..., streaming=True)`
-(`v1_quick/data_pipeline/download/readers.py`).
+(`v1_quick/data_pipeline/download/open_corpus.py`).
 
     python -c "from shared_data.corpus.open_corpus import open_corpus; \
 from shared_data.settings import DataSettings; print(next(open_corpus(DataSettings())).text)"

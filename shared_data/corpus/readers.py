@@ -4,7 +4,7 @@ Every fault a file can have is a `UserError` that names the file, the place and 
 encoding, truncated, a malformed line, a missing field.
 
 The standard library reads json, csv and gzip, pyarrow reads parquet. Level 1 calls `datasets.load_dataset` for documents
-(`v1_quick/data_pipeline/download/readers.py`).
+(`v1_quick/data_pipeline/download/open_corpus.py`).
 
     python -c "from pathlib import Path; from shared_data.settings import DataSettings; \
 from shared_data.corpus.readers import read_documents; \
@@ -73,18 +73,7 @@ def read_records(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any
                 raise UserError(
                     f"{where} is a {type(record).__name__}, not an object; write one object a record"
                 )
-            yield where, _whole_characters(record)
-
-
-def _whole_characters(value: Any) -> Any:
-    """A record without lone surrogates, which have no UTF-8."""
-    if isinstance(value, str):
-        return join_surrogates(value)
-    if isinstance(value, list):
-        return [_whole_characters(part) for part in value]
-    if isinstance(value, dict):
-        return {key: _whole_characters(part) for key, part in value.items()}
-    return value
+            yield where, record
 
 
 def _open_records(path: Path, encoding: str, column: str | None = None) -> tuple[str, Records | None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Integer
 
 from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.splits import SPLITS, Metrics, in_batches, read_documents
@@ -23,7 +23,9 @@ from shared_data.files import atomic_write, write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 
-Encode = Callable[[list[str]], UInt32[np.ndarray, " T"]]  # documents to their ids in a row, each with its end
+Encode = Callable[
+    [list[str]], Integer[np.ndarray, " T"]
+]  # documents to their ids in a row, each with its end
 
 
 def tokenizer_texts(settings: Settings, run: RunFolder) -> Iterator[str]:
@@ -46,12 +48,16 @@ def tokenizer_texts(settings: Settings, run: RunFolder) -> Iterator[str]:
 
 
 def write_tokens(
-    settings: Settings, run: RunFolder, encode: Encode, vocab_size: int, end_of_text_id: int
+    settings: Settings, run: RunFolder, encode: Encode, vocab_size: int, end_of_text_id: int | None
 ) -> Metrics:
     """Encode every split; returns the numbers for metrics.json.
 
-    Raises `UserError` where a split is shorter than a training sequence.
+    Raises `UserError` where no token ends a document, or where a split is shorter than a training sequence.
     """
+    if end_of_text_id is None:
+        raise UserError(
+            "the tokenizer names no token that ends a document; add eos_token to its tokenizer_config.json"
+        )
     metrics: Metrics = {"vocab_size": vocab_size}
     least = settings.pretrain.sequence_length + 1
     for split in SPLITS:

@@ -6,7 +6,6 @@ same text, also when a limit on the tokens cuts it short. So it is cut between d
     metrics = evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length=256)
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from shared_data.corpus.splits import read_documents
 from shared_data.errors import UserError
 from shared_data.evaluation.windows import NegativeLogProbs, bits_per_byte, perplexity, score_tokens
 from shared_data.files import read_json
@@ -113,16 +113,20 @@ def read_held_out(
         raise UserError(
             f"the {split} split is empty; evaluate on the other one with --set evaluate.split=validation"
         )
+    if tokens[:max_tokens].max() >= facts["vocab_size"]:
+        raise UserError(
+            f"{run.tokens(split)} holds ids beyond its vocabulary of {facts['vocab_size']}; it is damaged: run the stage "
+            "`tokenizer` again with --force"
+        )
     if max_tokens is None or max_tokens >= len(tokens):
         return HeldOut(tokens, facts["bytes"], _floor(facts.get("log2_probability"), facts["bytes"]))
     ends = np.flatnonzero(tokens[:max_tokens] == facts["end_of_text_id"])
     if not len(ends):
         return HeldOut(tokens[:max_tokens], count_bytes(tokens[:max_tokens].tolist()), None)
-    with run.documents(split).open(encoding="utf-8") as file:
-        documents = [json.loads(line) for line in islice(file, len(ends))]
-    size = sum(len(document["text"].encode("utf-8")) for document in documents)
-    bits = [document.get("log2_probability") for document in documents]
-    known = None if None in bits else float(sum(bits))
+    documents = list(islice(read_documents(run.documents(split)), len(ends)))
+    size = sum(len(document.text.encode("utf-8")) for document in documents)
+    bits = [document.log2_probability for document in documents if document.log2_probability is not None]
+    known = float(sum(bits)) if len(bits) == len(documents) else None
     return HeldOut(tokens[: ends[-1] + 1], size, _floor(known, size))
 
 

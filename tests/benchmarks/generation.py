@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 
-from shared_data.model_files.config import ModelConfig as ArrayConfig
 from tests.benchmarks.training_step import TINY
 from v1_quick.inference.generate import generate as generate_v1
-from v1_quick.models.config import ModelConfig as LibraryConfig
-from v1_quick.models.transformer import Transformer as LibraryTransformer
+from v1_quick.models.transformer import new_model as new_model_v1
 from v2_handwritten.inference.generate import generate as generate_v2
-from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.models.transformer import new_model as new_model_v2
 from v3_numpy_deep.inference.generate import generate as generate_v3
-from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
+from v3_numpy_deep.models.transformer import new_model as new_model_v3
 
 PROMPT = [0, 5, 9, 17, 33]
 NEW_TOKENS = 200
@@ -30,17 +28,15 @@ NEW_TOKENS = 200
 
 def sides(family: str, rows: int) -> dict[str, Callable[[], list[list[int]]]]:
     """Generation by each level from the same weights, as functions without arguments."""
-    config = TINY[family]
-    hf = config.to_hf()
-    models: tuple[tuple[Callable[..., list[list[int]]], Any], ...] = (
-        (generate_v1, LibraryTransformer(LibraryConfig.from_hf(hf)).initialize(0)),
-        (generate_v2, Transformer(config).initialize(0)),
-        (generate_v3, ArrayTransformer(ArrayConfig.from_hf(hf)).initialize(0)),
-    )
-    prompts = [PROMPT] * rows
+    levels: dict[str, tuple[Callable[..., list[list[int]]], Callable[..., Any]]] = {
+        "v1": (generate_v1, new_model_v1),
+        "v2": (generate_v2, new_model_v2),
+        "v3": (generate_v3, new_model_v3),
+    }
+    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "eos_token_id": []}
     return {
-        name: partial(generate, model, prompts, max_new_tokens=NEW_TOKENS)
-        for name, (generate, model) in zip(("v1", "v2", "v3"), models, strict=True)
+        name: partial(generate, new_model(TINY[family], 0), [PROMPT] * rows, **options)
+        for name, (generate, new_model) in levels.items()
     }
 
 
@@ -48,7 +44,7 @@ def compare(family: str, rows: int = 1, repeats: int = 7) -> dict[str, Any]:
     """Median seconds a token of each level, and the median ratios to level 1, taking turns."""
     levels = sides(family, rows)
     ids = [generate() for generate in levels.values()]  # a first run, to warm up
-    assert ids[0] == ids[1], "what is faster must say the same"
+    assert ids[0] == ids[1], "what is faster must write the same"
     seconds: dict[str, list[float]] = {name: [] for name in levels}
     for _ in range(repeats):
         for name, generate in levels.items():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -79,11 +80,9 @@ def a_run(finished_runs: Callable[[str], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_runs("v2"), tmp_path / "run"))
 
 
-def test_from_only_and_changed_settings_redo_what_they_must(
-    config: Path, commands: Commands, a_run: Path
-) -> None:
+def test_from_only_and_changed_settings_redo_what_they_must(commands: Commands, a_run: Path) -> None:
     def stages_done(*words: str) -> list[str]:
-        done = commands("v2", "run", "--config", config, "--out", a_run, *words, cwd=a_run)
+        done = commands("v2", "run", "--out", a_run, *words, cwd=a_run)
         assert done.returncode == 0, done.stderr
         return [
             stage
@@ -93,11 +92,40 @@ def test_from_only_and_changed_settings_redo_what_they_must(
 
     assert stages_done() == STAGES[3:]
     assert stages_done("--only", "evaluate") == []
-    assert stages_done("--only", "evaluate", "--force") == ["evaluate"]
-    assert stages_done("--set", "evaluate.max_tokens=400") == ["evaluate"]
-    assert stages_done("--set", "evaluate.max_tokens=400", "--from", "pretrain") == STAGES[2:]
-    changed = ("--set", "reward.max_steps=3", "--set", "evaluate.max_tokens=400")
-    assert stages_done(*changed) == ["reward", "ppo"], "PPO rests on the reward model; DPO and GRPO do not"
+    assert stages_done("--only", "evaluate", "--force", "--set", "evaluate.max_tokens=400") == ["evaluate"]
+    assert stages_done() == [], "the change is remembered"
+    assert stages_done("--from", "pretrain") == STAGES[2:]
+    (a_run / "tokenizer" / "tokenizer.json").unlink()
+    assert stages_done() == ["tokenizer"], "what is missing is made again, and what rests on the same is kept"
+    changed = commands("v2", "reward", "--force", "--out", a_run, "--set", "reward.max_steps=3", cwd=a_run)
+    assert changed.returncode == 0, changed.stderr
+    assert stages_done() == ["ppo"], "PPO rests on the reward model; DPO and GRPO do not"
+
+
+def test_a_run_goes_on_with_the_settings_it_was_begun_with(
+    config: Path, commands: Commands, tmp_path: Path
+) -> None:
+    """The whole recipe of a user's own corpus: each printed hint is the next command, word for word."""
+    story = "Once upon a time number {} went to the market and bought {} red apples for the old woman. "
+    lines = [json.dumps({"text": story.format(n, n * 7) * 3}) for n in range(60)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    words = ["data", "--config", str(config), "--out", "runs/mine", "--set", "data.source=mine.jsonl"]
+    held_out = ["--set", "data.validation_fraction=0.3", "--set", "data.test_fraction=0.2"]
+    words += [*held_out, "--set", "data.cleaning.enabled=false", "--set", "data.deduplication.near=false"]
+    for stage in ("data", "tokenizer", "pretrain", "sft"):
+        assert words[0] == stage
+        done = commands("v3", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        hint = next(line for line in done.stdout.splitlines() if line.startswith("   next: "))
+        words = shlex.split(hint.partition("uv run v3 ")[2])
+        assert f"{words[0]} --out runs/mine" in hint
+    assert "went to the market" in (tmp_path / "runs/mine/data/train.jsonl").read_text()
+    said = [
+        commands("v3", "evaluate", *words[1:], "--model", name, cwd=tmp_path) for name in ("pretrain", "sft")
+    ]
+    assert [done.stderr for done in said] == ["", ""]
+    assert said[0].stdout != said[1].stdout
+    assert "evaluate" not in json.loads((tmp_path / "runs/mine/metrics.json").read_text())
 
 
 def test_the_settings_of_a_run_make_it_again(commands: Commands, a_run: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import torch
 
 from shared_data.corpus.token_files import encode_split
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.config import ModelConfig as ArrayConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world import StoryWorld
@@ -24,7 +23,7 @@ from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 def trio(case: str, dtype: torch.dtype = torch.float64) -> tuple[LibraryModel, Transformer, ArrayTransformer]:
     """The library's model and those of levels 2 and 3, in evaluation mode."""
     ours, library = pair(case, dtype)
-    arrays = ArrayTransformer(ArrayConfig.from_hf(config_of(case).to_hf()))
+    arrays = ArrayTransformer(ModelConfig.from_hf(config_of(case).to_hf()))
     arrays.to(str(dtype).removeprefix("torch."))
     arrays.load_state_dict({name: tensor.numpy() for name, tensor in ours.state_dict().items()})
     return library.eval(), ours.eval(), arrays.eval()

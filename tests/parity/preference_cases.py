@@ -1,56 +1,92 @@
-"""Preference pairs, and trl's trainers built around tiny models of ours: nothing is downloaded, nothing is trained."""
+"""Preference pairs as ids, models of both levels and the library around them, and trl's trainers; nothing is downloaded."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from shared_data.model_files.config import ModelConfig as ArrayConfig
-from tests.parity.model_cases import LibraryModel, LibraryRewardModel, config_of
-from v2_handwritten.models.reward_model import RewardModel
+from shared_data.alignment.pair_batches import Pair, PairBatch, pad_pairs
+from tests.parity.arrays import array
+from tests.parity.inference_cases import trio
+from tests.parity.model_cases import LibraryModel, config_of, library_config
+from tests.parity.training_cases import module
 from v2_handwritten.models.transformer import Transformer
-from v3_numpy_deep.models.reward_model import RewardModel as ArrayRewardModel
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 
 V, PAD, END = 96, 95, 3  # of the cases in model_cases.py; the last id of the vocabulary is padding here
 LENGTHS = [(4, 5, 2), (1, 3, 7), (6, 1, 4)]  # prompt, chosen, rejected
 
 
-def pairs() -> list[tuple[list[int], list[int], list[int]]]:
-    """Three pairs of (prompt, chosen, rejected) of different lengths; replies end as real ones do."""
+def pairs() -> list[Pair]:
+    """Three pairs of (prompt, chosen, rejected) of different lengths; completions end as real ones do."""
     generator = np.random.default_rng(3)
     rows = [[generator.integers(5, PAD, length).tolist() for length in lengths] for lengths in LENGTHS]
     return [(prompt, [*chosen, END], [*rejected, END]) for prompt, chosen, rejected in rows]
 
 
-def reward_trio(
-    library: LibraryModel, model: Transformer, arrays: ArrayTransformer, seed: int = 0
-) -> tuple[LibraryRewardModel, RewardModel, ArrayRewardModel]:
-    """Reward models of the library and levels 2 and 3 with the bodies of these language models and the same random score."""
-    theirs = LibraryRewardModel(library, seed, PAD)
-    return theirs, RewardModel.from_transformer(model, seed), ArrayRewardModel.from_transformer(arrays, seed)
+def pair_batch(given: Sequence[Pair], margins: Sequence[float] | None = None) -> PairBatch:
+    """Pairs as one batch."""
+    values = np.zeros(len(given)) if margins is None else np.array(margins)
+    return PairBatch(*pad_pairs(given, PAD, 32), np.arange(len(given)), values)  # type: ignore[arg-type]
 
 
-def array_config(case: str) -> ArrayConfig:
-    """Level 3's configuration of a case."""
-    return ArrayConfig.from_hf(config_of(case).to_hf())
+def moved_trios(case: str) -> tuple[list[Any], list[Any]]:
+    """Policies of the library and of levels 2 and 3, moved away from their references, and these."""
+    policies: tuple[LibraryModel, Transformer, ArrayTransformer] = trio(case)
+    references = list(trio(case))
+    library, model, arrays = policies
+    with torch.no_grad():
+        for seed, (name, parameter) in enumerate(model.named_parameters()):
+            change = array(seed, *parameter.shape, scale=0.03)
+            parameter += torch.from_numpy(change)
+            dict(library.library.named_parameters())[name] += torch.from_numpy(change)
+            dict(arrays.named_parameters())[name].data += change
+    return list(policies), [references[0], *(each.eval() for each in references[1:])]
 
 
-def reward_trainer(model: LibraryRewardModel, folder: Path, **options: Any) -> Any:
+def reward_trio(case: str) -> tuple[Any, Any, Any]:
+    """Reward models of the library and of levels 2 and 3 with the same weights, the `score` among them."""
+    _, model, arrays = trio(case)
+    ours = module("v2", "models.reward_model").RewardModel.from_transformer(model, 0)
+    theirs = module("v3", "models.reward_model").RewardModel.from_transformer(arrays, 0)
+    config = library_config(config_of(case))
+    config.num_labels, config.pad_token_id = 1, PAD
+    library = AutoModelForSequenceClassification.from_config(config).double()
+    library.load_state_dict(ours.state_dict())
+    return library.eval(), ours.eval(), theirs.eval()
+
+
+def preference_loss(level: str, policy: Any, reference: Any, batch: PairBatch, **options: Any) -> Any:
+    """The loss of `dpo_train.py` on a batch, and its metrics."""
+    train, B = module(level, "align.dpo_train"), batch.num_items
+    found, fixed = train.pair_log_probs(policy, batch), train.pair_log_probs(reference, batch)
+    lengths: Any = batch.completion_lengths
+    fixed, lengths = (fixed.detach(), torch.from_numpy(lengths)) if level == "v2" else (fixed.data, lengths)
+    halves = [part for both in (found, fixed) for part in (both[:B], both[B:])]
+    counts = {"chosen_lengths": lengths[:B], "rejected_lengths": lengths[B:]}
+    return module(level, "align.algorithms.dpo").dpo_loss(*halves, **options, **counts)
+
+
+def reward_loss_of(level: str, model: Any, batch: PairBatch, coefficient: float | None = None) -> Any:
+    """The loss of `rm_train.py` on a batch, and its metrics."""
+    scores, B = module(level, "align.rm_train").pair_scores(model, batch), batch.num_items
+    margins: Any = torch.from_numpy(batch.margins) if level == "v2" else batch.margins
+    loss = module(level, "align.algorithms.reward_loss").reward_loss
+    return loss(scores[:B], scores[B:], margins, coefficient)
+
+
+def reward_trainer(library: Any, folder: Path, **options: Any) -> Any:
     """trl's RewardTrainer, in evaluation mode so that nothing is dropped."""
     from trl import RewardConfig, RewardTrainer
 
-    records = [
-        {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
-        for prompt, chosen, rejected in pairs()
-    ]
     arguments = RewardConfig(**_COMMON, output_dir=str(folder), **options)
     trainer = RewardTrainer(
-        model.library, arguments, train_dataset=_dataset(records), processing_class=_tokenizer()
+        library, arguments, train_dataset=_dataset(reward_records(pairs())), processing_class=_tokenizer()
     )
-    model.library.double().eval()
+    library.double().eval()
     return trainer
 
 
@@ -69,6 +105,19 @@ def dpo_trainer(model: LibraryModel, reference: LibraryModel, folder: Path, **op
     model.library.double().eval()
     reference.library.double().eval()
     return trainer
+
+
+def reward_records(given: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Pairs as the RewardTrainer has them."""
+    return [
+        {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
+        for prompt, chosen, rejected in given
+    ]
+
+
+def dpo_records(given: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Pairs as the DPOTrainer has them."""
+    return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair, strict=True)) for pair in given]
 
 
 def trl_batch(trainer: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,12 +157,42 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=f"t{PAD}", eos_token=f"t{END}")
 
 
-def right_padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [B, T] and attention mask of rows of different lengths."""
-    T = max(map(len, rows))
-    ids = np.array([row + [PAD] * (T - len(row)) for row in rows])
-    mask = np.array([[1] * len(row) + [0] * (T - len(row)) for row in rows])
-    return ids, mask
+def scaled_gradients(model: Any, expected: Any) -> np.ndarray:
+    """All gradients of a model in a row, each divided by the largest element of the expected one."""
+    found, wanted = (
+        {name: np.asarray(parameter.grad) for name, parameter in each.named_parameters()}
+        for each in (model, expected)
+    )
+    assert found.keys() == wanted.keys()
+    return np.concatenate([np.ravel(found[name] / np.abs(wanted[name]).max()) for name in wanted])
+
+
+def lockstep(
+    models: dict[str, Any], losses: dict[str, Callable[[int], Any]], steps: int, learning_rate: float = 1e-3
+) -> dict[str, np.ndarray]:
+    """The losses of training models side by side, each with the AdamW of its level; "v1" is the library, with torch's.
+
+    losses: the loss of a step, by its number.
+    """
+    betas, decay = (0.9, 0.95), 0.1
+    curves: dict[str, list[float]] = {level: [] for level in models}
+    optimizers: dict[str, Any] = {}
+    for level, model in models.items():
+        parameters = list(model.parameters())
+        if level == "v1":
+            optimizers[level] = torch.optim.AdamW(parameters, learning_rate, betas, 1e-8, decay)
+        else:
+            group = {"parameters": parameters, "weight_decay": decay}
+            adamw = module(level, "pretrain.components.optimizers").AdamW
+            optimizers[level] = adamw([group], learning_rate, betas, 1e-8)
+    for step in range(steps):
+        for level, optimizer in optimizers.items():
+            loss = losses[level](step)
+            curves[level].append(loss.item())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {level: np.array(curve) for level, curve in curves.items()}
 
 
 def doubles(x: np.ndarray) -> torch.Tensor:

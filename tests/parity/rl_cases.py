@@ -1,23 +1,27 @@
-"""What the parity tests of PPO and GRPO share: log-probabilities on padded replies, a tiny tokenizer for the trainers."""
+"""What the tests of PPO and GRPO share: log-probabilities on padded completions, a tiny tokenizer for trl, updates of a real model."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from shared_data.alignment.prompts import PromptBatches
 from tests.parity.arrays import array
+from tests.parity.training_cases import module
 from v3_numpy_deep.autograd import Tensor as ArrayTensor
 
 B, T = 4, 7
-LENGTHS = (7, 3, 5, 1)  # the first reply fills its row, the last is one token
+LENGTHS = (7, 3, 5, 1)  # the first completion fills its row, the last is one token
 
 
-def reply_mask(lengths: tuple[int, ...] = LENGTHS, width: int = T) -> np.ndarray:
+def completion_mask(lengths: tuple[int, ...] = LENGTHS, width: int = T) -> np.ndarray:
     """1 on the first `length` tokens of each row."""
     return (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
 
 
-def log_probabilities(seed: int, near: np.ndarray | None = None, scale: float = 0.3) -> np.ndarray:
+def log_probs(seed: int, near: np.ndarray | None = None, scale: float = 0.3) -> np.ndarray:
     """Log-probabilities of B × T tokens; `near`: a policy that moved a little from that one. Padding holds numbers too."""
     if near is not None:
         return near + array(seed, B, T, scale=scale)
@@ -41,7 +45,7 @@ def both_levels(
 
 
 def tiny_tokenizer(vocab_size: int = 96) -> Any:
-    """A word is an id: "t5 t7" is [5, 7]; padding is 0, the end of a reply is 3."""
+    """A word is an id: "t5 t7" is [5, 7]; padding is 0, the end of a completion is 3."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -52,24 +56,55 @@ def tiny_tokenizer(vocab_size: int = 96) -> Any:
     )
 
 
-def even_tokens(replies: list[list[int]]) -> list[float]:
-    """A reward that is easy to learn: the share of even ids."""
-    return [sum(id % 2 == 0 for id in reply) / len(reply) for reply in replies]
+def vowels(prompts: list[str], completions: list[str]) -> list[float]:
+    """A reward that is easy to learn: the share of vowels."""
+    return [sum(letter in "aeiou" for letter in text) / (1 + len(text)) for text in completions]
 
 
-def compare_weights(parity: Any, component: str, two: Any, three: Any, tolerance: float) -> None:
-    """Every parameter of a model of level 2 with its twin of level 3.
+class Updates:
+    """A policy of a level, made from a prepared run (`stage_cases.py`), that is updated again and again."""
 
-    A bias of GPT-2's keys changes no attention weight, so its gradient is rounding and nothing else; Adam, which divides by the
-    gradient's size, makes steps of it.
-    """
-    weights = three.state_dict()
-    for name, value in two.state_dict().items():
-        parity(
-            component=component,
-            quantity=f"weight {name}",
-            levels="v2-v3",
-            actual=value,
-            expected=weights[name],
-            tolerance=1e-9 if name.endswith("c_attn.bias") else tolerance,
+    def __init__(self, level: str, prepared: Path, section: Any, reward: Callable = vowels) -> None:
+        self.level, self.section = level, section
+        checkpoint = module(level, "models.checkpoint")
+        self.policy = checkpoint.load_model(prepared / "sft")
+        self.reference = module(level, "models.transformer").frozen_copy(self.policy)
+        self.tokenizer = module(level, "data_pipeline.tokenizer.tokenizer").load_tokenizer(
+            prepared / "tokenizer"
         )
+        self.value_model = checkpoint.load_reward_model(prepared / "reward")
+        self.reward = reward
+        self.batches = PromptBatches([f"Question {n}?" for n in range(4)], self.tokenizer, 4, seed=0)
+
+    def losses(self) -> Any:
+        """The losses and metrics of the next update, one for each optimizer step."""
+        batch = self.batches.next_batch()
+        if "cliprange" in type(self.section).model_fields:
+            train = module(self.level, "align.ppo_train")
+            score = lambda *given: train.text_scores(self.reward, self.tokenizer, *given)  # noqa: E731
+            return train.ppo_update(self.policy, self.value_model, self.reference, score, self.section, batch)
+        update = module(self.level, "align.grpo_train").grpo_update
+        return update(self.policy, self.reference, self.tokenizer, self.reward, self.section, batch)
+
+    def learn(self, updates: int) -> list[dict[str, float]]:
+        """The metrics of each optimizer step."""
+        models = [
+            self.policy,
+            *([self.value_model] if "cliprange" in type(self.section).model_fields else []),
+        ]
+        optimizers = [
+            module(self.level, "pretrain.components.muon").make_optimizer(m, self.section) for m in models
+        ]
+        logs = []
+        for _ in range(updates):
+            for loss, metrics in self.losses():
+                loss.backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                logs.append(metrics)
+        return logs
+
+    def weights(self, model: Any = None) -> np.ndarray:
+        state = (model or self.policy).state_dict()
+        return np.concatenate([np.ravel(state[name]) for name in sorted(state)])

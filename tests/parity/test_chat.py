@@ -89,15 +89,13 @@ def reciting(tokenizer: Any, answers: dict[str, str]) -> Any:
     """A `generate` that knows what follows each prompt by heart, and the prompts that it was called with."""
     prompts: list[str] = []
 
-    def generate(
-        model: Any, inputs: list[list[int]], *, eos_token_id: list[int], on_token: Any, **_: Any
-    ) -> list[list[int]]:
+    def generate(model: Any, inputs: list[list[int]], *, on_token: Any, **_: Any) -> list[list[int]]:
         texts = [tokenizer.decode(ids) for ids in inputs]
         prompts.extend(texts)
         new_ids = [
             [
                 *tokenizer.encode(next(a for q, a in answers.items() if f"{q}<|im_end|>" in text)),
-                eos_token_id[-1],
+                *tokenizer.encode("<|im_end|>"),
             ]
             for text in texts
         ]

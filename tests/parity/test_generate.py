@@ -29,8 +29,14 @@ def by_level(case: str, inputs: list[list[int]], dtype: torch.dtype = torch.floa
     """The new ids of each level."""
     return [
         generate(model, inputs, **FREE | options)
-        for generate, model in zip(GENERATORS, trio(case, dtype), strict=True)
+        for generate, model in zip(GENERATORS, models(case, dtype), strict=True)
     ]
+
+
+def models(case: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Any, Any]:
+    """Each level's own: of level 1, transformers' model itself."""
+    library, ours, arrays = trio(case, dtype)
+    return library.library, ours, arrays
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -62,16 +68,16 @@ def test_greedy_ids_are_the_same_in_float32(case: str) -> None:
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 def test_the_library_called_directly_gives_the_same_ids(case: str) -> None:
     """Level 1 adds nothing of its own: `model.generate(input_ids)` as in transformers' documentation."""
-    library, ours, _ = trio(case)
+    library, ours, _ = models(case)
     prompt = prompts(case)[0]
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    ids = library.library.generate(torch.tensor([prompt]), **options)
+    ids = library.generate(torch.tensor([prompt]), **options)
     assert ids[0, len(prompt) :].tolist() == generate_v2(ours, [prompt], max_new_tokens=20, **FREE)[0]
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 def test_a_prompt_gives_in_a_batch_what_it_gives_alone(case: str) -> None:
-    for generate, model in zip(GENERATORS, trio(case), strict=True):
+    for generate, model in zip(GENERATORS, models(case), strict=True):
         together = generate(model, prompts(case), max_new_tokens=20, **FREE)
         assert together == [
             generate(model, [prompt], max_new_tokens=20, **FREE)[0] for prompt in prompts(case)
@@ -121,7 +127,7 @@ def test_a_row_draws_the_same_tokens_whatever_stands_below_it() -> None:
 
 
 def test_the_library_samples_with_its_seed() -> None:
-    library, _, _ = trio("llama GQA")
+    library, _, _ = models("llama GQA")
     options = FREE | {"max_new_tokens": 20, "temperature": 1.0, "top_p": 0.9}
     state = torch.get_rng_state()
     drawn = [generate_v1(library, prompts("llama GQA"), seed=seed, **options) for seed in (0, 0, 1)]
@@ -142,7 +148,7 @@ def test_a_sequence_stops_at_the_end_of_text_and_the_others_go_on(case: str) -> 
 def test_on_token_receives_every_new_token() -> None:
     case = "gpt2"
     free = by_level(case, prompts(case), max_new_tokens=12)[0]
-    for generate, model in zip(GENERATORS, trio(case), strict=True):
+    for generate, model in zip(GENERATORS, models(case), strict=True):
         received: list[list[int]] = [[], [], []]
         ids = generate(
             model,
@@ -157,14 +163,16 @@ def test_on_token_receives_every_new_token() -> None:
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
 def test_a_text_that_fills_the_positions_stops_and_shorter_ones_go_on(case: str) -> None:
     inputs = prompts(case, (120, 3))  # of 128 positions
-    for ids in by_level(case, inputs, max_new_tokens=40):
+    library, *by_hand = by_level(case, inputs, max_new_tokens=40)
+    for ids in by_hand:
         assert [len(row) for row in ids] == [8, 40]
+    assert library == [row[:8] for row in ids], "the library stops them all"
     _, ours, _ = trio(case)
     assert generate_v2(ours, inputs, max_new_tokens=12, use_cache=False, **FREE) == [row[:12] for row in ids]
 
 
 def test_an_empty_prompt_begins_with_the_end_of_text() -> None:
-    for generate, model in zip(GENERATORS, trio("gpt2"), strict=True):
+    for generate, model in zip(GENERATORS, models("gpt2"), strict=True):
         begun = generate(model, [[]], max_new_tokens=8, eos_token_id=3)
         assert begun == generate(model, [[3]], max_new_tokens=8, eos_token_id=3)
 
@@ -179,7 +187,7 @@ def test_an_empty_prompt_begins_with_the_end_of_text() -> None:
     ],
 )
 def test_what_cannot_be_generated_is_named(inputs: list, options: dict, message: str) -> None:
-    for generate, model in zip(GENERATORS, trio("gpt2"), strict=True):
+    for generate, model in zip(GENERATORS, models("gpt2"), strict=True):
         with pytest.raises(UserError, match=message):
             generate(model, inputs, max_new_tokens=4, **FREE | options)
 

@@ -1,6 +1,7 @@
-"""GRPO of levels 2 and 3 against each other, and of level 2 against the methods of `trl.GRPOTrainer` on a tiny model."""
+"""GRPO of levels 2 and 3 against each other and against the methods of `trl.GRPOTrainer` on a tiny model; its updates."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,47 +9,41 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.settings import GrpoSettings
 from tests.parity.arrays import array
 from tests.parity.model_cases import gradients, pair
 from tests.parity.recorder import ParityRecorder
-from tests.parity.rl_cases import B, T, both_levels, log_probabilities, reply_mask, tiny_tokenizer
+from tests.parity.rl_cases import B, T, Updates, both_levels, completion_mask, log_probs, tiny_tokenizer
+from tests.parity.stage_cases import prepare
+from tests.parity.training_cases import LEVELS
 from v2_handwritten.align.algorithms import grpo as grpo2
 from v3_numpy_deep.align.algorithms import grpo as grpo3
 
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 SCALES = ("group", "batch", "none")
-OLD = log_probabilities(1)
-NEW, REFERENCE = log_probabilities(2, near=OLD, scale=0.6), log_probabilities(3, near=OLD)
+OLD = log_probs(1)
+NEW, REFERENCE = log_probs(2, near=OLD, scale=0.6), log_probs(3, near=OLD)
 ADVANTAGES = np.array([1.2, -0.4, -0.7, 0.5])
-CLIP = {"epsilon_low": 0.2, "epsilon_high": 0.28, "max_reply_length": 16}
-# What the trainer samples in these tests: four replies of different lengths, two to each prompt.
+CLIP = {"epsilon": 0.2, "epsilon_high": 0.28, "max_completion_length": 16}
+# What the trainer samples in these tests: four completions of different lengths, two to each prompt.
 PROMPTS = [[5, 6, 7, 8], [5, 6, 7, 8], [9, 4], [9, 4]]
-REPLIES = [[11, 12, 13, 14, 15, 16, 3], [21, 22, 3], [31, 32, 33, 34, 35], [3]]
+COMPLETIONS = [[11, 12, 13, 14, 15, 16, 3], [21, 22, 3], [31, 32, 33, 34, 35], [3]]
 TEMPERATURE = 0.8
 REWARDS = [1.0, 0.25, 0.5, 0.75]
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_advantages_of_levels_2_and_3_are_equal(parity: ParityRecorder, scale: Any) -> None:
-    rewards = array(0, 12)
-    advantages2 = grpo2.group_advantages(torch.from_numpy(rewards), 3, scale)
-    advantages3 = grpo3.group_advantages(rewards, 3, scale)
-    parity(
-        component=f"grpo, scale {scale}",
-        quantity="advantages",
-        levels="v2-v3",
-        actual=advantages2,
-        expected=advantages3,
-        tolerance=1e-15,
-    )
-
-
 @pytest.mark.parametrize(("beta", "unbiased"), [(0.0, True), (0.04, True), (0.04, False)])
-@pytest.mark.parametrize("loss_type", grpo2.LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_loss_gradient_and_metrics_of_levels_2_and_3_are_equal(
     parity: ParityRecorder, loss_type: str, beta: float, unbiased: bool
 ) -> None:
-    constant = {"old": OLD, "reference": REFERENCE, "advantages": ADVANTAGES, "mask": reply_mask()}
-    options = CLIP | {"loss_type": loss_type, "beta": beta, "unbiased_kl": unbiased, "num_items": 40}
+    constant = {"old": OLD, "reference": REFERENCE, "advantages": ADVANTAGES, "mask": completion_mask()}
+    options = CLIP | {
+        "loss_type": loss_type,
+        "beta": beta,
+        "use_bias_correction_kl": unbiased,
+        "num_items": 40,
+    }
     (loss2, metrics2, grads2), (loss3, metrics3, grads3) = both_levels(
         grpo2.grpo_loss, grpo3.grpo_loss, {"new": NEW}, constant, **options
     )
@@ -98,7 +93,7 @@ def test_the_gradient_of_the_plain_kl_is_that_of_the_other_direction(unbiased: b
                 torch.zeros(1, dtype=torch.float64),
                 torch.ones(1, 16, dtype=torch.int64),
                 beta=1.0,
-                unbiased_kl=unbiased,
+                use_bias_correction_kl=unbiased,
             )
         elif unbiased:
             kl = (new.exp() * (new - reference)).sum()
@@ -109,9 +104,9 @@ def test_the_gradient_of_the_plain_kl_is_that_of_the_other_direction(unbiased: b
     torch.testing.assert_close(*gradients_by_way, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("loss_type", grpo2.LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_what_stands_on_padding_changes_nothing(loss_type: Any) -> None:
-    mask = reply_mask()
+    mask = completion_mask()
     results = []
     for garbage in (0.0, 1e4):
         filled = [np.where(mask == 1, x, garbage * sign) for x, sign in ((NEW, 1), (OLD, -1), (REFERENCE, 1))]
@@ -124,7 +119,7 @@ def test_what_stands_on_padding_changes_nothing(loss_type: Any) -> None:
             torch.from_numpy(mask),
             beta=0.1,
             loss_type=loss_type,
-            max_reply_length=16,
+            max_completion_length=16,
         )
         loss.backward()
         results.append((loss.item(), metrics, new.grad))
@@ -135,24 +130,24 @@ def test_what_stands_on_padding_changes_nothing(loss_type: Any) -> None:
 
 def test_a_longer_row_of_padding_leaves_the_loss_alone() -> None:
     """A mean over the whole array instead of over the mask would fall with every column of padding."""
-    for loss_type in grpo2.LOSS_TYPES:
+    for loss_type in LOSS_TYPES:
         losses = []
         for extra in (0, 9):
             new, old = (torch.from_numpy(np.pad(x, ((0, 0), (0, extra)))) for x in (NEW, OLD))
-            mask = torch.from_numpy(reply_mask(width=T + extra))
-            options = {"loss_type": loss_type, "max_reply_length": 16}
+            mask = torch.from_numpy(completion_mask(width=T + extra))
+            options = {"loss_type": loss_type, "max_completion_length": 16}
             losses.append(
                 grpo2.grpo_loss(new, old, None, torch.from_numpy(ADVANTAGES), mask, **options)[0].item()
             )
         assert losses[0] == pytest.approx(losses[1], rel=1e-15)
 
 
-def test_what_a_token_of_a_long_reply_weighs() -> None:
-    """grpo: 1 / its reply's length; the other three: as much as any token."""
-    mask = torch.from_numpy(reply_mask())
-    for loss_type in grpo2.LOSS_TYPES:
+def test_what_a_token_of_a_long_completion_weighs() -> None:
+    """grpo: 1 / its completion's length; the other three: as much as any token."""
+    mask = torch.from_numpy(completion_mask())
+    for loss_type in LOSS_TYPES:
         new = torch.zeros(B, T, dtype=torch.float64, requires_grad=True)
-        options = {"loss_type": loss_type, "max_reply_length": 16}
+        options = {"loss_type": loss_type, "max_completion_length": 16}
         grpo2.grpo_loss(new, None, None, torch.ones(B, dtype=torch.float64), mask, **options)[0].backward()
         weights = -new.grad[mask == 1]
         lengths = mask.sum(1, keepdim=True).expand(B, T)[mask == 1]
@@ -165,12 +160,12 @@ def test_what_a_token_of_a_long_reply_weighs() -> None:
         torch.testing.assert_close(weights, expected[loss_type], rtol=1e-15, atol=0)
 
 
-def test_equal_rewards_teach_nothing_and_a_group_of_one_is_refused() -> None:
+def test_equal_rewards_teach_nothing() -> None:
     for module, rewards in ((grpo2, torch.full((4,), 0.7)), (grpo3, np.full(4, 0.7, np.float32))):
         for scale in SCALES:
             assert not np.asarray(module.group_advantages(rewards, 2, scale)).any()
-        with pytest.raises(UserError, match="2 or more replies"):
-            module.group_advantages(rewards, 1)
+        with pytest.raises(AssertionError, match="no groups of 3"):
+            module.group_advantages(rewards, 3)
 
 
 # --- against the library ----------------------------------------------------------------------------------------------
@@ -178,7 +173,7 @@ def test_equal_rewards_teach_nothing_and_a_group_of_one_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """TRL's trainer around a tiny float64 Llama, with replies and rewards that are given."""
+    """TRL's trainer around a tiny float64 Llama, with completions and rewards that are given."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -192,7 +187,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
             num_generations=2,
             max_completion_length=16,
             temperature=TEMPERATURE,
-            epsilon=CLIP["epsilon_low"],
+            epsilon=CLIP["epsilon"],
             epsilon_high=CLIP["epsilon_high"],
             report_to="none",
             use_cpu=True,
@@ -202,8 +197,8 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
         processing_class=tiny_tokenizer(),
         rollout_func=lambda prompts, _: {
             "prompt_ids": PROMPTS,
-            "completion_ids": REPLIES,
-            "logprobs": [[0.0] * len(reply) for reply in REPLIES],
+            "completion_ids": COMPLETIONS,
+            "logprobs": [[0.0] * len(completion) for completion in COMPLETIONS],
         },
     )
     trainer.current_gradient_accumulation_steps = 1
@@ -213,7 +208,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def rollout(trainer: Any) -> dict[str, torch.Tensor]:
-    """What the trainer makes of the replies: padded ids, masks, advantages."""
+    """What the trainer makes of the completions: padded ids, masks, advantages."""
     trainer.beta, trainer.scale_rewards = 0.0, "group"  # with a beta it would ask for a reference model
     return trainer._generate_and_score_completions([{"prompt": "given by the rollout"}] * 4)
 
@@ -222,21 +217,19 @@ def rollout(trainer: Any) -> dict[str, torch.Tensor]:
 def test_advantages_equal_those_of_the_library(parity: ParityRecorder, trainer: Any, scale: Any) -> None:
     """The library keeps rewards in float32."""
     trainer.scale_rewards = scale
-    advantages = trainer._generate_and_score_completions([{"prompt": "given by the rollout"}] * 4)[
-        "advantages"
-    ]
-    parity(
-        component=f"grpo, scale {scale}",
-        quantity="advantages",
-        levels="v2-v1",
-        actual=grpo2.group_advantages(torch.tensor(REWARDS), 2, scale),
-        expected=advantages,
-        tolerance=1e-7,
-    )
+    prompts = [{"prompt": "given by the rollout"}] * 4
+    library = trainer._generate_and_score_completions(prompts)["advantages"]
+    two = grpo2.group_advantages(torch.tensor(REWARDS).double(), 2, scale)
+    three = grpo3.group_advantages(np.array(REWARDS), 2, scale)
+    for levels, expected, tolerance in (("v2-v1", library, 1e-7), ("v2-v3", three, 1e-15)):
+        parity(
+            component=f"grpo, scale {scale}", quantity="advantages", levels=levels,
+            actual=two, expected=expected, tolerance=tolerance,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("beta", "unbiased"), [(0.0, True), (0.04, True), (0.04, False)])
-@pytest.mark.parametrize("loss_type", grpo2.LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_loss_gradients_and_metrics_equal_those_of_the_library(
     parity: ParityRecorder,
     trainer: Any,
@@ -250,12 +243,12 @@ def test_loss_gradients_and_metrics_equal_those_of_the_library(
     results = []
     for side in ("ours", "theirs"):
         policy.zero_grad()
-        new = _reply_log_probabilities(lambda ids, mask: policy(ids, attention_mask=mask).logits, rollout)
+        new = _completion_log_probs(lambda ids, mask: policy(ids, attention_mask=mask).logits, rollout)
         old, reference = (
             new.detach() + torch.from_numpy(array(seed, *new.shape, scale=0.3)) for seed in (1, 2)
         )
         if side == "ours":
-            options = CLIP | {"beta": beta, "loss_type": loss_type, "unbiased_kl": unbiased}
+            options = CLIP | {"beta": beta, "loss_type": loss_type, "use_bias_correction_kl": unbiased}
             mask, advantages = rollout["completion_mask"], rollout["advantages"].double()
             loss, metrics = grpo2.grpo_loss(new, old, reference, advantages, mask, **options)
         else:
@@ -273,9 +266,9 @@ def test_loss_gradients_and_metrics_equal_those_of_the_library(
 def test_the_whole_way_through_our_model_equals_the_library(
     parity: ParityRecorder, trainer: Any, rollout: dict[str, torch.Tensor]
 ) -> None:
-    """The same weights and replies in each one's model. The library's norms, softmax and RoPE compute in float32."""
+    """The same weights and completions in each one's model. The library's norms, softmax and RoPE compute in float32."""
     ours, _ = pair("llama GQA")
-    new = _reply_log_probabilities(lambda ids, mask: ours(ids, attention_mask=mask), rollout)
+    new = _completion_log_probs(lambda ids, mask: ours(ids, attention_mask=mask), rollout)
     reference = new.detach() + torch.from_numpy(array(2, *new.shape, scale=0.3))
     advantages = rollout["advantages"].double()
     loss, metrics = grpo2.grpo_loss(new, None, reference, advantages, rollout["completion_mask"], beta=0.04)
@@ -302,7 +295,7 @@ def test_the_library_divides_by_the_temperature_and_so_do_we(
     theirs, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, attention, width)
     mask = rollout["completion_mask"]
     logits_of = lambda ids, mask: ours(ids, attention_mask=mask)  # noqa: E731
-    tempered, plain = (_reply_log_probabilities(logits_of, rollout, t) for t in (TEMPERATURE, 1.0))
+    tempered, plain = (_completion_log_probs(logits_of, rollout, t) for t in (TEMPERATURE, 1.0))
     parity(
         component="grpo",
         quantity="tempered log p",
@@ -341,12 +334,57 @@ def _compare(parity: ParityRecorder, component: str, ours: Any, theirs: Any, tol
         parity(**options, quantity=f"grad {name}", actual=gradient, expected=theirs_, tolerance=tolerance)
 
 
-def _reply_log_probabilities(
+def _completion_log_probs(
     logits_of: Callable, rollout: dict[str, torch.Tensor], temperature: float = TEMPERATURE
 ) -> torch.Tensor:
-    """Log-probabilities of the replies' tokens [B, T]; positions count the padding before a prompt, as the library's do."""
+    """Log-probabilities of the completions' tokens [B, T]; positions count the padding before a prompt, as the library's do."""
     ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], 1)
     attention = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], 1)
     width = rollout["completion_ids"].shape[1]
     logits = logits_of(ids, attention)[:, -width - 1 : -1] / temperature
     return torch.log_softmax(logits, -1).gather(-1, rollout["completion_ids"].unsqueeze(-1)).squeeze(-1)
+
+
+# --- updates -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("prepared") / "run")
+
+
+def section(**options: Any) -> GrpoSettings:
+    values = {"num_generations": 4, "max_completion_length": 8, "temperature": 0.9, "learning_rate": 1e-2}
+    return GrpoSettings(**(values | options))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_reward_rises_and_the_reference_stays(level: str, prepared: Path) -> None:
+    updates = Updates(level, prepared, section(beta=0.05))
+    before = updates.weights(updates.reference)
+    logs = updates.learn(12)
+    assert np.mean([log["reward"] for log in logs[-3:]]) > np.mean([log["reward"] for log in logs[:3]]) + 0.1
+    assert logs[-1]["kl"] > 0.01
+    np.testing.assert_array_equal(updates.weights(updates.reference), before)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_nothing_is_clipped_as_long_as_no_weight_moves(level: str, prepared: Path) -> None:
+    """Dropout would move the ratio, or another temperature in one of the two log-probabilities."""
+    updates = Updates(level, prepared, section(num_iterations=3, temperature=0.5))
+    logs = [metrics for _, metrics in updates.losses()]
+    assert [log["clip_ratio/region_mean"] for log in logs] == [0, 0, 0]
+    assert {log["kl"] for log in logs} == {0}
+    assert len({log["entropy"] for log in logs}) == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_reward_that_is_no_number_stops_before_any_weight_moves(
+    level: str, bad: float, prepared: Path
+) -> None:
+    updates = Updates(level, prepared, section(), lambda prompts, texts: [0.0] * (len(texts) - 1) + [bad])
+    before = updates.weights()
+    with pytest.raises(UserError, match=f"gave {bad} for completion 16, .*return a finite number"):
+        updates.learn(1)
+    np.testing.assert_array_equal(updates.weights(), before)

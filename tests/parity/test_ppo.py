@@ -1,4 +1,4 @@
-"""PPO of levels 2 and 3 against each other, and of level 2 against a whole update of `trl.experimental.ppo.PPOTrainer`."""
+"""PPO of levels 2 and 3 against each other and against a whole update of `trl.experimental.ppo.PPOTrainer`; its updates."""
 
 import copy
 from pathlib import Path
@@ -11,18 +11,17 @@ import torch
 from tests.parity.arrays import array, integers
 from tests.parity.model_cases import pair
 from tests.parity.recorder import ParityRecorder
-from tests.parity.rl_cases import LENGTHS, B, T, both_levels, log_probabilities, reply_mask, tiny_tokenizer
-from v1_quick.align.algorithms.ppo import whiten as library_whiten
-from v2_handwritten.align import ppo_train
+from tests.parity.rl_cases import LENGTHS, B, T, both_levels, log_probs, completion_mask, tiny_tokenizer
+from v2_handwritten.align.grpo_train import rollout_log_probs
+from v2_handwritten.align.ppo_train import rollout_values
 from v2_handwritten.align.algorithms import ppo as ppo2
 from v2_handwritten.align.algorithms.rollout import Rollout
-from v2_handwritten.align.ppo_train import PpoOptions
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
 from v3_numpy_deep.align.algorithms import ppo as ppo3
 
-OLD = log_probabilities(1)
-NEW, REFERENCE = log_probabilities(2, near=OLD), log_probabilities(3, near=OLD)
+OLD = log_probs(1)
+NEW, REFERENCE = log_probs(2, near=OLD), log_probs(3, near=OLD)
 SCORES, VALUES = array(4, B), array(5, B, T)
 NEW_VALUES = VALUES + array(6, B, T, scale=0.3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -42,7 +41,7 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
 
 def experiences(**options: Any) -> tuple[Any, Any]:
     """The same rollouts at levels 2 and 3."""
-    given = (OLD, REFERENCE, SCORES, VALUES, reply_mask())
+    given = (OLD, REFERENCE, SCORES, VALUES, completion_mask())
     return ppo2.make_experience(*tensors(*given), **options), ppo3.make_experience(*given, **options)
 
 
@@ -70,10 +69,10 @@ def test_losses_and_gradients_of_levels_2_and_3_are_equal(parity: ParityRecorder
     (experience2, _), (experience3, _) = experiences()
 
     def loss2(new: Any, new_values: Any) -> Any:
-        return ppo2.ppo_minibatch_loss(new, new_values, experience2)
+        return ppo2.ppo_loss(new, new_values, experience2)
 
     def loss3(new: Any, new_values: Any) -> Any:
-        return ppo3.ppo_minibatch_loss(new, new_values, experience3)
+        return ppo3.ppo_loss(new, new_values, experience3)
 
     learned = {"new": NEW, "new_values": NEW_VALUES}
     (value2, metrics2, grads2), (value3, metrics3, grads3) = both_levels(loss2, loss3, learned, {})
@@ -98,15 +97,15 @@ def test_losses_and_gradients_of_levels_2_and_3_are_equal(parity: ParityRecorder
 
 @pytest.mark.parametrize("shift_mean", [True, False])
 def test_whitening_equals_the_library(parity: ParityRecorder, shift_mean: bool) -> None:
-    x, mask = tensors(array(7, B, T) + 3, reply_mask())
+    """The mask in the type of x, or the library would round its n / (n - 1) to float32."""
+    from trl.experimental.ppo.ppo_trainer import masked_whiten
+
+    x, mask = tensors(array(7, B, T) + 3, completion_mask())
     parity(
-        component=f"ppo, whitening{'' if shift_mean else ', mean kept'}",
-        quantity="output",
-        levels="v2-v1",
+        component=f"ppo, whitening{'' if shift_mean else ', mean kept'}", quantity="output", levels="v2-v1",
         actual=ppo2.whiten(x, mask, shift_mean),
-        expected=library_whiten(x, mask, shift_mean),
-        tolerance=2e-15,
-    )
+        expected=masked_whiten(x, mask.to(x.dtype), shift_mean).masked_fill(~mask.bool(), 0), tolerance=2e-15,
+    )  # fmt: skip
 
 
 # --- traps ------------------------------------------------------------------------------------------------------------
@@ -114,7 +113,7 @@ def test_whitening_equals_the_library(parity: ParityRecorder, shift_mean: bool) 
 
 def test_advantages_are_sums_of_discounted_errors() -> None:
     """The exercise of ppo.md: λ = 1 is the return minus the value, λ = 0 the error of one step."""
-    rewards, values, mask = tensors(array(1, 1, 5), array(2, 1, 5), reply_mask((5,), 5))
+    rewards, values, mask = tensors(array(1, 1, 5), array(2, 1, 5), completion_mask((5,), 5))
     monte_carlo, returns = ppo2.generalized_advantages(rewards, values, mask, gamma=1.0, lam=1.0)
     to_come = rewards.flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(monte_carlo, to_come - values, rtol=0, atol=1e-14)
@@ -126,7 +125,7 @@ def test_advantages_are_sums_of_discounted_errors() -> None:
 
 def test_no_advantage_comes_from_padding_and_none_is_given_to_it() -> None:
     """GAE across padding, whitening over padding: garbage there, and every number stays what it was."""
-    mask = reply_mask()
+    mask = completion_mask()
     judged = ppo2.value_mask(torch.from_numpy(mask)).numpy()
     clean, dirty = (
         ppo2.make_experience(
@@ -154,15 +153,15 @@ def test_a_row_of_more_padding_changes_no_number() -> None:
         ppo2.make_experience(
             *tensors(*(np.pad(x, ((0, 0), (0, extra))) for x in (OLD[1:], REFERENCE[1:]))),
             *tensors(
-                SCORES[1:], np.pad(VALUES[1:], ((0, 0), (0, extra))), reply_mask(LENGTHS[1:], T + extra)
+                SCORES[1:], np.pad(VALUES[1:], ((0, 0), (0, extra))), completion_mask(LENGTHS[1:], T + extra)
             ),
         )[0]
         for extra in (0, 5)
     )
     losses = []
     for experience in (narrow, wide):
-        new = experience.log_probabilities + 0.25 * experience.advantages.sign()
-        loss, metrics = ppo2.ppo_minibatch_loss(new, experience.values + 0.3, experience)
+        new = experience.log_probs + 0.25 * experience.advantages.sign()
+        loss, metrics = ppo2.ppo_loss(new, experience.values + 0.3, experience)
         losses.append([loss.item(), *metrics.values()])
     np.testing.assert_allclose(*losses, rtol=1e-14)
 
@@ -170,7 +169,7 @@ def test_a_row_of_more_padding_changes_no_number() -> None:
 def test_leaving_the_reference_costs_and_does_not_pay() -> None:
     """The sign of the KL: a policy that likes its own tokens better than the reference does is fined for each."""
     for module, wrap in ((ppo2, torch.from_numpy), (ppo3, np.asarray)):
-        likes, mask = wrap(np.full((1, 3), -0.5)), wrap(reply_mask((3,), 3))
+        likes, mask = wrap(np.full((1, 3), -0.5)), wrap(completion_mask((3,), 3))
         doubts, nothing = wrap(np.full((1, 3), -2.0)), wrap(np.zeros(1))
         assert (module.token_rewards(likes, doubts, nothing, mask) < 0).all()
         assert (module.token_rewards(doubts, likes, nothing, mask) > 0).all(), "k1 may be negative"
@@ -186,31 +185,31 @@ def test_the_estimates_have_the_divergence_of_policy_from_reference_as_their_mea
         torch.testing.assert_close((policy.exp() * estimates).sum(), divergence, rtol=1e-12, atol=0)
 
 
-def test_the_score_is_paid_once_where_the_reply_is_over() -> None:
+def test_the_score_is_paid_once_where_the_completion_is_over() -> None:
     """After the last token where the row has room, on it where not; whatever the length."""
     for module, wrap in ((ppo2, torch.from_numpy), (ppo3, np.asarray)):
         lengths = (7, 3, 6, 0)
-        zeros, ones, mask = np.zeros((B, T)), np.ones(B), reply_mask(lengths)
+        zeros, ones, mask = np.zeros((B, T)), np.ones(B), completion_mask(lengths)
         rewards = np.asarray(module.token_rewards(*map(wrap, (zeros, zeros, ones, mask))))
         assert np.argwhere(rewards).tolist() == [[0, 6], [1, 3], [2, 6], [3, 0]]
         finished = wrap(np.array([False, True, True, True]))
-        penalized = np.asarray(module.penalize_missing_end(wrap(ones), finished, 1.5))
+        penalized = np.asarray(module.penalize_missing_eos(wrap(ones), finished, 1.5))
         assert penalized.tolist() == [-0.5, 1, 1, 1]
-        assert module.penalize_missing_end(wrap(ones), finished, None) is not None
+        assert module.penalize_missing_eos(wrap(ones), finished, None) is not None
 
 
 def test_float32_stays_float32_in_numpy() -> None:
     given = [x.astype(np.float32) for x in (OLD, REFERENCE, SCORES, VALUES)]
-    experience, _ = ppo3.make_experience(*given, reply_mask(), whiten_rewards=True)
+    experience, _ = ppo3.make_experience(*given, completion_mask(), whiten_rewards=True)
     assert {field.dtype for field in experience[:4]} == {np.dtype(np.float32)}
     finished = np.ones(B, bool)
-    assert ppo3.penalize_missing_end(given[2], finished, 1.0).dtype == np.float32
+    assert ppo3.penalize_missing_eos(given[2], finished, 1.0).dtype == np.float32
 
 
 # --- a whole update of the library's trainer ----------------------------------------------------------------------------
 
 ROWS, WIDTH, END = 8, 6, 3
-REPLY_LENGTHS = (6, 3, 1, 5, 6, 2, 4, 6)  # the end included; rows 0 and 7 do not end
+COMPLETION_LENGTHS = (6, 3, 1, 5, 6, 2, 4, 6)  # the end included; rows 0 and 7 do not end
 TEMPERATURE = 0.7
 RUNS: dict[str, dict[str, Any]] = {
     "k1, 2 epochs of 2 minibatches": {"num_ppo_epochs": 2, "num_mini_batches": 2, "missing_eos_penalty": 1.0},
@@ -224,7 +223,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Measured. The library divides whole numbers, n / (n - 1), in float32: exact for the 33 tokens of these replies, not for the
+# Measured. The library divides whole numbers, n / (n - 1), in float32: exact for the 33 tokens of these completions, not for the
 # 38 places whose rewards the second run whitens. Adam then enlarges what is different in
 # gradients near 0.
 TOLERANCES = {
@@ -234,13 +233,13 @@ TOLERANCES = {
 LEARNING_RATE = 1e-2
 
 
-def given_replies() -> torch.Tensor:
-    """Random tokens with the end where a reply ends, and more tokens after it, as the library's sampler leaves them."""
-    replies = integers(11, 92, ROWS, WIDTH) + 4
-    for row, length in enumerate(REPLY_LENGTHS):
+def given_completions() -> torch.Tensor:
+    """Random tokens with the end where a completion ends, and more tokens after it, as the library's sampler leaves them."""
+    completions = integers(11, 92, ROWS, WIDTH) + 4
+    for row, length in enumerate(COMPLETION_LENGTHS):
         if row not in (0, 7):
-            replies[row, length - 1] = END
-    return torch.from_numpy(replies)
+            completions[row, length - 1] = END
+    return torch.from_numpy(completions)
 
 
 class Recorded:
@@ -257,7 +256,7 @@ class Recorded:
 def run_the_trainer(
     monkeypatch: pytest.MonkeyPatch, folder: Path, options: dict[str, Any]
 ) -> tuple[Any, Recorded]:
-    """One update of `PPOTrainer` in float64 on given replies; every step that matters is recorded."""
+    """One update of `PPOTrainer` in float64 on given completions; every step that matters is recorded."""
     from datasets import Dataset
     from transformers import LlamaForSequenceClassification
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
@@ -273,7 +272,7 @@ def run_the_trainer(
     recorded.models = {"policy": copy.deepcopy(policy), "reference": reference, "value": copy.deepcopy(value)}
 
     def given_generation(model: Any, queries: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        recorded.ids = torch.cat([queries, given_replies()], 1)
+        recorded.ids = torch.cat([queries, given_completions()], 1)
         logits = ppo_trainer.forward(model, recorded.ids, 0).logits
         return recorded.ids, logits[:, queries.shape[1] - 1 : -1] / (TEMPERATURE + 1e-7)
 
@@ -366,14 +365,14 @@ def our_experience(recorded: Recorded, options: dict[str, Any]) -> tuple[ppo2.Ex
     prompt_length = recorded.ids.shape[1] - WIDTH
     with torch.no_grad():
         old, reference = (
-            _policy_log_probabilities(recorded.models[name], recorded.ids) for name in ("policy", "reference")
+            _policy_log_probs(recorded.models[name], recorded.ids) for name in ("policy", "reference")
         )
     (_, (values, _, _)), (_, (_, scores, _)) = recorded.calls["get_reward"]
-    mask = torch.from_numpy(reply_mask(REPLY_LENGTHS, WIDTH))
+    mask = torch.from_numpy(completion_mask(COMPLETION_LENGTHS, WIDTH))
     finished = torch.tensor(
-        [END in row[:n].tolist() for row, n in zip(given_replies(), REPLY_LENGTHS, strict=True)]
+        [END in row[:n].tolist() for row, n in zip(given_completions(), COMPLETION_LENGTHS, strict=True)]
     )
-    scores = ppo2.penalize_missing_end(scores, finished, options.get("missing_eos_penalty"))
+    scores = ppo2.penalize_missing_eos(scores, finished, options.get("missing_eos_penalty"))
     names = ("kl_estimator", "gamma", "lam", "whiten_rewards")
     return ppo2.make_experience(
         old,
@@ -389,7 +388,7 @@ def test_advantages_and_returns_equal_the_trainers(parity: ParityRecorder, updat
     name, _, recorded = update
     experience, metrics = our_experience(recorded, RUNS[name])
     (raw, *_), whitened = recorded.calls["masked_whiten"][-1]
-    mask, judged = experience.reply_mask.bool(), ppo2.value_mask(experience.reply_mask)
+    mask, judged = experience.completion_mask.bool(), ppo2.value_mask(experience.completion_mask)
     logged = recorded.calls["log"][0]
     rows = {
         "advantages": (experience.advantages, torch.where(mask, whitened, 0.0)),
@@ -420,9 +419,9 @@ def test_losses_gradients_and_weights_after_the_update_equal_the_trainers(
     losses, gradients, logs = [], [], []
     for _, order in recorded.calls["permutation"]:
         for rows in torch.from_numpy(order).split(size):
-            new = _policy_log_probabilities(models["policy"], recorded.ids[rows])
+            new = _policy_log_probs(models["policy"], recorded.ids[rows])
             values = _values(models["value"], recorded.ids[rows])
-            loss, metrics = ppo2.ppo_minibatch_loss(new, values, experience.rows(rows))
+            loss, metrics = ppo2.ppo_loss(new, values, experience.rows(rows))
             loss.backward()
             losses.append(loss.item())
             gradients.append(_gradients(models["policy"], models["value"]))
@@ -477,21 +476,20 @@ def test_the_whole_way_through_our_models_equals_the_trainer(parity: ParityRecor
     for kind, model in ours.items():
         model.load_state_dict(recorded.models[kind].state_dict())
     P = recorded.ids.shape[1] - WIDTH
-    replies = torch.from_numpy(reply_mask(REPLY_LENGTHS, WIDTH))
+    completions = torch.from_numpy(completion_mask(COMPLETION_LENGTHS, WIDTH))
     rollout = Rollout(
         recorded.ids,
-        attention_mask=(recorded.ids != 0).long() * torch.nn.functional.pad(replies, (P, 0), value=1),
-        reply_mask=torch.nn.functional.pad(replies, (P, 0)),
-        finished=replies.sum(1) < WIDTH,
+        attention_mask=(recorded.ids != 0).long() * torch.nn.functional.pad(completions, (P, 0), value=1),
+        completion_mask=torch.nn.functional.pad(completions, (P, 0)),
+        finished=completions.sum(1) < WIDTH,
         prompt_length=P,
     )
-    options = PpoOptions(max_new_tokens=WIDTH, temperature=TEMPERATURE + 1e-7)
     experience, _ = our_experience(recorded, RUNS[name])
     _, order = recorded.calls["permutation"][0]
     rows = torch.from_numpy(order[: ROWS // RUNS[name]["num_mini_batches"]])
-    new = ppo_train._log_probabilities(ours["policy"], rollout.rows(rows), options)
-    values = ppo_train._values(ours["value"], rollout.rows(rows))
-    loss, _ = ppo2.ppo_minibatch_loss(new, values, experience.rows(rows))
+    new = rollout_log_probs(ours["policy"], rollout.rows(rows), TEMPERATURE + 1e-7)
+    values = rollout_values(ours["value"], rollout.rows(rows))
+    loss, _ = ppo2.ppo_loss(new, values, experience.rows(rows))
     loss.backward()
     gradients = _gradients(ours["policy"], ours["value"])
     pairs = {
@@ -516,8 +514,8 @@ def _flat(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[torch.Tensor, t
     return tuple(torch.cat(side) for side in sides)  # type: ignore[return-value]
 
 
-def _policy_log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Of the replies' tokens, tempered as the library does: divided by temperature + 1e-7."""
+def _policy_log_probs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Of the completions' tokens, tempered as the library does: divided by temperature + 1e-7."""
     logits = _forward(model, ids).logits[:, -WIDTH - 1 : -1] / (TEMPERATURE + 1e-7)
     return torch.log_softmax(logits, -1).gather(-1, ids[:, -WIDTH:].unsqueeze(-1)).squeeze(-1)
 

@@ -1,4 +1,4 @@
-"""The reward loss at all levels: values, gradients, metrics; against trl's RewardTrainer on a batch of tiny models."""
+"""The reward loss of levels 2 and 3 against trl's `RewardTrainer`: loss, metrics, every gradient, ten steps in lockstep."""
 
 from pathlib import Path
 from typing import Any
@@ -9,113 +9,29 @@ import torch
 
 from tests.parity.arrays import array
 from tests.parity.block_checks import compare_functions
-from tests.parity.inference_cases import trio
-from tests.parity.model_cases import gradients
 from tests.parity.preference_cases import (
     doubles,
+    lockstep,
+    pair_batch,
     pairs,
+    reward_loss_of,
+    reward_records,
     reward_trainer,
     reward_trio,
-    right_padded,
+    scaled_gradients,
     trl_batch,
     trl_metrics,
 )
 from tests.parity.recorder import ParityRecorder
-from v1_quick.align.algorithms import reward_loss as v1
-from v2_handwritten.align.algorithms import reward_loss as v2
+from v2_handwritten.align.algorithms.reward_loss import log_sigmoid, reward_loss
 from v3_numpy_deep.align.algorithms import reward_loss as v3
 from v3_numpy_deep.autograd import Tensor
 
-B = 6
-CHOSEN, REJECTED, MARGIN = array(0, B, scale=2.0), array(1, B, scale=2.0), np.abs(array(2, B))
-OPTIONS: dict[str, tuple[np.ndarray | None, float]] = {
-    "plain": (None, 0.0),
-    "margin": (MARGIN, 0.0),
-    "centered": (None, 0.1),
-    "margin, centered": (MARGIN, 0.1),
-}
 
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_loss_gradients_and_metrics_agree_at_all_levels(parity: ParityRecorder, option: str) -> None:
-    margin, coefficient = OPTIONS[option]
-    torch_margin = None if margin is None else torch.from_numpy(margin)
-    ours, theirs = [doubles(CHOSEN), doubles(REJECTED)], [doubles(CHOSEN), doubles(REJECTED)]
-    arrays = [Tensor(x.copy(), requires_grad=True) for x in (CHOSEN, REJECTED)]
-    results: list[tuple[Any, dict[str, float], list[Any]]] = []
-    for level, inputs, m in ((v1, theirs, torch_margin), (v2, ours, torch_margin), (v3, arrays, margin)):
-        loss, metrics = level.reward_loss(*inputs, margin=m, center_coefficient=coefficient)
-        loss.backward()
-        results.append((loss, metrics, [x.grad for x in inputs]))
-    for levels, i, j in (("v2-v1", 1, 0), ("v2-v3", 2, 1)):
-        assert list(results[i][1]) == list(results[j][1])
-        for quantity, a, b in (
-            ("loss", results[i][0], results[j][0]),
-            ("metrics", list(results[i][1].values()), list(results[j][1].values())),
-            ("grad chosen", results[i][2][0], results[j][2][0]),
-            ("grad rejected", results[i][2][1], results[j][2][1]),
-        ):
-            component = f"reward_loss, {option}"
-            parity(
-                component=component, quantity=quantity, levels=levels, actual=a, expected=b, tolerance=3e-16
-            )
-
-
-@pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
-def test_loss_metrics_and_every_gradient_equal_trl(parity: ParityRecorder, case: str, tmp_path: Path) -> None:
-    """RewardTrainer.compute_loss on a padded batch with margins and centering, and the gradient of every weight."""
-    library, model, _ = reward_trio(*trio(case))
-    trainer = reward_trainer(library, tmp_path, center_rewards_coefficient=0.1)
-    margins = [0.3, 0.0, 1.2]
-    rows = [
-        {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected, "margin": margin}
-        for (prompt, chosen, rejected), margin in zip(pairs(), margins, strict=True)
-    ]
-    expected = trainer.compute_loss(library.library, trl_batch(trainer, rows))
-    expected.backward()
-
-    texts = [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows]
-    ids, mask = (torch.from_numpy(x) for x in right_padded(texts))
-    chosen, rejected = model.eval()(ids, mask).chunk(2)
-    # the collator makes the margins float32 on their way
-    margin = torch.tensor(margins).double()
-    loss, metrics = v2.reward_loss(chosen, rejected, margin=margin, center_coefficient=0.1)
-    loss.backward()
-    theirs, found = trl_metrics(trainer), gradients(model)
-    wanted = gradients(library)
-    assert found.keys() == wanted.keys()
-    islands = 4e-6 if case.startswith("llama") else 2e-14
-    for quantity, a, b in (
-        ("loss", loss, expected),
-        ("metrics", list(metrics.values()), [theirs[name] for name in metrics]),
-        (
-            "every gradient",
-            np.concatenate([np.ravel(found[n] / wanted[n].abs().max()) for n in wanted]),
-            np.concatenate([np.ravel(wanted[n] / wanted[n].abs().max()) for n in wanted]),
-        ),
-    ):
-        parity(
-            component=f"RewardTrainer, {case}",
-            quantity=quantity,
-            levels="v2-v1",
-            actual=a,
-            expected=b,
-            tolerance=max(islands, 2e-8) if quantity == "metrics" else islands,
-        )
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_log_sigmoid_equals_the_library(parity: ParityRecorder, scale: float) -> None:
-    x = np.append(array(5, 20, scale=scale), [0.0, -0.0])
-    compare_functions(
-        parity, "log_sigmoid", v2.log_sigmoid, v1.log_sigmoid, {"x": torch.from_numpy(x)}, 2e-16
-    )
-
-
-def test_at_a_tie_the_derivative_is_one_half() -> None:
+def test_at_a_tie_the_loss_is_log_2_and_its_derivative_one_half() -> None:
     """Before the first step of DPO every difference is exactly 0, and so it is for a reward model that starts at 0."""
     chosen, rejected = doubles(np.zeros(1)), doubles(np.zeros(1))
-    loss, metrics = v2.reward_loss(chosen, rejected)
+    loss, metrics = reward_loss(chosen, rejected)
     loss.backward()
     assert loss.item() == pytest.approx(np.log(2))
     assert (chosen.grad, rejected.grad) == (-0.5, 0.5)
@@ -127,13 +43,80 @@ def test_at_a_tie_the_derivative_is_one_half() -> None:
 
 def test_only_differences_matter_until_the_scores_are_centered() -> None:
     """The exercise of reward_loss.md."""
-    chosen, rejected = doubles(CHOSEN), doubles(REJECTED)
-    loss, _ = v2.reward_loss(chosen, rejected)
-    moved, _ = v2.reward_loss(chosen + 100, rejected + 100)
-    torch.testing.assert_close(loss, moved)
+    chosen, rejected = doubles(array(0, 6)), doubles(array(1, 6))
+    loss, _ = reward_loss(chosen, rejected)
+    torch.testing.assert_close(loss, reward_loss(chosen + 100, rejected + 100)[0])
     loss.backward()
-    assert chosen.grad is not None
-    assert torch.equal(chosen.grad, -rejected.grad)
-    centered, _ = v2.reward_loss(chosen, rejected, center_coefficient=0.1)
-    far, _ = v2.reward_loss(chosen + 100, rejected + 100, center_coefficient=0.1)
+    assert torch.equal(chosen.grad, -rejected.grad)  # type: ignore[arg-type, operator]
+    centered, far = (
+        reward_loss(chosen + c, rejected + c, center_rewards_coefficient=0.1)[0] for c in (0, 100)
+    )
     assert far > centered + 1000
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_log_sigmoid_equals_torch(parity: ParityRecorder, scale: float) -> None:
+    x = torch.from_numpy(np.append(array(5, 20, scale=scale), [0.0, -0.0]))
+    compare_functions(
+        parity, "log_sigmoid", log_sigmoid, lambda x: torch.nn.functional.logsigmoid(x), {"x": x}, 2e-16
+    )
+
+
+@pytest.mark.parametrize("margins", [None, [0.3, 0.0, 1.2]], ids=["plain", "margins, centered"])
+@pytest.mark.parametrize("case", ["gpt2", "llama GQA"])
+def test_loss_metrics_and_every_gradient_equal_trl(
+    parity: ParityRecorder, case: str, margins: Any, tmp_path: Path
+) -> None:
+    coefficient = None if margins is None else 0.1
+    models = reward_trio(case)
+    trainer = reward_trainer(models[0], tmp_path, center_rewards_coefficient=coefficient)
+    rows = reward_records(pairs())
+    if margins:
+        rows = [row | {"margin": margin} for row, margin in zip(rows, margins, strict=True)]
+    losses = [trainer.compute_loss(models[0], trl_batch(trainer, rows))]
+    metrics = [trl_metrics(trainer)]
+    for level, model in zip(("v2", "v3"), models[1:], strict=True):
+        loss, found = reward_loss_of(level, model, pair_batch(pairs(), margins), coefficient)
+        losses.append(loss)
+        metrics.append(found)
+    for loss in losses:
+        loss.backward()
+    islands = 4e-6 if case.startswith("llama") else 2e-14
+    for levels, i, j, tolerance in (("v2-v1", 1, 0, islands), ("v2-v3", 2, 1, 3e-14)):
+        for quantity, actual, expected, allowed in (
+            # the collator makes the margins float32 on their way
+            ("loss", losses[i], losses[j], max(tolerance, 2e-8) if i == 1 and margins else tolerance),
+            (
+                "metrics",
+                list(metrics[i].values()),
+                [metrics[j][name] for name in metrics[i]],
+                max(tolerance, 2e-8) if i == 1 else tolerance,
+            ),
+            (
+                "every gradient",
+                scaled_gradients(models[i], models[j]),
+                scaled_gradients(models[j], models[j]),
+                max(tolerance, 2e-7) if i == 1 and margins else tolerance,
+            ),
+        ):
+            parity(
+                component=f"RewardTrainer, {case}{', margins, centered' if margins else ''}", quantity=quantity,
+                levels=levels, actual=actual, expected=expected, tolerance=allowed,
+            )  # fmt: skip
+
+
+def test_ten_steps_in_lockstep_with_trl(parity: ParityRecorder, tmp_path: Path) -> None:
+    models = dict(zip(("v1", "v2", "v3"), reward_trio("gpt2"), strict=True))
+    trainer = reward_trainer(models["v1"], tmp_path, center_rewards_coefficient=0.1)
+    losses: dict[str, Any] = {
+        "v1": lambda _: trainer.compute_loss(models["v1"], trl_batch(trainer, reward_records(pairs()))),
+        "v2": lambda _: reward_loss_of("v2", models["v2"], pair_batch(pairs()), 0.1)[0],
+        "v3": lambda _: reward_loss_of("v3", models["v3"], pair_batch(pairs()), 0.1)[0],
+    }
+    curves = lockstep(models, losses, steps=10)
+    assert curves["v2"][-1] < curves["v2"][0]
+    for one, other in (("v2", "v1"), ("v2", "v3")):
+        parity(
+            component="RewardTrainer, lockstep, gpt2", quantity="loss of ten steps", levels=f"{one}-{other}",
+            actual=curves[one], expected=curves[other], tolerance=3e-15,
+        )  # fmt: skip

@@ -35,21 +35,9 @@ def tokens(request) -> dict:
 # Single characters (some of them newer than Unicode 16) and short texts on which the patterns differ.
 CHARACTERS = " \x1c\x85\u3000\0²½é日ǅ🙂\u0301\u200d\ua7ce\U00010940\U0003347f\U0010ffff"
 SHORT_TEXTS = [
-    "<|end",
-    "|>",
-    "'s",
-    "'LL",
-    "'ſ",
-    "   ",
-    "\n\n",
-    "\r\n",
-    "1234",
-    "the",
-    " Ball",
-    "e\u0301",
-    "---",
+    "<|end", "|>", "'s", "'LL", "'ſ", "   ", "\n\n", "\r\n", "1234", "the", " Ball", "e\u0301", "---",
     "aaaa",
-]
+]  # fmt: skip
 FRAGMENTS = st.sampled_from([*SPECIAL_TOKENS, *CHARACTERS, *SHORT_TEXTS])
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=6), max_size=15).map("".join)
 SETTINGS = settings(

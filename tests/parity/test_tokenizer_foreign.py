@@ -126,21 +126,9 @@ CHARACTERS = (
     " \n\t\x1c\x85\u3000\0/2Ⅷ²½٣éǅʰﬁ日🙂\u0301\u0323\u0600\u0897\u1acf\ua7ce\U00010940\U00011930\U0003347f"
 )
 SHORT_TEXTS = [
-    "'s",
-    "'LL",
-    "'ſ",
-    "  ",
-    "\r\n",
-    "3456",
-    "the",
-    " The",
-    "Don't",
-    "e\u0301",
-    "한글",
-    "--",
-    "aaa",
+    "'s", "'LL", "'ſ", "  ", "\r\n", "3456", "the", " The", "Don't", "e\u0301", "한글", "--", "aaa",
     "<|endoftext|>",
-]
+]  # fmt: skip
 FRAGMENTS = st.sampled_from([*CHARACTERS, *SHORT_TEXTS])
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=4), max_size=12).map("".join)
 

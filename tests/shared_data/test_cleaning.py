@@ -14,7 +14,7 @@ from shared_data.cleaning.repair import REPAIRS, Repairs, repair_text
 from shared_data.corpus.documents import Document
 from shared_data.settings import CleaningSettings
 from shared_data.story_world import StoryWorld
-from v1_quick.data_pipeline.processing.repair import REPAIRS as FTFY_REPAIRS
+from v1_quick.data_pipeline.processing.cleaning import REPAIRS as FTFY_REPAIRS
 
 PHRASES = CleaningSettings().boilerplate_phrases
 STORY = next(StoryWorld().stories(5)).text
@@ -77,22 +77,9 @@ def test_repair_never_raises_is_idempotent_and_leaves_unicode_text(text: str) ->
 
 
 WORDS = [
-    "naïve",
-    "café",
-    "Straße",
-    "señor",
-    "sąd",
-    "ještě",
-    "člověk",
-    "ősz",
-    "Привет",
-    "Γειά",
-    "שלום",
-    "日本語",
-    "😀",
-    "—",
-    "“a”…",
-]
+    "naïve", "café", "Straße", "señor", "sąd", "ještě", "člověk", "ősz", "Привет", "Γειά", "שלום",
+    "日本語", "😀", "—", "“a”…",
+]  # fmt: skip
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

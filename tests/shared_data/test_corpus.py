@@ -22,7 +22,7 @@ from shared_data.corpus.readers import read_documents
 from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
 from shared_data.settings import DataSettings
-from v1_quick.data_pipeline.download import readers as v1
+from v1_quick.data_pipeline.download import open_corpus as v1
 
 READERS = {"by hand": (read_documents, hub_documents), "datasets": (v1.read_documents, v1.hub_documents)}
 TEXTS = ["First text,\nof two lines.", 'Second: "quoted", café 日本 😀', "Third — the last."]

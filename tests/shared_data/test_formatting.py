@@ -45,6 +45,7 @@ def test_every_form_of_a_preference_becomes_prompt_chosen_rejected() -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, "system, user, assistant"),
         ({"messages": [{"role": "user"}]}, "a text as content"),
         ({"messages": ["Who?"]}, "a text as content"),
+        ({"instruction": ["Who?"], "output": "Tom."}, "must be texts; correct"),
     ],
 )
 def test_a_record_without_a_conversation_is_refused(record: dict, expected: str) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared_data.errors import UserError
 from shared_data.alignment.rewards import load_reward_function, open_reward, score_completions
+from shared_data.errors import UserError
 
 FILE = """
 import math

@@ -55,6 +55,7 @@ MISTAKES = {
     "name=a/b": "must be usable as a folder name",
     "steps": "is not KEY=VALUE; write for example",
     "=3": "is not KEY=VALUE",
+    "data.source=\udcff.txt": "is not UTF-8; rename the file",
 }
 
 

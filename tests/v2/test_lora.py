@@ -122,12 +122,12 @@ def test_several_adapters_share_one_base() -> None:
 
 
 @pytest.mark.parametrize("whole", [(), ("embed_tokens",)], ids=["frozen embedding", "whole embedding"])
-def test_gradients_reach_the_adapters_through_activation_checkpoints(whole: tuple[str, ...]) -> None:
+def test_gradients_reach_the_adapters_through_gradient_checkpoints(whole: tuple[str, ...]) -> None:
     """The input of the first block requires no gradient by itself where the embeddings are frozen."""
     results = []
     for checkpointing in (False, True):
         model = trained(lora_dropout=0.3, modules_to_save=whole)
-        model.activation_checkpointing = checkpointing
+        model.gradient_checkpointing = checkpointing
         model.dropout_generator.manual_seed(7)
         model.loss(**batch("llama GQA", T=9)).backward()
         results.append([p.grad for p in lora_parameters(model)])

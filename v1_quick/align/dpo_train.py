@@ -15,9 +15,10 @@ from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
-from v1_quick.align.policy import Policy
+from v1_quick.align.policy import as_policy
 from v1_quick.align.preference_data import preference_datasets
-from v1_quick.models.checkpoint import load_model, model_options
+from v1_quick.inference.loading import load_for_inference
+from v1_quick.models.checkpoint import model_options
 from v1_quick.pretrain.components.muon import make_optimizer
 from v1_quick.pretrain.components.training import last_checkpoint, logged_metrics, trainer_arguments
 
@@ -34,7 +35,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
         **trainer_arguments(settings, "dpo", run),
         max_length=min(section.max_length, model.config.max_position_embeddings),
         beta=section.beta,
-        loss_type=section.loss_type,
+        loss_type=[section.loss_type],
         precompute_ref_log_probs=section.precompute_ref_log_probs,
     )
     trainer = DPOTrainer(
@@ -52,6 +53,8 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     metrics |= {"pairs": len(train), "accuracy": metrics["eval_rewards/accuracies"]}
     if section.source != "story_world":  # what a completion of a user's own prompt is worth is not known
         return metrics
-    policies = (Policy(load_model(run.model(stage)), tokenizer) for stage in ("dpo", "sft"))
+    policy, reference = (
+        as_policy(load_for_inference(settings, run.model(stage)), tokenizer) for stage in ("dpo", "sft")
+    )
     prompts, reward = evaluation_prompts(section), open_reward("story_world")
-    return metrics | evaluate_policy(settings, run, "dpo", *policies, prompts, reward)
+    return metrics | evaluate_policy(settings, run, "dpo", policy, reference, prompts, reward)

@@ -13,15 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
-from shared_data.alignment.prompts import open_prompts
+from shared_data.alignment.prompts import encode_prompts, open_prompts
 from shared_data.alignment.rewards import open_reward, score_completions
 from shared_data.alignment.rollout_layout import check_rollout
-from shared_data.inference.prompts import encode_chat
+from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
-from v1_quick.align.policy import Policy
-from v1_quick.models.checkpoint import load_model, model_options
+from v1_quick.align.policy import as_policy
+from v1_quick.inference.loading import load_for_inference
+from v1_quick.models.checkpoint import model_options
 from v1_quick.pretrain.components.muon import make_optimizer
 from v1_quick.pretrain.components.training import last_checkpoint, logged_metrics, trainer_arguments
 
@@ -34,13 +35,19 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     reward = open_reward(section.reward)
     model = AutoModelForCausalLM.from_pretrained(run.model("sft"), **model_options(settings))
     messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    ids = [encode_chat(tokenizer, prompt) for prompt in messages]
     positions = model.config.max_position_embeddings
-    check_rollout(ids, section.max_completion_length, section.temperature, positions)
+    check_rollout(
+        encode_prompts(tokenizer, prompts), section.max_completion_length, section.temperature, positions
+    )
+
+    if len(prompts) * section.num_generations < section.per_device_train_batch_size:
+        raise UserError(
+            f"{len(prompts)} prompts are too few for a batch; lower grpo.per_device_train_batch_size"
+        )
 
     def reward_function(prompts: list, completions: list, **_: Any) -> list[float]:
-        texts = ([turns[-1]["content"] for turns in part] for part in (prompts, completions))
-        return score_completions(reward, *texts)
+        texts = [[turns[-1]["content"] for turns in part] for part in (prompts, completions)]
+        return score_completions(reward, texts[0], texts[1])
 
     steps = {name: getattr(section, name) * section.num_iterations for name in ("max_steps", "warmup_steps")}
     arguments = GRPOConfig(
@@ -68,5 +75,7 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     trainer.train(resume_from_checkpoint=last_checkpoint(arguments))
     metrics = logged_metrics(trainer, folder)
     trainer.save_model(folder)
-    policies = (Policy(load_model(run.model(stage)), tokenizer) for stage in ("grpo", "sft"))
-    return metrics | evaluate_policy(settings, run, "grpo", *policies, held_out, reward)
+    policy, reference = (
+        as_policy(load_for_inference(settings, run.model(stage)), tokenizer) for stage in ("grpo", "sft")
+    )
+    return metrics | evaluate_policy(settings, run, "grpo", policy, reference, held_out, reward)

@@ -11,16 +11,16 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
-from shared_data.alignment.prompts import open_prompts
+from shared_data.alignment.prompts import encode_prompts, open_prompts
 from shared_data.alignment.rewards import open_reward
 from shared_data.alignment.rollout_layout import check_rollout
 from shared_data.errors import UserError
-from shared_data.inference.prompts import encode_chat
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
-from v1_quick.align.policy import Policy
-from v1_quick.models.checkpoint import load_model, model_options
+from v1_quick.align.policy import as_policy
+from v1_quick.inference.loading import load_for_inference
+from v1_quick.models.checkpoint import model_options
 from v1_quick.pretrain.components.training import logged_metrics, trainer_arguments
 
 
@@ -31,15 +31,15 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
         raise UserError("PPO of level 1 takes the reward model only; leave ppo.reward out, or use level 2")
     tokenizer = AutoTokenizer.from_pretrained(run.model("sft"), padding_side="left")
     prompts, held_out = open_prompts(settings, "ppo")
-    ids = [encode_chat(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
-    policy, reference = (
+    ids = encode_prompts(tokenizer, prompts)
+    model, ref_model = (
         AutoModelForCausalLM.from_pretrained(run.model("sft"), **model_options(settings)) for _ in range(2)
     )
     reward_model, value_model = (
         AutoModelForSequenceClassification.from_pretrained(run.model("reward"), **model_options(settings))
         for _ in range(2)
     )
-    positions, batch_size = policy.config.max_position_embeddings, section.per_device_train_batch_size
+    positions, batch_size = model.config.max_position_embeddings, section.per_device_train_batch_size
     check_rollout(ids, section.max_completion_length, section.temperature, positions)
     if len(ids) < batch_size:
         raise UserError(
@@ -68,8 +68,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     trainer = PPOTrainer(
         arguments,
         tokenizer,
-        policy,
-        reference,
+        model,
+        ref_model,
         reward_model,
         train_dataset=dataset,
         eval_dataset=dataset,
@@ -77,6 +77,12 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     )
     trainer.train()
     metrics = logged_metrics(trainer, folder)
-    trainer.save_model(folder)
-    policies = (Policy(load_model(run.model(stage)), tokenizer) for stage in ("ppo", "sft"))
-    return metrics | evaluate_policy(settings, run, "ppo", *policies, held_out, open_reward("story_world"))
+    trainer.save_model(str(folder))
+    if section.source != "story_world":  # what a completion of a user's own prompt is worth is not known
+        return metrics
+    policy, reference = (
+        as_policy(load_for_inference(settings, run.model(stage)), tokenizer) for stage in ("ppo", "sft")
+    )
+    return metrics | evaluate_policy(
+        settings, run, "ppo", policy, reference, held_out, open_reward("story_world")
+    )

@@ -12,9 +12,9 @@ from shared_data.evaluation.held_out import check_vocabulary, evaluate_held_out
 from shared_data.model_names import resolve_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v1_quick.inference.loading import load_for_inference
 from v1_quick.inference.scoring import negative_log_probs
-from v1_quick.models.checkpoint import load_tokenizer
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, set_seed
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from shared_data.inference.arguments import check_sampling, end_ids, new_token_limits
@@ -48,34 +48,39 @@ def generate(
     longest = max(map(len, rows))
     input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
     padding = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    set_seed(seed)
-    ids = model.eval().generate(
-        input_ids,
-        attention_mask=padding,
-        generation_config=GenerationConfig(
-            max_new_tokens=limit,
-            eos_token_id=stops or None,
-            pad_token_id=0,  # fills the rows that stop first
-            use_cache=use_cache,
-            **sampling,
-        ),
-        streamer=TokenStreamer(on_token) if on_token else None,
+    config = GenerationConfig(
+        max_new_tokens=limit,
+        eos_token_id=stops or None,
+        pad_token_id=0,  # fills the rows that stop first
+        use_cache=use_cache,
+        **sampling,
     )
+    streamer = TokenStreamer(on_token, stops) if on_token else None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        ids = model.eval().generate(
+            input_ids, attention_mask=padding, generation_config=config, streamer=streamer
+        )
     return [_until_stop(row, stops) for row in ids[:, longest:].tolist()]
 
 
 class TokenStreamer(BaseStreamer):
-    """Passes the new tokens on as `on_token(row, id)`; after its end a row gets padding until all have ended."""
+    """Passes each new token on as `on_token(row, id)`, up to the one that stops its row."""
 
-    def __init__(self, on_token: Callable[[int, int], None]) -> None:
-        self.on_token, self.is_prompt = on_token, True
+    def __init__(self, on_token: Callable[[int, int], None], stops: Sequence[int]) -> None:
+        self.on_token, self.stops = on_token, stops
+        self.prompts_are_next, self.stopped = True, set[int]()
 
     def put(self, value: torch.Tensor) -> None:
         """The ids of the prompts first, then one new id of each row."""
-        if not self.is_prompt:
-            for row, id in enumerate(value.tolist()):
+        if self.prompts_are_next:
+            self.prompts_are_next = False
+            return
+        for row, id in enumerate(value.tolist()):
+            if row not in self.stopped:
                 self.on_token(row, id)
-        self.is_prompt = False
+            if id in self.stops:
+                self.stopped.add(row)
 
     def end(self) -> None:
         """Nothing is left to pass on."""

@@ -14,8 +14,9 @@ from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.tokenizer.tokenizer_file import tokenizer_beside
+from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v1_quick.device import resolve_device
-from v1_quick.models.checkpoint import load_model, load_tokenizer
+from v1_quick.models.checkpoint import load_model
 
 
 def load_for_inference(settings: Settings, folder: Path) -> PreTrainedModel:

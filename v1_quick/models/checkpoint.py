@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.settings import Settings
 
 
-def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(folder: Path | str, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
     """The language model of a folder, ready to generate.
 
     The library would fill missing tensors with random numbers. Raises `UserError` where one is missing or of another shape.
@@ -22,11 +22,6 @@ def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> PreTra
     config = read_config(Path(folder))
     find_tensors(Path(folder), config, parameter_shapes(config))
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-
-
-def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder."""
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def model_options(settings: Settings) -> dict[str, Any]:

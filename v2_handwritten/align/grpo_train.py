@@ -81,7 +81,7 @@ def grpo_update(
     )
     prompts = [prompt for prompt in batch.prompts for _ in range(group)]
     texts = decode_completions(tokenizer, rollout.completions())
-    rewards = torch.tensor(score_completions(reward, prompts, texts)).to(policy.lm_head.weight)
+    rewards = policy.lm_head.weight.new_tensor(score_completions(reward, prompts, texts))
     advantages = group_advantages(rewards, group, section.scale_rewards)
     mask = rollout.mask
     with torch.no_grad():

@@ -99,7 +99,7 @@ def ppo_update(
     temperature = section.temperature
     rollout = collect(policy, batch.ids, section.max_completion_length, temperature, batch.seed)
     given = check_rewards(score(batch, rollout), len(batch.prompts))
-    scores = torch.tensor(given).to(policy.lm_head.weight)
+    scores = policy.lm_head.weight.new_tensor(given)
     with torch.no_grad():
         experience, metrics = make_experience(
             rollout_log_probs(policy, rollout, temperature),

@@ -9,8 +9,6 @@ Where a choice has no version of its own, the plain one is used. Level 1: `attn_
     python -c "from v2_handwritten.kernels import kernel; from v2_handwritten.models.blocks.normalization import rms_norm; print(kernel('fused', rms_norm))"
 """
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,12 +19,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def kernel(choice: str, plain: F) -> F:
     """The version of the function `plain` that `choice` names."""
-    return plain if choice == "plain" else _find(choice, plain)
+    if choice == "plain":
+        return plain
+    from v2_handwritten.kernels import fused, library  # only now: they use the blocks themselves
 
-
-@functools.cache
-def _find(choice: str, plain: Any) -> Any:
-    module = importlib.import_module(
-        f"{__name__}.{choice}"
-    )  # only now: the kernels themselves use the blocks
-    return getattr(module, plain.__name__, plain)
+    version: F = getattr(fused if choice == "fused" else library, plain.__name__, plain)
+    return version

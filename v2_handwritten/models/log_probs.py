@@ -23,7 +23,7 @@ def selected_log_probs(
     logits: Float[Tensor, "*rows V"], ids: Int[Tensor, "*rows"], temperature: float = 1.0
 ) -> Float[Tensor, "*rows"]:
     """log softmax(z/τ) of all V tokens, at least in float32, and of these the one that came."""
-    wide = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     shifted = wide - wide.amax(-1, keepdim=True).detach()  # exp cannot overflow; the result does not change
     log_softmax = shifted - shifted.exp().sum(-1, keepdim=True).log()
     return log_softmax.gather(-1, ids.unsqueeze(-1)).squeeze(-1)

@@ -54,7 +54,7 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def spread(self, rows: Int[Array, " N"], max_length: int) -> "KVCache":
-        """A cache for N sequences, of which sequence n goes on from `rows[n]` of this one: replies to the same prompt."""
+        """A cache for N sequences, of which sequence n goes on from `rows[n]` of this one: completions of the same prompt."""
         L, _, _, K, _, D = self.states.shape
         cache = copy.copy(self)
         cache.states = np.zeros((L, 2, len(rows), K, max_length, D), self.states.dtype)

@@ -35,7 +35,7 @@ def load_with_tokenizer(
 
     Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
-    folder, tokenizer_path = find_model(run, name)
-    model, tokenizer = load_for_inference(settings, folder), load_tokenizer(tokenizer_path)
-    check_vocabulary(folder, model.config.vocab_size, tokenizer_path, tokenizer.vocab_size)
+    folder, tokenizer_folder = find_model(run, name)
+    model, tokenizer = load_for_inference(settings, folder), load_tokenizer(tokenizer_folder)
+    check_vocabulary(folder, model.config.vocab_size, tokenizer_folder, tokenizer.vocab_size)
     return model, tokenizer

@@ -49,7 +49,8 @@ def loss_in_threads(loss: F) -> F:
                 for row in range(B)
                 for columns in cut_documents(packing.document_ids[row], threads // B)
             ]
-        if len(parts) == 1:
+        parts = [part for part in parts if (labels[part] != IGNORE_INDEX).any()]  # one of padding has no loss
+        if len(parts) <= 1:
             return loss(model, input_ids, labels, position_ids, packing)
         position_ids = np.broadcast_to(np.arange(T) if position_ids is None else position_ids, (B, T))
         counted = max(1, int((labels != IGNORE_INDEX).sum()))

@@ -43,6 +43,7 @@ def trainer_arguments(settings: Settings, stage: str, run: RunFolder) -> dict[st
         "per_device_eval_batch_size": section.model_dump()["per_device_train_batch_size"],
         "eval_strategy": "steps" if evaluates else "no",
         "save_strategy": "steps" if section.save_steps else "no",
+        "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would hide a diverged training
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type == "cuda",
@@ -86,7 +87,7 @@ def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:
     return metrics
 
 
-_CLOCK = ("_runtime", "_per_second", "_time", "epoch")
+_CLOCK = ("_runtime", "_per_second", "_time", "_flos", "epoch")
 _IN_REPORT = {
     "eval_loss": "validation_loss",
     "eval_accuracy": "validation_accuracy",

@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from v2_handwritten.models.blocks.normalization import at_least_float32
-
 
 def layer_norm(
     x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float
@@ -31,7 +29,7 @@ class _LayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        rows = at_least_float32(x).reshape(-1, x.shape[-1])
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, x.shape[-1])
         normalised = rows - rows.mean(-1, keepdim=True)
         mean_square = torch.linalg.vector_norm(normalised, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         inverse_deviation = mean_square.add_(eps).rsqrt_()
@@ -59,7 +57,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rows = at_least_float32(x).reshape(-1, x.shape[-1])
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, x.shape[-1])
         mean_square = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         inverse_rms = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(rows, inverse_rms, weight)

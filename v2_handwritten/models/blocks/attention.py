@@ -49,7 +49,7 @@ class SharedInputs:
 
 def softmax(scores: Float[Tensor, "*rows S"]) -> Float[Tensor, "*rows S"]:
     """exp(s) / Σ exp(s) over the last axis, at least in float32; the largest score is taken off, lest exp overflows."""
-    wide = scores if scores.dtype == torch.float64 else scores.float()
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     exponentials = torch.exp(wide - wide.amax(-1, keepdim=True))
     return exponentials / exponentials.sum(-1, keepdim=True)
 

@@ -20,7 +20,7 @@ def cross_entropy(
 ) -> Float[Tensor, ""]:
     """log Σ exp(z) - z_y, averaged over the targets that are not `ignore_index`."""
     counted = targets != ignore_index
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     shifted = wide - wide.amax(-1, keepdim=True).detach()  # exp cannot overflow; the loss does not change
     target_logits = shifted.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     nats = shifted.exp().sum(-1).log() - target_logits

@@ -21,7 +21,7 @@ def layer_norm(
     x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], bias: Float[Tensor, "C"], eps: float
 ) -> Float[Tensor, "*rows C"]:
     """(x - mean(x)) / sqrt(var(x) + ε) · w + b over the last axis."""
-    wide = at_least_float32(x)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     centered = wide - wide.mean(-1, keepdim=True)
     variance = (centered * centered).mean(-1, keepdim=True)
     return (centered * torch.rsqrt(variance + eps) * weight + bias).to(x.dtype)
@@ -29,14 +29,9 @@ def layer_norm(
 
 def rms_norm(x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float) -> Float[Tensor, "*rows C"]:
     """x / sqrt(mean(x²) + ε) · w over the last axis."""
-    wide = at_least_float32(x)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     mean_square = (wide * wide).mean(-1, keepdim=True)
     return (wide * torch.rsqrt(mean_square + eps) * weight).to(x.dtype)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Sums of squares in bfloat16 or float16 lose digits or overflow."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 class LayerNorm(nn.Module):

@@ -11,12 +11,11 @@ level 3 is the same loop over NumPy.
     metrics = Training("pretrain", settings, run).fit(model, batches, step)
 """
 
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from v2_handwritten.pretrain.components.precision import LossScaler, compute_dty
 Loss = tuple[Tensor, Metrics]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What the engine needs of data; a batch has `num_items` (what its mean loss is a mean over) and `num_tokens`."""
 
@@ -107,18 +107,19 @@ class Training:
 
     def _update(self, batches: Batches, step: Callable[[Any], Any]) -> tuple[Metrics, int]:
         """The metrics of one update, and the tokens it worked through."""
-        if inspect.isgeneratorfunction(step):
-            batch = batches.next_batch()
-            logs = [metrics | self._optimizer_step(loss) for loss, metrics in step(batch)]
+        batch = batches.next_batch()
+        outcome = step(batch)
+        if isinstance(outcome, Iterator):
+            logs = [metrics | self._optimizer_step(loss) for loss, metrics in outcome]
             names = dict.fromkeys(name for log in logs for name in log)  # one that overflowed has no norm
             metrics = {name: fmean(log[name] for log in logs if name in log) for name in names}
             return metrics, int(metrics.pop("tokens"))
-        pieces = [batches.next_batch() for _ in range(self.section.gradient_accumulation_steps)]
+        pieces = [batch, *(batches.next_batch() for _ in range(self.section.gradient_accumulation_steps - 1))]
         items = sum(piece.num_items for piece in pieces)
         metrics = {}
         for piece in pieces:
             share = piece.num_items / items  # a sum of means, weighted so that every item counts the same
-            loss, log = step(piece)
+            loss, log = outcome if piece is batch else step(piece)
             (loss * (share * self.scaler.scale)).backward()
             for name, value in {"loss": loss.item(), **log}.items():
                 metrics[name] = metrics.get(name, 0.0) + share * value

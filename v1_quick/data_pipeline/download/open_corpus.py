@@ -1,4 +1,4 @@
-"""Read local files and hub datasets as documents with `datasets.load_dataset(..., streaming=True)`.
+"""Open a corpus: local files and hub datasets by `datasets.load_dataset(..., streaming=True)`, stories from the story world.
 
 Levels 2 and 3 read the formats by hand (`shared_data/corpus/readers.py`, `hub.py`) and get the same documents. The library
 knows no packed parquet, takes a missing field for an empty text, and its errors name no line.
@@ -7,16 +7,17 @@ knows no packed parquet, takes a missing field for an empty text, and its errors
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
 
+from shared_data.corpus import open_corpus as shared
 from shared_data.corpus.documents import Document
 from shared_data.corpus.readers import format_of, texts_of
 from shared_data.corpus.text_units import split_text
-from shared_data.errors import UserError
+from shared_data.errors import library_errors
 from shared_data.settings import DataSettings
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -28,7 +29,7 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
     options: dict[str, Any] = {} if builder == "parquet" else {"encoding": settings.encoding}
     if builder == "text":
         options["keep_linebreaks"] = True
-    with _one_line_errors(str(path), "correct the file, data.encoding or data.source"):
+    with library_errors(str(path), "correct the file, data.encoding or data.source"):
         rows = load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
         if builder == "text":
             texts = split_text((row["text"] for row in rows), settings.text_unit, only_file)
@@ -42,20 +43,11 @@ def hub_documents(settings: DataSettings) -> Iterator[Document]:
     """Stream the documents of the hub dataset `data.source`."""
     name = f"hub dataset {settings.source!r}"
     remedy = "check the name, data.hub_config and data.hub_split, or set data.source to a local file"
-    with _one_line_errors(name, remedy):
+    with library_errors(name, remedy):
         rows = load_dataset(settings.source, settings.hub_config, split=settings.hub_split, streaming=True)
         texts = texts_of(enumerate(rows, start=1), name, "row", settings.text_field)
         for number, text in enumerate(texts):
             yield Document(text, f"{settings.source}#{number}")
 
 
-@contextmanager
-def _one_line_errors(source: str, remedy: str) -> Iterator[None]:
-    """Turn whatever the libraries below raise (pyarrow, pandas, the file system, the hub) into one line for the user."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source} cannot be read ({type(error).__name__}: {reason}); {remedy}") from error
+open_corpus = partial(shared.open_corpus, read_file=read_documents, read_hub=hub_documents)

@@ -1,14 +1,16 @@
-"""Repair the encoding of a text with ftfy; markup, invisible characters and whitespace as at all levels.
+"""Clean documents: ftfy repairs the encoding; markup, invisible characters, whitespace and filters are those of all levels.
 
 ftfy undoes mojibake and repairs surrogates, line ends, terminal colours and Unicode forms. It knows no HTML and leaves characters
 without width, so these repairs are the shared ones. Theory: `shared_data/cleaning/cleaning.md`.
 
-    python -c "from v1_quick.data_pipeline.processing.repair import fix_encoding; print(fix_encoding('cafÃ© and naÃ¯ve'))"
+    python -c "from v1_quick.data_pipeline.processing.cleaning import fix_encoding; print(fix_encoding('cafÃ© and naÃ¯ve'))"
 """
 
 import ftfy
 
+from shared_data.cleaning.cleaning import Cleaner
 from shared_data.cleaning.repair import normalize_whitespace, remove_control_characters, strip_markup
+from shared_data.settings import CleaningSettings
 
 
 def fix_encoding(text: str) -> str:
@@ -24,3 +26,8 @@ REPAIRS = {
     "control_characters": remove_control_characters,
     "whitespace": normalize_whitespace,
 }
+
+
+def new_cleaner(settings: CleaningSettings) -> Cleaner:
+    """A cleaner with these repairs."""
+    return Cleaner(settings, REPAIRS)
