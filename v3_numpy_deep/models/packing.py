@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from shared_data.training.packing import PackedLine, pack_rows
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
+from v3_numpy_deep.models.sharding import draws_dropout
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,3 @@ def _states_of_line(model: Any, line: PackedLine) -> Float[Tensor, "n C"]:
         line.input_ids, line.position_ids, packing, logits_to_keep=line.logits_to_keep
     )
     return hidden.reshape(-1, hidden.shape[-1])
-
-
-def draws_dropout(model: Any) -> bool:
-    """Whether a forward pass would drop anything now."""
-    c = model.config
-    own = model.training and max(c.embd_pdrop, c.attention_dropout, c.resid_pdrop) > 0
-    return own or any(getattr(module, "draws_masks", False) for module in model.modules())

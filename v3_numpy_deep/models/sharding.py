@@ -19,9 +19,15 @@ from jaxtyping import Int
 from v3_numpy_deep.autograd import Array, Module, Tensor
 from v3_numpy_deep.autograd.parallel import available_threads, in_threads, shards
 from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX
-from v3_numpy_deep.models.packing import Packing, draws_dropout
 
 F = TypeVar("F", bound=Callable[..., Tensor])
+
+
+def draws_dropout(model: Any) -> bool:
+    """Whether a forward pass would drop anything now."""
+    c = model.config
+    own = model.training and max(c.embd_pdrop, c.attention_dropout, c.resid_pdrop) > 0
+    return own or any(getattr(module, "draws_masks", False) for module in model.modules())
 
 
 def threads_for(model: Module) -> int:
@@ -38,7 +44,7 @@ def loss_in_threads(loss: F) -> F:
         input_ids: Int[Array, "B T"],
         labels: Int[Array, "B T"],
         position_ids: Int[Array, "#B T"] | None = None,
-        packing: Packing | None = None,
+        packing: Any = None,
     ) -> Tensor:
         B, T = input_ids.shape
         threads = threads_for(model)
@@ -49,8 +55,7 @@ def loss_in_threads(loss: F) -> F:
                 for row in range(B)
                 for columns in cut_documents(packing.document_ids[row], threads // B)
             ]
-        parts = [part for part in parts if (labels[part] != IGNORE_INDEX).any()]  # one of padding has no loss
-        if len(parts) <= 1:
+        if len(parts) == 1:
             return loss(model, input_ids, labels, position_ids, packing)
         position_ids = np.broadcast_to(np.arange(T) if position_ids is None else position_ids, (B, T))
         counted = max(1, int((labels != IGNORE_INDEX).sum()))
