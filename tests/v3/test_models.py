@@ -184,7 +184,7 @@ def test_rows_in_threads_give_the_values_and_gradients_of_one_thread(
 ) -> None:
     model = small(family, max_position_embeddings=32).to(np.float64)
     grader = RewardModel.from_transformer(model, 0)
-    ids = integers(3, 96, 8, 20)
+    ids = integers(6, 96, 8, 20)
     ids[1::2, :12] = ids[::2, :12]  # pairs that share a prefix
     real = np.arange(20) < np.array([20, 17, 20, 14] * 2)[:, None]
     results = []
