@@ -1,0 +1,83 @@
+"""What pages and module docstrings point at exists: links, their headings, and the paths they write in backticks."""
+
+import ast
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOP = ("v1_quick", "v2_handwritten", "v3_numpy_deep", "shared_data", "tests")
+FILES = [
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md", "*.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+]
+PAGES = [path for path in FILES if path.suffix == ".md" and path.exists()]
+MODULES = [path for path in FILES if path.suffix == ".py" and path.exists()]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|md|toml|svg)(?::\w+)?)`|`((?:%s)/[\w./-]*)`" % "|".join(TOP))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def without_code(text: str) -> str:
+    """A page without its fenced blocks, which show commands and output."""
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", without_code(page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def missing_links(page: Path, text: str) -> list[str]:
+    missing = []
+    for target in LINK.findall(without_code(text)):
+        if re.match(r"\w+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            missing.append(target)
+    return missing
+
+
+def missing_paths(file: Path, text: str) -> list[str]:
+    """Paths are written from the root of the repository, from the level, or from the folder of the file."""
+    roots = [ROOT, file.parent, *(ROOT / top for top in TOP)]
+    found = ((a or b).split(":")[0] for a, b in PATH.findall(without_code(text)))
+    return [path for path in found if not any((root / path).exists() for root in roots)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not missing_links(page, text)
+    assert not missing_paths(page, text)
+
+
+def test_every_path_in_a_module_docstring_exists() -> None:
+    wrong = {}
+    for module in MODULES:
+        docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+        if missing := missing_paths(module, docstring):
+            wrong[name(module)] = missing
+    assert not wrong
+
+
+def test_missing_files_headings_and_paths_are_found() -> None:
+    page = ROOT / "README.md"
+    assert missing_links(page, "[a](nowhere.md) [b](README.md#nowhere) [c](README.md)") == ["nowhere.md", "README.md#nowhere"]
+    assert missing_paths(page, "`v2_handwritten/nowhere.py` `models/transformer.py`") == ["v2_handwritten/nowhere.py"]
