@@ -23,7 +23,12 @@ FILES = [
 PAGES = [path for path in FILES if path.suffix == ".md" and path.exists()]
 MODULES = [path for path in FILES if path.suffix == ".py" and path.exists()]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|md|toml|svg)(?::\w+)?)`|`((?:%s)/[\w./-]*)`" % "|".join(TOP))
+SUFFIX = r"\.(?:py|md|toml|svg)\b"
+# In backticks any path; without them one that begins at the root of the repository.
+PATH = re.compile(
+    rf"`((?:[\w.-]+/)+[\w-]+{SUFFIX})|((?<![\w./-])(?:{'|'.join(TOP)})/(?:[\w-]+/)*(?:[\w-]+{SUFFIX})?)"
+)
+TEST = re.compile(r"(tests/(?:\w+/)*\w+\.py)::(\w+)")
 
 
 def name(path: Path) -> str:
@@ -57,8 +62,17 @@ def missing_links(page: Path, text: str) -> list[str]:
 def missing_paths(file: Path, text: str) -> list[str]:
     """Paths are written from the root of the repository, from the level, or from the folder of the file."""
     roots = [ROOT, file.parent, *(ROOT / top for top in TOP)]
-    found = ((a or b).split(":")[0] for a, b in PATH.findall(without_code(text)))
+    found = (quoted or plain for quoted, plain in PATH.findall(without_code(text)))
     return [path for path in found if not any((root / path).exists() for root in roots)]
+
+
+def missing_tests(text: str) -> list[str]:
+    """Tests that a page names for its exercise or its example."""
+    return [
+        f"{file}::{test}"
+        for file, test in TEST.findall(text)
+        if not (ROOT / file).exists() or f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -66,6 +80,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert not missing_links(page, text)
     assert not missing_paths(page, text)
+    assert not missing_tests(text)
 
 
 def test_every_path_in_a_module_docstring_exists() -> None:
@@ -77,7 +92,13 @@ def test_every_path_in_a_module_docstring_exists() -> None:
     assert not wrong
 
 
-def test_missing_files_headings_and_paths_are_found() -> None:
+def test_missing_files_headings_paths_and_tests_are_found() -> None:
     page = ROOT / "README.md"
-    assert missing_links(page, "[a](nowhere.md) [b](README.md#nowhere) [c](README.md)") == ["nowhere.md", "README.md#nowhere"]
-    assert missing_paths(page, "`v2_handwritten/nowhere.py` `models/transformer.py`") == ["v2_handwritten/nowhere.py"]
+    assert missing_links(page, "[a](nowhere.md) [b](README.md#nowhere) [c](README.md)") == [
+        "nowhere.md",
+        "README.md#nowhere",
+    ]
+    assert missing_paths(page, "`v2_handwritten/nowhere.py` `models/transformer.py`") == [
+        "v2_handwritten/nowhere.py"
+    ]
+    assert missing_tests("`tests/test_pages.py::test_of_nothing`") == ["tests/test_pages.py::test_of_nothing"]
