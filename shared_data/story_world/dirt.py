@@ -1,4 +1,4 @@
-"""A dirty corpus whose dirt is known: clean stories mixed with every kind of trouble that web text brings.
+"""A dirty corpus whose dirt is known: clean stories mixed with the kinds of dirt that web text has.
 
 Cleaning and deduplication are scored against these labels, so the truth must be unambiguous:
 

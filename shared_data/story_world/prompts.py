@@ -1,6 +1,6 @@
-"""Prompts alone, for stages that write the replies themselves: questions about stories, and requests for a story.
+"""Prompts alone, for stages that sample completions: questions about stories, and requests for a story.
 
-What a reply is worth, `rewards.py` knows from the two texts.
+`rewards.py` scores a completion from the two texts.
 
     >>> from itertools import islice
     >>> list(islice(prompts(seed=0, question_fraction=0.0), 1))
@@ -28,7 +28,7 @@ def prompts(
     while True:
         if rng.random() < question_fraction:
             task = next(asked)
-            remember_story(task.story.text, task.story)  # its facts will be asked for, to grade the reply
+            remember_story(task.story.text, task.story)  # the reward needs its facts
         else:
             task = next(wished)
         yield task.prompt
