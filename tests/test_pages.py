@@ -1,12 +1,17 @@
-"""What pages and module docstrings point at exists: links, their headings, and the paths they write in backticks."""
+"""What pages and module docstrings point at exists: links, headings, paths, tests; and the README's Python runs."""
 
 import ast
 import re
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
+from v2_handwritten.models.checkpoint import save_model
+from v2_handwritten.models.transformer import ModelConfig, new_model
 
 ROOT = Path(__file__).parent.parent
 TOP = ("v1_quick", "v2_handwritten", "v3_numpy_deep", "shared_data", "tests")
@@ -102,3 +107,31 @@ def test_missing_files_headings_paths_and_tests_are_found() -> None:
         "v2_handwritten/nowhere.py"
     ]
     assert missing_tests("`tests/test_pages.py::test_of_nothing`") == ["tests/test_pages.py::test_of_nothing"]
+
+
+@pytest.mark.parametrize("level", ["v2_handwritten", "v3_numpy_deep"])
+def test_the_python_of_the_readme_runs_at_levels_2_and_3(level: str, tmp_path: Path) -> None:
+    tokenizer = train_bpe(
+        ["Once there was a fox. Once there was a cat."], 270, special_tokens=["<|endoftext|>"]
+    )
+    tokenizer.save(tmp_path)
+    end = tokenizer.end_of_text_id
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, num_hidden_layers=1, eos_token_id=end
+    )
+    save_model(new_model(config), tmp_path)
+    page = (ROOT / "README.md").read_text(encoding="utf-8").partition("## From Python")[2]
+    code = (
+        page.partition("```python\n")[2].partition("```")[0].replace("runs/v2/tiny/pretrain", str(tmp_path))
+    )
+    if level == "v3_numpy_deep":
+        for ours, theirs in (
+            ("v2_handwritten", level),
+            ("import torch", "import numpy"),
+            ("torch.tensor", "numpy.array"),
+        ):
+            code = code.replace(ours, theirs)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["logits"].shape == (1, len(tokenizer.encode("Once")), tokenizer.vocab_size)
+    assert names["losses"][-1] < names["losses"][0] / 2
