@@ -67,9 +67,9 @@ def conversations(
 
 def _follow_up(task: Task) -> str:
     """The question alone: the story is in the first turn."""
-    asked = split_prompt(task.prompt)
-    assert asked is not None, f"not a question: {task.prompt!r}"
-    return f"Question: {asked[1]}"
+    parts = split_prompt(task.prompt)
+    assert parts is not None, f"not a question: {task.prompt!r}"
+    return f"Question: {parts[1]}"
 
 
 def _turn(prompt: str, reply: str) -> list[Message]:

@@ -122,14 +122,17 @@ def preference_pairs(
     mixture = random.Random(f"preferences/mixture/{seed}/{split}")
     world = world or StoryWorld()
     answers, scenes = _passage_pairs(seed, split, world), _scene_pairs(seed, split, world)
-    asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
+    question_pairs, request_pairs = (
+        _question_pairs(seed, split, world, rng),
+        _request_pairs(seed, split, world, rng),
+    )
     number = 0
     while True:
         if mixture.random() < passage_fraction:
             yield next(scenes if mixture.random() < _SCENES else answers)
             continue
         about_question = number % 2 == 0 if question_fraction == 0.5 else choice.random() < question_fraction
-        yield next(asked if about_question else wished)
+        yield next(question_pairs if about_question else request_pairs)
         number += 1
 
 

@@ -24,11 +24,11 @@ def prompts(
     """Prompts without end, the same for the same arguments; their stories belong to the split."""
     rng = random.Random(f"prompts/{seed}/{split}")
     world = world or StoryWorld()
-    asked, wished = questions(seed, split, world), requests(seed, split, world)
+    question_tasks, request_tasks = questions(seed, split, world), requests(seed, split, world)
     while True:
         if rng.random() < question_fraction:
-            task = next(asked)
+            task = next(question_tasks)
             remember_story(task.story.text, task.story)  # the reward needs its facts
         else:
-            task = next(wished)
+            task = next(request_tasks)
         yield task.prompt

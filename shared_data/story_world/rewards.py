@@ -67,9 +67,9 @@ def is_right(prompt: str, reply: str) -> bool | None:
 
 def right_answer(prompt: str) -> str | None:
     """The right reply to a question about a story of the world; `None` for any other prompt."""
-    asked = split_prompt(prompt)
-    story = read_story(asked[0]) if asked else None
-    return answer(asked[1], story.facts) if asked and story else None
+    parts = split_prompt(prompt)
+    story = read_story(parts[0]) if parts else None
+    return answer(parts[1], story.facts) if parts and story else None
 
 
 def _answer_reward(right: str, reply: str) -> float:

@@ -78,8 +78,8 @@ class StoryWorld:
         plot = self._plot(split)
         uniform = random.Random(f"{seed}/{split}").random
         while True:
-            told = sample(plot.start, plot.new_state(), uniform)
-            yield Story(told.text, told.log2_probability, split, told.state)
+            derivation = sample(plot.start, plot.new_state(), uniform)
+            yield Story(derivation.text, derivation.log2_probability, split, derivation.state)
 
     def log2_probability(self, text: str, split: str = "train") -> float:
         """The exact log2 probability of drawing this text, from the text alone.
@@ -105,5 +105,5 @@ class StoryWorld:
     def enumerate(self, split: str = "train") -> Iterator[Story]:
         """Every story of the world once per derivation; only for small worlds."""
         plot = self._plot(split)
-        for told in enumerate_all(plot.start, plot.new_state()):
-            yield Story(told.text, told.log2_probability, split, told.state)
+        for derivation in enumerate_all(plot.start, plot.new_state()):
+            yield Story(derivation.text, derivation.log2_probability, split, derivation.state)
