@@ -1,8 +1,8 @@
-"""What can be said of generated text without a model: its variety, and on the story world, whether it is true to it.
+"""Statistics of generated text that need no model: its variety, and whether it is a possible story of the story world.
 
-The story world knows the exact probability of every text. A story that it could have told has a probability above zero:
-every sentence is grammatical, and nobody gives away what they do not have. So the share of such stories among those that
-a model tells from nothing is an absolute measure of what it has learned.
+The story world knows the exact probability of every text. A possible story has a probability above zero:
+every sentence is grammatical, and nobody gives away what they do not have. So the share of possible stories among those that
+a model writes without a prompt is an absolute measure of what it has learned.
 
     python -c "from shared_data.generated_text import describe; print(describe(['a cat sat', 'a hat']))"
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def describe(texts: Sequence[str]) -> dict[str, float]:
-    """Words of a text on average, and the part of all words that are different ones."""
+    """Mean number of words in a text, and the share of distinct words among all."""
     words = [word for text in texts for word in text.lower().split()]
     return {
         "mean_words": len(words) / max(1, len(texts)),
@@ -26,14 +26,14 @@ def describe(texts: Sequence[str]) -> dict[str, float]:
 
 
 def consistent_story_ratio(texts: Sequence[str]) -> float:
-    """The share of texts that the story world could have told, from the first letter to the end, in any of its splits."""
+    """The share of texts that are whole stories of the world, in any of its splits."""
     from shared_data.story_world import StoryWorld
 
     world = StoryWorld()
-    return sum(_is_told(world, text) for text in texts) / len(texts)
+    return sum(_is_story(world, text) for text in texts) / len(texts)
 
 
-def _is_told(world: "StoryWorld", text: str) -> bool:
+def _is_story(world: "StoryWorld", text: str) -> bool:
     for split in ("train", "validation", "test"):
         try:
             world.log2_probability(text, split)

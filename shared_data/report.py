@@ -1,4 +1,4 @@
-"""The story of a run as one HTML page that opens offline: from the corpus to what the model writes.
+"""A run as one HTML page that opens offline: from the corpus to the generated text.
 
 Everything shown is read from the run folder: `metrics.json`, the report of the data stage, the metrics log, the generated
 texts. A stage that has not run is left out with a note, so the page can be written at any time.
@@ -28,7 +28,7 @@ from shared_data.summary import summary_rows
 def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
     """Write `report.html` into the run folder and return its path.
 
-    `compare` names levels whose runs of the same configuration are laid beside. Raises `UserError` where there is no run.
+    `compare` names levels whose runs of the same configuration are shown beside it. Raises `UserError` where there is no run.
     """
     if not run.metrics():
         raise UserError(f"no run in {run.path}; make one with `{run.level} run`")
@@ -68,18 +68,23 @@ def _header(run: RunFolder) -> Iterator[str]:
         facts.append((f"{data['bytes'] / 1e6:.1f} MB", "of clean text"))
     if "parameters" in training:
         facts.append((_short(training["parameters"]), "parameters"))
-        facts.append((_short(training["tokens_per_second"]), "tokens a second in training"))
+        facts.append((_short(training["tokens_per_second"]), "tokens per second in training"))
     if "qa_accuracy" in metrics.get("sft", {}):
         facts.append((f"{metrics['sft']['qa_accuracy']:.0%}", "of held-out questions answered right"))
     for stage in ("dpo", "ppo", "grpo"):
         if "after" in (numbers := metrics.get(stage, {})):
-            facts.append((f"{numbers['before']:.2f} → {numbers['after']:.2f}", f"reward by {stage.upper()}"))
+            facts.append(
+                (
+                    f"{numbers['before']:.2f} → {numbers['after']:.2f}",
+                    f"reward before and after {stage.upper()}",
+                )
+            )
     facts.append((format_seconds(sum(stage["seconds"] for stage in metrics.values())), "in all"))
     title = f"<h1>{html.escape(run.settings.name)}, made by {html.escape(run.level)}</h1>"
     yield (
         title
         + html.paragraph(
-            f"A language model from the first byte of its text on: {LEVELS.get(run.level, run.level)}.",
+            f"A language model made from its training text on: {LEVELS.get(run.level, run.level)}.",
             "soft",
         )
         + html.tiles(facts)
@@ -87,7 +92,7 @@ def _header(run: RunFolder) -> Iterator[str]:
 
 
 def _corpus(run: RunFolder) -> Iterator[str]:
-    """What was read, what was dropped and why, and how right that was."""
+    """What was read, what was dropped and why, and how often that was correct."""
     yield html.heading("The corpus")
     if (metrics := _finished(run, "data")) is None:
         yield _missing(run, "data")
@@ -95,9 +100,9 @@ def _corpus(run: RunFolder) -> Iterator[str]:
     source = run.settings.data.source
     if source == "story_world":
         yield html.paragraph(
-            "Short stories told by a seeded grammar that tracks who has what, where and why. Every choice in a story "
+            "Short stories from a seeded grammar that tracks who has what, where and why. Every choice in a story "
             "has a known probability, so the entropy of the text is known exactly: the floor below which no model's "
-            "loss can fall. Dirt and duplicates were mixed in on purpose, to see what cleaning makes of them."
+            "loss can fall. Dirt and duplicates are mixed in on purpose, to measure how well cleaning removes them."
         )
     else:
         yield html.paragraph(f"Text from {source}.")
@@ -157,7 +162,7 @@ def _tokenizer(run: RunFolder) -> Iterator[str]:
 
 
 def _training(run: RunFolder) -> Iterator[str]:
-    """Loss against the floor, learning rate, gradient norm, and what the model wrote on the way."""
+    """Loss against the floor, learning rate, gradient norm, and samples during training."""
     yield html.heading("Training")
     rows = training_log(run).rows()
     metrics = _finished(run, "pretrain")
@@ -171,19 +176,19 @@ def _training(run: RunFolder) -> Iterator[str]:
     else:
         yield html.table(summary_rows("pretrain", metrics))
     floor = _floor_in_nats(run)
-    caption = "The loss is how surprised the model is by the next token."
+    caption = "The loss is the mean surprise at the next token, in nats."
     if floor is not None:
-        caption += " The dashed line is the entropy of the text: the surprise that is left when all that can be known is known."
+        caption += " The dashed line is the entropy of the text: no model can have a lower loss."
     plot_training(rows, floor, run.path / "report" / "loss.svg")
     yield html.figure(run.path / "report" / "loss.svg", caption)
     yield html.side_by_side(_curves(run, rows, floor))
     samples = [(f"step {row['step']:,}", row["sample"]) for row in rows if row.get("sample")]
     if samples:
-        yield "<h3>What it wrote while it learned</h3>" + html.table(samples)
+        yield "<h3>Samples during training</h3>" + html.table(samples)
 
 
 def _curves(run: RunFolder, rows: list[dict[str, Any]], floor: float | None) -> Iterator[str]:
-    """Small plots: what is left above the floor, the learning rate, the gradient."""
+    """Small plots: the loss above the floor, the learning rate, the gradient norm."""
     if floor is not None:
         rows = [{**row, "above": row["loss"] - floor} if row.get("loss") else row for row in rows]
     for key, title, log_y in (
@@ -203,7 +208,7 @@ def _curves(run: RunFolder, rows: list[dict[str, Any]], floor: float | None) -> 
 
 
 def _evaluation(run: RunFolder) -> Iterator[str]:
-    """The numbers on text that neither training nor tuning has seen."""
+    """The metrics on held-out text."""
     yield html.heading("Evaluation")
     if (metrics := _finished(run, "evaluate")) is None:
         yield _missing(run, "evaluate")
@@ -215,8 +220,8 @@ def _evaluation(run: RunFolder) -> Iterator[str]:
 
 
 def _generation(run: RunFolder) -> Iterator[str]:
-    """What the model writes when it is given the beginning."""
-    yield html.heading("What it writes")
+    """How the model continues prompts."""
+    yield html.heading("Generated text")
     if _finished(run, "generate") is None:
         yield _missing(run, "generate")
         return
@@ -230,18 +235,16 @@ def _generation(run: RunFolder) -> Iterator[str]:
 
 
 def _time(run: RunFolder) -> Iterator[str]:
-    """Where the time went."""
+    """The seconds of each stage."""
     seconds = {stage: numbers["seconds"] for stage, numbers in run.metrics().items()}
     yield html.heading("Time")
     yield html.bars([(stage, value, format_seconds(value)) for stage, value in seconds.items()])
 
 
 def _settings(run: RunFolder) -> Iterator[str]:
-    """Everything that is needed to make this run again."""
+    """Everything that is needed to repeat this run."""
     yield html.heading("Settings")
-    yield html.paragraph(
-        f"This file makes the run again: {run.level} run --config {run.path / 'settings.toml'}"
-    )
+    yield html.paragraph(f"This file repeats the run: {run.level} run --config {run.path / 'settings.toml'}")
     path = run.path / "settings.toml"
     yield html.folded(
         "settings.toml", html.preformatted(path.read_text(encoding="utf-8") if path.exists() else "")

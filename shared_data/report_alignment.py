@@ -1,4 +1,4 @@
-"""The part of the report that tells of alignment: the reward model, DPO, PPO and GRPO, and what each made of the same prompts.
+"""The sections of the report about alignment: the reward model, DPO, PPO and GRPO, and completions of the same prompts after each.
 
 from shared_data.report_alignment import alignment
 """
@@ -15,19 +15,19 @@ from shared_data.runs import RunFolder
 from shared_data.story_world.questions import split_prompt
 from shared_data.summary import summary_rows
 
-EXAMPLES = 6  # prompts whose replies are laid side by side
-FAILURES = 4  # replies of least worth that are shown of each stage
+EXAMPLES = 6  # prompts whose completions are shown side by side
+FAILURES = 4  # completions with the lowest reward, for each stage
 
 POLICIES = {
-    "dpo": "DPO raises the probability of the better reply of each pair and lowers that of the worse one, measured against the tuned model.",
-    "ppo": "PPO lets the model write replies, has them scored, and makes what was better than expected more probable.",
-    "grpo": "GRPO compares several replies to the same prompt: what was better than the group's mean becomes more probable.",
+    "dpo": "DPO raises the probability of the better completion of each pair and lowers that of the worse one, relative to the fine-tuned model.",
+    "ppo": "PPO samples completions, scores them, and makes those that are better than expected more probable.",
+    "grpo": "GRPO compares several completions of the same prompt: those above the group's mean become more probable.",
 }
 _CURVES = (
     ("loss", "Loss"),
-    ("reward", "Reward of the sampled replies"),
-    ("kl", "KL to the tuned model, nats a token"),
-    ("objective/kl", "KL to the tuned model, nats a reply"),
+    ("reward", "Reward of the sampled completions"),
+    ("kl", "KL to the reference, nats per token"),
+    ("objective/kl", "KL to the reference, nats per completion"),
     ("validation_accuracy", "Held-out pairs in the right order"),
 )
 
@@ -48,22 +48,22 @@ def alignment(run: RunFolder) -> Iterator[str]:
 
 
 def _reward_model(run: RunFolder, metrics: dict[str, float]) -> Iterator[str]:
-    """How well it tells the better reply, by what was wrong with the other."""
+    """Its accuracy on held-out pairs, by the flaw of the rejected completion."""
     yield html.heading("The reward model")
-    yield html.paragraph("It reads a prompt and a reply and says in one number what the reply is worth.")
+    yield html.paragraph("It reads a prompt and a completion and returns a score.")
     yield html.table(summary_rows("reward", metrics))
     yield html.side_by_side(_curves(run, "reward"))
     path = run.path / "reward" / "accuracy.json"
     if path.exists():
         counts = read_json(path)
-        yield "<h3>Held-out pairs in the right order, by what is wrong with the worse reply</h3>"
+        yield "<h3>Held-out pairs in the right order, by the flaw of the rejected completion</h3>"
         yield html.bars(
             [(reason, right / count, f"{right} of {count}") for reason, (right, count) in counts.items()]
         )
 
 
 def _curves(run: RunFolder, stage: str) -> Iterator[str]:
-    """Small plots of what the stage's log holds."""
+    """Small plots of the stage's metrics log."""
     rows = MetricsLog(run.path / stage / "metrics_log.jsonl").rows()
     for key, title in _CURVES:
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
@@ -73,26 +73,26 @@ def _curves(run: RunFolder, stage: str) -> Iterator[str]:
             yield html.figure(path)
 
 
-def _replies(run: RunFolder, stage: str) -> list[dict[str, Any]]:
-    """What was replied in the exam, before and after."""
-    path = run.path / stage / "replies.json"
+def _completions(run: RunFolder, stage: str) -> list[dict[str, Any]]:
+    """The completions of held-out prompts, before and after."""
+    path = run.path / stage / "completions.json"
     return read_json(path, list) if path.exists() else []
 
 
 def _failures(run: RunFolder, stage: str) -> Iterator[str]:
-    """The replies that are worth least after training."""
-    worst = sorted(_replies(run, stage), key=lambda record: record["after_reward"])[:FAILURES]
+    """The completions with the lowest reward after training."""
+    worst = sorted(_completions(run, stage), key=lambda record: record["after_reward"])[:FAILURES]
     if worst:
         rows = [
             [record["prompt"], f"{record['after']} (reward {format_number(record['after_reward'])})"]
             for record in worst
         ]
-        yield html.folded("Examples of failures: the replies of least worth", html.table(rows))
+        yield html.folded("Examples of failures: the completions with the lowest reward", html.table(rows))
 
 
 def _same_prompts(run: RunFolder, stages: list[str]) -> Iterator[str]:
-    """Replies to the same held-out prompts, after each stage; the prompts that all of the stages were asked."""
-    by_prompt = {stage: {record["prompt"]: record for record in _replies(run, stage)} for stage in stages}
+    """Completions of the same held-out prompts after each stage, where all stages were evaluated on them."""
+    by_prompt = {stage: {record["prompt"]: record for record in _completions(run, stage)} for stage in stages}
     by_prompt = {stage: records for stage, records in by_prompt.items() if records}
     if not by_prompt:
         return
@@ -104,7 +104,9 @@ def _same_prompts(run: RunFolder, stages: list[str]) -> Iterator[str]:
     if not shown:
         return
     yield html.heading("The same prompts after each stage")
-    yield html.paragraph("Sampled with the same dice; the reward stands behind each reply.", "soft")
+    yield html.paragraph(
+        "Sampled with the same random numbers; the reward stands behind each completion.", "soft"
+    )
     for prompt in shown:
         rows = [["sft", _with_reward(first[prompt], "before")]]
         rows += [[stage, _with_reward(records[prompt], "after")] for stage, records in by_prompt.items()]

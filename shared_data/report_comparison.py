@@ -1,4 +1,4 @@
-"""The part of the report that lays several levels' runs of one configuration side by side.
+"""The section of the report that shows several levels' runs of one configuration side by side.
 
 v2 report --config tiny --compare v1 v3
 """

@@ -1,4 +1,4 @@
-"""The part of the report that tells of tuning: the loss on replies, the exam before and after, what was answered wrong.
+"""The section of the report about instruction tuning: the loss, the answers before and after, what was answered wrong.
 
 from shared_data.report_tuning import instruction_tuning
 """
@@ -13,7 +13,7 @@ from shared_data.plots import plot_training
 from shared_data.runs import RunFolder
 from shared_data.summary import summary_rows
 
-EXAMPLES = 4  # questions shown with both replies, and as many that were answered wrong
+EXAMPLES = 4  # questions shown with both answers, and as many that were answered wrong
 
 
 def instruction_tuning(run: RunFolder) -> Iterator[str]:
@@ -23,7 +23,7 @@ def instruction_tuning(run: RunFolder) -> Iterator[str]:
         return
     yield html.heading("Instruction tuning")
     yield html.paragraph(
-        "The model continued text so far. Tuned on conversations, with the loss on the assistant's words only, it answers."
+        "A pretrained model continues text. After fine-tuning on conversations, with the loss on the assistant's tokens only, it answers."
     )
     yield html.table(summary_rows("sft", metrics))
     folder = run.stage("sft")
@@ -34,17 +34,17 @@ def instruction_tuning(run: RunFolder) -> Iterator[str]:
     answers = folder / "answers.json"
     if not answers.exists():
         return
-    exam = read_json(answers)
+    records = read_json(answers)
     by_kind: dict[str, list[bool]] = defaultdict(list)
-    for record in exam["after"]:
+    for record in records["after"]:
         by_kind[record["kind"]].append(record["reply"].strip() == record["expected"])
-    yield "<h3>The exam, by kind of question</h3>" + html.bars(
+    yield "<h3>Right answers, by kind of question</h3>" + html.bars(
         [
             (kind, sum(right) / len(right), f"{sum(right)} of {len(right)}")
             for kind, right in sorted(by_kind.items())
         ]
     )
-    pairs = list(zip(exam["before"], exam["after"], strict=True))
+    pairs = list(zip(records["before"], records["after"], strict=True))
     shown = [["question", "right", "before tuning", "after"]]
     shown += [
         [_question(old["prompt"]), old["expected"], old["reply"], new["reply"]]
@@ -54,7 +54,8 @@ def instruction_tuning(run: RunFolder) -> Iterator[str]:
     wrong = [new for _, new in pairs if new["reply"].strip() != new["expected"]][:EXAMPLES]
     if wrong:
         rows = [
-            [record["prompt"], f"right: {record['expected']} said: {record['reply']}"] for record in wrong
+            [record["prompt"], f"right answer: {record['expected']} The model's: {record['reply']}"]
+            for record in wrong
         ]
         yield html.folded("Examples of failures, with the whole story", html.table(rows))
 

@@ -22,7 +22,7 @@ class Stage:
 
 STAGES = {
     "data": Stage(
-        "Open the corpus, clean it, drop duplicates, split it.",
+        "Read the corpus, clean it, remove duplicates, split it.",
         after=None,
         sections=("data",),
         local_paths=("data.source",),
@@ -34,42 +34,42 @@ STAGES = {
         local_paths=("tokenizer.load", "tokenizer.chat_source"),
     ),
     "pretrain": Stage(
-        "Train the language model; an interrupted training continues from its last checkpoint.",
+        "Train the language model; continues from its last checkpoint.",
         after="tokenizer",
         sections=("model", "pretrain"),
         local_paths=("pretrain.init_from",),
         resumable=True,
     ),
     "sft": Stage(
-        "Tune the model on conversations, so that it answers; continues where it was interrupted (levels 2 and 3).",
+        "Fine-tune the model on conversations, so that it answers; continues from its last checkpoint.",
         after="pretrain",
         sections=("sft",),
         local_paths=("sft.source",),
         resumable=True,
     ),
     "reward": Stage(
-        "Train a reward model on pairs of replies; continues where it was interrupted (levels 2 and 3).",
+        "Train a reward model on preference pairs; continues from its last checkpoint.",
         after="sft",
         sections=("reward",),
         local_paths=("reward.source",),
         resumable=True,
     ),
     "dpo": Stage(
-        "Align the tuned model with pairs of replies (DPO); continues where it was interrupted (levels 2 and 3).",
+        "Align the fine-tuned model with preference pairs (DPO); continues from its last checkpoint.",
         after="sft",
         sections=("dpo",),
         local_paths=("dpo.source",),
         resumable=True,
     ),
     "ppo": Stage(
-        "Align the tuned model by the scores of its replies (PPO); continues where it was interrupted (levels 2 and 3).",
+        "Align the fine-tuned model with scores of its completions (PPO); continues from its last checkpoint (levels 2 and 3).",
         after="reward",
         sections=("ppo",),
         local_paths=("ppo.source", "ppo.reward"),
         resumable=True,
     ),
     "grpo": Stage(
-        "Align the tuned model with a reward function (GRPO); continues where it was interrupted (levels 2 and 3).",
+        "Align the fine-tuned model with a reward function (GRPO); continues from its last checkpoint.",
         after="sft",
         sections=("grpo",),
         local_paths=("grpo.source", "grpo.reward"),

@@ -1,4 +1,4 @@
-"""What came of a stage, in words: printed while the pipeline runs, and shown again in the report.
+"""The results of a stage in words: printed while the pipeline runs, and shown again in the report.
 
 A row is a label and a sentence with the numbers of `metrics.json` in it; rows whose numbers a run does not have (no entropy
 floor on a user's own text, no truth about its dirt) are left out. A stage without rows here shows all of its numbers.
@@ -16,13 +16,14 @@ from shared_data.stages import STAGES
 
 _SAMPLE_LENGTH = 300  # characters of a generated text that are printed; the report shows all
 
-# What the exam of a stage that aligns has found.
-_EXAM = [
-    ("reward", "{before:.3f} before, {after:.3f} after, on held-out prompts"),
-    ("of it for questions", "{question_before:.3f} before, {question_after:.3f} after"),
-    ("of it for requests", "{request_before:.3f} before, {request_after:.3f} after"),
-    ("right answers", "{right_before:.1%} before, {right_after:.1%} after, in however many words"),
-    ("moved", "{kl:.2f} nats a reply away from the tuned model (KL)"),
+# The evaluation of a policy before and after a stage that aligns it (alignment/policy_evaluation.py).
+_POLICY = [
+    ("reward", "{before:.3f} before, {after:.3f} after, for completions of held-out prompts"),
+    ("reward, questions", "{question_before:.3f} before, {question_after:.3f} after"),
+    ("reward, story requests", "{request_before:.3f} before, {request_after:.3f} after"),
+    ("right answers", "{right_before:.1%} before, {right_after:.1%} after, whatever their length"),
+    ("KL to the reference", "{kl:.2f} nats per completion"),
+    ("ended by themselves", "{finished_before:.1%} of the completions before, {finished:.1%} after"),
     ("stories", "{bits_per_byte_before:.4f} bits per byte before, {bits_per_byte:.4f} after"),
 ]
 
@@ -38,7 +39,7 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
             "duplicates, by the truth",
             "precision {deduplication_precision:.4f}, recall {deduplication_recall:.4f}",
         ),
-        ("held out", "{validation_documents:,} documents for validation, {test_documents:,} for the test"),
+        ("held out", "{validation_documents:,} documents for validation, {test_documents:,} for testing"),
         (
             "entropy floor",
             "{test_floor_bits_per_byte:.4f} bits per byte on the test split; no model can do better",
@@ -46,69 +47,70 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
     ],
     "tokenizer": [
         ("vocabulary", "{vocab_size:,} tokens"),
-        ("compression", "{bytes_per_token:.2f} bytes in a token"),
+        ("compression", "{bytes_per_token:.2f} bytes per token"),
         (
             "text",
-            "{tokens:,} tokens for training, {validation_tokens:,} for validation, {test_tokens:,} for the test",
+            "{tokens:,} tokens for training, {validation_tokens:,} for validation, {test_tokens:,} for testing",
         ),
     ],
     "pretrain": [
         ("model", "{parameters:,} parameters"),
-        ("training", "{steps:,} steps, {tokens:,} tokens: {epochs:.2f} times through the text"),
+        ("training", "{steps:,} steps, {tokens:,} tokens: {epochs:.2f} epochs"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
         ("last training loss", "{loss:.4f} nats per token"),
         ("perplexity", "{perplexity:.3f} on validation text"),
         ("bits per byte", "{bits_per_byte:.4f} on validation text"),
-        ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {times_the_floor:.3f} times the floor"),
+        ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {ratio_to_floor:.3f} times the floor"),
     ],
     "sft": [
-        ("training", "{steps:,} steps on {conversations:,} conversations, {tokens:,} tokens of replies"),
-        ("speed", "{tokens_per_second:,.0f} tokens of replies a second"),
-        ("last training loss", "{loss:.4f} nats per token of a reply"),
+        ("training", "{steps:,} steps on {conversations:,} conversations, {tokens:,} tokens"),
+        ("speed", "{tokens_per_second:,.0f} tokens/s"),
+        ("last training loss", "{loss:.4f} nats per token of the assistant"),
         ("held-out questions", "{qa_accuracy:.1%} answered right, {qa_accuracy_before:.1%} before"),
-        ("not to be answered", "{unanswerable_accuracy:.1%} of them declined, as is right"),
-        (
-            "trained",
-            "{trainable_parameters:,} parameters; {training_megabytes:.1f} MB with gradients and moments",
-        ),
+        ("unanswerable questions", "{unanswerable_accuracy:.1%} answered right: the story does not say"),
+        ("trained parameters", "{trainable_parameters:,}"),
+        ("memory", "{training_megabytes:.1f} MB for weights, gradients and optimizer state"),
     ],
     "reward": [
         ("training", "{steps:,} steps on {pairs:,} pairs, {tokens:,} tokens"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
-        ("held-out pairs", "{accuracy:.1%} of {test_pairs:,} in the right order"),
+        ("held-out pairs", "{accuracy:.1%} of {eval_pairs:,} in the right order"),
     ],
     "dpo": [
         ("training", "{steps:,} steps on {pairs:,} pairs, {tokens:,} tokens"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
         ("held-out pairs", "{accuracy:.1%} in the right order"),
-        *_EXAM,
+        *_POLICY,
     ],
     "ppo": [
-        ("training", "{steps:,} updates, {tokens:,} tokens"),
-        ("speed", "{tokens_per_second:,.0f} tokens/s, sampling included"),
-        *_EXAM,
+        ("training", "{steps:,} updates"),
+        ("tokens", "{tokens:,}, {tokens_per_second:,.0f} per second, sampling included"),
+        *_POLICY,
     ],
     "grpo": [
-        ("training", "{steps:,} updates, {tokens:,} tokens"),
-        ("speed", "{tokens_per_second:,.0f} tokens/s, sampling included"),
-        *_EXAM,
+        ("training", "{steps:,} updates"),
+        ("tokens", "{tokens:,}, {tokens_per_second:,.0f} per second, sampling included"),
+        *_POLICY,
     ],
     "evaluate": [
-        ("text", "{tokens:,} tokens, {bytes:,} bytes that the model has never seen"),
+        ("text", "{tokens:,} held-out tokens, {bytes:,} bytes"),
         ("perplexity", "{perplexity:.3f}"),
         ("bits per byte", "{bits_per_byte:.4f}"),
-        ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {times_the_floor:.3f} times the floor"),
+        ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {ratio_to_floor:.3f} times the floor"),
     ],
     "generate": [
         ("texts", "{samples:,} prompts continued, {mean_words:.0f} words on average"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
-        ("true to the story world", "{consistent_story_ratio:.1%} of {stories:,} stories told from nothing"),
+        (
+            "consistent stories",
+            "{consistent_story_ratio:.1%} of {stories:,} without a prompt are stories of the world",
+        ),
     ],
 }
 
 
 def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]:
-    """Label and sentence of everything that is known about a finished stage."""
+    """Label and sentence for every known metric of a finished stage."""
     if stage not in _ROWS:
         return [
             (key.replace("_", " "), format_number(value))
@@ -117,7 +119,7 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
         ]
     values = dict(metrics)
     if values.get("floor_bits_per_byte") and "bits_per_byte" in values:
-        values["times_the_floor"] = values["bits_per_byte"] / values["floor_bits_per_byte"]
+        values["ratio_to_floor"] = values["bits_per_byte"] / values["floor_bits_per_byte"]
     if "training_bytes" in values:
         values["training_megabytes"] = values["training_bytes"] / 1e6
     rows = []
@@ -125,26 +127,24 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
         try:
             rows.append((label, sentence.format_map(values)))
         except KeyError:
-            continue  # this run does not know that number
+            continue  # a metric that this run does not have
     return rows
 
 
 def print_heading(stage: str, run: RunFolder, force: bool = False) -> None:
-    """Announce a stage; `force` starts it over. Level 1 continues pretraining only."""
-    continues = run.is_interrupted(stage) and not force and (run.level != "v1" or stage == "pretrain")
+    """Announce a stage; `force` starts it over. Level 1's PPO cannot be continued."""
+    continues = run.is_interrupted(stage) and not force and (run.level, stage) != ("v1", "ppo")
     continued = " (continuing where it was interrupted)" if continues else ""
     _print_title(f"{run.level} {stage}", STAGES[stage].summary.partition(";")[0].rstrip(".") + continued)
 
 
 def print_current(stage: str, run: RunFolder) -> None:
-    """Say that a stage need not be done again."""
-    _print_title(
-        f"{run.level} {stage}", "nothing changed since it was done; kept as it is (--force does it again)"
-    )
+    """Say that a stage is up to date."""
+    _print_title(f"{run.level} {stage}", "nothing changed since it finished; kept (--force runs it again)")
 
 
 def print_summary(stage: str, metrics: dict[str, float], run: RunFolder) -> None:
-    """What came of a stage, and where it is."""
+    """The results of a stage, and where they are."""
     written = ("written to", f"{run.stage(stage)}, in {format_seconds(metrics['seconds'])}")
     print_rows([*summary_rows(stage, metrics), *_samples(stage, run), written])
 
@@ -163,22 +163,22 @@ def print_next(run: RunFolder, finished: str) -> None:
     """After a stage, the command of the next one."""
     following = next((name for name, stage in STAGES.items() if stage.after == finished), None)
     rows = [("next", f"uv run {run.command(following)}")] if following else []
-    print_rows([*rows, ("the run as a page", f"uv run {run.command('report')}")])
+    print_rows([*rows, ("report", f"uv run {run.command('report')}")])
 
 
 def print_finished(run: RunFolder, report: Path) -> None:
-    """After the last stage, what a newcomer may try now."""
+    """After the last stage, commands to try next."""
     _print_title("finished", f"everything is in {run.path}")
     changed = ("run", "--from", "pretrain", "--set", "pretrain.learning_rate=1e-3")
     rows = [
-        ("see the whole story", str(report)),
+        ("report of the run", str(report)),
         ("try the model", f"uv run {run.command('generate', '--prompt', 'Once upon a time')}"),
         ("change a setting", f"uv run {run.command(*changed)}"),
         ("see all settings", f"uv run {run.level} settings --out {shlex.quote(str(run.path))}"),
     ]
     other = "v3" if run.level != "v3" else "v2"
     config = shlex.quote(str(run.path / SETTINGS))
-    print_rows([*rows, ("make it another way", f"uv run {other} run --config {config}")])
+    print_rows([*rows, ("run another level", f"uv run {other} run --config {config}")])
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Print stories, and with `--bits` what every choice in them cost.
+"""Print stories, and with `--bits` the bits of every choice in them.
 
 Run: `python -m shared_data.story_world --seed 1 --count 2`
      `python -m shared_data.story_world --seed 1 --bits`
@@ -19,12 +19,12 @@ TASKS = ("questions", "multiple_choice", "requests", "preference_pairs", "dirt")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m shared_data.story_world", description="Tell stories.")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed tells the same stories")
+    parser = argparse.ArgumentParser(prog="python -m shared_data.story_world", description="Print stories.")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same stories")
     parser.add_argument("--count", type=int, default=1, help="how many")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument(
-        "--bits", action="store_true", help="show the cost of every choice, read back from the text"
+        "--bits", action="store_true", help="show the bits of every choice, recovered from the text"
     )
     parser.add_argument("--task", choices=TASKS, help="print records of a task instead of stories")
     options = parser.parse_args(arguments)

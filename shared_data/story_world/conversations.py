@@ -1,8 +1,8 @@
 """Conversations for instruction tuning: a story, or a passage of one, and several questions about it; or the request for a story.
 
-Asking several questions about one story teaches more per token than one question a story: the story is read once. Only the
-first turn carries the story; the questions after it refer back to it. Some conversations begin with a system message, so
-that a tuned model has seen one. A part of the replies to questions says more than it should (`wordiness.py`).
+Several questions about one story teach more per token than one question a story: the story is read once. Only the
+first turn contains the story; later questions refer to it. Some conversations begin with a system message, so
+that a fine-tuned model has seen one. A part of the replies ends with a superfluous phrase (`wordiness.py`).
 
     >>> from itertools import islice
     >>> for messages in islice(conversations(seed=0), 1): print(messages[-1])
@@ -23,7 +23,7 @@ from shared_data.story_world.world import StoryWorld
 Message = dict[str, str]
 SYSTEM = "You answer questions about stories, and tell stories."
 SYSTEM_FRACTION = 0.1
-YES_NO = 0.3  # of what a passage tells and can be asked so
+YES_NO = 0.3  # of the questions about a passage that can be yes/no questions
 
 
 def conversations(
@@ -66,10 +66,10 @@ def conversations(
 
 
 def _follow_up(task: Task) -> str:
-    """The question alone: the story was told in the first turn."""
-    asked = split_prompt(task.prompt)
-    assert asked is not None, f"not a question: {task.prompt!r}"
-    return f"Question: {asked[1]}"
+    """The question alone: the story is in the first turn."""
+    parts = split_prompt(task.prompt)
+    assert parts is not None, f"not a question: {task.prompt!r}"
+    return f"Question: {parts[1]}"
 
 
 def _turn(prompt: str, reply: str) -> list[Message]:

@@ -1,4 +1,4 @@
-"""A dirty corpus whose dirt is known: clean stories mixed with every kind of trouble that web text brings.
+"""A dirty corpus whose dirt is known: clean stories mixed with the kinds of dirt that web text has.
 
 Cleaning and deduplication are scored against these labels, so the truth must be unambiguous:
 
@@ -201,22 +201,22 @@ def dirty_documents(
             f"dirt_fraction is {dirt_fraction}; give a number from 0 (all clean) to 1 (all dirty)"
         )
     rng = random.Random(f"dirt/{seed}/{split}")
-    told: deque[tuple[str, str]] = deque(
+    earlier: deque[tuple[str, str]] = deque(
         maxlen=MEMORY
     )  # (id, text) of clean stories that a duplicate may repeat
     for number, story in enumerate((world or StoryWorld()).stories(seed, split)):
         name = f"{split}-{seed}-{number}"
         label = rng.choice(LABELS[1:]) if rng.random() < dirt_fraction else "clean"
-        if label.endswith("_duplicate") and not told:
+        if label.endswith("_duplicate") and not earlier:
             label = "clean"  # nothing to repeat yet
         if label == "clean":
-            told.append((name, story.text))
+            earlier.append((name, story.text))
             yield DirtyDocument(name, story.text, label, expected_text=story.text)
         elif label in _REPAIRABLE:
             dirty, expected = _REPAIRABLE[label](story.text, rng)
             yield DirtyDocument(name, dirty, label, expected_text=expected)
         elif label.endswith("_duplicate"):
-            original, text = told[rng.randrange(len(told))]
+            original, text = earlier[rng.randrange(len(earlier))]
             repeated = text if label == "exact_duplicate" else near_duplicate(text, rng)
             yield DirtyDocument(name, repeated, label, duplicate_of=original)
         else:

@@ -1,4 +1,4 @@
-"""What can happen: for every event its beats, and for every beat the ways to tell it.
+"""What can happen: for every event its beats, and for every beat its phrasings.
 
 An event happens to `{A}`, who acts, and `{B}`, the other one. Each beat is one sentence; an empty phrasing means that
 the beat may be left out. What an event needs and what it changes stands in `plot.py`. See `phrases.py` for the

@@ -1,4 +1,4 @@
-"""What is true in a story: the tracked state at its end, as the tasks and their graders need it.
+"""What is true in a story: the tracked state at its end, as the tasks and the reward need it.
 
 >>> story = next(StoryWorld().stories(seed=1))
 >>> story.facts.hero, story.facts.thing, story.facts.holder
@@ -36,7 +36,7 @@ class Facts:
     plan: str | None  # what the hero wanted to build
     trinket: str | None
     first_spot: str | None  # where the thing was found, if the story begins with finding it
-    feelings: Mapping[str, str]  # by name: the last feeling the story tells of
+    feelings: Mapping[str, str]  # by name: the last feeling in the story
     events: tuple[Event, ...]
 
     def happened(self, kind: str) -> Event | None:

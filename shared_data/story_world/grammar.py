@@ -10,7 +10,7 @@ A story is a sequence of *segments*. A segment is one of five things:
 
 The same segments are then read by three short interpreters, which is why the entropy of the world is known exactly:
 
-- `sample` rolls the dice at every choice and adds up `-log2 p`;
+- `sample` draws at every choice and adds up `-log2 p`;
 - `parse` follows only those options that agree with a given text, so it recovers every choice from the text alone;
 - `enumerate_all` follows every option, which is how a test shows that the probabilities sum to 1.
 
@@ -42,7 +42,7 @@ class Slot(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One way to go on: what it says, what it teaches the state, and how likely it is."""
+    """One way to go on: its text, its change of the state, and its probability."""
 
     segments: tuple[Segment, ...]
     probability: float
@@ -94,7 +94,7 @@ Segment = str | Slot | Choice | Depends | Callable[[State], "tuple[Segment, ...]
 
 
 class Given(NamedTuple):
-    """In a lexicon: the list of words that belongs to the value of `state[key]`."""
+    """In a lexicon: a list of words for each value of `state[key]`."""
 
     key: str
     table: Mapping[Any, Any]
@@ -123,7 +123,7 @@ class Derivation:
 
 
 def sample(start: Sequence[Segment], state: State, uniform: Callable[[], float]) -> Derivation:
-    """Roll the dice: `uniform()` returns a fresh number in [0, 1) for each choice. `state` is changed in place."""
+    """Draw a text: `uniform()` returns a fresh number in [0, 1) for each choice. `state` is changed in place."""
     agenda = list(reversed(start))  # a stack: what is still to be said, the next segment on top
     pieces: list[str] = []
     bits = 0.0

@@ -1,6 +1,6 @@
 """The words of the world: who lives in it, where, with which things, and how they feel.
 
-A word is a string that knows its other forms (`Word("park", at="in the park").at`), so that a template can ask for the
+A word is a string that knows its other forms (`Word("park", at="in the park").at`), so that a template can use the
 one that grammar needs. Sizes, colours and traits know their article, names know their pronouns, a place knows its hiding
 spots, a thing knows what one does with it. `Lexicon.shrunk` keeps the first few words of each list: the small world,
 whose every story can be written down.

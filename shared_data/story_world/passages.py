@@ -1,11 +1,11 @@
-"""Questions about a passage: some sentences of a story in a row, and what these sentences answer, or do not.
+"""Questions about a passage: some consecutive sentences of a story, and the questions that they answer.
 
 A model that has not yet learned where to look spreads its attention evenly over all T tokens before it. A fact then makes up
 1/T of what it reads, and 1/T of the gradient that could teach it to look there: among the four hundred tokens of a long
-conversation that is next to nothing, in one sentence it is much. So passages are mixed among whole stories
-(v2_handwritten/finetune/chat_data.md).
+conversation that is very little, in one sentence it is much. So passages are mixed among whole stories
+(shared_data/training/chat_data.md).
 
-What a passage tells is decided by how the world tells it (`_TELLS`): `telling_sentences` fits its phrasings, which tests check
+Which sentence answers a question is found by the phrasings of the world (`_TELLS`, `telling_sentences`); tests check the result
 against the facts of whole stories.
 
     >>> for task in ask_about_passage(story, random.Random(0), length=1, count=8): print(task.prompt, task.reply)
@@ -34,7 +34,7 @@ from shared_data.story_world.records import Task
 from shared_data.story_world.requests import sentences_of
 from shared_data.story_world.world import Story
 
-# A sentence tells the answer to a kind of question if it has all of these, whole words in any case: `|` stands between phrases of
+# A sentence contains the answer to a kind of question if it has all of these, whole words in any case: `|` stands between phrases of
 # which one is enough, `!` before one that must not be there. {trait} and {species} are those of {name}; {word} is the answer's last.
 _TELLS: dict[str, tuple[str, ...]] = {
     "hero": ("{hero_kind} {hero_trait}", "{hero}"),
@@ -67,8 +67,8 @@ def ask_about_passage(
 ) -> list[Task]:
     """At most `count` questions about `length` sentences of the story (fewer, if it has no more), all different.
 
-    Everything that the passage answers is asked, this share as a yes/no question where it can be, and now and then something that it
-    does not answer; of a passage that answers nothing, only that. Without a length, the passage is how the story begins, until both
+    All that the passage answers, a share of it as yes/no questions where possible, and sometimes a question that it
+    does not answer; for a passage that answers nothing, only such a one. Without a length, the passage is how the story begins, until both
     friends are known.
     """
     facts, sentences = story.facts, sentences_of(story.text)
@@ -112,9 +112,9 @@ def ask_about_passage(
 def _start_of_passage(
     telling: Mapping[tuple[str, str], list[int]], sentences: int, length: int, rng: random.Random
 ) -> int:
-    """Where a passage begins: mostly so that it tells a drawn kind of thing, of what few stories tell more often than chance would.
+    """Where a passage begins: mostly so that it answers a drawn kind of question, rare kinds more often than by chance.
 
-    telling: the sentences, of so many, that tell the answer to a question of a kind about a name.
+    telling: for each kind of question and name, the sentences that contain the answer.
     """
     first, last = 0, sentences - length
     if rng.random() < _AIMED:
@@ -126,9 +126,9 @@ def _start_of_passage(
 
 
 def telling_sentences(kind: str, facts: Facts, name: str, answer: str, sentences: Sequence[str]) -> list[int]:
-    """The sentences of a story, by number, each of which alone tells this answer to a question of this kind about `name`."""
+    """The sentences of a story, by number, each of which alone contains this answer to a question of this kind about `name`."""
     if kind == "holder":
-        return [len(sentences) - 2]  # what became of the thing is told before the farewell
+        return [len(sentences) - 2]  # what became of the thing comes before the farewell
     if kind not in _TELLS:
         return []
     words = vars(facts) | {

@@ -1,4 +1,4 @@
-"""What the story-teller says: several phrasings for every beat of the opening and of the ending.
+"""The wording of stories: several phrasings for every beat of the opening and of the ending.
 
 The template language is that of `grammar.compile_template`: `{…}` is what the state knows, `[…]` a draw that the state
 keeps, `(…|…)` a draw of wording, and a few macros: `<new>` introduces the main thing ("a big red ball"), `<the>` names
@@ -20,7 +20,7 @@ MACROS = {
 Beat = tuple[str, ...]
 
 # Whoever is introduced is named first and described after, in one order. Where some stories put names before descriptions and others
-# after them, a small model had to find two ways to tell who is who, and often found neither (v2_handwritten/finetune/chat_data.md).
+# after them, a small model had to find two ways to tell who is who, and often found neither (shared_data/training/chat_data.md).
 HERO: Beat = (
     "(Once upon a time|Long ago|Once|Many years ago), there (was|lived) {hero} the [hero_kind], [trait:hero_trait] and [build:hero_build].",
     "In a (little|small|quiet|pretty) [home], there lived {hero} the [hero_kind], [trait:hero_trait] and [build:hero_build].",

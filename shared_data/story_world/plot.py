@@ -67,7 +67,7 @@ RULES = {
 
 
 class Event(NamedTuple):
-    """Something that happened: `kind`, who did it, who else was there, and the words that tell of it."""
+    """Something that happened: `kind`, who did it, who else was there, and the words of it."""
 
     kind: str
     actor: Word

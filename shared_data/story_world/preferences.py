@@ -1,14 +1,14 @@
-"""Preference pairs: two replies to one prompt, and what is wrong with the worse one.
+"""Preference pairs: two completions of one prompt, and what is wrong with the worse one.
 
-The rejected reply is the chosen one with a single flaw, named by `reason`:
+The rejected completion is the chosen one with a single flaw, named by `reason`:
 
-    questions   wrong answer · made up (the text does not say) · evasive (it does say) · wordy (`wordiness.py`)
+    questions   wrong answer · made up (the story does not say) · evasive (it does) · wordy (`wordiness.py`)
     requests    missing word · contradiction (the thing becomes another) · stranger (a name from nowhere)
                 unfinished · repetition
 
 The programmatic reward (`rewards.py`) agrees with every pair about a story, which a test checks.
 
-To see that a word is wrong, a reward model must compare it with another one. It learns that from short texts much sooner, so a
+To find a wrong word, a reward model must compare it with another one. It learns this much sooner from short texts, so a
 part of the pairs may be about passages: answers about a few sentences, and scenes of six or eight sentences.
 """
 
@@ -122,14 +122,17 @@ def preference_pairs(
     mixture = random.Random(f"preferences/mixture/{seed}/{split}")
     world = world or StoryWorld()
     answers, scenes = _passage_pairs(seed, split, world), _scene_pairs(seed, split, world)
-    asked, wished = _question_pairs(seed, split, world, rng), _request_pairs(seed, split, world, rng)
+    question_pairs, request_pairs = (
+        _question_pairs(seed, split, world, rng),
+        _request_pairs(seed, split, world, rng),
+    )
     number = 0
     while True:
         if mixture.random() < passage_fraction:
             yield next(scenes if mixture.random() < _SCENES else answers)
             continue
         about_question = number % 2 == 0 if question_fraction == 0.5 else choice.random() < question_fraction
-        yield next(asked if about_question else wished)
+        yield next(question_pairs if about_question else request_pairs)
         number += 1
 
 

@@ -1,6 +1,6 @@
-"""Prompts alone, for stages that write the replies themselves: questions about stories, and requests for a story.
+"""Prompts alone, for stages that sample completions: questions about stories, and requests for a story.
 
-What a reply is worth, `rewards.py` knows from the two texts.
+`rewards.py` scores a completion from the two texts.
 
     >>> from itertools import islice
     >>> list(islice(prompts(seed=0, question_fraction=0.0), 1))
@@ -24,11 +24,11 @@ def prompts(
     """Prompts without end, the same for the same arguments; their stories belong to the split."""
     rng = random.Random(f"prompts/{seed}/{split}")
     world = world or StoryWorld()
-    asked, wished = questions(seed, split, world), requests(seed, split, world)
+    question_tasks, request_tasks = questions(seed, split, world), requests(seed, split, world)
     while True:
         if rng.random() < question_fraction:
-            task = next(asked)
-            remember_story(task.story.text, task.story)  # its facts will be asked for, to grade the reply
+            task = next(question_tasks)
+            remember_story(task.story.text, task.story)  # the reward needs its facts
         else:
-            task = next(wished)
+            task = next(request_tasks)
         yield task.prompt

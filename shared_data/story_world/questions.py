@@ -1,7 +1,7 @@
-"""Questions about a story, and their answers, which the tracked state knows.
+"""Questions about a story, and their answers, which follow from the tracked state.
 
 `ask(kind, facts)` writes a question; `answer(question, facts)` reads a question back and answers it, so an answer can be
-graded from the text of a prompt alone (`rewards.py`). Where the story does not tell, the right answer says so.
+scored from the text of a prompt alone (`rewards.py`). Where the story does not say, the right answer is that it does not.
 
     >>> from itertools import islice
     >>> for task in islice(questions(seed=0), 3): print(task.prompt.split("Question: ")[1], task.reply)
@@ -35,16 +35,18 @@ from shared_data.story_world.world import Story, StoryWorld
 
 
 class Kind(NamedTuple):
-    """How a kind of question is put, with `{…}` taken from the facts, and how it is answered.
+    """The phrasings of a kind of question, with `{…}` taken from the facts, and its answer.
 
-    A reply is a whole sentence that takes up what was asked, and its beginning alone tells what must follow ("The colour of
-    the kite is …"): that is how people answer, and a small model finds the rest of such a sentence in the story more easily
+    A reply is a whole sentence that repeats the subject of the question, so its beginning determines what must follow ("The colour of
+    the kite is …"): a small model finds the rest of such a sentence in the story more easily
     than a bare word. Whose trait a trait is, is the hardest to find; the reply says first what stands beside it in the story, a
     chain of thought (Wei et al. 2022).
     """
 
     phrasings: tuple[str, ...]
-    answer: Callable[[Facts, str], str | None]  # the facts and the name or thing asked about; None: not told
+    answer: Callable[
+        [Facts, str], str | None
+    ]  # the facts and the name or thing of the question; None: the story does not say
     reply: str  # with {answer}, and perhaps {species}, which is that of {name}
 
 
@@ -148,7 +150,7 @@ KINDS: dict[str, Kind] = {
     "helped": Kind(
         ("Who needs help?", "Whom do they help?"), _event_word("help", "stranger"), "They help {answer}."
     ),
-    # What no story ever tells.
+    # What no story ever says.
     "age": Kind(("How old is {name}?",), lambda f, _: None, "{name} is {answer}."),
     "family": Kind(
         ("What is the name of the sister of {name}?", "Who is the uncle of {name}?"),
@@ -268,12 +270,12 @@ def _fill(phrasing: str, facts: Facts, **words: str) -> str:
 
 
 def question_about(kind: str, facts: Facts, name: str, rng: random.Random) -> str:
-    """A question of this kind, in one of its phrasings; `name` is who is asked about, where the kind asks about one of the two."""
+    """A question of this kind, in one of its phrasings; `name` is the friend in question, where the kind is about one of the two."""
     return _fill(rng.choice(KINDS[kind].phrasings), facts, name=name)
 
 
 def kinds_and_names(facts: Facts) -> list[tuple[str, str]]:
-    """Every kind, with whom to ask about: with either of the two, where the kind is about one of them."""
+    """Every kind, with the names it can be about: either of the two, where the kind is about one of them."""
     return [
         (kind, name)
         for kind in KINDS
@@ -282,7 +284,7 @@ def kinds_and_names(facts: Facts) -> list[tuple[str, str]]:
 
 
 def repeats(facts: Facts, rng: random.Random) -> set[tuple[str, str]]:
-    """What a conversation leaves out, so that it does not ask for a fact twice: of each friend either the trait, whose reply tells both, or the species."""
+    """The questions that a conversation leaves out, lest a fact comes twice: for each friend either the trait, whose reply contains both, or the species."""
     return {
         ("species" if rng.random() < TRAIT_FRACTION else "trait", name) for name in (facts.hero, facts.friend)
     }
@@ -300,7 +302,7 @@ def _verdict(statement: Statement, facts: Facts, value: str, truth: str | None =
 
 
 def read_question(question: str, facts: Facts) -> tuple[str, str] | None:
-    """(kind, name asked about) of a question that `questions` could have asked about this story; yes/no has its own."""
+    """(kind, name) of a question that `questions` could draw for this story; yes/no questions have their own function."""
     for kind, entry in KINDS.items():
         for phrasing in entry.phrasings:
             for name in (facts.hero, facts.friend):
@@ -310,7 +312,7 @@ def read_question(question: str, facts: Facts) -> tuple[str, str] | None:
 
 
 def answer(question: str, facts: Facts) -> str | None:
-    """The right reply to a question that `questions` could have asked about this story; `None` for any other."""
+    """The right reply to a question that `questions` could draw for this story; `None` for any other."""
     if asked := read_question(question, facts):
         kind, name = asked
         return reply_with(kind, facts, name, KINDS[kind].answer(facts, name))
@@ -320,7 +322,7 @@ def answer(question: str, facts: Facts) -> str | None:
 
 
 def _read_statement(question: str, facts: Facts) -> tuple[Statement, str] | None:
-    """The statement behind a yes/no question about this story, and the value it asks for."""
+    """The statement behind a yes/no question about this story, and its value."""
     for statement in STATEMENTS:
         for value in statement.values(facts):
             if _fill(statement.phrasing, facts, value=value) == question:
@@ -341,12 +343,12 @@ def wrong_verdict(task: Task, rng: random.Random) -> str:
 
 
 def question_prompt(text: str, question: str) -> str:
-    """The prompt of a question; `split_prompt` takes it apart again."""
+    """The prompt of a question; `split_prompt` is the inverse."""
     return f"{text}\nQuestion: {question}"
 
 
 def split_prompt(prompt: str) -> tuple[str, str] | None:
-    """(story, question) of a prompt that asks one."""
+    """(story, question) of a prompt with a question."""
     text, mark, question = prompt.rpartition("\nQuestion: ")
     return (text, question) if mark else None
 
@@ -355,7 +357,7 @@ def _open_question(story: Story, rng: random.Random, answerable: bool) -> Task:
     facts = story.facts
     name = rng.choice((facts.hero, facts.friend))
     told = {kind: known for kind, entry in KINDS.items() if (known := entry.answer(facts, name)) is not None}
-    # Half of the unanswerable questions ask what no story tells, half what another story might have told.
+    # Half of the unanswerable questions are about what no story ever says, half about what another story might say.
     untold = [kind for kind in KINDS if kind not in told and kind not in NEVER_TOLD]
     kinds = list(told) if answerable else (untold if untold and rng.random() < 0.5 else NEVER_TOLD)
     kind = rng.choice(kinds)
@@ -390,9 +392,9 @@ def _any_question(story: Story, rng: random.Random) -> Task:
 def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
     """At most `count` questions about one story, all different; not a sample of `questions`.
 
-    A sixth has no answer in the story, a quarter is yes/no, which takes most practice. The others go through what the story tells,
-    each kind once, or once for each of the two whom it may ask about; what few stories tell tends to come first, since a model would
-    otherwise hardly ever be asked for it. No fact is asked for twice: its answer would stand in an earlier reply.
+    A sixth has no answer in the story, a quarter is yes/no, which is the hardest. The others go through what the story says,
+    each kind once, or once for each of the two friends; rare kinds tend to come first, since they would
+    otherwise hardly ever occur. No fact comes twice: its answer would stand in an earlier reply.
     """
     unanswerable, yes_no = (sum(rng.random() < share for _ in range(count)) for share in (1 / 6, 1 / 4))
     statements = rng.sample(STATEMENTS, min(yes_no, count - unanswerable, len(STATEMENTS)))
@@ -408,7 +410,7 @@ def ask_about(story: Story, rng: random.Random, count: int) -> list[Task]:
 
 
 def _told_questions(story: Story, rng: random.Random) -> list[tuple[tuple[str, str], Task]]:
-    """A question of each kind that the story answers, by kind and name; what not every story tells tends to come first."""
+    """A question of each kind that the story answers, by kind and name; rare kinds tend to come first."""
     facts = story.facts
     tasks = []
     for kind, name in kinds_and_names(facts):
@@ -443,7 +445,7 @@ def multiple_choice(
 
 
 def wrong_answers(task: Task, rng: random.Random, count: int) -> list[str]:
-    """Different replies of the right kind that are wrong. The words of the story itself come first: they tempt most."""
+    """Different replies of the right kind that are wrong. Words of the story itself come first: they are the hardest to reject."""
     facts, asked = task.story.facts, split_prompt(task.prompt)
     known = read_question(asked[1], facts) if asked else None
     assert known is not None, f"not an open question: {task.prompt!r}"

@@ -1,7 +1,7 @@
-"""The records that the tasks hand out: a prompt, the right reply, and the story whose facts decide.
+"""The records of the tasks: a prompt, the right reply, and the story whose facts decide.
 
 Every record is a frozen dataclass, drawn deterministically from (seed, split). Its story belongs to the split, so the
-combinations of hero, place and thing that test records ask about never occur in training records.
+combinations of hero, place and thing in test records never occur in training records.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DOES_NOT_SAY = "The story does not say."
 class Task:
     """A prompt and the reply that a good assistant gives."""
 
-    kind: str  # what is asked for: "colour", "count", "yes/no", "unanswerable", "words", …
+    kind: str  # of question or request: "colour", "count", "yes/no", "unanswerable", "words", …
     prompt: str
     reply: str
     story: Story = field(repr=False)
@@ -37,7 +37,7 @@ class MultipleChoice(Task):
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two replies to one prompt; `reason` names what is wrong with the rejected one."""
+    """Two completions of one prompt; `reason` names what is wrong with the rejected one."""
 
     kind: str  # the kind of the task behind it
     prompt: str

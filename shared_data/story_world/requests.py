@@ -1,4 +1,4 @@
-"""Requests to write a story, and a verifier that reads what was asked for back from the prompt.
+"""Requests to write a story, and a verifier that parses the request from the prompt.
 
 A request names words that the story must hold, and sometimes a length. The reply that goes with it is a story of the
 world which meets it: the words are drawn from the story, so every combination belongs to the split.
@@ -27,7 +27,7 @@ _SENTENCE_END = re.compile(r'[.!?]"?(?=\s+["A-Z]|\s*$)')
 
 
 class Request(NamedTuple):
-    """What a prompt asks for."""
+    """The requirements of a prompt."""
 
     words: tuple[str, ...]
     hero: str | None = None

@@ -1,21 +1,21 @@
-"""A programmatic reward: how good is this reply to this prompt, in [0, 1], from the two texts alone.
+"""A programmatic reward: how good a completion of a prompt is, in [0, 1], from the two texts alone.
 
 To a *question about a story* (`questions.py`) the story is read back, which gives its facts, so the right answer is known:
 
     1.0 exactly the right reply · 0.8 the right reply in other case or punctuation · 0.5 a longer reply that contains it
-    (for "the story does not say", only with a phrase that says nothing, `wordiness.py`) · 0.0 anything else
+    (for "the story does not say", only with a superfluous phrase, `wordiness.py`) · 0.0 anything else
 
 To a *request* (`requests.py`) or any other prompt, five components are weighed:
 
     words 0.4        share of the required words (and hero) that occur; 1 if none is required
-    length 0.1       the length asked for, or else 4 to 14 sentences
+    length 0.1       the requested length, or else 4 to 14 sentences
     form 0.1         begins with a capital or a quotation mark, ends a sentence, quotation marks come in pairs
     variety 0.2      distinct word trigrams / word trigrams: 1 for a story, near 0 for a loop
-    consistency 0.2  1 for a story the world could tell, in whichever split; otherwise half of a cheap check: at most two
+    consistency 0.2  1 for a possible story of the world, in whichever split; otherwise half of a cheap check: at most two
                      names, the main things keep one colour, all words known
 
-The reward never raises, whatever the texts are. A model may learn to please it: what it does not measure (charm, sense
-beyond the world's) it does not teach.
+The reward never raises, whatever the texts are. A model may learn to exploit it: it does not measure charm, or sense
+beyond the world's.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ def reward(prompt: str, reply: str) -> float:
 
 
 def is_right(prompt: str, reply: str) -> bool | None:
-    """Whether a reply has the right answer, in however many words; `None` if the prompt is no question about a story of the world."""
+    """Whether a reply has the right answer, whatever its length; `None` if the prompt is no question about a story of the world."""
     right = right_answer(prompt)
     return None if right is None else _answer_reward(right, reply.strip()) > 0
 
 
 def right_answer(prompt: str) -> str | None:
     """The right reply to a question about a story of the world; `None` for any other prompt."""
-    asked = split_prompt(prompt)
-    story = read_story(asked[0]) if asked else None
-    return answer(asked[1], story.facts) if asked and story else None
+    parts = split_prompt(prompt)
+    story = read_story(parts[0]) if parts else None
+    return answer(parts[1], story.facts) if parts and story else None
 
 
 def _answer_reward(right: str, reply: str) -> float:
@@ -83,7 +83,7 @@ def _answer_reward(right: str, reply: str) -> float:
 
 
 def story_reward(request: Request | None, text: str) -> RewardParts:
-    """The components for a story, asked for or not."""
+    """The components for a story, requested or not."""
     text = text.strip()
     if not text:
         return RewardParts(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -148,14 +148,14 @@ _stories: dict[str, Story | None] = {}  # the oldest first
 
 
 def remember_story(text: str, story: Story | None) -> None:
-    """Whoever tells a story, or has read one, spares the next reader the work."""
+    """Keep a story that was just generated or parsed, so that it need not be parsed again."""
     if len(_stories) >= _REMEMBERED:
         del _stories[next(iter(_stories))]
     _stories[text] = story
 
 
 def read_story(text: str) -> Story | None:
-    """The story behind a text, in whichever split it is told; `None` if the world never tells it."""
+    """The story behind a text, in whichever split it is; `None` if it is no story of the world."""
     if text not in _stories:
         remember_story(text, _read_back(text))
     return _stories[text]

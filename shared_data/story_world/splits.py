@@ -1,14 +1,14 @@
 """Which stories belong to which split: combinations are held out, not only seeds.
 
 A combination is (hero, place, main thing). A stable hash puts each into one of ten buckets; eight are for training, one
-for validation, one for test. So every name, place and thing is seen in training, but a validation story tells of a hero
-with a thing at a place that never came together in training.
+for validation, one for test. So every name, place and thing is seen in training, but a validation story combines a hero,
+a thing and a place that never came together in training.
 
 The three parts are drawn one after the other, each uniformly among those that can still be completed:
 
     p(hero) = 1 / |heroes|      p(place | hero) = 1 / |places of hero|      p(thing | hero, place) = 1 / |things of both|
 
-which is all it takes to condition the probability of a story on its split. A model that does not know which
+which conditions the probability of a story on its split. A model that does not know which
 combinations are held out pays at most log2(10) = 3.3 bits a story for it.
 """
 
@@ -64,5 +64,5 @@ class Combinations:
 
 
 def silent(key: str, words: Sequence[Word]) -> Choice:
-    """A choice that says nothing by itself; the text shows it where the word is used."""
+    """A choice without text of its own; the text shows it where the word is used."""
     return Choice(key, [()] * len(words), None, key, list(words))

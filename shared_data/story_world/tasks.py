@@ -1,4 +1,4 @@
-"""All tasks over the story world in one place: records with known truth, and the reward that grades any reply.
+"""All tasks over the story world in one place: records with known truth, and the reward of any completion.
 
 | generator | record | used by |
 |---|---|---|

@@ -1,10 +1,10 @@
-"""Words that nobody asked for: what demonstrations by many hands are full of, and what alignment is to take away again.
+"""Superfluous phrases: common in demonstrations by many writers, and what alignment is to remove again.
 
-A reply to a question is a sentence. A part of the replies that instruction tuning learns from goes on with a phrase that says
-nothing (`conversations.py`; conversations about passages are spared), so a tuned model does so as
-often. A pair prefers the plain reply (`preferences.py`), and the reward of a wordy one is less (`rewards.py`): a habit that a
-model can drop within a few updates, which what it has not understood is not (Zhou et al. 2023, LIMA: alignment teaches which of
-its ways to talk a model should use).
+A reply to a question is a sentence. A part of the replies in instruction tuning ends with a phrase without content
+(`conversations.py`; not in conversations about passages), so a fine-tuned model does so as
+often. A pair prefers the plain reply (`preferences.py`), and the reward of a wordy one is lower (`rewards.py`). A model can drop such a
+habit within a few updates, but cannot learn in them what it has not understood (Zhou et al. 2023, LIMA: alignment teaches which of
+its styles a model should use).
 
     >>> wordy("Mia is kind.", random.Random(0))
 """
@@ -18,7 +18,7 @@ WORDY_FRACTION = 0.25  # of the replies about whole stories, in conversations
 
 
 def wordy(reply: str, rng: random.Random) -> str:
-    """The reply and a phrase that says nothing."""
+    """The reply and a superfluous phrase."""
     return f"{reply} {rng.choice(FILLERS)}"
 
 

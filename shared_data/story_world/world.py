@@ -1,4 +1,4 @@
-"""The story world: draw stories without end, and say exactly how probable a text is.
+"""The story world: draw stories without end, and compute exactly how probable a text is.
 
     log2 p(text | split) = log2 of the sum over derivations d of text of  prod over choices c in d of  p(c)
 
@@ -36,7 +36,7 @@ class Story:
     """A story, how probable it was in bits, and the state of its world at the end."""
 
     text: str
-    log2_probability: float  # given the split
+    log2_probability: float  # conditional on the split
     split: str
     state: State = field(repr=False, compare=False)
 
@@ -78,13 +78,13 @@ class StoryWorld:
         plot = self._plot(split)
         uniform = random.Random(f"{seed}/{split}").random
         while True:
-            told = sample(plot.start, plot.new_state(), uniform)
-            yield Story(told.text, told.log2_probability, split, told.state)
+            derivation = sample(plot.start, plot.new_state(), uniform)
+            yield Story(derivation.text, derivation.log2_probability, split, derivation.state)
 
     def log2_probability(self, text: str, split: str = "train") -> float:
         """The exact log2 probability of drawing this text, from the text alone.
 
-        Raises `UserError` (a `ValueError`) if the world never tells this story in this split: its probability is zero.
+        Raises `UserError` (a `ValueError`) if this is no story of the split: its probability is zero.
         """
         return total_log2_probability(self.derivations(text, split))
 
@@ -105,5 +105,5 @@ class StoryWorld:
     def enumerate(self, split: str = "train") -> Iterator[Story]:
         """Every story of the world once per derivation; only for small worlds."""
         plot = self._plot(split)
-        for told in enumerate_all(plot.start, plot.new_state()):
-            yield Story(told.text, told.log2_probability, split, told.state)
+        for derivation in enumerate_all(plot.start, plot.new_state()):
+            yield Story(derivation.text, derivation.log2_probability, split, derivation.state)

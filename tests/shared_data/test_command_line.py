@@ -83,7 +83,7 @@ def test_run_does_all_stages_and_writes_the_report(
     assert v2("run", "--out", tmp_path) == 0
     assert received[-1].name == "smoke"
     assert len(received) == len(STAGES) - 2
-    assert f"see the whole story:       {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert f"report of the run:         {tmp_path / 'report.html'}" in capsys.readouterr().out
 
 
 def test_generate_passes_prompts_and_sampling_options(

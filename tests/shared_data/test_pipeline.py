@@ -179,8 +179,8 @@ def test_forced_training_starts_from_its_beginning(run: RunFolder) -> None:
     [
         ("v2", "dpo", False, True),
         ("v2", "dpo", True, False),
-        ("v1", "dpo", False, False),
-        ("v1", "pretrain", False, True),
+        ("v1", "dpo", False, True),
+        ("v1", "ppo", False, False),
     ],
 )
 def test_the_heading_says_whether_a_stage_continues(

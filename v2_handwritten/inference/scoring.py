@@ -3,7 +3,7 @@
 The sum over the vocabulary is in float64, whatever the logits are in. Windows over a text, and the two numbers themselves, are
 `shared_data/evaluation/windows.py`.
 
-Level 1 takes logits and cross-entropy from the libraries; level 3 is the same in NumPy. Theory: perplexity.md.
+Level 1 takes logits and cross-entropy from the libraries; level 3 is the same in NumPy. Theory: scoring.md.
 
     score = score_tokens(negative_log_probs, model, tokens, context_length=256, stride=128, batch_size=16, end_of_text_id=0)
 """
