@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 from shared_data.alignment.pairs import check_texts, open_pairs
@@ -46,6 +47,12 @@ _LIBRARIES = {
 }
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _END_OF_TURN = "<|im_end|>"
+# The libraries of level 1 have no other value of these.
+_ONLY_AT_LEVEL_1 = {
+    "sft": {"adapter.bnb_4bit_blocksize": 64},
+    "dpo": {"label_smoothing": 0.0},
+    "ppo": {"reward": "reward_model"},
+}
 
 
 def check_needs(functions: dict[str, str], run: RunFolder, stages: Iterable[str]) -> None:
@@ -65,6 +72,8 @@ def check_needs(functions: dict[str, str], run: RunFolder, stages: Iterable[str]
     for stage in stages:
         if STAGES[stage].resumable:
             _check_training(run, stage)
+        if run.level == "v1":
+            _check_level_1(run, stage)
         if stage in _OF_STAGE:
             _OF_STAGE[stage](run, stage)
         if stage in ("sft", "reward", "dpo", "ppo", "grpo"):
@@ -82,6 +91,16 @@ def _check_device(run: RunFolder, package: str) -> None:
         raise UserError(f"device {device!r} is not one device; use auto, cpu, mps, cuda or cuda:N")
     if device not in ("auto", "cpu"):
         importlib.import_module(f"{package}.device").resolve_device(device)
+
+
+def _check_level_1(run: RunFolder, stage: str) -> None:
+    """What the libraries do not do is said before hours of training, not when their stage begins."""
+    for name, only in _ONLY_AT_LEVEL_1.get(stage, {}).items():
+        value = attrgetter(f"{stage}.{name}")(run.settings)
+        if value != only:
+            raise UserError(
+                f"level 1 has only {stage}.{name} = {only}, not {value}; leave it out, or use level 2"
+            )
 
 
 def _check_chat_tokens(run: RunFolder, stage: str, is_made_again: bool) -> None:

@@ -223,7 +223,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "truncated gzip": (corpus("cut.txt.gz", half(gzip.compress((STORY * 200).encode()))), r"cut\.txt\.gz.*; "),
     "not gzip": (corpus("not.txt.gz", STORY.encode()), r"not\.txt\.gz.*gzip.*; "),
     "truncated parquet": (corpus("cut.parquet", half(parquet())), r"cut\.parquet.*; "),
-    "malformed JSONL line": (corpus("bad.jsonl", JSONL * 2 + b'{"text": "x\n' + JSONL), r"bad\.jsonl.* line 3\b.*; "),
+    "malformed JSONL line": (corpus("bad.jsonl", JSONL * 2 + b'{"text": "x\n' + JSONL), r"bad\.jsonl.* (line 3|row 2)\b.*; "),
     "JSONL line that is no object": (corpus("list.jsonl", JSONL + b"[1]\n"), r"list\.jsonl.* line 2\b.*; "),
     "JSONL without the text field": (corpus("field.jsonl", b'{"body": "x"}\n'), r"field\.jsonl.*'text'.*; .*text_field"),
     "malformed JSON": (corpus("bad.json", b'[{"text": "a"}, '), r"bad\.json.*; "),

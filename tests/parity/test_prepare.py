@@ -217,8 +217,8 @@ def test_a_damaged_document_is_named_by_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, "the tokenizer .* cannot be read"),
-        ({"tokenizer.json": "{"}, "the tokenizer .* cannot be read"),
+        ({}, r"tokenizer\.json of .* cannot be read"),
+        ({"tokenizer.json": "{"}, r"tokenizer\.json of .* cannot be read"),
         ({"tokenizer.json": None}, "names no token that ends a document"),
     ],
 )

@@ -16,6 +16,7 @@ from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import encode_prompts, open_prompts
 from shared_data.alignment.rewards import open_reward, score_completions
 from shared_data.alignment.rollout_layout import check_rollout
+from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
@@ -38,6 +39,11 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     check_rollout(
         encode_prompts(tokenizer, prompts), section.max_completion_length, section.temperature, positions
     )
+
+    if len(prompts) * section.num_generations < section.per_device_train_batch_size:
+        raise UserError(
+            f"{len(prompts)} prompts are too few for a batch; lower grpo.per_device_train_batch_size"
+        )
 
     def reward_function(prompts: list, completions: list, **_: Any) -> list[float]:
         texts = [[turns[-1]["content"] for turns in part] for part in (prompts, completions)]

@@ -10,7 +10,7 @@ import shutil
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from shared_data.evaluation.answers import evaluate_answers
@@ -19,6 +19,7 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import check_conversation, split_conversations
 from shared_data.training.training_run import Metrics
+from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v1_quick.inference.generate import generate
 from v1_quick.inference.loading import load_for_inference
 from v1_quick.models.checkpoint import model_options
@@ -31,7 +32,7 @@ from v1_quick.pretrain.components.training import last_checkpoint, logged_metric
 def sft(settings: Settings, run: RunFolder) -> Metrics:
     """Tune the pretrained model of the run on conversations; returns the metrics of the stage."""
     section, folder = settings.sft, run.stage("sft")
-    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer.parent)
+    tokenizer = load_tokenizer(run.tokenizer.parent)
     train, held_out = split_conversations(settings)
     for where, messages in [*train, *held_out]:
         check_conversation(messages, tokenizer.get_added_vocab(), where)

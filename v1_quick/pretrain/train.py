@@ -9,7 +9,7 @@ a cache. The rows and the initial weights are those of levels 2 and 3.
 from pathlib import Path
 
 from torch.utils.data import Subset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 from transformers import default_data_collator as stack_rows
 
 from shared_data.evaluation.held_out import pretrained_metrics
@@ -20,6 +20,7 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import read_token_facts
 from shared_data.training.training_run import Metrics
+from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v1_quick.inference.scoring import negative_log_probs
 from v1_quick.models.checkpoint import model_options
 from v1_quick.models.transformer import new_model
@@ -33,16 +34,19 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     section, folder = settings.pretrain, run.stage("pretrain")
     train, validation = (PackedRows(settings, run, split) for split in ("train", "validation"))
     eval_rows = min(len(validation), section.eval_batches * section.per_device_train_batch_size)
-    model = build_model(settings, run)
-    options = trainer_arguments(settings, "pretrain", run) | {"include_num_input_tokens_seen": True}
-    arguments = TrainingArguments(**options)
+    model, tokenizer = build_model(settings, run), load_tokenizer(run.tokenizer.parent)
+    arguments = TrainingArguments(
+        **trainer_arguments(settings, "pretrain", run),
+        include_num_input_tokens_seen=True,
+        remove_unused_columns=False,  # it would take `shift_labels` away
+    )
     trainer = Trainer(
         model,
         arguments,
         data_collator=stack_rows,  # the tokenizer's own would add an attention mask
         train_dataset=train,
         eval_dataset=Subset(validation, range(eval_rows)),
-        processing_class=AutoTokenizer.from_pretrained(run.tokenizer.parent),
+        processing_class=tokenizer,
         optimizers=(make_optimizer(model, section), None),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(arguments))

@@ -15,5 +15,5 @@ from shared_data.errors import library_errors
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder, or of the folder of a `tokenizer.json`; raises `UserError` where it is missing or damaged."""
     path = Path(folder).parent if Path(folder).suffix == ".json" else Path(folder)
-    with library_errors(f"the tokenizer {folder}", "name a folder with a tokenizer.json"):
+    with library_errors(f"tokenizer.json of {folder}", "name another folder, or copy or train it again"):
         return AutoTokenizer.from_pretrained(path.resolve(strict=True))
