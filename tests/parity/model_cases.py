@@ -1,20 +1,14 @@
 """Small models of both families for parity tests: one of each kind of difference, and batches for them."""
 
-import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.initialization import initial_score, initial_weights
+from shared_data.model_files.initialization import initial_weights
 from tests.parity.arrays import integers
 from v2_handwritten.models.packing import Packing
 from v2_handwritten.models.transformer import Transformer
@@ -91,32 +85,6 @@ class LibraryModel(torch.nn.Module):
     ) -> torch.Tensor:
         """Mean cross-entropy in nats."""
         return cross_entropy(self(input_ids, position_ids, packing).flatten(0, 1), labels.flatten())
-
-
-class LibraryRewardModel(torch.nn.Module):
-    """transformers' sequence classifier of one label (`library`) with our arguments."""
-
-    def __init__(self, model: LibraryModel, seed: int, pad_token_id: int) -> None:
-        super().__init__()
-        self.config = copy.deepcopy(model.config)
-        self.config.update({"num_labels": 1, "pad_token_id": pad_token_id})
-        self.library = AutoModelForSequenceClassification.from_config(self.config).to(model.library.dtype)
-        self.library.base_model.load_state_dict(model.library.base_model.state_dict())
-        with torch.no_grad():
-            self.library.score.weight.copy_(torch.from_numpy(initial_score(self.config, seed)))
-
-    def scores(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """A score for every prefix of every text."""
-        position_ids = None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        output = self.library.base_model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        )
-        return self.library.score(output.last_hidden_state).squeeze(-1)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The score of each text, at its last real token."""
-        last = (attention_mask * torch.arange(input_ids.shape[1])).argmax(-1, keepdim=True)
-        return self.scores(input_ids, attention_mask).gather(-1, last).squeeze(-1)
 
 
 def config_of(case: str) -> ModelConfig:

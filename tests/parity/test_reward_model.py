@@ -19,6 +19,7 @@ from tests.parity.recorder import ParityRecorder, as_array
 from v2_handwritten.models import checkpoint as v2
 from v2_handwritten.models.reward_model import RewardModel
 from v3_numpy_deep.models import checkpoint as v3
+from v3_numpy_deep.models.reward_model import RewardModel as ArrayRewardModel
 
 CASES = ["gpt2", "llama GQA"]
 B, T = 3, 9
@@ -30,6 +31,13 @@ IDS[MASK == 0] = PAD
 
 def torch_inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(IDS), torch.from_numpy(MASK)
+
+
+def library_scores(library: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A score for every prefix of every text; the library gets the positions under padding, too."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    body = library.base_model(ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    return library.score(body.last_hidden_state).squeeze(-1)
 
 
 def relative(found: dict[str, Any], expected: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +52,7 @@ def relative(found: dict[str, Any], expected: dict[str, Any]) -> tuple[np.ndarra
 @pytest.mark.parametrize("case", CASES)
 def test_scores_at_some_positions_are_those_of_all(parity: ParityRecorder, case: str) -> None:
     """As PPO's value model is used: the states before the tokens of a completion, and 0 elsewhere."""
-    _, model, arrays = reward_trio(*trio(case))
+    _, model, arrays = reward_trio(case)
     keep = np.zeros((B, T), bool)
     keep[[0, 0, 1, 2, 2], [2, 4, 8, 0, 8]] = True
     for levels, some, every in (
@@ -59,14 +67,17 @@ def test_scores_at_some_positions_are_those_of_all(parity: ParityRecorder, case:
 
 @pytest.mark.parametrize("case", CASES)
 def test_scores_and_every_gradient_agree_at_all_levels(parity: ParityRecorder, case: str) -> None:
-    library, model, arrays = reward_trio(*trio(case))
+    library, model, arrays = reward_trio(case)
     direction = array(8, B)
-    found, results = {}, []
-    for reward_model in (library, model):
-        result = reward_model(*torch_inputs())
+    last = torch.from_numpy((MASK * np.arange(T)).argmax(-1))[:, None]
+    results = []
+    for reward_model, scores in (
+        (library, library_scores(library, *torch_inputs())),
+        (model, model.scores(*torch_inputs())),
+    ):
+        result = scores.gather(1, last)[:, 0] if reward_model is library else model(*torch_inputs())
         result.backward(torch.from_numpy(direction))
-        scores = reward_model.scores(*torch_inputs()).detach()[MASK == 1]
-        results.append((result.detach(), scores, gradients(reward_model)))
+        results.append((result.detach(), scores.detach()[MASK == 1], gradients(reward_model)))
     result = arrays(IDS, MASK)
     result.backward(direction)
     found = {name: parameter.grad for name, parameter in arrays.named_parameters()}
@@ -94,10 +105,10 @@ def test_scores_and_every_gradient_agree_at_all_levels(parity: ParityRecorder, c
 @pytest.mark.parametrize("case", CASES)
 def test_right_padded_scores_equal_the_library_class_itself(parity: ParityRecorder, case: str) -> None:
     """`GPT2ForSequenceClassification` and `LlamaForSequenceClassification` find the last token by `pad_token_id`."""
-    library, model, _ = reward_trio(*trio(case))
+    library, model, _ = reward_trio(case)
     ids, mask = (x[[0, 2]] for x in torch_inputs())
     with torch.no_grad():
-        expected = library.library.eval()(ids, attention_mask=mask).logits.squeeze(-1)
+        expected = library(ids, attention_mask=mask).logits.squeeze(-1)
         parity(
             component=f"reward_model, {case}",
             quantity="score, library class",
@@ -111,7 +122,7 @@ def test_right_padded_scores_equal_the_library_class_itself(parity: ParityRecord
 @pytest.mark.parametrize("case", CASES)
 def test_the_score_is_that_of_the_last_real_token_under_either_padding(case: str) -> None:
     """The exercise of reward_model.md: padding left or right, whatever its id, leaves every score as it is alone."""
-    _, model, arrays = reward_trio(*trio(case))
+    _, model, arrays = reward_trio(case)
     for row in range(B):
         alone = IDS[row : row + 1][:, MASK[row] == 1]
         expected = model(torch.from_numpy(alone)).item()
@@ -126,16 +137,18 @@ def test_the_score_is_that_of_the_last_real_token_under_either_padding(case: str
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_new_reward_model_leaves_the_language_model_alone(case: str) -> None:
-    library, language, array_language = trio(case)
-    models = reward_trio(library, language, array_language)
-    assert np.array_equal(models[1].score.weight.detach(), models[2].score.weight.data)
-    assert np.array_equal(models[1].score.weight.detach(), models[0].library.score.weight.detach())
+    _, language, array_language = trio(case)
+    model, arrays = (
+        RewardModel.from_transformer(language, 0),
+        ArrayRewardModel.from_transformer(array_language, 0),
+    )
+    assert np.array_equal(model.score.weight.detach(), arrays.score.weight.data)
     before = {name: tensor.clone() for name, tensor in language.state_dict().items()}
     before3 = {name: tensor.copy() for name, tensor in array_language.state_dict().items()}
     with torch.no_grad():
-        for parameter in models[1].parameters():
+        for parameter in model.parameters():
             parameter += 1
-    for parameter in models[2].parameters():
+    for parameter in arrays.parameters():
         parameter.data += 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in language.state_dict().items())
     assert all(np.array_equal(tensor, before3[name]) for name, tensor in array_language.state_dict().items())
@@ -143,15 +156,15 @@ def test_a_new_reward_model_leaves_the_language_model_alone(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_parameters_carry_the_library_names(case: str) -> None:
-    library, model, arrays = reward_trio(*trio(case))
-    expected = {name: tuple(tensor.shape) for name, tensor in library.library.state_dict().items()}
+    library, model, arrays = reward_trio(case)
+    expected = {name: tuple(tensor.shape) for name, tensor in library.state_dict().items()}
     for ours in (model, arrays):
         assert {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()} == expected
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_level_and_transformers_load_what_each_saved(case: str, tmp_path: Path) -> None:
-    library, *models = reward_trio(*trio(case))
+    library, *models = reward_trio(case)
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer_config.json").write_text('{"pad_token": "<|pad|>"}')
@@ -159,7 +172,7 @@ def test_every_level_and_transformers_load_what_each_saved(case: str, tmp_path: 
         json.dumps({"added_tokens": [{"id": PAD, "content": "<|pad|>"}]})
     )
     expected = models[0](*torch_inputs()).detach().numpy()
-    library.library.save_pretrained(tmp_path / "library")
+    library.save_pretrained(tmp_path / "library")
     for level, model in zip((v2, v3), models, strict=True):
         level.save_model(model, tmp_path / level.__name__, tokenizer)
     for folder in (tmp_path / "library", tmp_path / v2.__name__, tmp_path / v3.__name__):
@@ -195,7 +208,7 @@ def test_folders_that_are_no_reward_model_are_refused(level: Any, tmp_path: Path
 
 
 def test_a_text_longer_than_the_model_is_refused() -> None:
-    _, model, arrays = reward_trio(*trio("gpt2"))
+    _, model, arrays = reward_trio("gpt2")
     ids = np.zeros((1, 129), np.int64)
     for call in (lambda: model(torch.from_numpy(ids)), lambda: arrays(ids)):
         with pytest.raises(UserError, match="129 tokens are more than the model's 128 positions"):
