@@ -37,7 +37,7 @@ PREPARED = [
     *(f"{stage}.{name}=0" for stage in STAGES for name in ("eval_every", "checkpoint_every")),
     *(f"{stage}.learning_rate=1e-9" for stage in STAGES),
     *(f"{stage}.steps={steps}" for stage, steps in STEPS.items()),
-    *(f"{stage}.log_every=1" for stage in STAGES),
+    *(f"{stage}.logging_steps=1" for stage in STAGES),
 ]
 
 
