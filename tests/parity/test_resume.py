@@ -118,5 +118,5 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert f"{stage.checkpoints[-1]} cannot be read" in capsys.readouterr().out
     for checkpoint in stage.checkpoints:
         DAMAGES[damage](checkpoint)
-    with pytest.raises(UserError, match="no checkpoint in .* can be read; start over with --force"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read; start over with --force"):
         stage()
