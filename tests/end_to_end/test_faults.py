@@ -1,5 +1,6 @@
 """Trainings that are killed end as if they had not been: at every write and rename of a stage, and by SIGKILL at random moments."""
 
+import os
 import random
 import signal
 import threading
@@ -54,7 +55,7 @@ def test_sigkill_at_random_moments_changes_nothing(level: str, stage: str, tmp_p
             def wait() -> None:
                 while not log.exists() or f'"step": {step},' not in log.read_text():
                     time.sleep(0.001)
-                signal.raise_signal(signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
 
             threading.Thread(target=wait, daemon=True).start()
 
