@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import v3_numpy_deep.models.sharding as sharding
-from shared_data.alignment.pair_batches import Pair
+from shared_data.alignment.pair_batches import Pair, PairBatches
 from tests.parity.inference_cases import trio
 from tests.parity.preference_cases import (
     PAD,
@@ -84,13 +84,12 @@ def test_gradients_agree_in_any_number_of_threads(
 def test_precomputed_reference_log_probs_equal_live_ones(level: str) -> None:
     """Of pairs in any batch, with any padding around them."""
     train, model = level_module(level, "align.dpo_train"), trio(CASE)[1 + LEVELS.index(level)]
-    pairs = polite_pairs(1, 7)
-
-    class Batches:
-        def one_pass(self) -> Any:
-            return iter([pair_batch(pairs[:3]), pair_batch(pairs[3:])])
-
-    table = train.reference_log_probs.__wrapped__(model, Batches())
+    batches = object.__new__(PairBatches)  # of ids, without a tokenizer
+    vars(batches).update(
+        pairs=polite_pairs(1, 7), margins=np.zeros(7), batch_size=3, pad_id=PAD, max_length=32
+    )
+    table = train.reference_log_probs(model, batches)
+    pairs = batches.pairs
     live = as_array(train.pair_log_probs(model, pair_batch([pairs[6], pairs[1]])))
     np.testing.assert_allclose(as_array(table[[6, 1]].T.flatten()), live, rtol=0, atol=1e-12)
 

@@ -55,7 +55,7 @@ def test_warmup_stable_decay_stays_at_the_peak_until_the_decay() -> None:
     rates = [learning_rate(step, lr_scheduler_type="warmup_stable_decay", **options) for step in range(101)]  # type: ignore[arg-type]
     assert rates[0] == 0.5  # as transformers: its warm-up begins at the minimum
     assert rates[10:61] == [2.0] * 51
-    assert rates[80] == pytest.approx(1.25)
+    assert rates[80] == pytest.approx(1.25)  # half way down, whatever the curve
     assert rates[100] == pytest.approx(0.5)
     assert all(later < earlier for earlier, later in pairwise(rates[60:]))
 
