@@ -45,7 +45,7 @@ def add_evaluate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         from shared_data.summary import print_rows, summary_rows
 
         run.require("pretrain")  # the held-out text
-        check_needs(stages, run, ["evaluate"])
+        check_needs(run, ["evaluate"])
         print_rows(summary_rows("evaluate", load_function(stages["evaluate"])(run.settings, run, model)))
 
 

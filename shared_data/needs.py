@@ -3,7 +3,7 @@
 A run of hours must not end with "there is no such file". Whatever can be known from settings and files alone is checked here:
 the libraries, the device, the tokenizer's chat tokens, the records of every source, reward functions, sizes that must fit.
 
-    check_needs(functions, run, ["data", "tokenizer", "pretrain", "sft"])
+    check_needs(run, ["data", "tokenizer", "pretrain", "sft"])
 """
 
 import importlib
@@ -21,6 +21,7 @@ from shared_data.alignment.prompts import open_prompts
 from shared_data.alignment.rewards import open_reward
 from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.open_corpus import find_files
+from shared_data.device import resolve_device
 from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
@@ -55,11 +56,8 @@ _ONLY_AT_LEVEL_1 = {
 }
 
 
-def check_needs(functions: dict[str, str], run: RunFolder, stages: Iterable[str]) -> None:
-    """Raise a `UserError` for the first thing that these stages of a run will need and not find.
-
-    functions: `module:function` by stage; only their package is looked at.
-    """
+def check_needs(run: RunFolder, stages: Iterable[str]) -> None:
+    """Raise a `UserError` for the first thing that these stages of a run will need and not find."""
     stages = list(stages)
     if not stages:
         return
@@ -68,7 +66,7 @@ def check_needs(functions: dict[str, str], run: RunFolder, stages: Iterable[str]
             raise UserError(
                 f"{run.level} needs {library}, which is not installed; run `uv sync --extra {run.level}`"
             )
-    _check_device(run, functions[stages[0]].partition(".")[0])
+    _check_device(run)
     for stage in stages:
         if STAGES[stage].resumable:
             _check_training(run, stage)
@@ -80,7 +78,7 @@ def check_needs(functions: dict[str, str], run: RunFolder, stages: Iterable[str]
             _check_chat_tokens(run, stage, "tokenizer" in stages)
 
 
-def _check_device(run: RunFolder, package: str) -> None:
+def _check_device(run: RunFolder) -> None:
     """The device exists; torch is imported only where it has to be asked."""
     device = run.settings.device
     if run.level == "v3" and device not in ("auto", "cpu"):
@@ -90,7 +88,7 @@ def _check_device(run: RunFolder, package: str) -> None:
     if not _DEVICE.fullmatch(device):
         raise UserError(f"device {device!r} is not one device; use auto, cpu, mps, cuda or cuda:N")
     if device not in ("auto", "cpu"):
-        importlib.import_module(f"{package}.device").resolve_device(device)
+        resolve_device(device)
 
 
 def _check_level_1(run: RunFolder, stage: str) -> None:

@@ -51,7 +51,7 @@ def run_stage(stage: str, functions: dict[str, str], run: RunFolder, force: bool
             print_current(stage, run)
             return False
         run.protect(stage)
-    check_needs(functions, run, [stage])
+    check_needs(run, [stage])
     _do(stage, functions, run, force)
     return True
 
@@ -83,7 +83,7 @@ def run_pipeline(
     for name in names:
         if name not in again:
             run.protect(name, remedy=f"--from {name}")
-    check_needs(functions, run, [name for name in names if name in again or not run.is_current(name)])
+    check_needs(run, [name for name in names if name in again or not run.is_current(name)])
     done = []
     for name in names:
         if name in again or not run.is_current(name):

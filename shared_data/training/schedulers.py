@@ -1,4 +1,4 @@
-"""The learning rate of every step: linear warm-up, then a cosine, a line, nothing, or nothing and a late line.
+"""The learning rate of every step: linear warm-up, then a cosine, a line, nothing, or nothing and a late cosine.
 
 The shapes and names are those of transformers (`lr_scheduler_type`, `lr_scheduler_kwargs`). Cosine: Loshchilov & Hutter 2017, eq. 5;
 `warmup_stable_decay`: Hu et al. 2024. A pure function of the step, so a resumed run needs no state of the schedule. Steps are counted
@@ -27,7 +27,7 @@ def learning_rate(
     """The learning rate of the update that follows `step` finished ones.
 
     After the warm-up it falls from `peak` to `min_lr_rate * peak` at `max_steps` (constant: it stays at `peak`).
-    warmup_stable_decay: it stays at `peak` and falls in a line over the last `num_decay_steps` (a tenth of all steps by default) to
+    warmup_stable_decay: it stays at `peak` and falls in a cosine over the last `num_decay_steps` (a tenth of all steps by default) to
     `min_lr_ratio * peak`, from where the warm-up began.
     """
     if lr_scheduler_type == "constant":
@@ -36,8 +36,8 @@ def learning_rate(
         if step < warmup_steps:
             return peak * (min_lr_ratio + (1 - min_lr_ratio) * step / warmup_steps)
         decay_steps = max(1, max_steps // 10 if num_decay_steps is None else int(num_decay_steps))
-        left = min(1.0, (max_steps - step) / decay_steps)
-        return peak * (min_lr_ratio + (1 - min_lr_ratio) * left)
+        done = max(0.0, (step - (max_steps - decay_steps)) / decay_steps)
+        return peak * (min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done)))
     if step < warmup_steps:
         return peak * step / warmup_steps
     done = (step - warmup_steps) / max(1, max_steps - warmup_steps)

@@ -36,10 +36,10 @@ def prompts(stage: str, record: dict[str, Any]) -> Fault:
 
 
 def reward_function(body: str, name: str = "worth", stage: str = "grpo") -> Fault:
-    """A reward function of a user's, `worth(prompts, replies)`."""
+    """A reward function of a user's, `worth(prompts, completions)`."""
 
     def fault(scratch: Path, run: Path) -> Arguments:
-        (scratch / "rewards.py").write_text(f"def worth(prompts, replies):\n    {body}\n")
+        (scratch / "rewards.py").write_text(f"def worth(prompts, completions):\n    {body}\n")
         return [stage, "--force", "--set", f"{stage}.reward={scratch / 'rewards.py'}:{name}"]
 
     return fault
@@ -52,9 +52,9 @@ def adapter(*assignments: str) -> Fault:
 
 
 ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
-    "pair without a rejected reply": (pairs("dpo", rejected=None), r"pairs\.jsonl, \w+ 2 has no 'rejected'; "),
-    "empty chosen reply": (pairs("dpo", chosen=" "), r"pairs\.jsonl, \w+ 2: 'chosen' is empty; complete or remove"),
-    "identical replies": (pairs("reward", rejected="A ball."), r"pairs\.jsonl, \w+ 2: .*identical; remove"),
+    "pair without a rejected completion": (pairs("dpo", rejected=None), r"pairs\.jsonl, \w+ 2 has no 'rejected'; "),
+    "empty chosen completion": (pairs("dpo", chosen=" "), r"pairs\.jsonl, \w+ 2: 'chosen' is empty; complete or remove"),
+    "identical completions": (pairs("reward", rejected="A ball."), r"pairs\.jsonl, \w+ 2: .*identical; remove"),
     "pair out of turn": (
         pairs("reward", chosen=[{"role": "assistant", "content": "A ball."}] * 2),
         r"pairs\.jsonl, \w+ 2: turn 3 is by 'assistant'.*; put",
@@ -72,10 +72,10 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     "reward that is no name": (arguments("grpo", "--force", "--set", "grpo.reward=beauty"), r"'beauty' does not name.*; write"),
     "reward without the function": (reward_function("return [0.0]", name="wurth"), r"has no function wurth; it has worth"),
     "reward function that raises": (
-        reward_function("return [1 / (len(reply) - len(reply)) for reply in replies]"),
+        reward_function("return [1 / (len(text) - len(text)) for text in completions]"),
         r"worth raised ZeroDivisionError.* for completion 1, .*; mend",
     ),
-    "reward that is NaN": (reward_function("return [float('nan') for _ in replies]"), r"worth gave nan for completion 1, .*; return"),
+    "reward that is NaN": (reward_function("return [float('nan') for _ in completions]"), r"worth gave nan for completion 1, .*; return"),
     "too few rewards": (reward_function("return [1.0]"), r"worth gave 1 rewards for \d+ completions; return"),
     "reward file that cannot be run": (reward_function("return ("), r"rewards\.py could not be run: SyntaxError.*; mend"),
     "adapter on no layer": (adapter("method=lora", 'target_modules=["nothing"]'), r"nothing.*; "),

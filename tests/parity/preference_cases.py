@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from shared_data.alignment.pair_batches import Pair, PairBatch, pad_pairs
 from tests.parity.arrays import array
 from tests.parity.inference_cases import trio
-from tests.parity.model_cases import LibraryModel, config_of, library_config
-from tests.parity.training_cases import module
+from tests.parity.model_cases import LibraryModel, LibraryRewardModel
+from tests.parity.training_cases import level_module
+from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer
+from v3_numpy_deep.models.reward_model import RewardModel as ArrayRewardModel
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 
 V, PAD, END = 96, 95, 3  # of the cases in model_cases.py; the last id of the vocabulary is padding here
@@ -47,34 +49,30 @@ def moved_trios(case: str) -> tuple[list[Any], list[Any]]:
     return list(policies), [references[0], *(each.eval() for each in references[1:])]
 
 
-def reward_trio(case: str) -> tuple[Any, Any, Any]:
-    """Reward models of the library and of levels 2 and 3 with the same weights, the `score` among them."""
-    _, model, arrays = trio(case)
-    ours = module("v2", "models.reward_model").RewardModel.from_transformer(model, 0)
-    theirs = module("v3", "models.reward_model").RewardModel.from_transformer(arrays, 0)
-    config = library_config(config_of(case))
-    config.num_labels, config.pad_token_id = 1, PAD
-    library = AutoModelForSequenceClassification.from_config(config).double()
-    library.load_state_dict(ours.state_dict())
-    return library.eval(), ours.eval(), theirs.eval()
+def reward_trio(
+    library: LibraryModel, model: Transformer, arrays: ArrayTransformer, seed: int = 0
+) -> tuple[LibraryRewardModel, RewardModel, ArrayRewardModel]:
+    """Reward models of the library and levels 2 and 3 with the bodies of these language models and the same random score."""
+    theirs = LibraryRewardModel(library, seed, PAD)
+    return theirs, RewardModel.from_transformer(model, seed), ArrayRewardModel.from_transformer(arrays, seed)
 
 
 def preference_loss(level: str, policy: Any, reference: Any, batch: PairBatch, **options: Any) -> Any:
     """The loss of `dpo_train.py` on a batch, and its metrics."""
-    train, B = module(level, "align.dpo_train"), batch.num_items
+    train, B = level_module(level, "align.dpo_train"), batch.num_items
     found, fixed = train.pair_log_probs(policy, batch), train.pair_log_probs(reference, batch)
     lengths: Any = batch.completion_lengths
     fixed, lengths = (fixed.detach(), torch.from_numpy(lengths)) if level == "v2" else (fixed.data, lengths)
     halves = [part for both in (found, fixed) for part in (both[:B], both[B:])]
     counts = {"chosen_lengths": lengths[:B], "rejected_lengths": lengths[B:]}
-    return module(level, "align.algorithms.dpo").dpo_loss(*halves, **options, **counts)
+    return level_module(level, "align.algorithms.dpo").dpo_loss(*halves, **options, **counts)
 
 
 def reward_loss_of(level: str, model: Any, batch: PairBatch, coefficient: float | None = None) -> Any:
     """The loss of `rm_train.py` on a batch, and its metrics."""
-    scores, B = module(level, "align.rm_train").pair_scores(model, batch), batch.num_items
+    scores, B = level_module(level, "align.rm_train").pair_scores(model, batch), batch.num_items
     margins: Any = torch.from_numpy(batch.margins) if level == "v2" else batch.margins
-    loss = module(level, "align.algorithms.reward_loss").reward_loss
+    loss = level_module(level, "align.algorithms.reward_loss").reward_loss
     return loss(scores[:B], scores[B:], margins, coefficient)
 
 
@@ -183,7 +181,7 @@ def lockstep(
             optimizers[level] = torch.optim.AdamW(parameters, learning_rate, betas, 1e-8, decay)
         else:
             group = {"parameters": parameters, "weight_decay": decay}
-            adamw = module(level, "pretrain.components.optimizers").AdamW
+            adamw = level_module(level, "pretrain.components.optimizers").AdamW
             optimizers[level] = adamw([group], learning_rate, betas, 1e-8)
     for step in range(steps):
         for level, optimizer in optimizers.items():

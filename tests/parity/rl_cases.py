@@ -9,7 +9,7 @@ import torch
 
 from shared_data.alignment.prompts import PromptBatches
 from tests.parity.arrays import array
-from tests.parity.training_cases import module
+from tests.parity.training_cases import level_module
 from v3_numpy_deep.autograd import Tensor as ArrayTensor
 
 B, T = 4, 7
@@ -66,10 +66,10 @@ class Updates:
 
     def __init__(self, level: str, prepared: Path, section: Any, reward: Callable = vowels) -> None:
         self.level, self.section = level, section
-        checkpoint = module(level, "models.checkpoint")
+        checkpoint = level_module(level, "models.checkpoint")
         self.policy = checkpoint.load_model(prepared / "sft")
-        self.reference = module(level, "models.transformer").frozen_copy(self.policy)
-        self.tokenizer = module(level, "data_pipeline.tokenizer.tokenizer").load_tokenizer(
+        self.reference = level_module(level, "models.transformer").frozen_copy(self.policy)
+        self.tokenizer = level_module(level, "data_pipeline.tokenizer.tokenizer").load_tokenizer(
             prepared / "tokenizer"
         )
         self.value_model = checkpoint.load_reward_model(prepared / "reward")
@@ -80,10 +80,10 @@ class Updates:
         """The losses and metrics of the next update, one for each optimizer step."""
         batch = self.batches.next_batch()
         if "cliprange" in type(self.section).model_fields:
-            train = module(self.level, "align.ppo_train")
+            train = level_module(self.level, "align.ppo_train")
             score = lambda *given: train.text_scores(self.reward, self.tokenizer, *given)  # noqa: E731
             return train.ppo_update(self.policy, self.value_model, self.reference, score, self.section, batch)
-        update = module(self.level, "align.grpo_train").grpo_update
+        update = level_module(self.level, "align.grpo_train").grpo_update
         return update(self.policy, self.reference, self.tokenizer, self.reward, self.section, batch)
 
     def learn(self, updates: int) -> list[dict[str, float]]:
@@ -93,7 +93,8 @@ class Updates:
             *([self.value_model] if "cliprange" in type(self.section).model_fields else []),
         ]
         optimizers = [
-            module(self.level, "pretrain.components.muon").make_optimizer(m, self.section) for m in models
+            level_module(self.level, "pretrain.components.muon").make_optimizer(m, self.section)
+            for m in models
         ]
         logs = []
         for _ in range(updates):

@@ -14,7 +14,7 @@ from shared_data.model_files.config import ModelConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world import StoryWorld
-from tests.parity.training_cases import module
+from tests.parity.training_cases import level_module
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v2_handwritten.models.checkpoint import save_model
 from v2_handwritten.models.reward_model import RewardModel
@@ -117,7 +117,7 @@ class StageRun:
 
     def __call__(self) -> dict[str, Any]:
         """Run it; the metrics that it returns, without what is measured by the clock."""
-        metrics = getattr(module(self.level, STAGES[self.stage]), self.stage)(self.settings, self.run)
+        metrics = getattr(level_module(self.level, STAGES[self.stage]), self.stage)(self.settings, self.run)
         return {name: value for name, value in metrics.items() if name not in MEASURED_TIME}
 
     @property

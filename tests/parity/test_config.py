@@ -102,8 +102,14 @@ def test_old_and_new_styles_of_rope_in_config_json_mean_the_same() -> None:
         ({"num_key_value_heads": 5}, "num_key_value_heads 5"),
         ({"hidden_size": 4095}, "4095"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "type linear has factor None, not a positive number; correct"),
-        ({"rope_scaling": LLAMA3_SCALING | {"high_freq_factor": "4"}}, "high_freq_factor '4', not a positive"),
+        (
+            {"rope_scaling": {"rope_type": "linear"}},
+            "type linear has factor None, not a positive number; correct",
+        ),
+        (
+            {"rope_scaling": LLAMA3_SCALING | {"high_freq_factor": "4"}},
+            "high_freq_factor '4', not a positive",
+        ),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not an object; correct"),
         ({"model_type": ["llama"]}, r"\['llama'\]"),
         ({"vocab_size": 0}, "vocab_size is 0; correct"),

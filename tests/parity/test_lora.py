@@ -19,6 +19,7 @@ from shared_data.peft.adapted_model import (
     unmerge_lora,
 )
 from shared_data.peft.config import LoraConfig
+from shared_data.training.parameter_groups import parameter_groups
 from tests.parity.arrays import array
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, pair
@@ -28,11 +29,10 @@ from v2_handwritten.models.blocks.linear import Linear
 from v2_handwritten.models.peft import lora
 from v2_handwritten.models.peft.lora import inject_lora
 from v2_handwritten.models.transformer import Transformer
-from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+from v2_handwritten.pretrain.components.optimizers import AdamW
 from v3_numpy_deep.models.peft import lora as lora3
 from v3_numpy_deep.models.transformer import Transformer as Transformer3
 from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
-from v3_numpy_deep.pretrain.components.optimizers import parameter_groups as parameter_groups3
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "LoRA": {"r": 4},
@@ -225,7 +225,7 @@ def test_ten_steps_of_adamw_in_lockstep(parity: ParityRecorder, variant: str) ->
     bases = [{n: p.clone() for n, p in m.named_parameters() if not p.requires_grad} for m in (ours, theirs)]
     base3 = {n: p.data.copy() for n, p in model.named_parameters() if not p.requires_grad}
     optimizer = AdamW(parameter_groups(ours, weight_decay=0.1), learning_rate=0.01)
-    optimizer3 = AdamW3(parameter_groups3(model, weight_decay=0.1), learning_rate=0.01)
+    optimizer3 = AdamW3(parameter_groups(model, weight_decay=0.1), learning_rate=0.01)
     groups = [{"params": [p for p in names.values() if p.ndim == dims]} for dims in (2, 1)]
     decays = (groups[0] | {"weight_decay": 0.1}, groups[1] | {"weight_decay": 0.0})
     library_optimizer = torch.optim.AdamW([g for g in decays if g["params"]], lr=0.01)
@@ -316,7 +316,7 @@ def test_whole_modules_take_turns_on_a_base_that_keeps_its_bits(case: str) -> No
     whole, none = settings(case, "LoRA, whole embedding", **targets), settings(case, "LoRA", **targets)
     levels: tuple[Any, ...] = (
         (ours, lora, AdamW, parameter_groups, inputs),
-        (model, lora3, AdamW3, parameter_groups3, arrays),
+        (model, lora3, AdamW3, parameter_groups, arrays),
     )
     for level, module, optimizer_class, groups, its_inputs in levels:
 

@@ -8,16 +8,29 @@ import numpy as np
 import pytest
 import torch
 
+from shared_data.settings import PpoSettings
+from shared_data.training.parameter_groups import parameter_groups
 from tests.parity.arrays import array, integers
 from tests.parity.model_cases import pair
 from tests.parity.recorder import ParityRecorder
-from tests.parity.rl_cases import LENGTHS, B, T, both_levels, log_probs, completion_mask, tiny_tokenizer
-from v2_handwritten.align.grpo_train import rollout_log_probs
-from v2_handwritten.align.ppo_train import rollout_values
+from tests.parity.rl_cases import (
+    LENGTHS,
+    B,
+    T,
+    Updates,
+    both_levels,
+    completion_mask,
+    log_probs,
+    tiny_tokenizer,
+)
+from tests.parity.stage_cases import prepare
+from tests.parity.training_cases import LEVELS, level_module
 from v2_handwritten.align.algorithms import ppo as ppo2
 from v2_handwritten.align.algorithms.rollout import Rollout
+from v2_handwritten.align.grpo_train import rollout_log_probs
+from v2_handwritten.align.ppo_train import rollout_values
 from v2_handwritten.models.reward_model import RewardModel
-from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+from v2_handwritten.pretrain.components.optimizers import AdamW
 from v3_numpy_deep.align.algorithms import ppo as ppo3
 
 OLD = log_probs(1)
@@ -528,3 +541,80 @@ def _forward(model: Any, ids: torch.Tensor) -> Any:
     real = ids != 0
     positions = (real.cumsum(1) - 1).clamp(min=0)
     return model(input_ids=ids, attention_mask=real, position_ids=positions)
+
+
+# --- updates -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("prepared") / "run")
+
+
+def section(**options: Any) -> PpoSettings:
+    values = {"max_completion_length": 8, "temperature": 1.0, "learning_rate": 1e-2, "num_mini_batches": 2}
+    return PpoSettings(**(values | options))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_reward_rises_values_learn_and_the_reference_stays(level: str, prepared: Path) -> None:
+    updates = Updates(level, prepared, section())
+    before = updates.weights(updates.reference)
+    logs = updates.learn(12)
+    assert (
+        np.mean([log["reward"] for log in logs[-24:]]) > np.mean([log["reward"] for log in logs[:24]]) + 0.05
+    )
+    assert logs[-1]["loss/value"] < logs[0]["loss/value"]
+    assert max(log["policy/clipfrac"] for log in logs) > 0
+    np.testing.assert_array_equal(updates.weights(updates.reference), before)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_update_that_is_done_again_is_the_same(level: str, prepared: Path) -> None:
+    """What resuming relies on: the seed of the batch decides everything."""
+    results = []
+    for _ in range(2):
+        updates = Updates(level, prepared, section())
+        results.append(
+            (updates.learn(1), updates.weights().tolist(), updates.weights(updates.value_model).tolist())
+        )
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_scores_are_of_the_text_without_its_end_beside_the_prompt(level: str, prepared: Path) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+        seen.extend(zip(prompts, completions, strict=True))
+        return [float(len(text)) for text in completions]
+
+    updates = Updates(level, prepared, section(max_completion_length=40), reward)
+    _, metrics = next(updates.losses())
+    assert [prompt for prompt, _ in seen] == sorted(
+        {prompt for prompt, _ in seen}, key=[p for p, _ in seen].index
+    )
+    assert metrics["reward"] == pytest.approx(np.mean([len(text) for _, text in seen]))
+    assert not any("<|im_end|>" in text or "<|endoftext|>" in text for _, text in seen)
+
+
+def test_a_reward_model_scores_a_completion_in_a_batch_as_alone(
+    parity: ParityRecorder, prepared: Path
+) -> None:
+    """Read at padding instead of the last real token, every score but the longest row's would change."""
+    scores = {}
+    prompts = [[5, 6, 7], [8], [9] * 5]
+    completions = [[17, 18, 19, 3], [11, 3], [12] * 9]
+    for level in LEVELS:
+        model = level_module(level, "models.checkpoint").load_reward_model(prepared / "reward")
+        row_scores = level_module(level, "align.ppo_train")._row_scores
+        rows = list(zip(prompts, completions, strict=True))
+        scores[level], scores[f"{level} alone"] = (
+            row_scores(model, rows),
+            [row_scores(model, [row])[0] for row in rows],
+        )
+    for one in ("v3", "v2 alone", "v3 alone"):
+        parity(
+            component="reward model of a rollout", quantity="scores", levels=f"v2-{one}",
+            actual=scores[one], expected=scores["v2"], tolerance=8e-15,
+        )  # fmt: skip

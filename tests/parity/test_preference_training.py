@@ -4,29 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-<<<<<<< HEAD
-import torch
-from v2_handwritten.align.algorithms.log_probabilities import frozen_copy as frozen2
-from v2_handwritten.align.preference_data import PreferenceLoader as Loader2
-from v3_numpy_deep.align.algorithms.log_probabilities import frozen_copy as frozen3
-from v3_numpy_deep.align.preference_data import PreferenceLoader as Loader3
-=======
->>>>>>> 82cf95c (Parity of training and alignment against transformers, torch and TRL themselves; stages, resume and damaged checkpoints in-process)
 
 import v3_numpy_deep.models.sharding as sharding
-from shared_data.alignment.pair_batches import Pair
+from shared_data.alignment.pair_batches import Pair, PairBatches
 from tests.parity.inference_cases import trio
-<<<<<<< HEAD
-from tests.parity.preference_cases import PAD, pairs, reward_trainer, reward_trio, trl_batch
-from tests.parity.recorder import ParityRecorder
-from v2_handwritten.align import dpo_train as dpo2
-from v2_handwritten.align import rm_train as rm2
-from v2_handwritten.pretrain.components.optimizers import AdamW as AdamW2
-from v3_numpy_deep.align import dpo_train as dpo3
-from v3_numpy_deep.align import preference_data as preference_data3
-from v3_numpy_deep.align import rm_train as rm3
-from v3_numpy_deep.pretrain.components.optimizers import AdamW as AdamW3
-=======
 from tests.parity.preference_cases import (
     PAD,
     lockstep,
@@ -38,8 +19,7 @@ from tests.parity.preference_cases import (
     scaled_gradients,
 )
 from tests.parity.recorder import ParityRecorder, as_array
-from tests.parity.training_cases import LEVELS, module
->>>>>>> 82cf95c (Parity of training and alignment against transformers, torch and TRL themselves; stages, resume and damaged checkpoints in-process)
+from tests.parity.training_cases import LEVELS, level_module
 
 GOOD, BAD, CASE = 7, 8, "llama GQA"
 
@@ -66,7 +46,7 @@ def test_gradients_agree_in_any_number_of_threads(
     monkeypatch.setattr(sharding, "available_threads", lambda: threads)
     batch = pair_batch(polite_pairs(0, 5), margins=[0.0, 0.5, 1.0, 1.5, 2.0])
     policies, references = moved_trios(CASE)
-    rewards = reward_trio(CASE)
+    rewards = reward_trio(*trio(CASE))
     for name, models, losses in (
         (
             "reward",
@@ -103,14 +83,13 @@ def test_gradients_agree_in_any_number_of_threads(
 @pytest.mark.parametrize("level", LEVELS)
 def test_precomputed_reference_log_probs_equal_live_ones(level: str) -> None:
     """Of pairs in any batch, with any padding around them."""
-    train, model = module(level, "align.dpo_train"), trio(CASE)[1 + LEVELS.index(level)]
-    pairs = polite_pairs(1, 7)
-
-    class Batches:
-        def one_pass(self) -> Any:
-            return iter([pair_batch(pairs[:3]), pair_batch(pairs[3:])])
-
-    table = train.reference_log_probs.__wrapped__(model, Batches())
+    train, model = level_module(level, "align.dpo_train"), trio(CASE)[1 + LEVELS.index(level)]
+    batches = object.__new__(PairBatches)  # of ids, without a tokenizer
+    vars(batches).update(
+        pairs=polite_pairs(1, 7), margins=np.zeros(7), batch_size=3, pad_id=PAD, max_length=32
+    )
+    table = train.reference_log_probs(model, batches)
+    pairs = batches.pairs
     live = as_array(train.pair_log_probs(model, pair_batch([pairs[6], pairs[1]])))
     np.testing.assert_allclose(as_array(table[[6, 1]].T.flatten()), live, rtol=0, atol=1e-12)
 
@@ -118,7 +97,9 @@ def test_precomputed_reference_log_probs_equal_live_ones(level: str) -> None:
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_held_out_pairs_come_into_the_right_order(parity: ParityRecorder, kind: str) -> None:
     """After 30 steps on other pairs, along the same losses at both levels."""
-    models = dict(zip(LEVELS, reward_trio(CASE)[1:] if kind == "reward" else trio(CASE)[1:], strict=True))
+    models = dict(
+        zip(LEVELS, reward_trio(*trio(CASE))[1:] if kind == "reward" else trio(CASE)[1:], strict=True)
+    )
     references = dict(zip(LEVELS, trio(CASE)[1:], strict=True))
     pairs, held_out = polite_pairs(0, 160), pair_batch(polite_pairs(1, 60))
 

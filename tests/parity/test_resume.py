@@ -18,6 +18,7 @@ from tests.parity.training_cases import LEVELS
 # Dropout, adapters, Muon and the value model of PPO must go on where they were, too.
 CASES: dict[str, list[str]] = {
     "pretrain": [],
+    "pretrain, float16": ["fp16=true"],
     "sft": ["optim=muon"],
     "sft, adapters": ['adapter.method="lora"', "adapter.r=2", "adapter.lora_dropout=0.2"],
     "reward": [],
@@ -37,6 +38,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stage_that_continues_from_a_checkpoint_ends_with_the_same_bits(
     level: str, case: str, prepared: Path, tmp_path: Path
 ) -> None:
+    if level == "v3" and "float16" in case:
+        pytest.skip("NumPy multiplies matrices in 32 bits only")
     overrides = [*CASES[case], "max_steps=2"]
     stage = StageRun(level, case.split(",")[0], prepared, tmp_path / "run", *overrides)
     stage.settings.model.dropout = 0.1
@@ -118,5 +121,5 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert f"{stage.checkpoints[-1]} cannot be read" in capsys.readouterr().out
     for checkpoint in stage.checkpoints:
         DAMAGES[damage](checkpoint)
-    with pytest.raises(UserError, match="no checkpoint in .* can be read; start over with --force"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read; start over with --force"):
         stage()

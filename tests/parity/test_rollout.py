@@ -1,94 +1,99 @@
 """Rollouts: the same tokens and masks at levels 2 and 3, TRL's layout, and log-probabilities of what was really sampled."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from v2_handwritten.align.algorithms.log_probabilities import reply_log_probabilities as log_probabilities2
-from v3_numpy_deep.align.algorithms.log_probabilities import reply_log_probabilities as log_probabilities3
 
 from shared_data.errors import UserError
 from tests.parity.inference_cases import prompts, trio
 from tests.parity.recorder import ParityRecorder
-from v1_quick.align.algorithms import rollout as rollout1
+from tests.parity.training_cases import LEVELS, level_module
 from v2_handwritten.align.algorithms import ppo
-from v2_handwritten.align.algorithms import rollout as rollout2
-from v3_numpy_deep.align.algorithms import rollout as rollout3
+from v2_handwritten.align.algorithms.rollout import Rollout, collect
+from v2_handwritten.models.log_probs import completion_log_probs
 
 CASES = ("gpt2", "llama GQA")
-OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.8, "seed": 5, "replies_per_prompt": 3}
-STOPS = [3, *range(80, 90)]  # of 96 tokens, so that replies end early, at different lengths
-NAMES = [field.name for field in fields(rollout2.Rollout)]
+OPTIONS: dict[str, Any] = {"temperature": 0.8, "seed": 5, "num_generations": 3}
+STOPS = [3, *range(80, 90)]  # of 96 tokens, so that completions end early, at different lengths
 
 
-def rollouts(case: str) -> tuple[Any, Any, rollout2.Rollout, rollout3.Rollout]:
-    _, ours, arrays = trio(case)
-    collected = [
-        module.collect(model, prompts(case), eos_token_id=STOPS, **OPTIONS)
-        for module, model in ((rollout2, ours), (rollout3, arrays))
-    ]
-    return ours, arrays, *collected
+def models(case: str) -> dict[str, Any]:
+    """Of levels 2 and 3, which end a completion at any of these tokens."""
+    made = dict(zip(LEVELS, trio(case)[1:], strict=True))
+    for model in made.values():
+        model.config = replace(model.config, eos_token_id=STOPS)
+    return made
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_levels_2_and_3_sample_the_same_rollouts_with_the_same_log_probabilities(
-    parity: ParityRecorder, case: str
+def log_probs(level: str, model: Any, rollout: Any, temperature: float = 0.8) -> Any:
+    arrays = (rollout.input_ids, rollout.completion_mask, rollout.attention_mask)
+    found = level_module(level, "models.log_probs").completion_log_probs(model, *arrays, temperature)
+    return rollout.of_completions(found)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def rollouts(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The case, the models, and a rollout of each."""
+    made = models(request.param)
+    modules = {level: level_module(level, "align.algorithms.rollout") for level in LEVELS}
+    given = prompts(request.param)
+    return request.param, made, {x: modules[x].collect(made[x], given, 12, **OPTIONS) for x in LEVELS}
+
+
+def test_both_levels_sample_the_same_tokens_with_the_same_log_probs(
+    parity: ParityRecorder, rollouts: tuple[str, dict[str, Any], dict[str, Any]]
 ) -> None:
-    ours, arrays, two, three = rollouts(case)
-    lengths = two.reply_mask.sum(1)
-    assert len(set(lengths.tolist())) > 2, "replies of different lengths"
+    case, made, found = rollouts
+    two = found["v2"]
+    assert len(set(two.mask.sum(1).tolist())) > 2, "completions of different lengths"
     assert 0 < two.finished.sum() < len(two.finished), "some end by themselves, some are cut off"
-    for name in NAMES:
-        assert np.array_equal(np.asarray(getattr(two, name)), np.asarray(getattr(three, name))), name
-    given = ("input_ids", "reply_mask", "attention_mask")
+    for field in fields(Rollout):
+        a, b = (np.asarray(getattr(found[level], field.name)) for level in LEVELS)
+        np.testing.assert_array_equal(a, b, err_msg=field.name)
     parity(
-        component=f"rollout, {case}",
-        quantity="log p of the replies",
-        levels="v2-v3",
-        actual=two.of_replies(log_probabilities2(ours, *(getattr(two, name) for name in given), 0.8)),
-        expected=three.of_replies(log_probabilities3(arrays, *(getattr(three, name) for name in given), 0.8)),
-        tolerance=4e-15,
-    )
+        component=f"rollout, {case}", quantity="log p of the completions", levels="v2-v3",
+        actual=log_probs("v2", made["v2"], two), expected=log_probs("v3", made["v3"], found["v3"]), tolerance=4e-15,
+    )  # fmt: skip
 
 
-def test_the_layout_is_the_librarys(parity: ParityRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Level 1 is given the tokens of level 2, and pads them with TRL's function."""
-    library, *_ = trio("gpt2")
-    _, _, ours, _ = rollouts("gpt2")
-    monkeypatch.setattr(rollout1, "generate", lambda *_, **__: ours.replies())
-    theirs = rollout1.collect(library, prompts("gpt2"), eos_token_id=STOPS, **OPTIONS)
-    for name in NAMES:
-        parity(
-            component="rollout",
-            quantity=name,
-            levels="v2-v1",
-            actual=getattr(ours, name),
-            expected=getattr(theirs, name),
-            tolerance=0.0,
-        )
+def test_the_layout_is_trls_and_one_column_more(rollouts: tuple[str, dict[str, Any], dict[str, Any]]) -> None:
+    """The library pads to the longest; we leave a column after a completion that ended, see `ppo.value_mask`."""
+    from trl.trainer.utils import pad
+
+    case, _, found = rollouts
+    rollout = found["v2"]
+    completions = [torch.tensor(ids) for ids in rollout.completions()]
+    given = [torch.tensor(prompt) for prompt in prompts(case) for _ in range(3)]
+    expected = torch.cat([pad(given, 0, "left"), pad(completions, 0, "right")], 1)
+    ones = [[torch.ones_like(ids) for ids in rows] for rows in (given, completions)]
+    mask = torch.cat([pad(ones[0], 0, "left"), pad(ones[1], 0, "right")], 1)
+    assert torch.equal(rollout.input_ids[:, : expected.shape[1]], expected)
+    assert torch.equal(rollout.attention_mask[:, : expected.shape[1]], mask)
+    assert not rollout.attention_mask[:, expected.shape[1] :].any()
+    assert torch.equal(rollout.completion_mask[:, rollout.prompt_length :], rollout.mask)
+    assert not rollout.completion_mask[:, : rollout.prompt_length].any()
+    for ids, finished in zip(completions, rollout.finished, strict=True):
+        assert bool(finished) == (ids[-1] in STOPS)
+        assert finished or len(ids) == 12
+    assert len({tuple(ids.tolist()) for ids in completions}) == 9, "completions of one prompt differ"
 
 
-def test_the_library_samples_a_rollout_by_itself() -> None:
-    library, *_ = trio("gpt2")
-    rollout = rollout1.collect(library, prompts("gpt2"), eos_token_id=STOPS, **OPTIONS)
-    assert rollout.input_ids.shape == rollout.reply_mask.shape == rollout.attention_mask.shape
-    assert len(rollout.finished) == 9
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_log_probability_of_a_padded_reply_is_that_of_the_reply_alone(case: str) -> None:
+def test_log_probs_of_a_padded_completion_are_those_of_it_alone(
+    rollouts: tuple[str, dict[str, Any], dict[str, Any]],
+) -> None:
     """Positions that count the padding, or attention that reads it, would change every number of the shorter prompts."""
-    ours, _, rollout, _ = rollouts(case)
-    given = (rollout.input_ids, rollout.reply_mask, rollout.attention_mask)
-    together = rollout.of_replies(log_probabilities2(ours, *given, temperature=0.8))
-    asked = [prompt for prompt in prompts(case) for _ in range(3)]
-    for row, (prompt, reply) in enumerate(zip(asked, rollout.replies(), strict=True)):
-        logits = ours(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1] / 0.8
-        alone = torch.log_softmax(logits, -1)[torch.arange(len(reply)), reply]
-        torch.testing.assert_close(together[row, : len(reply)], alone, rtol=0, atol=1e-12)
-        assert not together[row, len(reply) :].any()
+    case, made, found = rollouts
+    rollout, model = found["v2"], made["v2"]
+    together = log_probs("v2", model, rollout)
+    given = [prompt for prompt in prompts(case) for _ in range(3)]
+    for row, (prompt, completion) in enumerate(zip(given, rollout.completions(), strict=True)):
+        logits = model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1] / 0.8
+        alone = torch.log_softmax(logits, -1)[torch.arange(len(completion)), completion]
+        torch.testing.assert_close(together[row, : len(completion)], alone, rtol=0, atol=1e-12)
+        assert not together[row, len(completion) :].any()
 
 
 def test_tokens_come_from_the_tempered_distribution() -> None:
@@ -96,73 +101,48 @@ def test_tokens_come_from_the_tempered_distribution() -> None:
 
     6,000 draws of 96 tokens miss the true distribution by about √(96 / 6000) / 2 ≈ 0.06 in total variation.
     """
-    _, ours, _ = trio("llama GQA")
-    (prompt, *_) = prompts("llama GQA")
-    draws = 6000
-    rollout = rollout2.collect(ours, [prompt], 1, temperature=0.5, seed=1, replies_per_prompt=draws)
+    model = models("llama GQA")["v2"]
+    (prompt, *_), draws = prompts("llama GQA"), 6000
+    rollout = collect(model, [prompt], 1, temperature=0.5, seed=1, num_generations=draws)
     seen = torch.bincount(rollout.input_ids[:, -1], minlength=96) / draws
-    logits = ours(torch.tensor([prompt]))[0, -1]
+    logits = model(torch.tensor([prompt]))[0, -1]
     tempered, plain = (torch.softmax(logits / t, -1) for t in (0.5, 1.0))
     assert (seen - tempered).abs().sum() / 2 < 0.08
     assert (seen - plain).abs().sum() / 2 > 0.2
+    found = completion_log_probs(
+        model, rollout.input_ids, rollout.completion_mask, rollout.attention_mask, 0.5
+    )
+    torch.testing.assert_close(found[:5, -1], tempered.log()[rollout.input_ids[:5, -1]], rtol=0, atol=1e-12)
 
 
-def test_replies_to_one_prompt_stand_together_and_differ() -> None:
-    _, _, rollout, _ = rollouts("llama GQA")
-    replies = rollout.replies()
-    assert len({tuple(reply) for reply in replies}) == 9
-    P = rollout.prompt_length
-    for row, prompt in enumerate(prompt for prompt in prompts("llama GQA") for _ in range(3)):
-        real = rollout.attention_mask[row, :P].bool()
-        assert rollout.input_ids[row, :P][real].tolist() == prompt
-    for row, reply in enumerate(replies):
-        assert bool(rollout.finished[row]) == (reply[-1] in STOPS)
-        assert rollout.finished[row] or len(reply) == 12
-
-
-def test_a_reply_that_ends_has_a_column_after_it_whatever_else_is_in_the_batch() -> None:
-    """Else the longest reply of a batch would be paid on its last token, and in another batch one place later."""
-    _, ours, _ = trio("llama GQA")
+def test_where_a_completion_is_paid_does_not_depend_on_the_batch() -> None:
+    """Else the longest completion of a batch would be paid on its last token, and in another batch one place later."""
+    model = models("llama GQA")["v2"]
     first, *_ = prompts("llama GQA")
     places, widths = [], []
-    for replies in (1, 20):  # the first reply is the same in both
-        options = OPTIONS | {"seed": 3, "replies_per_prompt": replies}
-        rollout = rollout2.collect(ours, [first], eos_token_id=STOPS, **options)
-        mask = rollout.reply_mask[:, rollout.prompt_length :]
-        zeros = torch.zeros(mask.shape)
-        rewards = ppo.token_rewards(zeros, zeros, torch.ones(replies), mask)
+    for count in (1, 20):  # the first completion is the same in both
+        rollout = collect(model, [first], 12, **OPTIONS | {"seed": 3, "num_generations": count})
+        zeros = torch.zeros(rollout.mask.shape)
+        rewards = ppo.token_rewards(zeros, zeros, torch.ones(count), rollout.mask)
         places.append(rewards[0].nonzero().tolist())
-        widths.append(mask.shape[1])
+        widths.append(rollout.mask.shape[1])
     assert widths[0] < widths[1] == 12
     assert places[0] == places[1]
 
 
-def test_what_cannot_be_sampled_is_named() -> None:
-    for module, model in zip((rollout2, rollout3), trio("gpt2")[1:], strict=True):
-        with pytest.raises(UserError, match="temperature above 0"):
-            module.collect(model, [[5]], 4, temperature=0.0)
-        with pytest.raises(UserError, match="prompt 2 of 120 tokens and a reply of up to 12 exceed"):
-            module.collect(model, [[5], [5] * 120], 12)
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_cannot_be_sampled_is_named(level: str) -> None:
+    sample, model = level_module(level, "align.algorithms.rollout").collect, models("gpt2")[level]
+    with pytest.raises(UserError, match="temperature above 0"):
+        sample(model, [[5]], 4, temperature=0.0)
+    with pytest.raises(UserError, match="prompt 2 of 120 tokens and a completion of up to 12 exceed"):
+        sample(model, [[5], [5] * 120], 12)
 
 
-def test_a_model_in_training_samples_without_dropout_and_goes_on_training() -> None:
-    _, ours, _ = trio("gpt2")
-    options = {"eos_token_id": STOPS, **OPTIONS}
-    quiet = rollout2.collect(ours, prompts("gpt2"), **options)
-    ours.transformer.dropout = 0.5
-    noisy = rollout2.collect(ours.train(), prompts("gpt2"), **options)
+def test_a_model_in_training_samples_without_dropout_and_goes_on() -> None:
+    model = models("gpt2")["v2"]
+    quiet = collect(model, prompts("gpt2"), 12, **OPTIONS)
+    model.transformer.dropout = 0.5
+    noisy = collect(model.train(), prompts("gpt2"), 12, **OPTIONS)
     assert torch.equal(quiet.input_ids, noisy.input_ids)
-    assert ours.training
-
-
-def test_gpt2_needs_positions_that_count_from_the_first_real_token() -> None:
-    """What TRL's GRPO leaves out: with the attention mask alone, a padded prompt of GPT-2 gets other logits."""
-    library, *_ = trio("gpt2")
-    (prompt, *_) = prompts("gpt2")
-    padded, mask = torch.tensor([[0, 0, 0, *prompt]]), torch.tensor([[0] * 3 + [1] * len(prompt)])
-    alone = library.library(torch.tensor([prompt])).logits[0]
-    without = library.library(padded, attention_mask=mask).logits[0, 3:]
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    counted = library.library(padded, attention_mask=mask, position_ids=positions).logits[0, 3:]
-    assert (without - alone).abs().max() > 0.1
-    torch.testing.assert_close(counted, alone, rtol=0, atol=1e-12)
+    assert model.training

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from shared_data.errors import UserError
 from tests.parity.recorder import ParityRecorder, as_array
 from tests.parity.stage_cases import StageRun, prepare
-from tests.parity.training_cases import LEVELS, module
+from tests.parity.training_cases import LEVELS, level_module
 
 CASES: dict[str, tuple[str, list[str]]] = {
     "pretrain": ("pretrain", []),
@@ -89,11 +89,14 @@ def test_a_stage_logs_and_learns_the_same_at_levels_2_and_3(
     moments = load_file(two.folder / last / "optimizer.safetensors")
     assert any(name.startswith("momentum.") for name in moments) == ("optim=muon" in overrides)
     if (two.folder / "completions.json").exists():
-        answers = [json.loads((each.folder / "completions.json").read_text()) for each in (two, three)]
-        names = ("prompt", "before", "after")
-        assert [[[record[n] for n in names] for record in each] for each in answers][0] == (
-            [[record[n] for n in names] for record in answers[1]]
+        two_said, three_said = (
+            [
+                [record[name] for name in ("prompt", "before", "after")]
+                for record in json.loads(file.read_text())
+            ]
+            for file in (two.folder / "completions.json", three.folder / "completions.json")
         )
+        assert two_said == three_said
 
 
 @pytest.mark.parametrize("scored_by", ["story_world", "reward_model"])
@@ -103,7 +106,7 @@ def test_values_begin_at_zero_unless_the_reward_model_scores(
 ) -> None:
     """The reward model's scale is its own: its head would first have to unlearn it, while the policy follows wrong values."""
     heads: list[np.ndarray] = []
-    train = module(level, "align.ppo_train")
+    train = level_module(level, "align.ppo_train")
     update = train.ppo_update
 
     def watched(policy: Any, value_model: Any, *rest: Any) -> Any:
@@ -160,7 +163,7 @@ def test_pretraining_starts_from_the_weights_of_a_folder(level: str, prepared: P
     np.testing.assert_allclose(stage.weights(), before, atol=1e-6)
     stage.settings.model.num_hidden_layers = 3
     with pytest.raises(
-        UserError, match="num_hidden_layers 1, the settings have 3; .*model.num_hidden_layers=1"
+        UserError, match=r"num_hidden_layers 1, the settings have 3; .*model.num_hidden_layers=1"
     ):
         stage()
     facts = tmp_path / "run" / "tokenizer" / "train.json"

@@ -15,7 +15,7 @@ from shared_data.plots import plot_lines
 from shared_data.training.data_loader import PackedDocuments
 from tests.parity.model_cases import LibraryModel
 from tests.parity.recorder import ParityRecorder, as_array
-from tests.parity.training_cases import LEVELS, Level, module, small_config, values
+from tests.parity.training_cases import LEVELS, Level, level_module, small_config, values
 from tests.shared_data.test_data_loader import END, documents, write_tokens
 
 STEPS = 100
@@ -131,8 +131,8 @@ def test_train_step_of_a_notebook_is_the_same_at_levels_2_and_3(parity: ParityRe
     ids, losses = np.random.default_rng(0).integers(1, 97, (2, 33)), {}
     for level in LEVELS:
         made = Level(level, dtype="float64")
-        settings = module(level, "pretrain.components.muon").OptimizerSettings(learning_rate=1e-2)
-        optimizer = module(level, "pretrain.components.muon").make_optimizer(made.model, settings)
+        settings = level_module(level, "pretrain.components.muon").OptimizerSettings(learning_rate=1e-2)
+        optimizer = level_module(level, "pretrain.components.muon").make_optimizer(made.model, settings)
         batch = torch.from_numpy(ids) if level == "v2" else ids
         losses[level] = [made.engine.train_step(made.model, optimizer, batch) for _ in range(5)]
     assert losses["v2"][-1] < losses["v2"][0] - 0.5

@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-def module(level: str, name: str) -> Any:
+def level_module(level: str, name: str) -> Any:
     """A module of a level."""
     return importlib.import_module(f"{PACKAGES[level]}.{name}")
 
@@ -42,8 +42,10 @@ class Level:
     def __init__(
         self, level: str, family: str = "llama", dtype: str = "float32", dropout: float = 0.0, **sizes: Any
     ) -> None:
-        self.level, self.engine = level, module(level, "pretrain.components.training")
-        self.model = module(level, "models.transformer").new_model(small_config(family, dropout, **sizes))
+        self.level, self.engine = level, level_module(level, "pretrain.components.training")
+        self.model = level_module(level, "models.transformer").new_model(
+            small_config(family, dropout, **sizes)
+        )
         self.model.to(getattr(torch if level == "v2" else np, dtype))
 
     def loss(self, batch: Batch, documents: bool = True) -> Any:

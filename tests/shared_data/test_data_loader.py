@@ -16,6 +16,7 @@ END = 0  # the id of <|endoftext|> in these files
 
 def write_tokens(folder: Path, tokens: np.ndarray, **facts: Any) -> Path:
     """A token file with its description, as the stage `tokenizer` writes them."""
+    folder.mkdir(exist_ok=True)
     path = folder / "train.bin"
     tokens.astype(np.uint16).tofile(path)
     described = {"dtype": "uint16", "tokens": len(tokens), "bytes": 3 * len(tokens), "vocab_size": 97}

@@ -20,7 +20,7 @@ PAIR = {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}
 
 def check(folder: Path, *overrides: str, level: str = "v2", stages: list[str] | None = None) -> None:
     run = RunFolder(level, load_settings("smoke", list(overrides)), folder / "run")
-    check_needs(FUNCTIONS, run, list(STAGES) if stages is None else stages)
+    check_needs(run, list(STAGES) if stages is None else stages)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", available_configs())
 def test_every_configuration_has_what_it_needs(name: str, tmp_path: Path) -> None:
     settings = load_settings(name, ["data.source=story_world", "pretrain.torch_compile=false"])
-    check_needs(FUNCTIONS, RunFolder("v2", settings, tmp_path), STAGES)
+    check_needs(RunFolder("v2", settings, tmp_path), STAGES)
 
 
 def test_good_files_of_a_user_are_accepted(files: Path) -> None:
@@ -116,10 +116,10 @@ def test_the_apple_gpu_is_a_device_like_others(files: Path, monkeypatch: pytest.
     for level, package in (("v1", "v1_quick"), ("v2", "v2_handwritten")):
         run = RunFolder(level, load_settings("smoke", ["device=mps"]), files)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-        check_needs({"data": f"{package}.x:y"}, run, ["data"])
+        check_needs(run, ["data"])
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
         with pytest.raises(UserError, match=r"device 'mps' is not there .*Apple.*; use --device cpu"):
-            check_needs({"data": f"{package}.x:y"}, run, ["data"])
+            check_needs(run, ["data"])
 
 
 def test_a_library_or_compiler_that_is_not_installed_is_named(

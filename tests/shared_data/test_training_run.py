@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     for folder in newest.parent.iterdir():
         DAMAGES[damage](folder)
     with pytest.raises(
-        UserError, match="no checkpoint in .*state can be read; start over with --force"
+        UserError, match=r"no checkpoint in .*state can be read; start over with --force"
     ) as caught:
         Model(tmp_path).train()
     assert "\n" not in str(caught.value)

@@ -14,12 +14,13 @@ from shared_data.peft.adapted_model import (
     unmerge_lora,
 )
 from shared_data.peft.config import LoraConfig
+from shared_data.training.parameter_groups import parameter_groups
 from tests.parity.arrays import array
 from tests.parity.model_cases import batch, pair
 from v2_handwritten.models.blocks.linear import Linear
 from v2_handwritten.models.peft.lora import LoraLinear, inject_lora
 from v2_handwritten.models.transformer import Transformer
-from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+from v2_handwritten.pretrain.components.optimizers import AdamW
 
 
 def trained(case: str = "llama GQA", **values: Any) -> Transformer:

@@ -1,62 +1,74 @@
-"""Level 2: what only its training loop has."""
+"""Level 2: what only its training has: gradient checkpointing, kernels, float16, GPUs."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.parity.test_data_loader import documents, write_tokens
-from tests.parity.test_training_loop import Level, flat
-from v2_handwritten.pretrain.components import training_loop
+from tests.parity.training_cases import Level, values
+from tests.shared_data.test_data_loader import documents, write_tokens
+from v2_handwritten.pretrain.components import training
 from v2_handwritten.pretrain.components.precision import LossScaler
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_activation_checkpointing_changes_no_bit_of_a_training_run(family: str, tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_no_bit_of_a_training(family: str, tmp_path: Path) -> None:
     """The exercise of activation_checkpointing.md: with dropout, too."""
     path = write_tokens(tmp_path, documents(0, 60))
     ends = []
-    for checkpointing in (False, True):
-        made = Level("v2_handwritten", family, dropout=0.2)
-        steps = made.train(path, activation_checkpointing=checkpointing)
-        assert made.model.gradient_checkpointing == checkpointing
-        ends.append(([step.loss for step in steps], flat(made.weights())))
-    assert ends[0][0] == ends[1][0]
-    np.testing.assert_array_equal(ends[0][1], ends[1][1])
+    for checkpointing in ("false", "true"):
+        made = Level("v2", family, dropout=0.2)
+        rows = made.fit(path, tmp_path / checkpointing, f"gradient_checkpointing={checkpointing}")
+        assert made.model.gradient_checkpointing == (checkpointing == "true")
+        ends.append((values(rows, "loss"), made.weights().tolist()))
+    assert ends[0] == ends[1]
 
 
-def test_the_librarys_attention_trains_to_the_same_weights(tmp_path: Path) -> None:
+def test_plain_fused_and_library_kernels_train_to_the_same_weights(tmp_path: Path) -> None:
     path = write_tokens(tmp_path, documents(0, 60))
     ends = []
-    for kernel in ("handwritten", "library"):
-        made = Level("v2_handwritten")
-        made.train(path, attention_kernel=kernel)
-        assert made.model.attention_kernel == kernel
-        ends.append(flat(made.weights()))
-    np.testing.assert_allclose(ends[0], ends[1], atol=2e-5)
-    assert not np.array_equal(*ends), "two kernels must have been at work"
+    for kernels in ("plain", "fused", "library"):
+        made = Level("v2")
+        made.model.kernels = kernels
+        made.fit(path, tmp_path / kernels)
+        ends.append(made.weights())
+    for other in ends[1:]:
+        np.testing.assert_allclose(ends[0], other, atol=2e-5)
+        assert not np.array_equal(ends[0], other), "other kernels must have been at work"
 
 
-def test_an_overflow_in_float16_leaves_the_update_out_and_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("several", [False, True], ids=["one loss", "several losses a step"])
+def test_an_overflow_in_float16_leaves_the_update_out(
+    several: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        training_loop, "LossScaler", lambda enabled: LossScaler(enabled, initial_scale=2.0**28)
-    )
-    made = Level("v2_handwritten")
-    steps = made.train(write_tokens(tmp_path, documents(0, 200)), steps=20, precision="float16")
-    left_out = [step.number for step in steps if not np.isfinite(step.gradient_norm)]
-    assert left_out[0] == 1
+    monkeypatch.setattr(training, "LossScaler", lambda enabled: LossScaler(enabled, initial_scale=2.0**28))
+    made = Level("v2")
+
+    def losses(batch: Any) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+        for _ in range(3):
+            yield made.loss(batch), {"tokens": 1}
+
+    options = ("max_steps=20", "fp16=true", "save_steps=0")
+    path = write_tokens(tmp_path, documents(0, 200))
+    rows = made.fit(path, tmp_path / "run", *options, step=losses if several else None)
+    left_out = [row["step"] for row in rows if "gradient_norm" not in row]
+    assert left_out[:1] == [1]
     assert 2 <= len(left_out) <= 14, "only until the scale has come down"
-    assert np.isfinite(flat(made.weights())).all()
-    assert steps[-1].loss < steps[0].loss
+    assert np.isfinite(made.weights()).all()
+    assert rows[-1]["loss"] < rows[0]["loss"]
 
 
 def test_a_gpu_batch_travels_from_pinned_memory(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    made = Level("v2_handwritten")
+    made = Level("v2")
     made.model.to("cuda")
-    steps = made.train(write_tokens(tmp_path, documents(0, 60)), precision="bfloat16")
-    assert np.isfinite([step.loss for step in steps]).all()
+    path = write_tokens(tmp_path, documents(0, 60))
+
+    def step(batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        return made.model.loss(**training.model_inputs(batch, torch.device("cuda"))), {}
+
+    assert np.isfinite(values(made.fit(path, tmp_path / "run", "bf16=true", step=step), "loss")).all()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.model_names import resolve_model
 from shared_data.peft.adapter_files import base_of_adapter
@@ -15,7 +16,6 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v1_quick.device import resolve_device
 from v1_quick.models.checkpoint import load_model
 
 

@@ -17,13 +17,13 @@ from shared_data.alignment.pairs import open_pairs
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import evaluation_prompts
 from shared_data.alignment.rewards import open_reward
+from shared_data.device import resolve_device
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v2_handwritten.align.algorithms.dpo import dpo_loss
 from v2_handwritten.align.policy import as_policy
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.log_probs import completion_log_probs
 from v2_handwritten.models.transformer import Transformer, frozen_copy

@@ -20,6 +20,7 @@ from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts
 from shared_data.alignment.rewards import RewardFunction, open_reward, score_completions
 from shared_data.alignment.token_policy import decode_completions
+from shared_data.device import resolve_device
 from shared_data.runs import RunFolder
 from shared_data.settings import GrpoSettings, Settings
 from shared_data.training.training_run import Metrics
@@ -27,7 +28,6 @@ from v2_handwritten.align.algorithms.grpo import group_advantages, grpo_loss
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
 from v2_handwritten.align.policy import as_policy
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.log_probs import completion_log_probs, masked_mean
 from v2_handwritten.models.transformer import Transformer, frozen_copy

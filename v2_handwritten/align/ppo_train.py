@@ -23,6 +23,7 @@ from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import PromptBatch, PromptBatches, encode_prompts, open_prompts
 from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
 from shared_data.alignment.token_policy import decode_completions, pad_completions
+from shared_data.device import resolve_device
 from shared_data.runs import RunFolder
 from shared_data.settings import PpoSettings, Settings
 from shared_data.training.training_run import Metrics
@@ -31,7 +32,6 @@ from v2_handwritten.align.algorithms.rollout import Rollout, collect
 from v2_handwritten.align.grpo_train import rollout_log_probs
 from v2_handwritten.align.policy import as_policy
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model, load_reward_model, load_weights, save_model
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer, frozen_copy

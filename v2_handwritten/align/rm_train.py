@@ -16,13 +16,13 @@ from torch import Tensor
 
 from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs
 from shared_data.alignment.pairs import open_pairs
+from shared_data.device import resolve_device
 from shared_data.files import write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v2_handwritten.align.algorithms.reward_loss import reward_loss
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.pretrain.components.training import Training

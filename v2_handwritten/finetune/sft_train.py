@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from shared_data.device import resolve_device
 from shared_data.evaluation.answers import evaluate_answers
 from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.config import LoraConfig, QuantizationConfig
@@ -25,16 +26,15 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import open_conversations
 from shared_data.training.data_loader import Batch
+from shared_data.training.parameter_groups import is_hidden
 from shared_data.training.training_run import Metrics
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v2_handwritten.device import resolve_device
 from v2_handwritten.inference.generate import generate
 from v2_handwritten.models.checkpoint import load_model, save_model
 from v2_handwritten.models.peft.adapters import restore_adapter, save_adapter
 from v2_handwritten.models.peft.lora import inject_lora
 from v2_handwritten.models.peft.qlora import quantize_model
 from v2_handwritten.models.transformer import Transformer
-from v2_handwritten.pretrain.components.muon import is_hidden
 from v2_handwritten.pretrain.components.training import Training, evaluate_loss, model_inputs
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.model_names import find_model
 from shared_data.peft.adapted_model import merge_lora
@@ -14,7 +15,6 @@ from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v2_handwritten.device import resolve_device
 from v2_handwritten.models.checkpoint import load_model
 from v2_handwritten.models.peft.adapters import load_adapter
 from v2_handwritten.models.transformer import Transformer

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import check_same_architecture, check_same_vocabulary
 from shared_data.model_files.config import ModelConfig
@@ -22,7 +23,6 @@ from shared_data.settings import Settings
 from shared_data.training.data_loader import Batch, open_documents
 from shared_data.training.training_run import Metrics
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v2_handwritten.device import resolve_device
 from v2_handwritten.inference.generate import generate
 from v2_handwritten.inference.scoring import negative_log_probs
 from v2_handwritten.models.checkpoint import load_model, save_model

@@ -23,7 +23,6 @@ from v3_numpy_deep.align.algorithms.dpo import dpo_loss
 from v3_numpy_deep.align.policy import as_policy
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.log_probs import completion_log_probs
 from v3_numpy_deep.models.transformer import Transformer, frozen_copy
@@ -37,7 +36,6 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     """
     section = settings.dpo
     tokenizer = load_tokenizer(run.model("sft"))
-    resolve_device(settings.device)
     policy = load_model(run.model("sft"), kernels=settings.kernels)
     reference = frozen_copy(policy)
     records, held_out = open_pairs(settings, "dpo")

@@ -27,7 +27,6 @@ from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
 from v3_numpy_deep.align.policy import as_policy
 from v3_numpy_deep.autograd import Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.log_probs import completion_log_probs
 from v3_numpy_deep.models.transformer import Transformer, frozen_copy
@@ -41,7 +40,6 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     """
     section = settings.grpo
     tokenizer = load_tokenizer(run.model("sft"))
-    resolve_device(settings.device)
     policy = load_model(run.model("sft"), kernels=settings.kernels)
     reference = frozen_copy(policy)
     train, held_out = open_prompts(settings, "grpo")

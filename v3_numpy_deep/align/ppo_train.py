@@ -30,7 +30,6 @@ from v3_numpy_deep.align.grpo_train import rollout_log_probs
 from v3_numpy_deep.align.policy import as_policy
 from v3_numpy_deep.autograd import ModuleDict, Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model, load_reward_model, load_weights, save_model
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import Transformer, frozen_copy
@@ -45,7 +44,6 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.
     """
     section = settings.ppo
-    resolve_device(settings.device)
     tokenizer = load_tokenizer(run.model("sft"))
     policy = load_model(run.model("sft"), kernels=settings.kernels)
     reference = frozen_copy(policy)

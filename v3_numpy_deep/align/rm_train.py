@@ -21,7 +21,6 @@ from shared_data.training.training_run import Metrics
 from v3_numpy_deep.align.algorithms.reward_loss import reward_loss
 from v3_numpy_deep.autograd import Tensor, no_grad
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.pretrain.components.training import Training
@@ -34,7 +33,6 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     """
     section = settings.reward
     tokenizer = load_tokenizer(run.model("sft"))
-    resolve_device(settings.device)
     tuned = load_model(run.model("sft"), kernels=settings.kernels)
     model = RewardModel.from_transformer(tuned, section.seed)
     records, held_out = open_pairs(settings, "reward")

@@ -22,17 +22,16 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import open_conversations
 from shared_data.training.data_loader import Batch
+from shared_data.training.parameter_groups import is_hidden
 from shared_data.training.training_run import Metrics
 from v3_numpy_deep.autograd import Tensor
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.inference.generate import generate
 from v3_numpy_deep.models.checkpoint import load_model, save_model
 from v3_numpy_deep.models.peft.adapters import restore_adapter, save_adapter
 from v3_numpy_deep.models.peft.lora import inject_lora
 from v3_numpy_deep.models.peft.qlora import quantize_model
 from v3_numpy_deep.models.transformer import Transformer
-from v3_numpy_deep.pretrain.components.muon import is_hidden
 from v3_numpy_deep.pretrain.components.training import Training, evaluate_loss, model_inputs
 
 
@@ -42,7 +41,6 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a record that is no conversation or does not fit, a missing checkpoint, a diverged loss.
     """
     section = settings.sft
-    resolve_device(settings.device)
     tokenizer = load_tokenizer(run.tokenizer)
     model = model_to_tune(settings, run)
     train, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)

@@ -12,16 +12,15 @@ from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.models.checkpoint import load_model
 from v3_numpy_deep.models.peft.adapters import load_adapter
 from v3_numpy_deep.models.transformer import Transformer
 
 
 def load_for_inference(settings: Settings, folder: Path) -> Transformer:
-    """The model of a folder on the settings' device; an adapter is loaded with its base and merged into it."""
-    base, device = base_of_adapter(folder), resolve_device(settings.device)
-    model = load_model(base or folder, device=device, kernels=settings.kernels)
+    """The model of a folder; an adapter is loaded with its base and merged into it."""
+    base = base_of_adapter(folder)
+    model = load_model(base or folder, kernels=settings.kernels)
     if base:
         load_adapter(model, folder)
         merge_lora(model)

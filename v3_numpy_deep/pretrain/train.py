@@ -20,7 +20,6 @@ from shared_data.training.data_loader import Batch, open_documents
 from shared_data.training.training_run import Metrics
 from v3_numpy_deep.autograd import Tensor
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v3_numpy_deep.device import resolve_device
 from v3_numpy_deep.inference.generate import generate
 from v3_numpy_deep.inference.scoring import negative_log_probs
 from v3_numpy_deep.models.checkpoint import load_model, save_model
@@ -34,7 +33,6 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a corpus below one sequence, a checkpoint or tokenizer that does not fit, a diverged loss.
     """
     section = settings.pretrain
-    resolve_device(settings.device)
     tokenizer = load_tokenizer(run.tokenizer)
     train = open_documents(settings, run, "train", tokenizer)
     validation = open_documents(settings, run, "validation", tokenizer)

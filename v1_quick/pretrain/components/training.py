@@ -15,12 +15,12 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from shared_data.device import resolve_device
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, json_bytes
 from shared_data.runs import RunFolder
 from shared_data.settings import OptimizerSettings, Settings
 from shared_data.training.training_run import Metrics
-from v1_quick.device import resolve_device
 
 
 def trainer_arguments(settings: Settings, stage: str, run: RunFolder) -> dict[str, Any]:

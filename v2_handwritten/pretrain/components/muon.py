@@ -23,14 +23,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shared_data.settings import OptimizerSettings
-from v2_handwritten.pretrain.components.optimizers import AdamW, parameter_groups
+from shared_data.training.parameter_groups import hidden_apart, parameter_groups
+from v2_handwritten.pretrain.components.optimizers import AdamW
 
 # Of the polynomial, chosen so that small singular values grow fastest (Jordan et al. 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 _STACK = 2**24  # numbers that are made orthogonal at once: enough to keep a GPU busy, and 64 MiB
-# Modules that read or write tokens, positions and scores; their matrices are tables of vectors and not maps between hidden states.
-NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
@@ -41,26 +40,6 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
         return AdamW(groups, settings.learning_rate, betas, settings.adam_epsilon)
     groups = hidden_apart(parameter_groups(model, settings.weight_decay))
     return Muon(groups, settings.learning_rate, betas, settings.adam_epsilon, settings.muon_momentum)
-
-
-def is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon moves this parameter: a matrix between hidden states."""
-    return parameter.ndim == 2 and NOT_HIDDEN.isdisjoint(name.split("."))
-
-
-def hidden_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same groups, each without its hidden matrices, and a last one of these, marked `hidden`."""
-    hidden: dict[str, Any] = {"names": [], "parameters": [], "hidden": True}
-    others = []
-    for group in groups:
-        kept: dict[str, Any] = {**group, "names": [], "parameters": []}
-        for name, parameter in zip(group["names"], group["parameters"], strict=True):
-            target = hidden if is_hidden(name, parameter) else kept
-            target["names"].append(name)
-            target["parameters"].append(parameter)
-            target.setdefault("weight_decay", group["weight_decay"])
-        others.append(kept)
-    return [*others, hidden] if hidden["names"] else others
 
 
 def orthogonalize(matrices: Float[Tensor, "N A B"], iterations: int = ITERATIONS) -> Float[Tensor, "N A B"]:

@@ -20,29 +20,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices, embeddings among them, are decayed; biases and the weights of norms are not.
-
-    These are all the parameters of one dimension, and the rule picks what the Trainer of transformers picks by name. What is
-    frozen, as under adapters, is in neither: it needs no moments.
-    """
-    groups: list[dict[str, Any]] = [
-        {"names": [], "parameters": [], "weight_decay": weight_decay},
-        {"names": [], "parameters": [], "weight_decay": 0.0},
-    ]
-    for name, parameter in model.named_parameters():  # a tied matrix is listed once
-        if not parameter.requires_grad:
-            continue
-        group = groups[0] if parameter.ndim >= 2 else groups[1]
-        group["names"].append(name)
-        group["parameters"].append(parameter)
-    return groups
 
 
 class AdamW:

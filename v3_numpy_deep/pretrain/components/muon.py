@@ -21,14 +21,13 @@ import numpy as np
 from jaxtyping import Float
 
 from shared_data.settings import OptimizerSettings
-from v3_numpy_deep.autograd.module import Module, Parameter
-from v3_numpy_deep.pretrain.components.optimizers import AdamW, parameter_groups
+from shared_data.training.parameter_groups import hidden_apart, parameter_groups
+from v3_numpy_deep.autograd.module import Module
+from v3_numpy_deep.pretrain.components.optimizers import AdamW
 
 # Of the polynomial, chosen so that small singular values grow fastest (Jordan et al. 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-# Modules that read or write tokens, positions and scores; their matrices are tables of vectors and not maps between hidden states.
-NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 
 
 def make_optimizer(model: Module, settings: OptimizerSettings) -> AdamW:
@@ -39,26 +38,6 @@ def make_optimizer(model: Module, settings: OptimizerSettings) -> AdamW:
         return AdamW(groups, settings.learning_rate, betas, settings.adam_epsilon)
     groups = hidden_apart(parameter_groups(model, settings.weight_decay))
     return Muon(groups, settings.learning_rate, betas, settings.adam_epsilon, settings.muon_momentum)
-
-
-def is_hidden(name: str, parameter: Parameter) -> bool:
-    """Whether Muon moves this parameter: a matrix between hidden states."""
-    return parameter.data.ndim == 2 and NOT_HIDDEN.isdisjoint(name.split("."))
-
-
-def hidden_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same groups, each without its hidden matrices, and a last one of these, marked `hidden`."""
-    hidden: dict[str, Any] = {"names": [], "parameters": [], "hidden": True}
-    others = []
-    for group in groups:
-        kept: dict[str, Any] = {**group, "names": [], "parameters": []}
-        for name, parameter in zip(group["names"], group["parameters"], strict=True):
-            target = hidden if is_hidden(name, parameter) else kept
-            target["names"].append(name)
-            target["parameters"].append(parameter)
-            target.setdefault("weight_decay", group["weight_decay"])
-        others.append(kept)
-    return [*others, hidden] if hidden["names"] else others
 
 
 def orthogonalize(matrix: Float[np.ndarray, "A B"], iterations: int = ITERATIONS) -> Float[np.ndarray, "A B"]:

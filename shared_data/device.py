@@ -1,20 +1,25 @@
-"""Where the mathematics of this level runs.
+"""Where the mathematics of levels 1 and 2 runs.
 
-`resolve_device` reads the setting `device`: `auto` takes a GPU where there is one. Level 3 computes with NumPy, on the CPU only.
+The setting `device`: `auto` takes a GPU where there is one. Level 3 computes with NumPy, on the CPU only, and never asks.
 
-    python -c "from v2_handwritten.device import resolve_device; print(resolve_device('auto'))"
+    python -c "from shared_data.device import resolve_device; print(resolve_device('auto'))"
 """
 
-import torch
+from typing import TYPE_CHECKING
 
 from shared_data.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def resolve_device(name: str = "auto") -> torch.device:
+
+def resolve_device(name: str = "auto") -> "torch.device":
     """The device that a setting names: auto, cpu, mps, cuda or cuda:N.
 
     Raises `UserError` for a name torch does not know, and for a GPU that is not there.
     """
+    import torch  # only where it is asked for: level 3 runs without it
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
