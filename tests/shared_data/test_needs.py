@@ -13,7 +13,6 @@ from shared_data.runs import RunFolder
 from shared_data.settings import available_configs, load_settings
 from shared_data.stages import STAGES
 
-FUNCTIONS = dict.fromkeys(STAGES, "v2_handwritten.somewhere:something")
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 PAIR = {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}
 
@@ -113,7 +112,7 @@ def test_nothing_is_checked_for_stages_that_are_not_done(files: Path) -> None:
 def test_the_apple_gpu_is_a_device_like_others(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    for level, package in (("v1", "v1_quick"), ("v2", "v2_handwritten")):
+    for level in ("v1", "v2"):
         run = RunFolder(level, load_settings("smoke", ["device=mps"]), files)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
         check_needs(run, ["data"])
