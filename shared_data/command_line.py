@@ -139,7 +139,7 @@ def _add_stage(app: typer.Typer, level: str, stage: str, stages: dict[str, str])
 
 
 def _add_report(app: typer.Typer, level: str) -> None:
-    @app.command("report", help="Write the story of a run as one HTML page that opens offline.")
+    @app.command("report", help="Write the report of a run: one HTML page that opens offline.")
     def report_command(
         config: Config = None,
         overrides: Overrides = None,
@@ -149,7 +149,7 @@ def _add_report(app: typer.Typer, level: str) -> None:
             typer.Option(
                 "--compare",
                 metavar="LEVEL…",
-                help="Lay the runs of these levels with the same config beside: --compare v1 v3.",
+                help="Compare with the runs of these levels of the same config: --compare v1 v3.",
             ),
         ] = None,
         others: Annotated[

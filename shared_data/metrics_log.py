@@ -46,7 +46,7 @@ class MetricsLog:
     def truncate_after(self, step: int) -> None:
         """Forget everything after a step: the run continues from its checkpoint. A negative step empties the log.
 
-        A line that is damaged goes with all that follows it, and the user is told.
+        A damaged line is dropped with all that follows it, with a message.
         """
         for path in (self.path, self.timings_path):
             rows, damaged = _read_lines(path)

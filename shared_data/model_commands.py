@@ -107,7 +107,7 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
 
 
 def add_chat(app: typer.Typer, level: str, package: str) -> None:
-    @app.command("chat", help="Talk with the tuned model; /reset, /system TEXT and /quit are obeyed.")
+    @app.command("chat", help="Talk with the tuned model; commands: /reset, /system TEXT, /quit.")
     def chat_command(
         config: Config = None,
         overrides: Overrides = None,

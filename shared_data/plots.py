@@ -111,7 +111,7 @@ def _logarithmic(axes: Any) -> None:
 def plot_training(rows: Sequence[Mapping[str, Any]], floor: float | None, path: Path | str) -> None:
     """The loss over the steps of a metrics log, in nats per token, and the entropy floor in the same unit."""
     series = {}
-    for key, name in (("loss", "training"), ("validation_loss", "validation")):
+    for key, name in (("loss", "training"), ("eval_loss", "validation")):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if points:
             series[name] = ([x for x, _ in points], [y for _, y in points])

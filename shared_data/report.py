@@ -194,7 +194,7 @@ def _curves(run: RunFolder, rows: list[dict[str, Any]], floor: float | None) -> 
     for key, title, log_y in (
         ("above", "Training loss above the floor", True),
         ("learning_rate", "Learning rate", False),
-        ("gradient_norm", "Norm of the gradient, before clipping", True),
+        ("grad_norm", "Norm of the gradient, before clipping", True),
     ):
         points = [
             (row["step"], row[key])

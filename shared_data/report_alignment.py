@@ -28,7 +28,7 @@ _CURVES = (
     ("reward", "Reward of the sampled completions"),
     ("kl", "KL to the reference, nats per token"),
     ("objective/kl", "KL to the reference, nats per completion"),
-    ("validation_accuracy", "Held-out pairs in the right order"),
+    ("eval_accuracy", "Held-out pairs in the right order"),
 )
 
 

@@ -16,11 +16,11 @@ from shared_data.settings import DataSettings
 
 
 def read_conversations(
-    data: DataSettings, source: str, seed: int = 0, lessons: Mapping[str, Any] | None = None
+    data: DataSettings, source: str, seed: int = 0, options: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, list[Message]]]:
     """Each conversation of a source with the words that name it in an error.
 
-    lessons: arguments of the story world's `conversations`, from `SftSettings.lessons`.
+    options: arguments of the story world's `conversations`, from `SftSettings.story_world_options`.
     Raises `UserError` for a record that is no conversation, or a source that cannot be read.
     """
     if source != "story_world":
@@ -30,6 +30,6 @@ def read_conversations(
         return
     from shared_data.story_world.conversations import conversations
 
-    stories = conversations(seed, "train", **(lessons or {}))
+    stories = conversations(seed, "train", **(options or {}))
     for number, messages in enumerate(stories):
         yield f"conversation {number:,} of the story world", messages

@@ -147,7 +147,7 @@ def test_pretraining_returns_its_metrics_and_writes_no_pickle(
     facts = json.loads((prepared / "tokenizer" / "validation.json").read_text())
     assert metrics["floor_bits_per_byte"] == pytest.approx(300.5 / facts["bytes"])
     assert {"perplexity", "bits_per_byte", "parameters", "epochs", "loss"} <= metrics.keys()
-    losses = [row["validation_loss"] for row in stage.rows if "validation_loss" in row]
+    losses = [row["eval_loss"] for row in stage.rows if "eval_loss" in row]
     assert losses[-1] < losses[0]
     assert all(row["sample"].startswith("Once") for row in stage.rows if "sample" in row)
     files = {path.name for path in stage.folder.rglob("*") if path.is_file()}

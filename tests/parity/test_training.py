@@ -60,7 +60,7 @@ def test_accumulated_pieces_are_one_large_batch(level: str, tmp_path: Path, pari
     four = ("per_device_train_batch_size=1", "gradient_accumulation_steps=4")
     (several,) = pieces.fit(path, tmp_path / "four", *options, *four)
     assert one["tokens"] == several["tokens"] == 3 * 32 + 5
-    for name in ("loss", "gradient_norm"):
+    for name in ("loss", "grad_norm"):
         parity(
             component="gradient accumulation", quantity=name, levels=level,
             actual=several[name], expected=one[name], tolerance=5e-7,
@@ -83,7 +83,7 @@ def test_each_loss_of_a_generator_step_becomes_an_optimizer_step(level: str, tmp
     options = ("per_device_train_batch_size=2", 'lr_scheduler_type="constant"')
     rows = once.fit(path, tmp_path / "once", *options, "max_steps=6")
     pairs = twice.fit(path, tmp_path / "twice", *options, "max_steps=3", step=step)
-    for name in ("loss", "gradient_norm"):
+    for name in ("loss", "grad_norm"):
         expected = np.array(values(rows, name)).reshape(3, 2).mean(1)
         np.testing.assert_allclose(values(pairs, name), expected, rtol=1e-6)
     assert values(pairs, "number") == [0.5] * 3
@@ -121,10 +121,10 @@ def test_evaluation_is_the_mean_over_tokens_without_dropout(level: str, tmp_path
     path = write_tokens(tmp_path, documents(2, 60)[: 5 * 32 + 7])
     made = Level(level, dropout=0.2)
     four, one = (PackedDocuments(path, size, 32, END, 0) for size in (4, 1))
-    value = made.engine.evaluate_loss(made.model, four)["validation_loss"]
-    assert value == made.engine.evaluate_loss(made.model, four)["validation_loss"]
-    assert value == pytest.approx(made.engine.evaluate_loss(made.model, one)["validation_loss"], rel=1e-6)
-    assert made.engine.evaluate_loss(made.model, one, 2)["validation_loss"] != value
+    value = made.engine.evaluate_loss(made.model, four)["eval_loss"]
+    assert value == made.engine.evaluate_loss(made.model, four)["eval_loss"]
+    assert value == pytest.approx(made.engine.evaluate_loss(made.model, one)["eval_loss"], rel=1e-6)
+    assert made.engine.evaluate_loss(made.model, one, 2)["eval_loss"] != value
 
 
 def test_train_step_of_a_notebook_is_the_same_at_levels_2_and_3(parity: ParityRecorder) -> None:

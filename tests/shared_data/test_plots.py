@@ -10,9 +10,9 @@ import pytest
 from shared_data.plots import plot_bars, plot_histogram, plot_lines, plot_training, plot_zipf
 
 ROWS = [
-    {"step": 1, "loss": 3.0, "validation_loss": 3.1},
+    {"step": 1, "loss": 3.0, "eval_loss": 3.1},
     {"step": 2, "loss": 2.0},
-    {"step": 3, "loss": 1.5, "validation_loss": 1.6},
+    {"step": 3, "loss": 1.5, "eval_loss": 1.6},
 ]
 PLOTS: dict[str, Callable[[Path], None]] = {
     "training": lambda path: plot_training(ROWS, 1.25, path),

@@ -56,7 +56,7 @@ class Model:
 
     def _evaluate(self) -> dict[str, float]:
         self.at("evaluate", self.step + 1)
-        return {"validation_loss": self.weight / 2}
+        return {"eval_loss": self.weight / 2}
 
     def _write(self, folder: Path) -> None:
         (folder / "weight.json").write_text(json.dumps(self.weight))
@@ -92,10 +92,10 @@ def test_a_training_logs_evaluates_samples_and_saves_when_due(tmp_path: Path) ->
     rows = {row.pop("step"): row for row in map(json.loads, model.result[1].splitlines())}
     assert {step: sorted(row) for step, row in rows.items()} == {
         2: ["loss", "tokens"],
-        3: ["validation_loss"],
+        3: ["eval_loss"],
         4: ["loss", "sample", "tokens"],
-        6: ["loss", "tokens", "validation_loss"],
-        7: ["loss", "tokens", "validation_loss"],  # the last step, whatever is due
+        6: ["loss", "tokens", "eval_loss"],
+        7: ["loss", "tokens", "eval_loss"],  # the last step, whatever is due
     }
     assert rows[4]["sample"] == "at 4"
     assert model.checkpoints == ["step-000006", "step-000007"]
@@ -104,7 +104,7 @@ def test_a_training_logs_evaluates_samples_and_saves_when_due(tmp_path: Path) ->
         "steps": 7,
         "tokens": 21,
         "loss": model.weight,
-        "validation_loss": model.weight / 2,
+        "eval_loss": model.weight / 2,
     }
     assert summary == expected
 

@@ -113,7 +113,7 @@ def test_documents_that_share_a_row_do_not_see_each_other(finished: Any) -> None
     expected = evaluate_loss(
         load_model(run.model("pretrain")), validation, run.settings.pretrain.eval_batches
     )
-    assert numbers["pretrain"]["eval_loss"] == pytest.approx(expected["validation_loss"], rel=1e-5)
+    assert numbers["pretrain"]["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
 
 
 def test_the_reward_model_scores_with_one_number(finished: Any) -> None:

@@ -52,7 +52,7 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     def evaluate() -> Metrics:
         model.eval()
         found = evaluate_pairs(eval_pairs, step)
-        return {f"validation_{name}": found[name] for name in ("loss", "accuracy", "margin")}
+        return {f"eval_{name}": found[name] for name in ("loss", "accuracy", "margin")}
 
     metrics = Training("reward", settings, run).fit(
         model, pairs, step, evaluate=evaluate, shown=("loss", "accuracy"), dropout=False
@@ -60,7 +60,7 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     save_model(model, run.stage("reward"), run.model("sft"))
     write_json(run.stage("reward") / "accuracy.json", accuracy_by_reason(model, eval_pairs))
     metrics |= {"pairs": len(pairs.pairs), "eval_pairs": len(eval_pairs.pairs)}
-    return metrics | {name: metrics[f"validation_{name}"] for name in ("accuracy", "margin")}
+    return metrics | {name: metrics[f"eval_{name}"] for name in ("accuracy", "margin")}
 
 
 def pair_scores(model: RewardModel, batch: PairBatch) -> Float[Tensor, " N"]:

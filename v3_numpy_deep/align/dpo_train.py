@@ -72,13 +72,13 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
         found = evaluate_pairs(
             eval_pairs, lambda batch: loss_of(batch, eval_reference[batch.indices].T.flatten())
         )
-        return {"validation_loss": found["loss"], "validation_accuracy": found["rewards/accuracies"]}
+        return {"eval_loss": found["loss"], "eval_accuracy": found["rewards/accuracies"]}
 
     metrics = Training("dpo", settings, run).fit(
         policy, pairs, step, evaluate=evaluate, shown=("loss", "rewards/accuracies"), dropout=False
     )
     save_model(policy, run.stage("dpo"), run.model("sft"))
-    metrics |= {"pairs": len(pairs.pairs), "accuracy": metrics["validation_accuracy"]}
+    metrics |= {"pairs": len(pairs.pairs), "accuracy": metrics["eval_accuracy"]}
     if section.source != "story_world":  # what a completion of a user's own prompt is worth is not known
         return metrics
     policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)

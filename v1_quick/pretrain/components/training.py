@@ -74,9 +74,7 @@ def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:
                     f"{trainer.args.learning_rate:g}) or raise warmup_steps (now {trainer.args.warmup_steps})"
                 )
     with atomic_write(folder / "metrics_log.jsonl") as file:
-        file.writelines(
-            json_bytes({_IN_REPORT.get(k, k): v for k, v in row.items()}) for row in rows.values()
-        )
+        file.writelines(map(json_bytes, rows.values()))
     last = {name: value for row in rows.values() for name, value in row.items()}
     metrics = {name: value for name, value in last.items() if not name.endswith(_CLOCK)}
     metrics["steps"] = metrics.pop("step")
@@ -88,11 +86,6 @@ def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:
 
 
 _CLOCK = ("_runtime", "_per_second", "_time", "_flos", "epoch")
-_IN_REPORT = {
-    "eval_loss": "validation_loss",
-    "eval_accuracy": "validation_accuracy",
-    "grad_norm": "gradient_norm",
-}
 
 
 def _checkpoint_folder(section: OptimizerSettings, stage: str, run: RunFolder) -> Path:

@@ -139,7 +139,7 @@ class Training:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.scaler.update(overflow)
-        return {} if overflow else {"gradient_norm": norm}  # an overflow of float16 is no divergence
+        return {} if overflow else {"grad_norm": norm}  # an overflow of float16 is no divergence
 
 
 def train_step(model: Transformer, optimizer: AdamW, batch: Tensor, max_grad_norm: float = 1.0) -> float:
@@ -157,14 +157,14 @@ def train_step(model: Transformer, optimizer: AdamW, batch: Tensor, max_grad_nor
 def evaluate_loss(
     model: Transformer, batches: Any, max_batches: int | None = None, documents: bool = True
 ) -> Metrics:
-    """`validation_loss`, in nats per token, over the first batches of held-out data: no randomness, the same every time."""
+    """`eval_loss`, in nats per token, over the first batches of held-out data: no randomness, the same every time."""
     device = next(model.parameters()).device
     nats, items = 0.0, 0
     model.eval()
     for batch in batches.one_pass(max_batches):
         nats += model.loss(**model_inputs(batch, device, documents)).item() * batch.num_items
         items += batch.num_items
-    return {"validation_loss": nats / items}
+    return {"eval_loss": nats / items}
 
 
 def model_inputs(batch: Batch, device: torch.device, documents: bool = True) -> dict[str, Any]:

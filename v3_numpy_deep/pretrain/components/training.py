@@ -138,7 +138,7 @@ class Training:
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"gradient_norm": norm}
+        return {"grad_norm": norm}
 
 
 def train_step(
@@ -158,13 +158,13 @@ def train_step(
 def evaluate_loss(
     model: Transformer, batches: Any, max_batches: int | None = None, documents: bool = True
 ) -> Metrics:
-    """`validation_loss`, in nats per token, over the first batches of held-out data: no randomness, the same every time."""
+    """`eval_loss`, in nats per token, over the first batches of held-out data: no randomness, the same every time."""
     nats, items = 0.0, 0
     model.eval()
     for batch in batches.one_pass(max_batches):
         nats += model.loss(**model_inputs(batch, documents)).item() * batch.num_items
         items += batch.num_items
-    return {"validation_loss": nats / items}
+    return {"eval_loss": nats / items}
 
 
 def model_inputs(batch: Batch, documents: bool = True) -> dict[str, Any]:
