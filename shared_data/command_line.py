@@ -1,4 +1,4 @@
-"""The command line that every level shares: the same commands and options, told apart only by the stage functions.
+"""The command line that every level shares: the same commands and options, which differ in their stage functions only.
 
 Nothing heavy is imported before a command runs (`--help` answers in a fraction of a second): stage functions are named as
 `module:function` and imported when they are called. What a user does wrong is one line on stderr (`errors.py`).

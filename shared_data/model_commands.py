@@ -1,4 +1,4 @@
-"""The commands that speak with a model or measure one: `evaluate`, `generate`, `chat`, each with `--model`.
+"""The commands that use a model: `evaluate`, `generate`, `chat`, each with `--model`.
 
 v2 generate --model sft --prompt "Once upon a time"
 v2 chat --model ./my_model

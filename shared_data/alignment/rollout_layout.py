@@ -1,4 +1,4 @@
-"""How sampled completions are laid out for learning: prompts padded on the left, completions on the right, as in TRL.
+"""How sampled completions are arranged for learning: prompts padded on the left, completions on the right, as in TRL.
 
 input_ids, attention_mask, completion_mask, prompt_length = lay_out([[5, 6]], [[7, 8]], max_completion_length=4)
 """

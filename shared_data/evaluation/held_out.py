@@ -1,6 +1,6 @@
 """Held-out text for the stage `evaluate`: its tokens, its size in bytes, and the entropy floor of exactly that text.
 
-Perplexity counts tokens, bits per byte counts bytes, and the floor is -log2 P(text) / bytes; all three must speak of the
+Perplexity counts tokens, bits per byte counts bytes, and the floor is -log2 P(text) / bytes; all three must be about the
 same text, also when a limit on the tokens cuts it short. So it is cut between documents where that is possible.
 
     metrics = evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length=256)

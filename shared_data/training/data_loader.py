@@ -135,7 +135,7 @@ def open_tokens(path: str | Path) -> np.ndarray:
     dtype = np.dtype(facts["dtype"])
     if path.stat().st_size != facts["tokens"] * dtype.itemsize:
         raise UserError(
-            f"{path} has {path.stat().st_size} bytes, but {path.with_suffix('.json').name} speaks of {facts['tokens']} "
+            f"{path} has {path.stat().st_size} bytes, but {path.with_suffix('.json').name} lists {facts['tokens']} "
             f"{dtype} tokens; one of them is damaged: run the stage `tokenizer` again with --force"
         )
     if facts["tokens"] == 0:

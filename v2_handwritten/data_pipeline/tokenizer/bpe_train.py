@@ -113,7 +113,7 @@ def _merge_everywhere(
     """Replace a pair in the words that may hold it; updates `counts` and returns the words of each newly formed pair.
 
     `x a b y` becomes `x N y`: (x, a) and (b, y) occur less often, (x, N) and (N, y) more often. The count of the merged
-    pair itself is left as it is: nobody asks for it again.
+    pair itself is left as it is: it is never looked up again.
     """
     a, b = pair[0], pair[1]
     formed: defaultdict[str, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Rollouts: completions sampled from the policy that is being trained, laid out for learning.
+"""Rollouts: completions sampled from the policy that is being trained, arranged for learning.
 
 What reinforcement learning has instead of a data set. Prompts end where completions begin, so prompts are padded on the left
 and completions on the right, as in TRL:

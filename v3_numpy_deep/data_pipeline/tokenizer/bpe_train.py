@@ -116,7 +116,7 @@ class _Corpus:
         """Join a pair everywhere; returns the newly formed pairs.
 
         `x a b y` becomes `x N y`: (x, a) and (b, y) occur less often, (x, N) and (N, y) more often. The count of the merged
-        pair itself is left as it is: nobody asks for it again.
+        pair itself is left as it is: it is never looked up again.
         """
         a, b = pair >> 32, pair & 0xFFFFFFFF
         left = np.unique(self.places.pop(pair))
