@@ -556,15 +556,15 @@ def section(**options: Any) -> PpoSettings:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_reward_rises_values_learn_and_the_reference_stays(level: str, prepared: Path) -> None:
-    updates = Updates(level, prepared, section())
+def test_better_completions_become_more_probable_and_values_learn(level: str, prepared: Path) -> None:
+    updates = Updates(level, prepared, section(learning_rate=1e-3))
     before = updates.weights(updates.reference)
-    logs = updates.learn(12)
-    assert (
-        np.mean([log["reward"] for log in logs[-24:]]) > np.mean([log["reward"] for log in logs[:24]]) + 0.05
+    change, rewards, logs = updates.learn_and_compare()
+    assert np.corrcoef(change, rewards)[0, 1] > 0.3
+    assert logs[0]["reward"] == pytest.approx(rewards.mean())
+    assert np.mean([log["loss/value"] for log in logs[-2:]]) < np.mean(
+        [log["loss/value"] for log in logs[:2]]
     )
-    assert logs[-1]["loss/value"] < logs[0]["loss/value"]
-    assert max(log["policy/clipfrac"] for log in logs) > 0
     np.testing.assert_array_equal(updates.weights(updates.reference), before)
 
 

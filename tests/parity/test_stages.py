@@ -145,7 +145,7 @@ def test_pretraining_returns_its_metrics_and_writes_no_pickle(
     stage = StageRun(level, "pretrain", prepared, tmp_path / "run", "max_steps=20")
     metrics = stage()
     facts = json.loads((prepared / "tokenizer" / "validation.json").read_text())
-    assert metrics["floor_bits_per_byte"] == pytest.approx(300.5 / facts["bytes"])
+    assert metrics["floor_bits_per_byte"] == pytest.approx(-facts["log2_probability"] / facts["bytes"])
     assert {"perplexity", "bits_per_byte", "parameters", "epochs", "loss"} <= metrics.keys()
     losses = [row["validation_loss"] for row in stage.rows if "validation_loss" in row]
     assert losses[-1] < losses[0]
