@@ -109,9 +109,8 @@ class StageRun:
         self.level, self.stage = level, stage
         if not folder.exists():
             shutil.copytree(prepared, folder)
-        self.settings = load_settings(
-            "smoke", [*MODEL, *(f"{stage}.{o}" for o in (*SMALL[stage], *overrides))]
-        )
+        named = [o if o.startswith("model.") else f"{stage}.{o}" for o in (*SMALL[stage], *overrides)]
+        self.settings = load_settings("smoke", [*MODEL, *named])
         self.run = RunFolder(level, self.settings, folder)
         self.folder = folder / stage
 
