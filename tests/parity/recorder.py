@@ -71,6 +71,11 @@ class ParityRecorder:
             f"{component} {quantity} ({levels}): error {relative:.3g} is above the tolerance {tolerance:.3g}"
         )
 
+    def each(self, pairs: dict[str, tuple[Any, Any]], **row: Any) -> None:
+        """The same of several quantities: by name, what is and what is expected."""
+        for quantity, (actual, expected) in pairs.items():
+            self(quantity=quantity, actual=actual, expected=expected, **row)
+
     def as_dicts(self) -> list[dict[str, Any]]:
         """The rows as plain dictionaries, as `runs/parity.json` holds them."""
         return [asdict(row) for row in self.rows]

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from shared_data.alignment.prompts import PromptBatches
+from shared_data.settings import PpoSettings
 from tests.parity.arrays import array
+from tests.parity.recorder import as_array
 from tests.parity.training_cases import level_module
 from v3_numpy_deep.autograd import Tensor as ArrayTensor
 
@@ -74,12 +76,13 @@ class Updates:
         )
         self.value_model = checkpoint.load_reward_model(prepared / "reward")
         self.reward = reward
-        self.batches = PromptBatches([f"Question {n}?" for n in range(4)], self.tokenizer, 4, seed=0)
+        count = 4 if hasattr(section, "num_generations") else 16
+        self.batches = PromptBatches([f"Question {n}?" for n in range(count)], self.tokenizer, count, seed=0)
 
     def losses(self) -> Any:
         """The losses and metrics of the next update, one for each optimizer step."""
         batch = self.batches.next_batch()
-        if "cliprange" in type(self.section).model_fields:
+        if isinstance(self.section, PpoSettings):
             train = level_module(self.level, "align.ppo_train")
             score = lambda *given: train.text_scores(self.reward, self.tokenizer, *given)  # noqa: E731
             return train.ppo_update(self.policy, self.value_model, self.reference, score, self.section, batch)
@@ -90,7 +93,7 @@ class Updates:
         """The metrics of each optimizer step."""
         models = [
             self.policy,
-            *([self.value_model] if "cliprange" in type(self.section).model_fields else []),
+            *([self.value_model] if isinstance(self.section, PpoSettings) else []),
         ]
         optimizers = [
             level_module(self.level, "pretrain.components.muon").make_optimizer(m, self.section)
@@ -105,6 +108,24 @@ class Updates:
                     optimizer.zero_grad()
                 logs.append(metrics)
         return logs
+
+    def learn_and_compare(self) -> tuple[np.ndarray, np.ndarray, list[dict[str, float]]]:
+        """An update: by how much the log-probability of each completion rose, its reward, and the logs."""
+        place = self.batches.order.state_dict()
+        batch, section = self.batches.next_batch(), self.section
+        self.batches.order.load_state_dict(place)
+        count, stages = getattr(section, "num_generations", 1), level_module(self.level, "align.grpo_train")
+        options = {"num_generations": count, "temperature": section.temperature, "seed": batch.seed}
+        rollout = stages.collect(self.policy, batch.ids, section.max_completion_length, **options)
+        texts = stages.decode_completions(self.tokenizer, rollout.completions())
+        rewards = self.reward([prompt for prompt in batch.prompts for _ in range(count)], texts)
+
+        def found() -> np.ndarray:
+            return as_array(stages.rollout_log_probs(self.policy, rollout, section.temperature)).sum(1)
+
+        before = found()
+        logs = self.learn(1)
+        return found() - before, np.array(rewards), logs
 
     def weights(self, model: Any = None) -> np.ndarray:
         state = (model or self.policy).state_dict()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from shared_data.corpus.token_files import encode_split
 from shared_data.model_files.config import ModelConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
@@ -76,22 +78,20 @@ def prepare(root: Path) -> Path:
     """The folder: stories, a tokenizer and token files, one random model as `pretrain` and `sft`, a random reward model."""
     settings = load_settings("smoke", MODEL)
     run = RunFolder("v2", settings, root)
-    stories = [story.text for story in islice(StoryWorld().stories(1, "validation"), 20)]
-    tokenizer = train_bpe(stories, 512, special_tokens=SPECIAL_TOKENS)
+    stories = list(islice(StoryWorld().stories(1, "validation"), 20))
+    tokenizer = train_bpe((story.text for story in stories), 512, special_tokens=SPECIAL_TOKENS)
     tokenizer.save(run.stage("tokenizer"))
-    for split, texts in (("train", stories[3:]), ("validation", stories[:3])):
-        lines = [json.dumps({"id": str(number), "text": text}) + "\n" for number, text in enumerate(texts)]
-        run.documents(split).write_text("".join(lines))
-        tokens = tokenizer.encode_to_array(texts, end_of_text=True)
-        tokens.astype(np.uint16).tofile(run.tokens(split))
-        facts = {
-            "dtype": "uint16",
-            "tokens": len(tokens),
-            "bytes": len("".join(texts)),
-            "documents": len(texts),
-        }
-        facts |= {"vocab_size": tokenizer.vocab_size, "log2_probability": -300.5}
-        run.tokens(split).with_suffix(".json").write_text(json.dumps(facts))
+    encode, ids = (
+        partial(tokenizer.encode_to_array, end_of_text=True),
+        (tokenizer.vocab_size, tokenizer.end_of_text_id),
+    )
+    for split, part in (("train", stories[3:]), ("validation", stories[:3])):
+        records = [
+            {"id": story.text[:9], "text": story.text, "log2_probability": story.log2_probability}
+            for story in part
+        ]
+        run.documents(split).write_text("".join(json.dumps(record) + "\n" for record in records))
+        encode_split(run.documents(split), run.tokens(split), encode, *ids)
     config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
     model = new_model(config).double()
     save_model(model, run.model("pretrain"), run.tokenizer.parent)
@@ -109,9 +109,8 @@ class StageRun:
         self.level, self.stage = level, stage
         if not folder.exists():
             shutil.copytree(prepared, folder)
-        self.settings = load_settings(
-            "smoke", [*MODEL, *(f"{stage}.{o}" for o in (*SMALL[stage], *overrides))]
-        )
+        named = [o if o.startswith("model.") else f"{stage}.{o}" for o in (*SMALL[stage], *overrides)]
+        self.settings = load_settings("smoke", [*MODEL, *named])
         self.run = RunFolder(level, self.settings, folder)
         self.folder = folder / stage
 

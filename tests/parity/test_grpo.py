@@ -50,23 +50,16 @@ def test_loss_gradient_and_metrics_of_levels_2_and_3_are_equal(
     assert metrics2["clip_ratio/low_mean"] > 0, "the case should clip below"
     assert metrics2["clip_ratio/high_mean"] > 0, "the case should clip above"
     assert metrics2.keys() == metrics3.keys()
-    names = [*metrics2]
-    for quantity, a, b in (
-        ("loss", loss2, loss3),
-        ("metrics", [metrics2[k] for k in names], [metrics3[k] for k in names]),
-        ("grad log p", grads2["new"], grads3["new"]),
-    ):
-        parity(
-            component=_component(loss_type, beta, unbiased),
-            quantity=quantity,
-            levels="v2-v3",
-            actual=a,
-            expected=b,
-            tolerance=3e-16,
-        )
+    pairs = {
+        "loss": (loss2, loss3),
+        "metrics": ([*metrics2.values()], [*metrics3.values()]),
+        "grad log p": (grads2["new"], grads3["new"]),
+    }
+    component = _component(loss_type, beta, unbiased)
+    parity.each(pairs, component=component, levels="v2-v3", tolerance=3e-16)
 
 
-def test_kl_estimate_is_never_negative_and_its_mean_is_the_divergence_of_new_from_reference() -> None:
+def test_the_kl_estimate_is_never_negative_and_has_the_kl_as_its_mean() -> None:
     """The exercise of grpo.md. With the sign of the log-ratio turned, the mean is another number."""
     new, reference = (torch.log_softmax(torch.from_numpy(array(seed, 8)), 0) for seed in (1, 2))
     estimates = grpo2.kl_estimate(new[None], reference[None])[0]
@@ -105,41 +98,28 @@ def test_the_gradient_of_the_plain_kl_is_that_of_the_other_direction(unbiased: b
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_what_stands_on_padding_changes_nothing(loss_type: Any) -> None:
-    mask = completion_mask()
+def test_neither_what_stands_on_padding_nor_its_width_changes_anything(loss_type: Any) -> None:
+    """A mean over the whole array instead of over the mask would fall with every column of padding."""
     results = []
-    for garbage in (0.0, 1e4):
-        filled = [np.where(mask == 1, x, garbage * sign) for x, sign in ((NEW, 1), (OLD, -1), (REFERENCE, 1))]
-        new, old, reference = (torch.from_numpy(x) for x in filled)
+    for garbage, extra in ((0.0, 0), (1e4, 9)):
+        mask = completion_mask(width=T + extra)
+        filled = [
+            torch.from_numpy(np.where(mask == 1, np.pad(x, ((0, 0), (0, extra))), garbage * sign))
+            for x, sign in ((NEW, 1), (OLD, -1), (REFERENCE, 1))
+        ]
+        options = {"beta": 0.1, "loss_type": loss_type, "max_completion_length": 16}
         loss, metrics = grpo2.grpo_loss(
-            new.requires_grad_(),
-            old,
-            reference,
+            filled[0].requires_grad_(),
+            *filled[1:],
             torch.from_numpy(ADVANTAGES),
             torch.from_numpy(mask),
-            beta=0.1,
-            loss_type=loss_type,
-            max_completion_length=16,
+            **options,
         )
         loss.backward()
-        results.append((loss.item(), metrics, new.grad))
-    assert results[0][:2] == results[1][:2]
-    assert torch.equal(results[0][2], results[1][2])
-    assert not results[0][2][torch.from_numpy(mask) == 0].any()
-
-
-def test_a_longer_row_of_padding_leaves_the_loss_alone() -> None:
-    """A mean over the whole array instead of over the mask would fall with every column of padding."""
-    for loss_type in LOSS_TYPES:
-        losses = []
-        for extra in (0, 9):
-            new, old = (torch.from_numpy(np.pad(x, ((0, 0), (0, extra)))) for x in (NEW, OLD))
-            mask = torch.from_numpy(completion_mask(width=T + extra))
-            options = {"loss_type": loss_type, "max_completion_length": 16}
-            losses.append(
-                grpo2.grpo_loss(new, old, None, torch.from_numpy(ADVANTAGES), mask, **options)[0].item()
-            )
-        assert losses[0] == pytest.approx(losses[1], rel=1e-15)
+        assert not filled[0].grad[torch.from_numpy(mask) == 0].any()  # type: ignore[index]
+        results.append((loss.item(), *metrics.values(), filled[0].grad[:, :T].tolist()))  # type: ignore[index]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-14)
 
 
 def test_what_a_token_of_a_long_completion_weighs() -> None:
@@ -296,14 +276,8 @@ def test_the_library_divides_by_the_temperature_and_so_do_we(
     mask = rollout["completion_mask"]
     logits_of = lambda ids, mask: ours(ids, attention_mask=mask)  # noqa: E731
     tempered, plain = (_completion_log_probs(logits_of, rollout, t) for t in (TEMPERATURE, 1.0))
-    parity(
-        component="grpo",
-        quantity="tempered log p",
-        levels="v2-v1",
-        actual=tempered * mask,
-        expected=theirs * mask,
-        tolerance=1e-6,
-    )
+    pairs = {"tempered log p": (tempered * mask, theirs * mask)}
+    parity.each(pairs, component="grpo", levels="v2-v1", tolerance=1e-6)
     assert ((plain - theirs) * mask).abs().max() > 0.1
 
 
@@ -324,14 +298,11 @@ def _library_loss(
 
 def _compare(parity: ParityRecorder, component: str, ours: Any, theirs: Any, tolerance: float) -> None:
     """Loss, metrics (the library's are float32) and the gradient of every parameter."""
-    options = {"component": component, "levels": "v2-v1"}
-    parity(**options, quantity="loss", actual=ours[0], expected=theirs[0], tolerance=tolerance)
-    metrics = [[*side[1].values()] for side in (ours, theirs)]
-    parity(**options, quantity="metrics", actual=metrics[0], expected=metrics[1], tolerance=1e-7)
+    row = {"component": component, "levels": "v2-v1"}
+    parity.each({"metrics": ([*ours[1].values()], [*theirs[1].values()])}, tolerance=1e-7, **row)
     assert ours[2].keys() == theirs[2].keys()
-    for name, gradient in ours[2].items():
-        theirs_ = theirs[2][name]
-        parity(**options, quantity=f"grad {name}", actual=gradient, expected=theirs_, tolerance=tolerance)
+    grads = {f"grad {name}": (gradient, theirs[2][name]) for name, gradient in ours[2].items()}
+    parity.each({"loss": (ours[0], theirs[0])} | grads, tolerance=tolerance, **row)
 
 
 def _completion_log_probs(
@@ -359,12 +330,14 @@ def section(**options: Any) -> GrpoSettings:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_reward_rises_and_the_reference_stays(level: str, prepared: Path) -> None:
-    updates = Updates(level, prepared, section(beta=0.05))
+def test_what_was_better_than_its_group_becomes_more_probable(level: str, prepared: Path) -> None:
+    updates = Updates(level, prepared, section(learning_rate=1e-3))
     before = updates.weights(updates.reference)
-    logs = updates.learn(12)
-    assert np.mean([log["reward"] for log in logs[-3:]]) > np.mean([log["reward"] for log in logs[:3]]) + 0.1
-    assert logs[-1]["kl"] > 0.01
+    change, rewards, logs = updates.learn_and_compare()
+    groups = rewards.reshape(4, 4)
+    better = (groups - groups.mean(1, keepdims=True)).ravel()
+    assert np.corrcoef(change, better)[0, 1] > 0.5
+    assert logs[0]["reward"] == pytest.approx(rewards.mean())
     np.testing.assert_array_equal(updates.weights(updates.reference), before)
 
 

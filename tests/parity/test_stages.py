@@ -35,7 +35,12 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
 }
 # Pretraining starts in float32, as everywhere; double quantization rounds the mean of the scales to float32.
-TOLERANCES = {"pretrain": 1e-6, "sft, double quantization": 1e-5, "sft, qlora, DoRA": 2e-7}
+TOLERANCES = {
+    "pretrain": 1e-6,
+    "pretrain weights": 1e-5,
+    "sft, double quantization": 1e-5,
+    "sft, qlora, DoRA": 2e-7,
+}
 FLOAT64 = {"sft": 2e-7, "reward": 1e-13, "dpo": 8e-13, "ppo": 1e-13, "grpo": 2e-13}
 
 
@@ -70,6 +75,7 @@ def test_a_stage_logs_and_learns_the_same_at_levels_2_and_3(
                 component=f"stage {case}", quantity=f"{kind} {name}", levels="v2-v3",
                 actual=numbers[0], expected=numbers[1], tolerance=tolerance,
             )  # fmt: skip
+    tolerance = TOLERANCES.get(f"{case} weights", tolerance)
     last = f"state/{two.checkpoints[-1].name}"
     files = ["model.safetensors", *([f"{last}/value_model/model.safetensors"] if stage == "ppo" else [])]
     for file in [*files, *(["adapter/adapter_model.safetensors"] if "adapter" in "".join(overrides) else [])]:
@@ -145,7 +151,7 @@ def test_pretraining_returns_its_metrics_and_writes_no_pickle(
     stage = StageRun(level, "pretrain", prepared, tmp_path / "run", "max_steps=20")
     metrics = stage()
     facts = json.loads((prepared / "tokenizer" / "validation.json").read_text())
-    assert metrics["floor_bits_per_byte"] == pytest.approx(300.5 / facts["bytes"])
+    assert metrics["floor_bits_per_byte"] == pytest.approx(-facts["log2_probability"] / facts["bytes"])
     assert {"perplexity", "bits_per_byte", "parameters", "epochs", "loss"} <= metrics.keys()
     losses = [row["eval_loss"] for row in stage.rows if "eval_loss" in row]
     assert losses[-1] < losses[0]
@@ -161,11 +167,11 @@ def test_pretraining_starts_from_the_weights_of_a_folder(level: str, prepared: P
     before = stage.weights()
     stage()
     np.testing.assert_allclose(stage.weights(), before, atol=1e-6)
-    stage.settings.model.num_hidden_layers = 3
+    deeper = StageRun(level, "pretrain", prepared, tmp_path / "run", *options, "model.num_hidden_layers=3")
     with pytest.raises(
         UserError, match=r"num_hidden_layers 1, the settings have 3; .*model.num_hidden_layers=1"
     ):
-        stage()
+        deeper()
     facts = tmp_path / "run" / "tokenizer" / "train.json"
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"vocab_size": 999}))
     with pytest.raises(UserError, match="tokenizer of 999 tokens"):

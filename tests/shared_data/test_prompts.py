@@ -19,8 +19,8 @@ def test_a_batch_has_prompts_ids_and_a_seed_of_its_place_in_the_data() -> None:
     tokenizer = train_bpe(["What is it?"], 280, special_tokens=SPECIAL_TOKENS)
     texts = [f"{number}?" for number in range(5)]
     whole, resumed = (PromptBatches(texts, tokenizer, 2, seed=3) for _ in range(2))
-    batches = [whole.next_batch() for _ in range(3)]
-    assert [batch.seed for batch in batches] == [3_000_009, 3_000_011, 3_000_013]
+    batches = [whole.next_batch() for _ in range(4)]
+    assert [batch.seed for batch in batches] == [3_000_009, 3_000_011, 3_000_013, 3_000_015]
     assert sorted([text for batch in batches for text in batch.prompts][:5]) == texts
     for text, ids in zip(batches[0].prompts, batches[0].ids, strict=True):
         assert tokenizer.decode(ids) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"

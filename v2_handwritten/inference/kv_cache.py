@@ -43,7 +43,7 @@ class KVCache:
     def update(
         self, layer: int, k: Float[Tensor, "B K T D"], v: Float[Tensor, "B K T D"]
     ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
-        """Append the keys (already rotated) and values of T new positions; return those of all S positions so far."""
+        """Append the keys (already rotated) and values of T new positions; return those of all S positions so far, in their type."""
         start, end = self.length, self.length + k.shape[2]
         assert end <= self.max_length, f"the cache holds {self.max_length} positions, {end} are needed"
         keys, values = self.states[layer]
@@ -51,7 +51,7 @@ class KVCache:
         values[:, :, start:end].copy_(v)
         if layer == len(self.states) - 1:
             self.length = end
-        return keys[:, :, :end], values[:, :, :end]
+        return keys[:, :, :end].to(k.dtype), values[:, :, :end].to(v.dtype)
 
     def spread(self, rows: Int[Tensor, " N"], max_length: int) -> "KVCache":
         """A cache for N sequences, of which sequence n goes on from `rows[n]` of this one: completions of the same prompt."""
