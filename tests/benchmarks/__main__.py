@@ -3,7 +3,7 @@
 These machines are noisy, so what counts is the ratio, not the seconds.
 
     uv run python -m tests.benchmarks                 everything (about ten minutes on two cores)
-    uv run python -m tests.benchmarks pretraining     one subject, or several
+    uv run python -m tests.benchmarks stages     one subject, or several
     uv run python -m tests.benchmarks bpe --text FILE…  natural text of yours for the tokenizer
 """
 
@@ -56,8 +56,7 @@ SUBJECTS: dict[str, Callable[..., Iterator[Row]]] = {
     "command_line": command_line,
     "kernels": rows_of("kernels"),
     "training_step": rows_of("training_step"),
-    "pretraining": rows_of("pretraining"),
-    "tuning": rows_of("tuning"),
+    "stages": rows_of("stages"),
     "numpy_step": rows_of("numpy_step"),
     "generation": rows_of("generation"),
     "bpe": tokenizer,
