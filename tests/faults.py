@@ -140,7 +140,7 @@ def kill_at(number: int) -> Trap:
 
 def result(folder: Path, stage: str) -> dict[str, Any]:
     """All that must be the same: every file of the stage but those of the clock, and its numbers."""
-    files = {
+    files: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted((folder / stage).rglob("*"))
         if path.is_file() and path.suffix in (".safetensors", ".json", ".jsonl")
@@ -154,6 +154,8 @@ def result(folder: Path, stage: str) -> dict[str, Any]:
                 {key: state[key] for key in ("step", "tokens", "data", "loss_scaler")}
             ).encode()
     numbers = json.loads((folder / "metrics.json").read_text())[stage]
+    finished = json.loads((folder / stage / "finished.json").read_text())
+    files["inputs and outputs"] = finished["id"], finished["inputs"], finished["outputs"]
     return files | {"numbers": {key: value for key, value in numbers.items() if key not in CLOCK}}
 
 

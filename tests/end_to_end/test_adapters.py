@@ -83,7 +83,7 @@ def test_an_adapter_without_its_base_is_one_line(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_tokenizer_that_has_seen_conversations_knows_the_words_of_questions(
+def test_a_tokenizer_trained_on_conversations_knows_their_words(
     level: str, config: Path, commands: Commands, finished_runs: Callable[[str], Path], tmp_path: Path
 ) -> None:
     def vocabulary(*words: str) -> dict[str, int]:

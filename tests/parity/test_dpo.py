@@ -74,21 +74,14 @@ def test_loss_metrics_and_every_gradient_equal_trl(
     models = [policies[0].library, *policies[1:]]
     islands = 5e-6 if case.startswith("llama") else 2e-14
     for levels, i, j, tolerance in (("v2-v1", 1, 0, islands), ("v2-v3", 2, 1, 3e-14)):
-        for quantity, actual, desired, allowed in (
-            ("loss", results[i][0], results[j][0], tolerance),
-            # trl counts the accuracy in float32
-            ("metrics", results[i][1], results[j][1], max(tolerance, 3e-9) if i == 1 else tolerance),
-            (
-                "every gradient",
-                scaled_gradients(models[i], models[j]),
-                scaled_gradients(models[j], models[j]),
-                tolerance,
-            ),
-        ):
-            parity(
-                component=f"DPOTrainer, {variant}, {case}", quantity=quantity, levels=levels,
-                actual=actual, expected=desired, tolerance=allowed,
-            )  # fmt: skip
+        row = {"component": f"DPOTrainer, {variant}, {case}", "levels": levels}
+        gradients = scaled_gradients(models[i], models[j]), scaled_gradients(models[j], models[j])
+        parity.each(
+            {"loss": (results[i][0], results[j][0]), "every gradient": gradients}, tolerance=tolerance, **row
+        )
+        # trl counts the accuracy in float32
+        allowed = max(tolerance, 3e-9) if levels == "v2-v1" else tolerance
+        parity.each({"metrics": (results[i][1], results[j][1])}, tolerance=allowed, **row)
 
 
 def test_ten_steps_in_lockstep_with_trl(parity: ParityRecorder, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_scaling_rescues_gradients_that_float16_rounds_to_zero() -> None:
     assert (gradient(scaler.scale) == tiny).all()
 
 
-def test_a_hopeless_overflow_is_a_user_error_and_a_resumed_scaler_continues() -> None:
+def test_overflow_at_every_scale_is_an_error_and_a_scaler_resumes() -> None:
     scaler = LossScaler(enabled=True)
     for _ in range(30):
         scaler.update(overflow=True)

@@ -65,19 +65,15 @@ def test_gradients_agree_in_any_number_of_threads(
         (expected, wanted), (loss, metrics) = losses
         expected.backward()
         loss.backward()
-        for quantity, a, b in (
-            ("loss", loss, expected),
-            ("metrics", list(metrics.values()), list(wanted.values())),
-            (
-                "every gradient",
+        pairs = {
+            "loss": (loss, expected),
+            "metrics": (list(metrics.values()), list(wanted.values())),
+            "every gradient": (
                 scaled_gradients(models[1], models[0]),
                 scaled_gradients(models[0], models[0]),
             ),
-        ):
-            parity(
-                component=f"{name}, {threads} threads", quantity=quantity, levels="v2-v3",
-                actual=a, expected=b, tolerance=3e-13,
-            )  # fmt: skip
+        }
+        parity.each(pairs, component=f"{name}, {threads} threads", levels="v2-v3", tolerance=3e-13)
 
 
 @pytest.mark.parametrize("level", LEVELS)

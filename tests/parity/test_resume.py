@@ -35,7 +35,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_stage_that_continues_from_a_checkpoint_ends_with_the_same_bits(
+def test_a_stage_continued_from_a_checkpoint_ends_with_the_same_bits(
     level: str, case: str, prepared: Path, tmp_path: Path
 ) -> None:
     if level == "v3" and "float16" in case:

@@ -216,7 +216,7 @@ def test_ten_optimizer_steps_in_lockstep_with_trl(
         made.engine.Training("sft", loaded, run).fit(made.model, packed(tokenizers, name), step)
         parity(
             component="sft, lockstep", quantity="loss of each of 10 steps", levels=f"{name}-v1",
-            actual=np.array(losses), expected=expected, tolerance=2e-5,
+            actual=np.array(losses), expected=expected, tolerance=5e-6,
         )  # fmt: skip
     assert expected[-1] < expected[0] - 1, "it must have learnt"
 

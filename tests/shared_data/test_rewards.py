@@ -82,7 +82,7 @@ def test_a_file_that_cannot_be_used_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_of_numpy_and_torch_are_numbers_and_infinite_ones_are_not() -> None:
+def test_numbers_of_numpy_and_torch_count_and_infinite_ones_do_not() -> None:
     assert score_completions(lambda p, r: np.array([0.5, 1.0, 2.0], np.float32), PROMPTS, COMPLETIONS) == [
         0.5,
         1,

@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert fresh.result == undisturbed
 
 
-def test_what_killed_runs_left_is_swept_and_what_they_logged_comes_again(
+def test_leftovers_of_killed_runs_are_swept_and_rows_logged_again(
     tmp_path: Path, undisturbed: tuple[float, str]
 ) -> None:
     def fail(moment: str, step: int) -> None:
@@ -233,9 +233,7 @@ def test_other_settings_start_over_and_so_does_resume_false(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_not_finite_stops_the_run_and_keeps_checkpoints(
-    value: float, tmp_path: Path
-) -> None:
+def test_a_metric_that_is_not_finite_stops_the_run(value: float, tmp_path: Path) -> None:
     model = Model(tmp_path, "learning_rate=0.5")
 
     def diverge(moment: str, step: int) -> None:

@@ -28,7 +28,7 @@ def test_the_size_of_the_pieces_changes_no_bit(piece: int, monkeypatch: pytest.M
     np.testing.assert_array_equal(actual.data, expected.data)
 
 
-def test_the_update_works_in_place_and_makes_no_array_of_the_models_size() -> None:
+def test_the_update_works_in_place_without_arrays_of_the_models_size() -> None:
     optimizer, parameter = adamw((1000, 1000))
     data = parameter.data
     optimizer.step()
