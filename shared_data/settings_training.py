@@ -5,15 +5,19 @@ Names and defaults are those of transformers' `TrainingArguments`, TRL's `SFTCon
     python -c "from shared_data.settings_training import SftSettings; print(SftSettings(max_steps=10))"
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared_data.settings_data import Section
 
 SchedulerType = Literal[
     "linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup", "warmup_stable_decay"
 ]
+SCHEDULER_KWARGS = {
+    "cosine_with_min_lr": {"min_lr_rate"},
+    "warmup_stable_decay": {"num_decay_steps", "min_lr_ratio"},
+}
 
 
 class OptimizerSettings(Section):
@@ -68,6 +72,25 @@ class OptimizerSettings(Section):
     seed: int = Field(
         default=0, ge=0, description="seed of the weights, of dropout and of the order of the data"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kwargs_are_of_the_default_schedule(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "lr_scheduler_type" in values:
+            return {"lr_scheduler_kwargs": {}} | values
+        return values
+
+    @model_validator(mode="after")
+    def _kwargs_are_of_the_schedule(self) -> Self:
+        unknown = set(self.lr_scheduler_kwargs) - SCHEDULER_KWARGS.get(self.lr_scheduler_type, set())
+        if unknown:
+            raise ValueError(
+                f"the schedule {self.lr_scheduler_type} has no {min(unknown)}; take it out of lr_scheduler_kwargs, or choose another "
+                "lr_scheduler_type"
+            )
+        if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
+            raise ValueError("cosine_with_min_lr needs min_lr_rate; set lr_scheduler_kwargs={min_lr_rate = 0.1}")
+        return self
 
 
 class PretrainSettings(OptimizerSettings):
