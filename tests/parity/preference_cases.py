@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from shared_data.alignment.pair_batches import Pair, PairBatch, pad_pairs
 from tests.parity.arrays import array
 from tests.parity.inference_cases import trio
-from tests.parity.model_cases import LibraryModel, LibraryRewardModel
+from tests.parity.model_cases import LibraryModel, config_of, library_config
 from tests.parity.training_cases import level_module
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer
@@ -49,12 +49,15 @@ def moved_trios(case: str) -> tuple[list[Any], list[Any]]:
     return list(policies), [references[0], *(each.eval() for each in references[1:])]
 
 
-def reward_trio(
-    library: LibraryModel, model: Transformer, arrays: ArrayTransformer, seed: int = 0
-) -> tuple[LibraryRewardModel, RewardModel, ArrayRewardModel]:
-    """Reward models of the library and levels 2 and 3 with the bodies of these language models and the same random score."""
-    theirs = LibraryRewardModel(library, seed, PAD)
-    return theirs, RewardModel.from_transformer(model, seed), ArrayRewardModel.from_transformer(arrays, seed)
+def reward_trio(case: str) -> tuple[Any, RewardModel, ArrayRewardModel]:
+    """Reward models of the library and levels 2 and 3 with the same weights, the `score` among them, in evaluation mode."""
+    _, model, arrays = trio(case)
+    ours, theirs = RewardModel.from_transformer(model, 0), ArrayRewardModel.from_transformer(arrays, 0)
+    config = library_config(config_of(case))
+    config.num_labels, config.pad_token_id = 1, PAD
+    library = AutoModelForSequenceClassification.from_config(config).double()
+    library.load_state_dict(ours.state_dict())
+    return library.eval(), ours.eval(), theirs.eval()
 
 
 def preference_loss(level: str, policy: Any, reference: Any, batch: PairBatch, **options: Any) -> Any:

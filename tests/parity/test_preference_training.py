@@ -46,7 +46,7 @@ def test_gradients_agree_in_any_number_of_threads(
     monkeypatch.setattr(sharding, "available_threads", lambda: threads)
     batch = pair_batch(polite_pairs(0, 5), margins=[0.0, 0.5, 1.0, 1.5, 2.0])
     policies, references = moved_trios(CASE)
-    rewards = reward_trio(*trio(CASE))
+    rewards = reward_trio(CASE)
     for name, models, losses in (
         (
             "reward",
@@ -93,9 +93,7 @@ def test_precomputed_reference_log_probs_equal_live_ones(level: str) -> None:
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
 def test_held_out_pairs_come_into_the_right_order(parity: ParityRecorder, kind: str) -> None:
     """After 30 steps on other pairs, along the same losses at both levels."""
-    models = dict(
-        zip(LEVELS, reward_trio(*trio(CASE))[1:] if kind == "reward" else trio(CASE)[1:], strict=True)
-    )
+    models = dict(zip(LEVELS, reward_trio(CASE)[1:] if kind == "reward" else trio(CASE)[1:], strict=True))
     references = dict(zip(LEVELS, trio(CASE)[1:], strict=True))
     pairs, held_out = polite_pairs(0, 160), pair_batch(polite_pairs(1, 60))
 

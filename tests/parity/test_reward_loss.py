@@ -9,7 +9,6 @@ import torch
 
 from tests.parity.arrays import array
 from tests.parity.block_checks import compare_functions
-from tests.parity.inference_cases import trio
 from tests.parity.preference_cases import (
     doubles,
     lockstep,
@@ -27,12 +26,6 @@ from tests.parity.recorder import ParityRecorder
 from v2_handwritten.align.algorithms.reward_loss import log_sigmoid, reward_loss
 from v3_numpy_deep.align.algorithms import reward_loss as v3
 from v3_numpy_deep.autograd import Tensor
-
-
-def reward_models(case: str) -> list[Any]:
-    """Of the library itself, level 2 and level 3, in evaluation mode."""
-    library, *ours = reward_trio(*trio(case))
-    return [library.library.eval(), *(model.eval() for model in ours)]
 
 
 def test_at_a_tie_the_loss_is_log_2_and_its_derivative_one_half() -> None:
@@ -74,7 +67,7 @@ def test_log_sigmoid_equals_torch(parity: ParityRecorder, scale: float) -> None:
 def test_loss_metrics_and_every_gradient_equal_trl(
     parity: ParityRecorder, case: str, margins: Any, tmp_path: Path
 ) -> None:
-    models = reward_models(case)
+    models = reward_trio(case)
     trainer = reward_trainer(models[0], tmp_path, center_rewards_coefficient=0.1)
     rows = reward_records(pairs())
     if margins:
@@ -107,7 +100,7 @@ def test_loss_metrics_and_every_gradient_equal_trl(
 
 
 def test_ten_steps_in_lockstep_with_trl(parity: ParityRecorder, tmp_path: Path) -> None:
-    models = dict(zip(("v1", "v2", "v3"), reward_models("gpt2"), strict=True))
+    models = dict(zip(("v1", "v2", "v3"), reward_trio("gpt2"), strict=True))
     trainer = reward_trainer(models["v1"], tmp_path, center_rewards_coefficient=0.1)
     losses: dict[str, Any] = {
         "v1": lambda _: trainer.compute_loss(models["v1"], trl_batch(trainer, reward_records(pairs()))),
