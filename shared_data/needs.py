@@ -148,18 +148,24 @@ def _check_pretrain(run: RunFolder, stage: str) -> None:
 
 
 def _check_sft(run: RunFolder, stage: str) -> None:
-    section = run.settings.sft
-    targets = section.adapter.target_modules
-    if section.adapter.method != "none" and targets != "all-linear":
+    section, adapter = run.settings.sft, run.settings.sft.adapter
+    if adapter.method != "none":
         names = parameter_shapes(ModelConfig.from_settings(run.settings.model, vocab_size=1))
-        modules = {name.rpartition(".")[0] for name in names}
-        for target in targets:
-            if not any(module == target or module.endswith(f".{target}") for module in modules):
-                raise UserError(
-                    f"sft.adapter.target_modules: no layer is called {target!r}; correct it, or use all-linear"
-                )
+        modules = {name.rpartition(".")[0] for name in names} | {"lm_head"}
+        targets = [] if adapter.target_modules == "all-linear" else adapter.target_modules
+        for setting, wanted in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save)):
+            for name in wanted:
+                if not any(module == name or module.endswith(f".{name}") for module in modules):
+                    raise UserError(
+                        f"sft.adapter.{setting}: no module is called {name!r}; correct it, for example to {_example(modules)}"
+                    )
     if _is_on_this_disk("sft.source", section.source):
         _check_conversations(run.settings, section.source, section.conversations)
+
+
+def _example(modules: set[str]) -> str:
+    """The name of some module, as a target is written."""
+    return min(modules).rpartition(".")[2]
 
 
 def _check_pairs(run: RunFolder, stage: str) -> None:

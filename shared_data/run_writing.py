@@ -79,8 +79,9 @@ def in_place(run: "RunFolder", stage: str) -> Iterator[dict[str, float]]:
             if aside.exists():
                 os.replace(aside, finished)
             restore(unfinished, was_unfinished)
-            with suppress(OSError):
-                folder.rmdir()  # the folder too, if it was made just now and is empty
+            for empty in sorted((*folder.rglob("*/"), folder), reverse=True):  # made just now
+                with suppress(OSError):
+                    empty.rmdir()
         raise
     finally:
         aside.unlink(missing_ok=True)

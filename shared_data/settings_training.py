@@ -89,7 +89,9 @@ class OptimizerSettings(Section):
                 "lr_scheduler_type"
             )
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
-            raise ValueError("cosine_with_min_lr needs min_lr_rate; set lr_scheduler_kwargs={min_lr_rate = 0.1}")
+            raise ValueError(
+                "cosine_with_min_lr needs min_lr_rate; set lr_scheduler_kwargs={min_lr_rate = 0.1}"
+            )
         return self
 
 

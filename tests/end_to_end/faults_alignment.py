@@ -81,7 +81,7 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     "adapter on no layer": (adapter("method=lora", 'target_modules=["nothing"]'), r"nothing.*; "),
     "adapter that brings no such module": (
         adapter("method=lora", 'modules_to_save=["nothing"]'),
-        r"cannot bring 'nothing'; choose among embed_tokens, lm_head",
+        r"modules_to_save: no module is called 'nothing'; correct",
     ),
     "adapter of rank zero": (adapter("method=lora", "r=0"), r"sft\.adapter\.r\b.*; correct"),
     "4-bit blocks of no size": (adapter("method=qlora", "bnb_4bit_blocksize=48"), r"sft\.adapter\.bnb_4bit_blocksize.*; correct"),

@@ -33,18 +33,15 @@ def test_an_adapter_is_kept_and_merged_and_every_level_speaks_with_it(
         "--set",
         "sft.learning_rate=0.1",
     ]
-    adapters += [
-        "--set",
-        "sft.warmup_steps=0",
-        "--set",
-        "sft.adapter.bnb_4bit_blocksize=32",
-    ]  # all of a width of 16 or 32
+    adapters += ["--set", "sft.warmup_steps=0", "--force"]
+    if level != "v1":  # all of a width of 16 or 32
+        adapters += ["--set", "sft.adapter.bnb_4bit_blocksize=32"]
     if (
         method == "qlora" and level == "v1"
     ):  # bitsandbytes decodes narrower rows wrongly on a CPU, and level 1 says so
         done = commands(level, "sft", *options, *adapters, cwd=tmp_path)
         assert done.returncode == 2
-        assert "decodes 16 columns" in done.stderr
+        assert "decodes rows that end inside a block of 64 wrongly on a CPU" in done.stderr
         return
     done = commands(level, "sft", *options, *adapters, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -88,7 +85,7 @@ def test_a_tokenizer_trained_on_conversations_knows_their_words(
 ) -> None:
     def vocabulary(*words: str) -> dict[str, int]:
         run = Path(shutil.copytree(finished_runs(level), tmp_path / f"run{len(words)}"))
-        sizes = ["--set", "tokenizer.vocab_size=600", *words]
+        sizes = ["--force", "--set", "tokenizer.vocab_size=600", *words]
         done = commands(level, "tokenizer", "--config", config, "--out", run, *sizes, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return json.loads((run / "tokenizer/tokenizer.json").read_text())["model"]["vocab"]

@@ -5,6 +5,7 @@ after, at level 2 and level 3. What needs more than a bad argument or file (a fu
 reader that goes away) stands below the table.
 """
 
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,8 +43,17 @@ def with_run(words: Arguments, config: Path, run: Path) -> Arguments:
     return [first, *(["--config", config] if options else []), *options, *others]
 
 
-@pytest.mark.parametrize("level", ["v1", "v2", "v3"])
-@pytest.mark.parametrize("name", FAULTS)
+# The trainers of level 1 cut these off or learn nothing from them, without an error.
+NOT_SEEN_BY_LEVEL_1 = {"reply beyond the context", "identical completions", "prompt beyond the context"}
+
+
+def cases(faults: Iterable[str]) -> list[tuple[str, str]]:
+    """Every fault at every level that notices it."""
+    every = itertools.product(faults, ("v1", "v2", "v3"))
+    return [(name, level) for name, level in every if level != "v1" or name not in NOT_SEEN_BY_LEVEL_1]
+
+
+@pytest.mark.parametrize(("name", "level"), cases(FAULTS))
 def test_one_line_exit_code_2_and_nothing_overwritten(
     name: str,
     level: str,
@@ -61,8 +71,7 @@ def test_one_line_exit_code_2_and_nothing_overwritten(
     assert snapshot(run) == before
 
 
-@pytest.mark.parametrize("level", ["v1", "v2", "v3"])
-@pytest.mark.parametrize("name", ALIGNMENT_FAULTS)
+@pytest.mark.parametrize(("name", "level"), cases(ALIGNMENT_FAULTS))
 def test_a_mistake_in_aligning_is_one_line_and_nothing_is_overwritten(
     name: str,
     level: str,

@@ -16,6 +16,7 @@ from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.peft.adapted_model import lora_parameters, merge_lora, set_adapter
 from shared_data.peft.config import LoraConfig, QuantizationConfig
+from shared_data.training.parameter_groups import parameter_groups
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, pair
 from tests.parity.peft_cases import inject_peft, peft_parameters
@@ -170,7 +171,7 @@ def test_training_goes_on_from_a_folder_as_if_it_had_not_stopped(tmp_path: Path,
         def train(
             model: Any, state: Any = None, optimizers: Any = optimizer_module, inputs: Any = its_inputs
         ) -> Any:
-            optimizer = optimizers.AdamW(optimizers.parameter_groups(model, weight_decay=0.1), 0.01)
+            optimizer = optimizers.AdamW(parameter_groups(model, weight_decay=0.1), 0.01)
             if state is not None:
                 optimizer.load_state_dict(state)
             for _ in range(2):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shared_data.errors import UserError
+from shared_data.training.parameter_groups import parameter_groups
 from tests.parity.arrays import array
 from tests.parity.optimizer_cases import LEVELS, STEPS, check_resumed, groups, parameters, run, unmoved
 from tests.parity.recorder import ParityRecorder, as_array
@@ -92,8 +93,7 @@ def test_the_state_of_another_model_is_refused(level: str) -> None:
 def test_matrices_and_embeddings_are_decayed_norms_and_biases_are_not(family: str) -> None:
     for level in OURS:
         model = Level(level, family).model
-        optimizers = level_module(level, "pretrain.components.optimizers")
-        decayed, others = optimizers.parameter_groups(model, 0.1)
+        decayed, others = parameter_groups(model, 0.1)
         assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
         assert sorted([*decayed["names"], *others["names"]]) == sorted(
             name for name, _ in model.named_parameters()

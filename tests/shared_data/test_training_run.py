@@ -94,8 +94,8 @@ def test_a_training_logs_evaluates_samples_and_saves_when_due(tmp_path: Path) ->
         2: ["loss", "tokens"],
         3: ["eval_loss"],
         4: ["loss", "sample", "tokens"],
-        6: ["loss", "tokens", "eval_loss"],
-        7: ["loss", "tokens", "eval_loss"],  # the last step, whatever is due
+        6: ["eval_loss", "loss", "tokens"],
+        7: ["eval_loss", "loss", "tokens"],  # the last step, whatever is due
     }
     assert rows[4]["sample"] == "at 4"
     assert model.checkpoints == ["step-000006", "step-000007"]

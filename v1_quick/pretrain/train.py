@@ -15,7 +15,8 @@ from transformers import default_data_collator as stack_rows
 from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import check_same_architecture, check_same_vocabulary
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.folder import read_config
+from shared_data.model_files.folder import find_tensors, read_config
+from shared_data.model_files.initialization import parameter_shapes
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import read_token_facts
@@ -68,5 +69,8 @@ def build_model(settings: Settings, run: RunFolder) -> PreTrainedModel:
     source = read_config(folder)
     check_same_vocabulary(folder, source.vocab_size, run.tokenizer, facts["vocab_size"])
     check_same_architecture(folder, source, config)
+    find_tensors(
+        folder, source, parameter_shapes(source)
+    )  # the library would fill missing tensors with random numbers
     dropout = {name: value for name, value in config.to_hf().items() if name.endswith(("drop", "dropout"))}
     return AutoModelForCausalLM.from_pretrained(folder, **model_options(settings), **dropout)

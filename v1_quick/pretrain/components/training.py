@@ -67,12 +67,13 @@ def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:
     for entry in trainer.state.log_history:
         rows.setdefault(entry["step"], {}).update(entry)
     for step, row in rows.items():
-        for name, value in row.items():
-            if not math.isfinite(value):
+        for name in _LOSSES & row.keys():
+            if not math.isfinite(row[name]):
                 raise UserError(
-                    f"training diverged: {name} is {value} at step {step}; lower the learning rate (now "
+                    f"training diverged: {name} is {row[name]} at step {step}; lower the learning rate (now "
                     f"{trainer.args.learning_rate:g}) or raise warmup_steps (now {trainer.args.warmup_steps})"
                 )
+        rows[step] = {name: value for name, value in row.items() if math.isfinite(value)}  # JSON has no NaN
     with atomic_write(folder / "metrics_log.jsonl") as file:
         file.writelines(map(json_bytes, rows.values()))
     last = {name: value for row in rows.values() for name, value in row.items()}
@@ -85,6 +86,7 @@ def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:
     return metrics
 
 
+_LOSSES = {"loss", "grad_norm", "eval_loss", "loss/policy_avg", "loss/value_avg"}
 _CLOCK = ("_runtime", "_per_second", "_time", "_flos", "epoch")
 
 
