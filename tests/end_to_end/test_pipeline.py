@@ -12,7 +12,7 @@ import pytest
 from tests.end_to_end.conftest import Commands
 
 STAGES = ["data", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "generate"]
-EXAM = {"seconds", "before", "after", "kl", "bits_per_byte_before", "bits_per_byte", "tokens_per_second"}
+EXAM = {"seconds", "before", "after", "kl", "bits_per_byte_before", "bits_per_byte"}
 NUMBERS = {
     "data": {"seconds"},
     "tokenizer": {"seconds"},
