@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from shared_data.alignment.pairs import check_texts, open_pairs
 from shared_data.alignment.prompts import open_prompts
@@ -49,7 +50,7 @@ _LIBRARIES = {
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _END_OF_TURN = "<|im_end|>"
 # The libraries of level 1 have no other value of these.
-_ONLY_AT_LEVEL_1 = {
+_ONLY_AT_LEVEL_1: dict[str, dict[str, Any]] = {
     "sft": {"adapter.bnb_4bit_blocksize": 64},
     "dpo": {"label_smoothing": 0.0},
     "ppo": {"reward": "reward_model"},
