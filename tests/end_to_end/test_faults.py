@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,12 @@ def test_killed_at_every_write_and_rename_pretraining_ends_the_same(level: str, 
 
 @pytest.mark.parametrize(("level", "stage"), KILLED)
 def test_sigkill_at_random_moments_changes_nothing(level: str, stage: str, tmp_path: Path) -> None:
+    """In a new process, because `run` forks: the thread pools of earlier tests would be dead in the fork."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as new_process:
+        new_process.submit(killed_and_finished, level, stage, tmp_path).result()
+
+
+def killed_and_finished(level: str, stage: str, tmp_path: Path) -> None:
     words = [word for option in KILLED[level, stage] for word in ("--set", option)]
     model = [
         word for option in KILLED[level, stage] if option.startswith("model.") for word in ("--set", option)
