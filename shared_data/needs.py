@@ -6,6 +6,7 @@ the libraries, the device, the tokenizer's chat tokens, the records of every sou
     check_needs(run, ["data", "tokenizer", "pretrain", "sft"])
 """
 
+import difflib
 import importlib
 import importlib.util
 import os
@@ -158,15 +159,16 @@ def _check_sft(run: RunFolder, stage: str) -> None:
             for name in wanted:
                 if not any(module == name or module.endswith(f".{name}") for module in modules):
                     raise UserError(
-                        f"sft.adapter.{setting}: no module is called {name!r}; correct it, for example to {_example(modules)}"
+                        f"sft.adapter.{setting}: no module is called {name!r}; correct it, for example to {_closest(name, modules)}"
                     )
     if _is_on_this_disk("sft.source", section.source):
         _check_conversations(run.settings, section.source, section.conversations)
 
 
-def _example(modules: set[str]) -> str:
-    """The name of some module, as a target is written."""
-    return min(modules).rpartition(".")[2]
+def _closest(name: str, modules: set[str]) -> str:
+    """The name most like this one, as a target is written."""
+    names = sorted(module.rpartition(".")[2] for module in modules)
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 
 def _check_pairs(run: RunFolder, stage: str) -> None:

@@ -94,7 +94,7 @@ def test_what_will_be_missing_is_one_line_before_the_first_step(files: Path, ass
 def test_a_setting_that_goes_with_another_is_checked_with_it(files: Path) -> None:
     with pytest.raises(UserError, match=r"evaluate.split is test, but data.test_fraction = 0 .*; raise"):
         check(files, "data.source=text.txt", "data.test_fraction=0")
-    with pytest.raises(UserError, match="no module is called 'v_prej'; correct"):
+    with pytest.raises(UserError, match="no module is called 'v_prej'; correct it, for example to v_proj"):
         check(files, "sft.adapter.method=lora", 'sft.adapter.target_modules=["q_proj", "v_prej"]')
     check(files, "sft.adapter.method=lora", 'sft.adapter.target_modules=["q_proj", "self_attn.v_proj"]')
     for assignment in ("device=cuda", "device=mps"):
