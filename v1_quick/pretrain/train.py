@@ -69,8 +69,7 @@ def build_model(settings: Settings, run: RunFolder) -> PreTrainedModel:
     source = read_config(folder)
     check_same_vocabulary(folder, source.vocab_size, run.tokenizer, facts["vocab_size"])
     check_same_architecture(folder, source, config)
-    find_tensors(
-        folder, source, parameter_shapes(source)
-    )  # the library would fill missing tensors with random numbers
+    # The library would fill missing tensors with random numbers.
+    find_tensors(folder, source, parameter_shapes(source))
     dropout = {name: value for name, value in config.to_hf().items() if name.endswith(("drop", "dropout"))}
     return AutoModelForCausalLM.from_pretrained(folder, **model_options(settings), **dropout)

@@ -3,7 +3,7 @@
 open → clean → deduplicate → split → train.jsonl, validation.jsonl, test.jsonl   (`shared_data/corpus/splits.py`)
 train the tokenizer → encode → train.bin, validation.bin, test.bin               (`shared_data/corpus/token_files.py`)
 
-v2 data --config smoke && v2 tokenizer --config smoke
+    uv run v2 data --config smoke && uv run v2 tokenizer --config smoke
 """
 
 from functools import partial
