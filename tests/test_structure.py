@@ -7,6 +7,8 @@ its reason.
 
 import ast
 import copy
+import io
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,10 +162,19 @@ def normalized(function: ast.FunctionDef) -> str:
 
 
 def code_lines(path: Path) -> int:
-    """Lines of a file's syntax tree, written out without docstrings and comments."""
-    tree = _Normalize().visit(parse(path))
-    tree.body = [node for node in tree.body if not isinstance(node, ast.Expr)]
-    return len(ast.unparse(tree).splitlines())
+    """Lines of a file that hold code: no blank lines, comments or docstrings."""
+    text = path.read_text(encoding="utf-8")
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP):
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            lines.difference_update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
 
 
 def imported_modules(path: Path) -> Iterator[tuple[str, list[str]]]:

@@ -1,13 +1,16 @@
 """Whether a checkpoint fits the settings of a run and its tokenizer, before anything is trained from it.
 
-check_same_vocabulary(folder, config.vocab_size, run.tokenizer, tokenizer.vocab_size)
+config = initial_config(Path("runs/v2/tiny/pretrain"), config, run.tokenizer)
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.files import read_json
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.folder import find_tensors, read_config
+from shared_data.model_files.initialization import parameter_shapes
 
 _SIZES = (
     "model_type",
@@ -22,7 +25,26 @@ _SIZES = (
 )
 
 
-def check_same_vocabulary(folder: Path, model_size: int, tokenizer: Path, vocab_size: int) -> None:
+def initial_config(folder: Path, config: ModelConfig, tokenizer: Path) -> ModelConfig:
+    """The configuration of the checkpoint that training starts from, with the dropout of the settings.
+
+    Raises `UserError` where the checkpoint has another vocabulary than the tokenizer, another architecture than the settings, or a
+    tensor that is missing, superfluous or of another shape.
+    """
+    source = read_config(folder)
+    _check_same_vocabulary(folder, source.vocab_size, tokenizer, config.vocab_size)
+    for name in _SIZES:
+        found, expected = getattr(source, name), getattr(config, name)
+        if found != expected:
+            raise UserError(
+                f"{folder} has {name} {found}, the settings have {expected}; use --set model.{name}={str(found).lower()}"
+            )
+    find_tensors(folder, source, parameter_shapes(source))
+    dropout = {name: getattr(config, name) for name in ("embd_pdrop", "attention_dropout", "resid_pdrop")}
+    return replace(source, **dropout)
+
+
+def _check_same_vocabulary(folder: Path, model_size: int, tokenizer: Path, vocab_size: int) -> None:
     """The tokens must mean what they meant to the checkpoint: same entries where it has a tokenizer, same number else."""
     own = folder / "tokenizer.json"
     if own.is_file():
@@ -35,13 +57,3 @@ def check_same_vocabulary(folder: Path, model_size: int, tokenizer: Path, vocab_
             f"{folder} was trained with another tokenizer than {tokenizer}; start from that tokenizer with "
             f"--set tokenizer.load={folder}, or leave pretrain.init_from out"
         )
-
-
-def check_same_architecture(folder: Path, checkpoint: Any, settings: Any) -> None:
-    """Raise `UserError` for the first size in which the checkpoint's configuration and `[model]` differ."""
-    for name in _SIZES:
-        found, expected = getattr(checkpoint, name), getattr(settings, name)
-        if found != expected:
-            raise UserError(
-                f"{folder} has {name} {found}, the settings have {expected}; use --set model.{name}={str(found).lower()}"
-            )

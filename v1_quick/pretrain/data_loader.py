@@ -14,15 +14,22 @@ from shared_data.training.data_loader import PackedDocuments, read_token_facts
 
 
 class PackedRows(Dataset):
-    """The rows of a split as arguments of the model; `shift_labels` says that labels stand at the token before already."""
+    """The rows of a split as arguments of the model; `shift_labels` says that labels stand at the token before already.
+
+    Of the validation split, as many as an evaluation reads.
+    """
 
     def __init__(self, settings: Settings, run: RunFolder, split: str) -> None:
         section, end = settings.pretrain, read_token_facts(run.tokens(split))["end_of_text_id"]
         self.documents = PackedDocuments(run.tokens(split), 1, section.sequence_length, end, section.seed)
         self.names = ["input_ids", "labels"] + (["position_ids"] if section.document_masks else [])
 
+        self.num_rows = self.documents.num_sequences
+        if split == "validation":
+            self.num_rows = min(self.num_rows, section.eval_batches * section.per_device_train_batch_size)
+
     def __len__(self) -> int:
-        return self.documents.num_sequences
+        return self.num_rows
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         row = self.documents.read([index])

@@ -8,15 +8,11 @@ a cache. The rows and the initial weights are those of levels 2 and 3.
 
 from pathlib import Path
 
-from torch.utils.data import Subset
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
-from transformers import default_data_collator as stack_rows
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from shared_data.evaluation.held_out import pretrained_metrics
-from shared_data.model_files.compatibility import check_same_architecture, check_same_vocabulary
+from shared_data.model_files.compatibility import initial_config
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.folder import find_tensors, read_config
-from shared_data.model_files.initialization import parameter_shapes
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import read_token_facts
@@ -33,29 +29,24 @@ from v1_quick.pretrain.data_loader import PackedRows
 def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     """Train the model of the settings on the token files of the run; returns the metrics of the stage."""
     section, folder = settings.pretrain, run.stage("pretrain")
-    train, validation = (PackedRows(settings, run, split) for split in ("train", "validation"))
-    eval_rows = min(len(validation), section.eval_batches * section.per_device_train_batch_size)
-    model, tokenizer = build_model(settings, run), load_tokenizer(run.tokenizer.parent)
-    arguments = TrainingArguments(
-        **trainer_arguments(settings, "pretrain", run),
-        include_num_input_tokens_seen=True,
-        remove_unused_columns=False,  # it would take `shift_labels` away
-    )
+    train, validation = PackedRows(settings, run, "train"), PackedRows(settings, run, "validation")
+    model = build_model(settings, run)
+    # Removing unused columns would take `shift_labels` away. The trainer gets no tokenizer, which would add an attention mask.
+    options = trainer_arguments(settings, "pretrain", run) | {"remove_unused_columns": False}
+    arguments = TrainingArguments(**options, include_num_input_tokens_seen=True)
     trainer = Trainer(
         model,
         arguments,
-        data_collator=stack_rows,  # the tokenizer's own would add an attention mask
         train_dataset=train,
-        eval_dataset=Subset(validation, range(eval_rows)),
-        processing_class=tokenizer,
+        eval_dataset=validation,
         optimizers=(make_optimizer(model, section), None),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(arguments))
     trainer.evaluate()
     metrics = logged_metrics(trainer, folder)
     trainer.save_model(folder)
-    epochs = metrics["tokens"] / len(train.documents.tokens)
-    metrics |= {"parameters": model.num_parameters(), "epochs": epochs}
+    load_tokenizer(run.tokenizer.parent).save_pretrained(folder)
+    metrics |= {"epochs": trainer.state.epoch, "parameters": model.num_parameters()}
     return metrics | pretrained_metrics(negative_log_probs, model, settings, run)
 
 
@@ -66,10 +57,6 @@ def build_model(settings: Settings, run: RunFolder) -> PreTrainedModel:
     if settings.pretrain.init_from is None:
         return new_model(config, settings.pretrain.seed, **model_options(settings))
     folder = Path(settings.pretrain.init_from)
-    source = read_config(folder)
-    check_same_vocabulary(folder, source.vocab_size, run.tokenizer, facts["vocab_size"])
-    check_same_architecture(folder, source, config)
-    # The library would fill missing tensors with random numbers.
-    find_tensors(folder, source, parameter_shapes(source))
-    dropout = {name: value for name, value in config.to_hf().items() if name.endswith(("drop", "dropout"))}
-    return AutoModelForCausalLM.from_pretrained(folder, **model_options(settings), **dropout)
+    # The library would fill missing tensors with random numbers, so the folder is checked first.
+    config = AutoConfig.for_model(**initial_config(folder, config, run.tokenizer).to_hf())
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, **model_options(settings))

@@ -8,11 +8,10 @@ Level 1 hands the training to `transformers.Trainer`; level 2 is the same over t
     uv run v3 pretrain --config tiny
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from shared_data.evaluation.held_out import pretrained_metrics
-from shared_data.model_files.compatibility import check_same_architecture, check_same_vocabulary
+from shared_data.model_files.compatibility import initial_config
 from shared_data.model_files.config import ModelConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
@@ -22,7 +21,7 @@ from v3_numpy_deep.autograd import Tensor
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v3_numpy_deep.inference.generate import generate
 from v3_numpy_deep.inference.scoring import negative_log_probs
-from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.models.checkpoint import load_weights, save_model
 from v3_numpy_deep.models.transformer import Transformer, new_model
 from v3_numpy_deep.pretrain.components.training import Training, evaluate_loss, model_inputs
 
@@ -65,10 +64,6 @@ def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Tra
     if settings.pretrain.init_from is None:
         return new_model(config, settings.pretrain.seed, settings.kernels)
     folder = Path(settings.pretrain.init_from)
-    source = load_model(folder)
-    check_same_vocabulary(folder, source.config.vocab_size, run.tokenizer, tokenizer.vocab_size)
-    check_same_architecture(folder, source.config, config)
-    dropout = {name: getattr(config, name) for name in ("embd_pdrop", "attention_dropout", "resid_pdrop")}
-    model = Transformer(replace(source.config, **dropout), settings.kernels)
-    model.load_state_dict(source.state_dict())
+    model = Transformer(initial_config(folder, config, run.tokenizer), settings.kernels)
+    load_weights(model, folder)
     return model
