@@ -17,10 +17,8 @@ from shared_data.files import atomic_write
 
 BLUE, ORANGE, GREEN, RED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
 _INK = "#010203"  # stands for the text colour while matplotlib draws
-_COLUMN, _PAGE = (
-    (4.6, 2.8),
-    (7.4, 3.4),
-)  # inches, for plots that share the width of a page, or have it to themselves
+# Inches, for plots that share the width of a page, or have it to themselves.
+_COLUMN, _PAGE = ((4.6, 2.8), (7.4, 3.4))
 _STYLE = {
     "axes.edgecolor": _INK,
     "axes.grid": True,
@@ -86,9 +84,8 @@ def plot_lines(
         if floor is not None:
             axes.axhline(floor[1], color=RED, linestyle=(0, (5, 3)), linewidth=1.2, label=floor[0])
         heights = [value for _, y in series.values() for value in y]
-        if (
-            log_y and heights and max(heights) > 10 * min(heights) > 0
-        ):  # a linear axis shows less than a decade better
+        # A linear axis shows less than a decade better.
+        if log_y and heights and max(heights) > 10 * min(heights) > 0:
             _logarithmic(axes)
         if all(isinstance(value, int) for x, _ in series.values() for value in x):
             axes.xaxis.get_major_locator().set_params(integer=True)  # no half steps

@@ -108,9 +108,8 @@ def figure(path: Path, caption: str = "") -> str:
     svg = path.read_text(encoding="utf-8")
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1
-    )  # the viewBox remains: the page decides the size
+    # The viewBox remains: the page decides the size.
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f"<figure>{svg}{note}</figure>"

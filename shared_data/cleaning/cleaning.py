@@ -58,9 +58,8 @@ class Cleaner:
         report.documents += 1
         if not self.settings.enabled:
             report.kept += 1
-            return replace(
-                document, text=join_surrogates(document.text)
-            )  # the least: text that has a UTF-8 form
+            # The least: text that has a UTF-8 form.
+            return replace(document, text=join_surrogates(document.text))
         text, repairs = repair_and_name(document.text, self.settings.boilerplate_phrases, self.repairs)
         reason = rejection_reason(text, self.settings)
         if reason is not None:

@@ -23,9 +23,8 @@ from shared_data.files import atomic_write, write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 
-Encode = Callable[
-    [list[str]], Integer[np.ndarray, " T"]
-]  # documents to their ids in a row, each with its end
+# Documents to their ids in a row, each with its end.
+Encode = Callable[[list[str]], Integer[np.ndarray, " T"]]
 
 
 def tokenizer_texts(settings: Settings, run: RunFolder) -> Iterator[str]:

@@ -16,9 +16,8 @@ class TextStream:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.written: list[
-            int
-        ] = []  # the last piece: some tokenizers write a token differently at the beginning
+        # The last piece: some tokenizers write a token differently at the beginning.
+        self.written: list[int] = []
         self.waiting: list[int] = []
 
     def add(self, id: int) -> str:

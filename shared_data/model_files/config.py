@@ -175,9 +175,8 @@ class ModelConfig:
             scaling = self.rope_scaling or {"rope_type": "default"}
             hf["rope_parameters"] = {**scaling, "rope_theta": self.rope_theta}
             hf["rope_theta"] = self.rope_theta
-            hf["rope_scaling"] = self.rope_scaling and dict(
-                self.rope_scaling
-            )  # a copy: transformers writes into it
+            # A copy: transformers writes into it.
+            hf["rope_scaling"] = self.rope_scaling and dict(self.rope_scaling)
         return hf
 
 

@@ -201,9 +201,8 @@ def dirty_documents(
             f"dirt_fraction is {dirt_fraction}; give a number from 0 (all clean) to 1 (all dirty)"
         )
     rng = random.Random(f"dirt/{seed}/{split}")
-    earlier: deque[tuple[str, str]] = deque(
-        maxlen=MEMORY
-    )  # (id, text) of clean stories that a duplicate may repeat
+    # (id, text) of clean stories that a duplicate may repeat.
+    earlier: deque[tuple[str, str]] = deque(maxlen=MEMORY)
     for number, story in enumerate((world or StoryWorld()).stories(seed, split)):
         name = f"{split}-{seed}-{number}"
         label = rng.choice(LABELS[1:]) if rng.random() < dirt_fraction else "clean"

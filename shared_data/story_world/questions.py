@@ -44,9 +44,8 @@ class Kind(NamedTuple):
     """
 
     phrasings: tuple[str, ...]
-    answer: Callable[
-        [Facts, str], str | None
-    ]  # the facts and the name or thing of the question; None: the story does not say
+    # The facts and the name or thing of the question; None: the story does not say.
+    answer: Callable[[Facts, str], str | None]
     reply: str  # with {answer}, and perhaps {species}, which is that of {name}
 
 
@@ -163,17 +162,8 @@ KINDS: dict[str, Kind] = {
 ABOUT_A_PERSON = tuple(kind for kind, entry in KINDS.items() if "{name}" in entry.phrasings[0])
 TRAIT_FRACTION = 0.75  # of the questions about what somebody is: the harder of the two
 NEVER_TOLD = ("age", "family", "breakfast")
-ALWAYS_TOLD = (
-    "hero",
-    "friend",
-    "species",
-    "trait",
-    "hobby",
-    "place",
-    "colour",
-    "size",
-    "holder",
-)  # or nearly
+# Told in every story, or nearly.
+ALWAYS_TOLD = ("hero", "friend", "species", "trait", "hobby", "place", "colour", "size", "holder")
 
 
 class Statement(NamedTuple):

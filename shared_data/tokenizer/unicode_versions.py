@@ -48,9 +48,8 @@ def _characters(ranges: str) -> frozenset[str]:
 
 
 NEWER_CHARACTERS = _characters(_NEWER_RANGES)
-NEWER_DIGITS = _characters(
-    "1246F 12475-1247F 12550-12686"
-)  # Unicode 18: Rust itself, not Oniguruma, finds digits
+# Unicode 18: Rust itself, not Oniguruma, finds digits.
+NEWER_DIGITS = _characters("1246F 12475-1247F 12550-12686")
 NEWER_COMBINING = _characters(_NEWER_COMBINING_RANGES)
 _AT_NEWER_COMBINING = re.compile(f"([{''.join(sorted(NEWER_COMBINING))}])")
 

@@ -14,9 +14,8 @@ STORY = "Once upon a time there was a little dog who had a red ball and he was v
 JSONL = (json.dumps({"text": STORY}) + "\n").encode()
 
 Arguments = list[str | Path]
-Fault = Callable[
-    [Path, Path], Arguments
-]  # (scratch folder, copy of the finished run) -> command and arguments
+# (scratch folder, copy of the finished run) -> command and arguments.
+Fault = Callable[[Path, Path], Arguments]
 Change = Callable[[bytes], bytes]
 
 

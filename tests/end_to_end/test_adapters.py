@@ -36,9 +36,8 @@ def test_an_adapter_is_kept_and_merged_and_every_level_speaks_with_it(
     adapters += ["--set", "sft.warmup_steps=0", "--force"]
     if level != "v1":  # all of a width of 16 or 32
         adapters += ["--set", "sft.adapter.bnb_4bit_blocksize=32"]
-    if (
-        method == "qlora" and level == "v1"
-    ):  # bitsandbytes decodes narrower rows wrongly on a CPU, and level 1 says so
+    # Bitsandbytes decodes narrower rows wrongly on a CPU, and level 1 says so.
+    if method == "qlora" and level == "v1":
         done = commands(level, "sft", *options, *adapters, cwd=tmp_path)
         assert done.returncode == 2
         assert "decodes rows that end inside a block of 64 wrongly on a CPU" in done.stderr
@@ -57,9 +56,8 @@ def test_an_adapter_is_kept_and_merged_and_every_level_speaks_with_it(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    if (
-        method == "lora"
-    ):  # the base of qlora's adapter is the 4-bit model, whose weights only the merged one has
+    # The base of qlora's adapter is the 4-bit model, whose weights only the merged one has.
+    if method == "lora":
         merged = says("v2", run / "sft")
         assert {says(speaker, run / "sft/adapter") for speaker in LEVELS} == {merged}
         assert says("v2", run / "pretrain") != merged, "the adapter must be heard"

@@ -29,9 +29,8 @@ def compare_functions(
             name: value.clone().requires_grad_(value.is_floating_point()) for name, value in inputs.items()
         }
         output = function(**copies)
-        scale = (
-            1.0 if output.ndim else 100.0
-        )  # a loss has small gradients: errors are measured against 1 at least
+        # A loss has small gradients: errors are measured against 1 at least.
+        scale = 1.0 if output.ndim else 100.0
         direction = torch.as_tensor(array(99, *output.shape, scale=scale), dtype=output.dtype)
         output.backward(direction)
         gradients = {f"grad {name}": c.grad for name, c in copies.items() if c.grad is not None}

@@ -218,9 +218,8 @@ def test_level_3_equals_level_2_in_float64(parity: ParityRecorder, case: str, va
 @pytest.mark.parametrize("variant", ["all-linear", "DoRA, all-linear", "LoRA, whole embedding"])
 def test_ten_steps_of_adamw_in_lockstep(parity: ParityRecorder, variant: str) -> None:
     """Losses, and adapters at the end, of all three levels; the frozen base must have kept its bits at each."""
-    ours, theirs, names = adapted_pair(
-        "gpt2", variant, lora_alpha=1.0
-    )  # a gentle start: chaos would amplify rounding
+    # A gentle start: chaos would amplify rounding.
+    ours, theirs, names = adapted_pair("gpt2", variant, lora_alpha=1.0)
     model = level_3_like(ours, "gpt2", settings("gpt2", variant, lora_alpha=1.0))
     bases = [{n: p.clone() for n, p in m.named_parameters() if not p.requires_grad} for m in (ours, theirs)]
     base3 = {n: p.data.copy() for n, p in model.named_parameters() if not p.requires_grad}
@@ -291,9 +290,8 @@ def test_level_3_drops_in_training_only_and_switches_adapters() -> None:
     base.load_state_dict(merged_state_dict(model))
     assert np.allclose(model(ids).data, base(ids).data, rtol=0, atol=1e-14)
     base.eval()
-    lora3.inject_lora(
-        base, LoraConfig(lora_dropout=0.5), seed=0
-    )  # new layers in a model that is being evaluated
+    # New layers in a model that is being evaluated.
+    lora3.inject_lora(base, LoraConfig(lora_dropout=0.5), seed=0)
     for seed, parameter in enumerate(lora_parameters(base)):
         parameter.data[...] = adapter_values(parameter.shape, seed)
     assert not any(module.training for module in base.modules())

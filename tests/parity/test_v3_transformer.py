@@ -132,9 +132,8 @@ def test_shards_in_threads_give_the_loss_and_gradients_of_the_whole_batch(
     monkeypatch: pytest.MonkeyPatch, case: str, packing: bool
 ) -> None:
     level2, _ = pair(case, torch.float64)
-    inputs = arrays(
-        batch(case) | (packed(PACKED) if packing else {})
-    )  # the rows count different numbers of labels
+    # The rows count different numbers of labels.
+    inputs = arrays(batch(case) | (packed(PACKED) if packing else {}))
 
     def run(threads: int) -> dict[str, Any]:
         monkeypatch.setattr("v3_numpy_deep.models.sharding.available_threads", lambda: threads)

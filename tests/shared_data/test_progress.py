@@ -32,9 +32,8 @@ def test_lines_come_every_few_seconds_with_the_time_that_is_left(
             clock[0] += 1
             bar.update(1)
     lines = capsys.readouterr().out.splitlines()
-    assert (
-        lines[0] == "data 45/100 MB · 5.0 s elapsed, 55 s left"
-    )  # at the rate of this run, not counting what was done
+    # At the rate of this run, not counting what was done.
+    assert lines[0] == "data 45/100 MB · 5.0 s elapsed, 55 s left"
     assert len(lines) == 6
 
 

@@ -33,9 +33,8 @@ TARGETS = np.array([1, -100, 4, 0, 4])
 COS, SIN = rotary_tables(np.array([1.0, 0.1]), np.array([[0, 1, 2], [5, 0, 1]]), np.float64)
 T = 150  # three tiles of queries
 PLACES = np.tile(np.arange(T), (2, 1))
-PACKED = AttentionMask(
-    T, T, packing=Packing(PLACES // 70, PLACES % 70 // 25)
-)  # texts of 70 with two branches
+# Texts of 70 with two branches.
+PACKED = AttentionMask(T, T, packing=Packing(PLACES // 70, PLACES % 70 // 25))
 PADDED = AttentionMask(T, T, attention_mask=np.arange(T) >= np.array([[0], [20]]))
 KEPT = PLACES % 7 > 4
 

@@ -103,23 +103,17 @@ def grpo_update(
             max_completion_length=section.max_completion_length,
             use_bias_correction_kl=section.use_bias_correction_kl,
         )
-        yield (
-            loss,
-            metrics
-            | {
-                "reward": rewards.mean().item(),
-                "reward_std": rewards.std().item(),
-                "kl": masked_mean(
-                    log_probs.detach() - reference_log_probs, mask
-                ).item(),  # k1, penalized or not
-                "entropy": masked_mean(
-                    -log_probs.detach(), mask
-                ).item(),  # nats a token, as the samples estimate it
-                "completion_length": mask.sum().item() / len(mask),
-                "finished": rollout.finished.sum().item() / len(mask),
-                "tokens": int(rollout.attention_mask.sum()),
-            },
-        )
+        metrics |= {
+            "reward": rewards.mean().item(),
+            "reward_std": rewards.std().item(),
+            # Nats a token, as the samples estimate them; the estimator of the KL is k1, penalized or not.
+            "kl": masked_mean(log_probs.detach() - reference_log_probs, mask).item(),
+            "entropy": masked_mean(-log_probs.detach(), mask).item(),
+            "completion_length": mask.sum().item() / len(mask),
+            "finished": rollout.finished.sum().item() / len(mask),
+            "tokens": int(rollout.attention_mask.sum()),
+        }
+        yield loss, metrics
 
 
 def rollout_log_probs(model: Transformer, rollout: Rollout, temperature: float) -> Float[Tensor, "B T"]:

@@ -50,9 +50,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     policy = load_model(run.model("sft"), kernels=settings.kernels).to(device)
     reference = frozen_copy(policy)
     reward_model = load_reward_model(run.model("reward"), kernels=settings.kernels).to(device).eval()
-    value_model = copy.deepcopy(
-        reward_model
-    )  # what a whole completion is worth is a good guess for its beginning
+    # What a whole completion is worth is a good guess for its beginning.
+    value_model = copy.deepcopy(reward_model)
     train, held_out = open_prompts(settings, "ppo")
     prompts = PromptBatches(train, tokenizer, section.per_device_train_batch_size, section.seed)
     if section.reward == "reward_model":

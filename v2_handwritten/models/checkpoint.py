@@ -94,9 +94,8 @@ def read_tensor(path: Path, name: str) -> Tensor:
 def _fill(model: M, folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> M:
     """Give a model without memory the folder's tensors as its parameters."""
     tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in _tensors(model, folder)}
-    model.load_state_dict(
-        tensors, strict=False, assign=True
-    )  # find_tensors has checked that only a tied matrix is missing
+    # `find_tensors` has checked that only a tied matrix is missing.
+    model.load_state_dict(tensors, strict=False, assign=True)
     if isinstance(model, Transformer):
         model.tie_weights()
     return model.requires_grad_()

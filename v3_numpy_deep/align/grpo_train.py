@@ -102,21 +102,17 @@ def grpo_update(
             max_completion_length=section.max_completion_length,
             use_bias_correction_kl=section.use_bias_correction_kl,
         )
-        yield (
-            loss,
-            metrics
-            | {
-                "reward": rewards.mean().item(),
-                "reward_std": rewards.std(ddof=1).item(),
-                "kl": (log_probs.data - reference_log_probs)[mask == 1].mean().item(),  # k1, penalized or not
-                "entropy": -log_probs.data[mask == 1]
-                .mean()
-                .item(),  # nats a token, as the samples estimate it
-                "completion_length": mask.sum().item() / len(mask),
-                "finished": rollout.finished.sum().item() / len(mask),
-                "tokens": int(rollout.attention_mask.sum()),
-            },
-        )
+        metrics |= {
+            "reward": rewards.mean().item(),
+            "reward_std": rewards.std(ddof=1).item(),
+            # Nats a token, as the samples estimate them; the estimator of the KL is k1, penalized or not.
+            "kl": (log_probs.data - reference_log_probs)[mask == 1].mean().item(),
+            "entropy": -log_probs.data[mask == 1].mean().item(),
+            "completion_length": mask.sum().item() / len(mask),
+            "finished": rollout.finished.sum().item() / len(mask),
+            "tokens": int(rollout.attention_mask.sum()),
+        }
+        yield loss, metrics
 
 
 def rollout_log_probs(model: Transformer, rollout: Rollout, temperature: float) -> Float[Tensor, "B T"]:

@@ -46,9 +46,8 @@ class SignatureIndex:
 
 def new_deduplicator(settings: DeduplicationSettings) -> Deduplicator:
     """A deduplicator that asks datasketch."""
-    empty = MinHash(
-        num_perm=settings.permutations, seed=settings.seed
-    )  # drawing the hash functions takes time
+    # Drawing the hash functions takes time.
+    empty = MinHash(num_perm=settings.permutations, seed=settings.seed)
 
     def signature_of(shingles: set[str]) -> LeanMinHash:
         minhash = empty.copy()

@@ -84,9 +84,8 @@ def token_rewards(
     kl = token_kl(log_probs, reference_log_probs, completion_mask, kl_estimator)
     rewards = -kl_coef * kl
     rows = torch.arange(len(rewards), device=rewards.device)
-    last = (value_mask(completion_mask).sum(1) - 1).clamp(
-        min=0
-    )  # the state after the completion, or its last token
+    # The state after the completion, or its last token.
+    last = (value_mask(completion_mask).sum(1) - 1).clamp(min=0)
     rewards[rows, last] += scores
     return rewards
 

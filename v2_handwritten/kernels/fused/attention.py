@@ -139,9 +139,8 @@ def _keys_of(x: Float[Tensor, "B K S D"], tile: _Tile) -> Float[Tensor, "BK wind
 
 def _plan_tiles(mask: AttentionMask) -> list[_Tile]:
     """Tiles of queries in all rows of the batch, with the keys up to the last of them."""
-    if (
-        mask.packing is not None and torch.device(mask.device).type != "cuda"
-    ):  # a GPU does not wait for the documents' ends
+    # Reading where documents end would make a GPU wait for the CPU.
+    if mask.packing is not None and torch.device(mask.device).type != "cuda":
         return _document_tiles(mask.packing)
     additive = None if mask.is_causal else mask.additive()
     triangle = AttentionMask(_QUERY_TILE, _QUERY_TILE, mask.device).additive()

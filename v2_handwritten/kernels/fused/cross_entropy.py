@@ -76,7 +76,6 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, ignore_index: int) -> Te
     total = logits.exp_().sum(-1)
     nats = total.log() - target_logits
     logits.mul_((counted / total).unsqueeze(-1))
-    logits.scatter_add_(
-        -1, columns, -counted.to(logits.dtype).unsqueeze(-1)
-    )  # p[rows, y] -= 1: no one-hot array
+    # p[rows, y] -= 1: no one-hot array.
+    logits.scatter_add_(-1, columns, -counted.to(logits.dtype).unsqueeze(-1))
     return (nats * counted).sum()

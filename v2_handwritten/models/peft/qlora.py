@@ -30,9 +30,8 @@ class QuantizedTensor:
     """A tensor in 4 bits an element, and what is needed to decode it."""
 
     codes: UInt8[Tensor, " packed"]  # two codes a byte, the first in the high bits
-    scales: (
-        Float[Tensor, " blocks"] | UInt8[Tensor, " blocks"]
-    )  # largest magnitude of each block, or its code
+    # Largest magnitude of each block, or its code.
+    scales: Float[Tensor, " blocks"] | UInt8[Tensor, " blocks"]
     shape: tuple[int, ...]
     block_size: int
     nested_scales: Float[Tensor, " groups"] | None = None  # with double quantization: the scales' scales

@@ -84,9 +84,8 @@ def token_rewards(
     """
     kl = token_kl(log_probs, reference_log_probs, completion_mask, kl_estimator)
     rewards = -kl_coef * kl
-    last = np.maximum(
-        value_mask(completion_mask).sum(1) - 1, 0
-    )  # the state after the completion, or its last token
+    # The state after the completion, or its last token.
+    last = np.maximum(value_mask(completion_mask).sum(1) - 1, 0)
     rewards[np.arange(len(rewards)), last] += scores
     return rewards
 
@@ -122,9 +121,8 @@ def generalized_advantages(
     next_values = np.concatenate([values[:, 1:], np.zeros_like(values[:, :1])], axis=1)
     errors = rewards + gamma * next_values - values
     steps = np.arange(errors.shape[1])
-    later = np.tril(
-        float(gamma * lam) ** np.maximum(steps[:, None] - steps, 0)
-    )  # [s, t]: what δ_s gives to A_t
+    # [s, t]: what δ_s gives to A_t.
+    later = np.tril(float(gamma * lam) ** np.maximum(steps[:, None] - steps, 0))
     advantages = errors @ later.astype(errors.dtype)
     return advantages, advantages + values
 

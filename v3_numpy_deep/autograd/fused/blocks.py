@@ -8,9 +8,8 @@ kernels do several steps of a formula for each number they read.
 from collections.abc import Iterator
 
 BLOCK = 1 << 16  # numbers in a block: 256 KiB of float32, of which a level-2 cache holds several
-LOGITS_BLOCK = (
-    1 << 18
-)  # logits in memory at a time: each block is also a matrix product, which gains from its size
+# Logits in memory at a time: each block is also a matrix product, which gains from its size.
+LOGITS_BLOCK = 1 << 18
 
 
 def row_blocks(rows: int, columns: int, block: int = BLOCK) -> Iterator[slice]:
