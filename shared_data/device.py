@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     import torch
 
 
+NO_FLOAT64 = {"mps"}  # types of devices that lack it
+
+
+def widest_float(device: "torch.device") -> "torch.dtype":
+    """The type for sums and angles that float32 would round: float64, on an Apple GPU float32."""
+    import torch
+
+    return torch.float32 if device.type in NO_FLOAT64 else torch.float64
+
+
 def resolve_device(name: str = "auto") -> "torch.device":
     """The device that a setting names: auto, cpu, mps, cuda or cuda:N.
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shared_data.device import widest_float
 from shared_data.inference.arguments import check_sampling
 
 
@@ -53,9 +54,10 @@ def keep_top_p(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V
 def sample(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """One id per row by inverse CDF: the first token whose cumulative probability exceeds the uniform number in [0, 1).
 
-    In float64, where two levels that agree on the logits to rounding disagree on a draw about once in 1e15 / V.
+    In float64, where two levels that agree on the logits to rounding disagree on a draw about once in 1e15 / V (in float32 on an
+    Apple GPU).
     """
-    logits = logits.double()
+    logits = logits.to(widest_float(logits.device))
     weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
     cumulative = weights.cumsum(dim=-1)
     # Scaling the uniform by the total saves a division, and keeps u < total even when the weights' sum is rounded.

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shared_data.device import widest_float
 from shared_data.evaluation.windows import IGNORE_INDEX
 from v2_handwritten.models.transformer import Transformer
 
@@ -34,8 +35,8 @@ def negative_log_probs(
 
 
 def negative_log_softmax(logits: Float[Tensor, "n V"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """-ln softmax(logits)[target] = ln Σ exp(logit - max) - (logit of target - max), the sum in float64."""
+    """-ln softmax(logits)[target] = ln Σ exp(logit - max) - (logit of target - max), the sum in float64 (float32 on an Apple GPU)."""
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     shifted = logits - logits.amax(dim=-1, keepdim=True)
-    log_normalizer = shifted.exp().sum(dim=-1, dtype=torch.float64).log()
+    log_normalizer = shifted.exp().sum(dim=-1, dtype=widest_float(logits.device)).log()
     return log_normalizer - shifted.gather(-1, targets[:, None])[:, 0]

@@ -14,15 +14,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shared_data.device import widest_float
+
 
 def rotary_tables(
     frequencies: Float[np.ndarray, "half"],
     position_ids: Int[Tensor, "B T"],
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Float[Tensor, "B T half"], Float[Tensor, "B T half"]]:
-    """cos and sin of every angle, computed in float64: at position 100,000 a float32 angle is off by 0.004 radians."""
-    turn = torch.from_numpy(frequencies).to(position_ids.device)
-    angles = position_ids.double().unsqueeze(-1) * turn
+    """cos and sin of every angle, computed in float64: at position 100,000 a float32 angle is off by 0.004 radians.
+
+    (An Apple GPU has float32 only.)
+    """
+    wide, device = widest_float(position_ids.device), position_ids.device
+    turn = torch.from_numpy(frequencies).to(wide).to(device)
+    angles = position_ids.to(wide).unsqueeze(-1) * turn
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

@@ -57,7 +57,7 @@ def quantize_nf4(
 def dequantize_nf4(quantized: QuantizedTensor) -> Float[Tensor, "..."]:
     """Each element's level times its block's scale, in float32."""
     # Both levels of a byte are read at once, as if they were one number of 8 bytes: ten times as fast as one by one.
-    pairs = _levels_of_bytes_on(quantized.codes.device).view(torch.float64).flatten()
+    pairs = _levels_of_bytes_on(quantized.codes.device).view(torch.int64).flatten()
     values = pairs.index_select(0, quantized.codes.int()).view(torch.float32)
     values = values[: math.prod(quantized.shape)]
     return _scale_blocks(values, _decoded_scales(quantized), quantized.block_size).view(quantized.shape)
