@@ -83,8 +83,8 @@ def one_line_errors() -> Iterator[None]:
     except UserError as error:
         _leave(f"error: {error}")
     except KeyboardInterrupt as stop:
-        again = str(stop) or "the same command"
-        _leave(f"interrupted: finished stages and checkpoints are kept; {again} continues from there")
+        kept = f": finished stages and checkpoints are kept; {stop} continues from there" if str(stop) else ""
+        _leave(f"interrupted{kept}")
     except BrokenPipeError:
         # The reader of our output went away (`v2 run | head`). Python would complain once more when it flushes stdout
         # at exit, unless stdout leads nowhere by then.

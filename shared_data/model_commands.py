@@ -6,7 +6,6 @@ v2 evaluate --model dpo
 """
 
 import sys
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -23,6 +22,12 @@ from shared_data.command_options import (
     open_folder,
 )
 from shared_data.stages import STAGES
+
+CHAT_HELP = '''Talk with the tuned model.
+
+/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D leaves, Ctrl-C stops an answer.
+
+A message of several lines is pasted, or written between """ and """. Where the input is not a terminal, each line is a message.'''
 
 
 def add_evaluate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
@@ -107,7 +112,7 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
 
 
 def add_chat(app: typer.Typer, level: str, package: str) -> None:
-    @app.command("chat", help="Talk with the tuned model; commands: /reset, /system TEXT, /quit.")
+    @app.command("chat", help=CHAT_HELP, short_help=CHAT_HELP.partition("\n")[0])
     def chat_command(
         config: Config = None,
         overrides: Overrides = None,
@@ -121,26 +126,20 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
             int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
         ] = None,
     ) -> None:
+        from shared_data.inference.typed import typed_messages
+        from shared_data.inference.welcome import print_welcome
         from shared_data.pipeline import load_function
 
         options = {"temperature": temperature, "seed": seed}
         chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
         run = open_folder(level, config, [*(overrides or []), *chosen], out, device=device)
+        name = model or "sft"
+        user_messages = typed_messages(
+            lambda: print_welcome(run, name)
+        )  # the first is read when the model is loaded
         load_function(f"{package}.inference.chat:chat_command")(
-            run.settings, run, model or "sft", _typed_lines(), _write_at_once
+            run.settings, run, name, user_messages, _write_at_once
         )
-
-
-def _typed_lines() -> Iterator[str]:
-    """What the user types, line by line, after a prompt where there is a terminal; ends with the input."""
-    terminal = sys.stdin.isatty()
-    while True:
-        if terminal:
-            _write_at_once("> ")
-        line = sys.stdin.readline()
-        if not line:
-            return
-        yield line
 
 
 def _write_at_once(text: str) -> None:

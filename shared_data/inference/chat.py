@@ -8,6 +8,7 @@ so far is the prompt of the next one; when it outgrows the model's positions, th
     (answer,) = complete_chat(generate, model, tokenizer, [[{"role": "user", "content": "Hello"}]], max_new_tokens=64)
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -52,36 +53,74 @@ def chat(
     model: Any,
     tokenizer: Any,
     section: GenerateSettings,
-    lines: Iterable[str],
+    user_messages: Iterable[str],
     write: Callable[[str], None],
 ) -> None:
-    """Read the user's lines and write the completions as they come; obey `/reset`, `/system TEXT` and `/quit`.
+    """Read the user's messages and write the completions as they come; obey `/reset`, `/system TEXT` and `/quit`.
 
-    `lines` ends where the user does.
+    `user_messages` ends where the user does. A message that does not fit is refused, and the conversation goes on.
     """
     options = section.model_dump(include={"max_new_tokens", "temperature", "top_k", "top_p"})
     messages: list[Message] = []
-    for number, line in enumerate(lines):
-        text = line.strip()
+    for number, typed in enumerate(user_messages):
+        text = typed.strip()
         if text == "/quit":
             return
-        if text == "/reset":
-            messages = [message for message in messages if message["role"] == "system"]
-            write("[the conversation begins anew]\n")
-        elif text.startswith("/system"):
-            content = text.removeprefix("/system").strip()
-            messages = [{"role": "system", "content": content}] if content else []
-            write("[the system message is set, the conversation begins anew]\n")
-        elif text.startswith("/"):
-            write(f"[no command {text.split()[0]}; there are /reset, /system TEXT and /quit]\n")
+        if text.startswith("/"):
+            messages = _obey(text, messages, write)
         elif text:
-            messages.append({"role": "user", "content": text})
-            messages = forget_oldest(tokenizer, messages, model.config.max_position_embeddings)
-            (answer,) = complete_chat(
-                generate, model, tokenizer, [messages], write, seed=section.seed + number, **options
+            whole: list[Message] = [*messages, {"role": "user", "content": text}]
+            try:
+                fitting = forget_oldest(tokenizer, whole, model.config.max_position_embeddings)
+            except UserError as error:
+                write(f"[{error}]\n")
+                continue
+            if len(fitting) < len(whole):
+                write("[the oldest turns no longer fit into the model's positions and are forgotten]\n")
+            answer = _answer(generate, model, tokenizer, fitting, write, options, section.seed + number)
+            messages = (
+                [*fitting, {"role": "assistant", "content": answer}] if answer is not None else messages
             )
-            write("\n")
-            messages.append({"role": "assistant", "content": answer})
+
+
+def _obey(command: str, messages: list[Message], write: Callable[[str], None]) -> list[Message]:
+    """The conversation after a command."""
+    name, *content = command.split(maxsplit=1)
+    if name == "/reset":
+        write("[the conversation begins anew]\n")
+        return [message for message in messages if message["role"] == "system"]
+    if name == "/system":
+        write("[the system message is set, the conversation begins anew]\n")
+        return [{"role": "system", "content": text} for text in content]
+    write(f"[no command {name}; there are /reset, /system TEXT and /quit]\n")
+    return messages
+
+
+def _answer(
+    generate: Generate,
+    model: Any,
+    tokenizer: Any,
+    messages: Sequence[Message],
+    write: Callable[[str], None],
+    options: dict[str, Any],
+    seed: int,
+) -> str | None:
+    """Write the assistant's next turn, or its beginning where Ctrl-C stops it; None where it had not begun."""
+    pieces: list[str] = []
+
+    def on_text(piece: str) -> None:
+        write(piece)
+        pieces.append(piece)
+
+    try:
+        (answer,) = complete_chat(generate, model, tokenizer, [messages], on_text, seed=seed, **options)
+    except KeyboardInterrupt:
+        if not sys.stdin.isatty():  # a script is stopped as a whole
+            raise
+        write("\n[stopped]\n")
+        return "".join(pieces) or None
+    write("\n")
+    return answer
 
 
 def forget_oldest(tokenizer: Any, messages: list[Message], positions: int) -> list[Message]:
@@ -93,6 +132,10 @@ def forget_oldest(tokenizer: Any, messages: list[Message], positions: int) -> li
     turns = messages[len(system) :]
     while len(encode_chat(tokenizer, [*system, *turns])) > positions * 3 // 4 and len(turns) > 1:
         turns = turns[2:] if len(turns) > 2 else turns[-1:]
-    if len(encode_chat(tokenizer, [*system, *turns])) >= positions:
-        raise UserError(f"the message fills all {positions} positions of the model; shorten it")
+    tokens = len(encode_chat(tokenizer, [*system, *turns]))
+    if tokens >= positions:
+        subject = "the message and the system message have" if system else "the message has"
+        raise UserError(
+            f"{subject} {tokens:,} tokens with the chat template, and at most {positions - 1:,} fit into this model; shorten it"
+        )
     return [*system, *turns]

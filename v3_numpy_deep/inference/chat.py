@@ -17,9 +17,9 @@ def chat_command(
     settings: Settings,
     run: RunFolder,
     model_name: str | Path,
-    lines: Iterable[str],
+    user_messages: Iterable[str],
     write: Callable[[str], None],
 ) -> None:
-    """Answer the user's lines until they end; raises `UserError` where the model or the tokenizer is missing or damaged."""
+    """Answer the user's messages until they end; raises `UserError` where the model or the tokenizer is missing or damaged."""
     model, tokenizer = load_with_tokenizer(settings, run, model_name)
-    chat(generate, model, tokenizer, settings.generate, lines, write)
+    chat(generate, model, tokenizer, settings.generate, user_messages, write)
