@@ -178,7 +178,9 @@ def test_the_oldest_turns_are_forgotten_and_the_system_message_stays(
     assert kept[1:] == long[-len(kept) + 1 :]
     assert len(encode_chat(tokenizer, kept)) <= 512 * 3 // 4
     assert len(encode_chat(tokenizer, [kept[0], *long[-len(kept) - 1 :]])) > 512 * 3 // 4
-    with pytest.raises(UserError, match="fills all 512 positions"):
+    with pytest.raises(
+        UserError, match=r"the message has 1,\d\d\d tokens .* at most 511 fit into this model; shorten it"
+    ):
         forget_oldest(tokenizer, [{"role": "user", "content": "word " * 600}], positions=512)
 
 
