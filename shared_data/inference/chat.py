@@ -109,8 +109,8 @@ def _answer(
     pieces: list[str] = []
 
     def on_text(piece: str) -> None:
+        pieces.append(piece)  # first: Ctrl-C may come while it is written
         write(piece)
-        pieces.append(piece)
 
     try:
         (answer,) = complete_chat(generate, model, tokenizer, [messages], on_text, seed=seed, **options)

@@ -94,6 +94,11 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.mine, keys.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C, when the program waits: Python's readline notices a signal that comes while it draws at the next key only."""
+        time.sleep(0.3)
+        self.type("\x03")
+
     def exit_code(self) -> int:
         code = self.process.wait(timeout=100)
         os.close(self.mine)
@@ -140,13 +145,13 @@ def test_ctrl_c_clears_what_is_typed_and_leaves_an_empty_prompt() -> None:
     terminal.wait_for("> ")
     terminal.type("half")
     terminal.wait_for("half")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.wait_for("> ")
     terminal.type('"""\rline')
     terminal.wait_for("line")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.wait_for("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     assert "GOT" not in terminal.wait_for("interrupted\r\n")
     assert terminal.exit_code() == 2
 
@@ -156,7 +161,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_its_beginning() -> None:
     terminal.wait_for("> ")
     terminal.type("stop me\r")
     terminal.wait_for("1 turns, and")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.wait_for("[stopped]")
     terminal.wait_for("> ")
     terminal.type("go on\r")
