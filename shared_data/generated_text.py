@@ -7,6 +7,7 @@ a model writes without a prompt is an absolute measure of what it has learned.
     python -c "from shared_data.generated_text import describe; print(describe(['a cat sat', 'a hat']))"
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,18 @@ from shared_data.errors import UserError
 
 if TYPE_CHECKING:
     from shared_data.story_world import StoryWorld
+
+
+NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that make no character
+
+
+def readable(text: str) -> str:
+    """A generated text as a reader can use it: that nothing was written, or nothing that can be read, is said in words."""
+    if not text.strip():
+        return "(nothing)"
+    if not text.replace(NO_CHARACTER, "").strip():
+        return "(nothing that can be read: bytes that make no character)"
+    return re.sub(f"{NO_CHARACTER}+", NO_CHARACTER, text)
 
 
 def describe(texts: Sequence[str]) -> dict[str, float]:

@@ -36,7 +36,7 @@ def resolve_model(run: RunFolder, name: str | Path) -> Path:
         folder = run.path / name
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"no model in {folder}; run `{run.command('run')}` first, or name a folder with --model"
+                f"no model in {folder}; run `uv run {run.command('run')}` first, or name a folder with --model"
             )
         return folder
     if _HUB_NAME.fullmatch(str(name)):

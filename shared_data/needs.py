@@ -116,7 +116,7 @@ def _check_chat_tokens(run: RunFolder, stage: str, is_made_again: bool) -> None:
     if _END_OF_TURN not in tokens:
         raise UserError(
             f"{where} has no special token {_END_OF_TURN}, with which {stage} ends a turn; add it, or do the stages up to "
-            f"pretrain one by one, as in `{run.command('pretrain')}`"
+            f"pretrain one by one, as in `uv run {run.command('pretrain')}`"
         )
 
 

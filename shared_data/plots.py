@@ -16,6 +16,7 @@ from typing import Any
 from shared_data.files import atomic_write
 
 BLUE, ORANGE, GREEN, RED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
+FEWEST_POINTS = 4  # of a curve; fewer are shown as points, or said in words
 _INK = "#010203"  # stands for the text colour while matplotlib draws
 # Inches, for plots that share the width of a page, or have it to themselves.
 _COLUMN, _PAGE = ((4.6, 2.8), (7.4, 3.4))
@@ -41,6 +42,13 @@ _STYLE = {
     "xtick.color": _INK,
     "ytick.color": _INK,
 }
+# One above the other.
+_LAYERS: tuple[dict[str, Any], ...] = (
+    {"linewidth": 6.0, "alpha": 0.4},
+    {"linewidth": 2.4, "linestyle": (0, (5, 4))},
+    {"linewidth": 1.8, "linestyle": (0, (1, 3))},
+    {"linewidth": 0.8},
+)
 
 
 @contextmanager
@@ -76,11 +84,19 @@ def plot_lines(
     floor: tuple[str, float] | None = None,
     log_y: bool = False,
     wide: bool = False,
+    layered: bool = False,
 ) -> None:
-    """Draw named curves, each as (x, y), and a dashed level that none should cross (name, height)."""
+    """Draw named curves, each as (x, y), and a dashed level that none should cross (name, height).
+
+    `layered` is for curves that coincide: broad, then dashed, then dotted, so that each is seen below the next.
+    """
+    colors = (BLUE, ORANGE, GREEN, RED)
     with _axes(path, _PAGE if wide else _COLUMN) as axes:
-        for (name, (x, y)), color in zip(series.items(), (BLUE, ORANGE, GREEN, RED), strict=False):
-            axes.plot(x, y, label=name, color=color, marker="o" if len(x) <= 12 else None, markersize=3.5)
+        for (name, (x, y)), color, layer in zip(series.items(), colors, _LAYERS, strict=False):
+            style = layer if layered else {"marker": "o" if len(x) <= 30 else None, "markersize": 3.5}
+            if len(x) < FEWEST_POINTS:
+                style = {"marker": "o", "markersize": 4, "linestyle": "none"}
+            axes.plot(x, y, label=name, color=color, **style)
         if floor is not None:
             axes.axhline(floor[1], color=RED, linestyle=(0, (5, 3)), linewidth=1.2, label=floor[0])
         heights = [value for _, y in series.values() for value in y]

@@ -51,6 +51,29 @@ def format_number(value: float | str) -> str:
     return f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.2g}"
 
 
+# Decimals by the end of a metric's name; the first that fits counts.
+_FORMATS = (
+    (("accuracy", "accuracy_before", "consistent_story_ratio", "distinct_word_ratio"), ".1%"),
+    (("right_before", "right_after", "finished_before", "finished"), ".1%"),
+    (("bits_per_byte", "bits_per_byte_before", "loss", "precision", "recall"), ".4f"),
+    (("perplexity", "before", "after", "reward"), ".3f"),
+    (("kl", "kl_per_completion"), ".2f"),
+    (("learning_rate",), ".2g"),
+)
+
+
+def format_metric(name: str, value: float | str) -> str:
+    """A number of a stage as it is written everywhere: losses with four decimals, rewards with three, shares as 68.0%."""
+    if isinstance(value, str):
+        return value
+    if name == "seconds":
+        return format_seconds(value)
+    for endings, form in _FORMATS:
+        if name.endswith(endings):
+            return format(value, form)
+    return format_number(value)
+
+
 def format_seconds(seconds: float) -> str:
     """A duration: 7 s · 2:05 · 1:02:05."""
     if seconds < 60:
@@ -61,13 +84,13 @@ def format_seconds(seconds: float) -> str:
 
 
 def _format_numbers(numbers: dict[str, float | str]) -> str:
-    """The numbers beside the bar, as `loss 3.217 · 12,345 tokens/s`."""
+    """The numbers beside the bar, as `loss 3.2170 · 12,345 tokens/s`."""
     parts = []
     for name, value in numbers.items():
         if name.endswith("_per_second"):
             parts.append(f"{format_number(value)} {name.removesuffix('_per_second').replace('_', ' ')}/s")
         else:
-            parts.append(f"{name.replace('_', ' ')} {format_number(value)}")
+            parts.append(f"{name.replace('_', ' ')} {format_metric(name, value)}")
     return " · ".join(parts)
 
 

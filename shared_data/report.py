@@ -16,13 +16,21 @@ from shared_data import report_html as html
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json
 from shared_data.finished import damage, read_finished
-from shared_data.plots import plot_lines, plot_training
-from shared_data.progress import format_seconds
+from shared_data.generated_text import readable
+from shared_data.progress import format_metric, format_seconds
 from shared_data.report_alignment import alignment
 from shared_data.report_comparison import LEVELS, comparison, other_run, training_log
+from shared_data.report_curves import curves, training_curve
+from shared_data.report_examples import note_on
 from shared_data.report_tuning import instruction_tuning
 from shared_data.runs import RunFolder
 from shared_data.summary import summary_rows
+
+_CURVES = (
+    ("above", "Training loss above the floor, nats per token", True),
+    ("learning_rate", "Learning rate", False),
+    ("grad_norm", "Norm of the gradient, before clipping", True),
+)
 
 
 def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
@@ -31,13 +39,13 @@ def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
     `compare` names levels whose runs of the same configuration are shown beside it. Raises `UserError` where there is no run.
     """
     if not run.metrics():
-        raise UserError(f"no run in {run.path}; make one with `{run.level} run`")
+        raise UserError(f"no run in {run.path}; make one with `uv run {run.level} run`")
     for stage in run.metrics():
         record = read_finished(run.path / stage)
         broken = record and damage(run.path / stage, record)
         if broken:
             raise UserError(
-                f"the report needs the stage {stage}, but {broken}; make it again with `{run.command('run')}`"
+                f"the report needs the stage {stage}, but {broken}; make it again with `uv run {run.command('run')}`"
             )
     others = [other_run(run, level) for level in compare if level != run.level]
     corpus = (_header, _corpus, _tokenizer)
@@ -70,21 +78,18 @@ def _header(run: RunFolder) -> Iterator[str]:
         facts.append((_short(training["parameters"]), "parameters"))
         facts.append((_short(training["tokens_per_second"]), "tokens per second in training"))
     if "qa_accuracy" in metrics.get("sft", {}):
-        facts.append((f"{metrics['sft']['qa_accuracy']:.0%}", "of held-out questions answered right"))
+        share = format_metric("qa_accuracy", metrics["sft"]["qa_accuracy"])
+        facts.append((share, "of held-out questions answered right"))
     for stage in ("dpo", "ppo", "grpo"):
         if "after" in (numbers := metrics.get(stage, {})):
-            facts.append(
-                (
-                    f"{numbers['before']:.2f} → {numbers['after']:.2f}",
-                    f"reward before and after {stage.upper()}",
-                )
-            )
+            after, before = (format_metric("reward", numbers[moment]) for moment in ("after", "before"))
+            facts.append((after, f"reward after {stage.upper()}, {before} before"))
     facts.append((format_seconds(sum(stage["seconds"] for stage in metrics.values())), "in all"))
     title = f"<h1>{html.escape(run.settings.name)}, made by {html.escape(run.level)}</h1>"
     yield (
         title
         + html.paragraph(
-            f"A language model made from its training text on: {LEVELS.get(run.level, run.level)}.",
+            f"A language model, from the raw text to the aligned model, made with {LEVELS.get(run.level, run.level)}.",
             "soft",
         )
         + html.tiles(facts)
@@ -179,32 +184,13 @@ def _training(run: RunFolder) -> Iterator[str]:
     caption = "The loss is the mean surprise at the next token, in nats."
     if floor is not None:
         caption += " The dashed line is the entropy of the text: no model can have a lower loss."
-    plot_training(rows, floor, run.path / "report" / "loss.svg")
-    yield html.figure(run.path / "report" / "loss.svg", caption)
-    yield html.side_by_side(_curves(run, rows, floor))
-    samples = [(f"step {row['step']:,}", row["sample"]) for row in rows if row.get("sample")]
-    if samples:
-        yield "<h3>Samples during training</h3>" + html.table(samples)
-
-
-def _curves(run: RunFolder, rows: list[dict[str, Any]], floor: float | None) -> Iterator[str]:
-    """Small plots: the loss above the floor, the learning rate, the gradient norm."""
+    yield training_curve(run, "loss", rows, floor, caption)
     if floor is not None:
         rows = [{**row, "above": row["loss"] - floor} if row.get("loss") else row for row in rows]
-    for key, title, log_y in (
-        ("above", "Training loss above the floor", True),
-        ("learning_rate", "Learning rate", False),
-        ("grad_norm", "Norm of the gradient, before clipping", True),
-    ):
-        points = [
-            (row["step"], row[key])
-            for row in rows
-            if row.get(key) is not None and (row[key] > 0 or not log_y)
-        ]
-        if points:
-            path = run.path / "report" / f"{key}.svg"
-            plot_lines({title: tuple(zip(*points, strict=True))}, path, title=title, log_y=log_y)  # type: ignore[dict-item]
-            yield html.figure(path)
+    yield curves(run, "pretrain", rows, _CURVES)
+    samples = [(f"step {row['step']:,}", readable(row["sample"])) for row in rows if row.get("sample")]
+    if samples:
+        yield "<h3>Samples during training</h3>" + html.table(samples) + note_on(text for _, text in samples)
 
 
 def _evaluation(run: RunFolder) -> Iterator[str]:
@@ -230,8 +216,9 @@ def _generation(run: RunFolder) -> Iterator[str]:
         f"Temperature {section.temperature:g}, top-k {section.top_k or 'off'}, top-p {section.top_p or 'off'}, seed {section.seed}; the prompt in bold.",
         "soft",
     )
-    for sample in _read(run.stage("generate") / "samples.json", []):
-        yield html.quote(sample["text"], sample["prompt"])
+    samples = _read(run.stage("generate") / "samples.json", [])
+    yield from (html.quote(readable(sample["text"]), sample["prompt"]) for sample in samples)
+    yield note_on(sample["text"] for sample in samples)
 
 
 def _time(run: RunFolder) -> Iterator[str]:
@@ -244,7 +231,9 @@ def _time(run: RunFolder) -> Iterator[str]:
 def _settings(run: RunFolder) -> Iterator[str]:
     """Everything that is needed to repeat this run."""
     yield html.heading("Settings")
-    yield html.paragraph(f"This file repeats the run: {run.level} run --config {run.path / 'settings.toml'}")
+    yield html.paragraph(
+        f"This file repeats the run: uv run {run.level} run --config {run.path / 'settings.toml'}"
+    )
     path = run.path / "settings.toml"
     yield html.folded(
         "settings.toml", html.preformatted(path.read_text(encoding="utf-8") if path.exists() else "")
@@ -257,7 +246,7 @@ def _finished(run: RunFolder, stage: str) -> dict[str, float] | None:
 
 
 def _missing(run: RunFolder, stage: str) -> str:
-    return html.paragraph(f"The stage {stage} has not finished yet: {run.level} {stage}.", "soft")
+    return html.paragraph(f"The stage {stage} has not finished yet: uv run {run.command(stage)}", "soft")
 
 
 def _read(path: Path, default: Any) -> Any:

@@ -9,12 +9,13 @@ from typing import Any
 from shared_data import report_html as html
 from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
-from shared_data.plots import plot_lines
-from shared_data.progress import format_number
+from shared_data.report_curves import curves, kl_per_completion
+from shared_data.report_examples import example, rewarded
 from shared_data.runs import RunFolder
 from shared_data.story_world.questions import split_prompt
 from shared_data.summary import summary_rows
 
+_HEAD = ("after", "completion", "reward")  # of a table of completions
 EXAMPLES = 6  # prompts whose completions are shown side by side
 FAILURES = 4  # completions with the lowest reward, for each stage
 
@@ -24,11 +25,10 @@ POLICIES = {
     "grpo": "GRPO compares several completions of the same prompt: those above the group's mean become more probable.",
 }
 _CURVES = (
-    ("loss", "Loss"),
-    ("reward", "Reward of the sampled completions"),
-    ("kl", "KL to the reference, nats per token"),
-    ("objective/kl", "KL to the reference, nats per completion"),
-    ("eval_accuracy", "Held-out pairs in the right order"),
+    ("loss", "Loss", False),
+    ("reward", "Reward of the sampled completions", False),
+    ("kl_per_completion", "KL to the reference, nats per completion", False),
+    ("eval_accuracy", "Held-out pairs in the right order", False),
 )
 
 
@@ -42,7 +42,7 @@ def alignment(run: RunFolder) -> Iterator[str]:
         yield html.heading(stage.upper())
         yield html.paragraph(POLICIES[stage])
         yield html.table(summary_rows(stage, metrics[stage]))
-        yield html.side_by_side(_curves(run, stage))
+        yield _curves(run, stage)
         yield from _failures(run, stage)
     yield from _same_prompts(run, finished)
 
@@ -52,7 +52,7 @@ def _reward_model(run: RunFolder, metrics: dict[str, float]) -> Iterator[str]:
     yield html.heading("The reward model")
     yield html.paragraph("It reads a prompt and a completion and returns a score.")
     yield html.table(summary_rows("reward", metrics))
-    yield html.side_by_side(_curves(run, "reward"))
+    yield _curves(run, "reward")
     path = run.path / "reward" / "accuracy.json"
     if path.exists():
         counts = read_json(path)
@@ -62,15 +62,10 @@ def _reward_model(run: RunFolder, metrics: dict[str, float]) -> Iterator[str]:
         )
 
 
-def _curves(run: RunFolder, stage: str) -> Iterator[str]:
-    """Small plots of the stage's metrics log."""
+def _curves(run: RunFolder, stage: str) -> str:
+    """Small plots of the stage's metrics log, every KL in the unit of the table above."""
     rows = MetricsLog(run.path / stage / "metrics_log.jsonl").rows()
-    for key, title in _CURVES:
-        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        if len(points) > 1:
-            path = run.path / "report" / f"{stage}_{key.replace('/', '_')}.svg"
-            plot_lines({title: tuple(zip(*points, strict=True))}, path, title=title)  # type: ignore[dict-item]
-            yield html.figure(path)
+    return curves(run, stage, [row | {"kl_per_completion": kl_per_completion(row)} for row in rows], _CURVES)
 
 
 def _completions(run: RunFolder, stage: str) -> list[dict[str, Any]]:
@@ -83,11 +78,8 @@ def _failures(run: RunFolder, stage: str) -> Iterator[str]:
     """The completions with the lowest reward after training."""
     worst = sorted(_completions(run, stage), key=lambda record: record["after_reward"])[:FAILURES]
     if worst:
-        rows = [
-            [record["prompt"], f"{record['after']} (reward {format_number(record['after_reward'])})"]
-            for record in worst
-        ]
-        yield html.folded("Examples of failures: the completions with the lowest reward", html.table(rows))
+        examples = [example(record["prompt"], [rewarded(stage, record, "after")], _HEAD) for record in worst]
+        yield html.folded("Examples of failures: the completions with the lowest reward", "".join(examples))
 
 
 def _same_prompts(run: RunFolder, stages: list[str]) -> Iterator[str]:
@@ -104,14 +96,8 @@ def _same_prompts(run: RunFolder, stages: list[str]) -> Iterator[str]:
     if not shown:
         return
     yield html.heading("The same prompts after each stage")
-    yield html.paragraph(
-        "Sampled with the same random numbers; the reward stands behind each completion.", "soft"
-    )
+    yield html.paragraph("All are sampled with the same random numbers.", "soft")
     for prompt in shown:
-        rows = [["sft", _with_reward(first[prompt], "before")]]
-        rows += [[stage, _with_reward(records[prompt], "after")] for stage, records in by_prompt.items()]
-        yield html.quote("", prompt) + html.table(rows)
-
-
-def _with_reward(record: dict[str, Any], moment: str) -> str:
-    return f"{record[moment]} ({format_number(record[f'{moment}_reward'])})"
+        rows = [rewarded("sft", first[prompt], "before")]
+        rows += [rewarded(stage, records[prompt], "after") for stage, records in by_prompt.items()]
+        yield example(prompt, rows, _HEAD)

@@ -24,12 +24,13 @@ p { margin: 0.5rem 0 1rem; }
 .tile span { color: var(--soft); font-size: 0.85rem; }
 .scroll { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; margin: 0.75rem 0 1.25rem; font-size: 0.95rem; }
-th { font-weight: 500; text-align: left; }
+th { font-weight: 500; text-align: left; white-space: nowrap; }
+.facts th:first-child { width: 11rem; }
 th, td { padding: 0.4rem 0.75rem 0.4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 1.25rem 0; }
 figure svg { width: 100%; height: auto; font-family: inherit; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1.25rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 0 1.25rem; }
 figcaption { font-size: 0.85rem; }
 blockquote { margin: 0.5rem 0 1rem; padding: 0.6rem 1rem; border-left: 3px solid var(--accent); background: var(--tile);
              border-radius: 0 0.5rem 0.5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -80,14 +81,14 @@ def tiles(values: Iterable[tuple[str, str]]) -> str:
 
 def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), numbers: bool = False) -> str:
     """Rows of text, the first column a heading; `numbers` aligns the others to the right."""
-    kind = ' class="number"' if numbers else ""
+    kind, look = (' class="number"', "") if numbers else ("", ' class="facts"')
     top = "".join(f"<th{kind if place else ''}>{escape(text)}</th>" for place, text in enumerate(head))
     lines = [f"<tr>{top}</tr>"] if head else []
     for first, *others in rows:
         lines.append(
             f"<tr><th>{escape(first)}</th>" + "".join(f"<td{kind}>{escape(c)}</td>" for c in others) + "</tr>"
         )
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<div class="scroll"><table{look}>{"".join(lines)}</table></div>'
 
 
 def bars(values: Sequence[tuple[str, float, str]]) -> str:
@@ -120,9 +121,13 @@ def side_by_side(figures: Iterable[str]) -> str:
     return f'<div class="pair">{"".join(figures)}</div>'
 
 
-def quote(text: str, beginning: str = "") -> str:
-    """A text as it is, the part that was given to the model in bold."""
-    return f"<blockquote><b>{escape(beginning)}</b>{escape(text)}</blockquote>"
+def quote(text: str, beginning: str = "", bold: str = "beginning") -> str:
+    """A text as it is, with one of its two parts in bold: `beginning` or `text`."""
+    parts = [
+        f"<b>{escape(part)}</b>" if part and name == bold else escape(part)
+        for name, part in (("beginning", beginning), ("text", text))
+    ]
+    return f"<blockquote>{''.join(parts)}</blockquote>"
 
 
 def tokens(texts: Iterable[str]) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from shared_data import report_html as html
 from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
-from shared_data.plots import plot_training
+from shared_data.report_curves import training_curve
+from shared_data.report_examples import example
 from shared_data.runs import RunFolder
 from shared_data.summary import summary_rows
 
-EXAMPLES = 4  # questions shown with both answers, and as many that were answered wrong
+EXAMPLES = 4  # questions shown with their story and both answers, and as many that were answered wrong
 
 
 def instruction_tuning(run: RunFolder) -> Iterator[str]:
@@ -28,9 +29,7 @@ def instruction_tuning(run: RunFolder) -> Iterator[str]:
     yield html.table(summary_rows("sft", metrics))
     folder = run.stage("sft")
     log = MetricsLog(folder / "metrics_log.jsonl").rows()
-    path = run.path / "report" / "sft_loss.svg"
-    plot_training(log, None, path)
-    yield html.figure(path, "The loss on the assistant's tokens.")
+    yield training_curve(run, "sft_loss", log, None, "The loss on the assistant's tokens.")
     answers = folder / "answers.json"
     if not answers.exists():
         return
@@ -45,20 +44,18 @@ def instruction_tuning(run: RunFolder) -> Iterator[str]:
         ]
     )
     pairs = list(zip(records["before"], records["after"], strict=True))
-    shown = [["question", "right", "before tuning", "after"]]
-    shown += [
-        [_question(old["prompt"]), old["expected"], old["reply"], new["reply"]]
-        for old, new in pairs[:EXAMPLES]
-    ]
-    yield "<h3>The same questions before and after</h3>" + html.table(shown)
+    yield "<h3>The same questions before and after</h3>"
+    yield html.paragraph(
+        "The stories are held out. The pretrained model has never seen a question: it goes on writing, or writes nothing that can be read."
+    )
+    for old, new in pairs[:EXAMPLES]:
+        yield _answers(new, [("before tuning", old["reply"]), ("after", new["reply"])])
     wrong = [new for _, new in pairs if new["reply"].strip() != new["expected"]][:EXAMPLES]
     if wrong:
-        rows = [
-            [record["prompt"], f"right answer: {record['expected']} The model's: {record['reply']}"]
-            for record in wrong
-        ]
-        yield html.folded("Examples of failures, with the whole story", html.table(rows))
+        examples = [_answers(record, [("the model's", record["reply"])]) for record in wrong]
+        yield html.folded("Examples of failures", "".join(examples))
 
 
-def _question(prompt: str) -> str:
-    return prompt.rpartition("Question: ")[2]
+def _answers(record: dict[str, str], replies: list[tuple[str, str]]) -> str:
+    """A question with its story, the right answer, and what was replied."""
+    return example(record["prompt"], [("right answer", record["expected"]), *replies])

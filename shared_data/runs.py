@@ -150,9 +150,11 @@ class RunFolder:
             change = self._own_change(earlier)
             if change is None:
                 continue
-            remedy = f"run `{self.command(earlier)}` first, or `{self.command('run')}` for all stages"
+            remedy = f"run `uv run {self.command(earlier)}` first, or `uv run {self.command('run')}` for all stages"
             if self._loss(earlier):
-                remedy = f"use what it was made with, or run `{self.command(earlier, '--force')}` first"
+                remedy = (
+                    f"use what it was made with, or run `uv run {self.command(earlier, '--force')}` first"
+                )
             raise UserError(f"{stage} needs the stage {earlier} in {self.path}, but {change}; {remedy}")
 
     def protect(self, stage: str, remedy: str = "--force") -> None:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from shared_data.files import read_json
-from shared_data.progress import format_number, format_seconds
+from shared_data.generated_text import readable
+from shared_data.progress import format_metric, format_seconds
 from shared_data.run_writing import SETTINGS
 from shared_data.runs import RunFolder
 from shared_data.stages import STAGES
@@ -22,10 +23,12 @@ _POLICY = [
     ("reward, questions", "{question_before:.3f} before, {question_after:.3f} after"),
     ("reward, story requests", "{request_before:.3f} before, {request_after:.3f} after"),
     ("right answers", "{right_before:.1%} before, {right_after:.1%} after, whatever their length"),
-    ("KL to the reference", "{kl:.2f} nats per completion"),
+    ("KL to the reference", "{kl:.2f} nats per completion{kl_note}"),
     ("ended by themselves", "{finished_before:.1%} of the completions before, {finished:.1%} after"),
     ("stories", "{bits_per_byte_before:.4f} bits per byte before, {bits_per_byte:.4f} after"),
 ]
+
+_BELOW_ZERO = "; an estimate from samples, which can be below 0 (policy_evaluation.md)"
 
 _ROWS: dict[str, list[tuple[str, str]]] = {
     "data": [
@@ -113,15 +116,17 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
     """Label and sentence for every known metric of a finished stage."""
     if stage not in _ROWS:
         return [
-            (key.replace("_", " "), format_number(value))
+            (key.replace("_", " "), format_metric(key, value))
             for key, value in metrics.items()
             if key != "seconds"
         ]
-    values = dict(metrics)
+    values: dict[str, float | str] = dict(metrics)
     if values.get("floor_bits_per_byte") and "bits_per_byte" in values:
-        values["ratio_to_floor"] = values["bits_per_byte"] / values["floor_bits_per_byte"]
+        values["ratio_to_floor"] = metrics["bits_per_byte"] / metrics["floor_bits_per_byte"]
     if "training_bytes" in values:
-        values["training_megabytes"] = values["training_bytes"] / 1e6
+        values["training_megabytes"] = metrics["training_bytes"] / 1e6
+    if "kl" in values:
+        values["kl_note"] = _BELOW_ZERO if metrics["kl"] < 0 else ""
     rows = []
     for label, sentence in _ROWS[stage]:
         try:
@@ -153,7 +158,7 @@ def _samples(stage: str, run: RunFolder) -> list[tuple[str, str]]:
     """The beginnings of the generated texts."""
     path = run.path / stage / "samples.json"
     samples = read_json(path, list) if stage == "generate" and path.exists() else []
-    texts = [" ".join((sample["prompt"] + sample["text"]).split()) for sample in samples]
+    texts = [" ".join(readable(sample["prompt"] + sample["text"]).split()) for sample in samples]
     return [
         ("it wrote", text if len(text) <= _SAMPLE_LENGTH else text[:_SAMPLE_LENGTH] + " …") for text in texts
     ]

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 
 from shared_data.errors import UserError
 from shared_data.metrics_log import MetricsLog
-from shared_data.progress import progress
+from shared_data.progress import format_metric, progress
 from shared_data.runs import RunFolder
 from shared_data.settings import OptimizerSettings, Settings
 from shared_data.training.checkpoints import (
@@ -115,7 +115,9 @@ class TrainingRun:
             row |= {"tokens_per_second": tokens / seconds, "seconds": state.seconds}
         if self.evaluate is not None and (is_due(step, section.eval_steps) or last):
             measured = self.evaluate()
-            described = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
+            described = ", ".join(
+                f"{name.replace('_', ' ')} {format_metric(name, value)}" for name, value in measured.items()
+            )
             self.bar.print(f"step {step}: {described}")
             row |= measured
         if self.sample is not None and is_due(step, section.sample_steps):

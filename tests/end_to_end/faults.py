@@ -243,10 +243,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "missing conversations": (arguments("sft", "--force", "--set", "sft.source=nowhere.jsonl"), r"nowhere\.jsonl.*; "),
     # what earlier stages left
-    "stages not done": (arguments("pretrain", "--out", "{scratch}/new"), r"data.* not finished yet; run `v. data --out .*` first"),
+    "stages not done": (arguments("pretrain", "--out", "{scratch}/new"), r"data.* not finished yet; run `uv run v. data --out .*` first"),
     "stage made with other settings": (
         arguments("evaluate", "--set", "pretrain.max_steps=5"),
-        r"pretrain\.max_steps = 4, not 5; use what it was made with, or run `v. pretrain --force --out .*` first",
+        r"pretrain\.max_steps = 4, not 5; use what it was made with, or run `uv run v. pretrain --force --out .*` first",
     ),
     "result of other settings": (
         arguments("run", "--set", "pretrain.max_steps=5"),
@@ -260,14 +260,14 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         damaged("settings.toml", lambda content: content.replace(b"learning_rate", b"speed"), "run"),
         r"another version of this project \(unknown setting 'pretrain\.speed'.*\); start it again with --force",
     ),
-    "documents cut short": (damaged("data/train.jsonl", half, "tokenizer"), r"train\.jsonl is damaged.*; run `v. data --out"),
+    "documents cut short": (damaged("data/train.jsonl", half, "tokenizer"), r"train\.jsonl is damaged.*; run `uv run v. data --out"),
     "documents garbled": (damaged("data/train.jsonl", garbled, "tokenizer", "--force"), r"train\.jsonl.* line .*; "),
-    "token file cut short": (damaged("tokenizer/train.bin", half, "pretrain"), r"train\.bin is damaged.*; run `v. tokenizer --out"),
+    "token file cut short": (damaged("tokenizer/train.bin", half, "pretrain"), r"train\.bin is damaged.*; run `uv run v. tokenizer --out"),
     "corrupted tokenizer.json": (damaged("tokenizer/tokenizer.json", garbled, "pretrain", "--force"), r"tokenizer\.json.*; "),
     "corrupted safetensors": (damaged("pretrain/model.safetensors", garbled, "evaluate"), r"model\.safetensors.*; "),
     "corrupted config.json": (damaged("pretrain/config.json", garbled, "evaluate"), r"config\.json.*; "),
-    "model deleted": (deleted("pretrain/model.safetensors", "evaluate"), r"its model\.safetensors is missing; run `v. pretrain --out"),
-    "report of no run": (arguments("report", "--out", "{scratch}/new"), r"no run.*; make one with `v. run`"),
+    "model deleted": (deleted("pretrain/model.safetensors", "evaluate"), r"its model\.safetensors is missing; run `uv run v. pretrain --out"),
+    "report of no run": (arguments("report", "--out", "{scratch}/new"), r"no run.*; make one with `uv run v. run`"),
     "report beside no run": (arguments("report", "--compare", "v1", "v3"), r"no run in runs/v[13]/tiniest to compare with; make"),
     "report with a stray word": (arguments("report", "v3"), r"takes no argument 'v3'; write --compare v3"),
     # models and tokenizers from elsewhere
@@ -280,7 +280,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "start from damaged weights": (start_from("model.safetensors", half), r"model\.safetensors.*; "),
     "generate: no such folder": (arguments("generate", "--model", "{scratch}/no"), r"no model .*/no'; name a stage .* or a folder"),
-    "generate: no model yet": (arguments("generate", "--out", "{scratch}/new"), r"no model in .*; run `v. run --out .*` first"),
+    "generate: no model yet": (arguments("generate", "--out", "{scratch}/new"), r"no model in .*; run `uv run v. run --out .*` first"),
     "generate: rope_scaling without its factor": (
         generate_from("config.json", edited(rope_parameters={"rope_type": "linear", "rope_theta": 1e4})),
         r"rope_scaling .*has factor None, not a positive number; correct|factor.*; copy it again",

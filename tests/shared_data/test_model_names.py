@@ -35,7 +35,7 @@ def test_a_path_comes_before_a_stage_and_a_stage_before_the_hub(run: RunFolder) 
     [
         (
             "dpo",
-            r"no model in runs/v2/smoke/dpo; run `v2 run --config smoke` first, or name a folder with --model",
+            r"no model in runs/v2/smoke/dpo; run `uv run v2 run --config smoke` first, or name a folder with --model",
         ),
         (
             "reward",

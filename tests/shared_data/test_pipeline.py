@@ -193,7 +193,7 @@ def test_the_heading_says_whether_a_stage_continues(
 
 
 def test_a_stage_without_its_inputs_names_the_command_to_run_first(run: RunFolder) -> None:
-    with pytest.raises(UserError, match=r"run `v2 data --out .*` first"):
+    with pytest.raises(UserError, match=r"run `uv run v2 data --out .*` first"):
         run_stage("pretrain", FUNCTIONS, run)
     assert not run.path.exists()
 

@@ -116,7 +116,7 @@ def test_a_run_that_is_not_finished_tells_what_is_missing_and_where_training_sta
     add_data(run)
     MetricsLog(run.stage("pretrain") / "metrics_log.jsonl").append(step=7, loss=2.0)
     text = write_report(run).read_text(encoding="utf-8")
-    assert "The stage tokenizer has not finished yet: v2 tokenizer." in text
+    assert "The stage tokenizer has not finished yet: uv run v2 tokenizer --config smoke" in text
     assert "it stands at step 7" in text
 
 
@@ -129,11 +129,11 @@ def test_other_levels_stand_beside(run: RunFolder) -> None:
 
 
 def test_reports_of_nothing_name_the_command_to_run(run: RunFolder) -> None:
-    with pytest.raises(UserError, match=r"no run in runs/v2/smoke; make one with `v2 run"):
+    with pytest.raises(UserError, match=r"no run in runs/v2/smoke; make one with `uv run v2 run"):
         write_report(run)
     add_training(run)
     with pytest.raises(
-        UserError, match=r"no run in runs/v1/smoke to compare with; make one with `v1 run --config smoke`"
+        UserError, match=r"no run in runs/v1/smoke to compare with; make one with `uv run v1 run --config smoke`"
     ):
         write_report(run, ["v1"])
     with pytest.raises(UserError, match=r"no level 'v9' to compare with; use v1, v2, v3"):

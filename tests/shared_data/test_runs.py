@@ -68,7 +68,7 @@ def test_an_output_that_is_missing_or_damaged_is_named_and_made_again(
         (run.path / "data" / "result.txt").write_bytes(content)
     assert run.why_not_current("data") == f"its result.txt {says}"
     with pytest.raises(
-        UserError, match=rf"stage data in .* its result.txt {says}; run `v2 data --out .*` first"
+        UserError, match=rf"stage data in .* its result.txt {says}; run `uv run v2 data --out .*` first"
     ):
         run.require("tokenizer")
     run.protect("data")
@@ -105,14 +105,14 @@ def test_a_local_file_that_changed_is_noticed_by_path_size_and_time(tmp_path: Pa
 
 def test_a_missing_or_changed_earlier_stage_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"pretrain needs the stage data .* not finished yet; run `v2 data --out .*` first"
+        UserError, match=r"pretrain needs the stage data .* not finished yet; run `uv run v2 data --out .*` first"
     ):
         make(tmp_path).require("pretrain")
     finish(make(tmp_path), "data", "tokenizer")
     make(tmp_path).require("pretrain")
     with pytest.raises(
         UserError,
-        match=r"made with data\.seed = 0, not 3; use what it was made with, or run `v2 data --force --out",
+        match=r"made with data\.seed = 0, not 3; use what it was made with, or run `uv run v2 data --force --out",
     ):
         make(tmp_path, "data.seed=3").require("pretrain")
 
