@@ -56,8 +56,7 @@ _FORMATS = (
     (("accuracy", "accuracy_before", "consistent_story_ratio", "distinct_word_ratio"), ".1%"),
     (("right_before", "right_after", "finished_before", "finished"), ".1%"),
     (("bits_per_byte", "bits_per_byte_before", "loss", "precision", "recall"), ".4f"),
-    (("perplexity", "before", "after", "reward"), ".3f"),
-    (("kl", "kl_per_completion"), ".2f"),
+    (("perplexity", "before", "after", "reward", "kl", "kl_per_completion"), ".3f"),
     (("learning_rate",), ".2g"),
 )
 

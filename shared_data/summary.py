@@ -23,7 +23,7 @@ _POLICY = [
     ("reward, questions", "{question_before:.3f} before, {question_after:.3f} after"),
     ("reward, story requests", "{request_before:.3f} before, {request_after:.3f} after"),
     ("right answers", "{right_before:.1%} before, {right_after:.1%} after, whatever their length"),
-    ("KL to the reference", "{kl:.2f} nats per completion{kl_note}"),
+    ("KL to the reference", "{kl:.3f} nats per completion{kl_note}"),
     ("ended by themselves", "{finished_before:.1%} of the completions before, {finished:.1%} after"),
     ("stories", "{bits_per_byte_before:.4f} bits per byte before, {bits_per_byte:.4f} after"),
 ]

@@ -62,3 +62,26 @@ def test_a_step_is_a_whole_number_on_the_axis(tmp_path: Path) -> None:
         plot_lines({"reward": (steps, [0.0] * len(steps))}, path)
         numbers = [float(number) for number in re.findall(r">(\d+\.\d)<", path.read_text())]
         assert any(number % 1 == 0.5 for number in numbers) == halves
+
+
+def test_curves_that_coincide_are_drawn_so_that_each_is_seen(tmp_path: Path) -> None:
+    """Each narrower than the one below it, and with gaps."""
+    line = (list(range(50)), [1.0] * 50)
+    plot_lines(dict.fromkeys(("v1", "v2", "v3"), line), tmp_path / "plot.svg", layered=True)
+    drawn = re.findall(
+        r'<path d="[^"]*" clip-path="[^"]*" style="(fill: none; [^"]*#[^"]*)"',
+        (tmp_path / "plot.svg").read_text(),
+    )
+    styles = [style for style in drawn if re.search("#3b82f6|#f59e0b|#10b981", style)]
+    widths = [float(re.findall(r"stroke-width: ([\d.]+)", style)[0]) for style in styles]
+    assert len(styles) == 3
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 2 * widths[1]
+    assert ["stroke-dasharray" in style for style in styles] == [False, True, True]
+
+
+@pytest.mark.parametrize("points", [3, 4])
+def test_fewer_than_four_points_are_joined_by_no_line(points: int, tmp_path: Path) -> None:
+    plot_lines({"validation": (list(range(points)), [1.0] * points)}, tmp_path / "plot.svg")
+    lines = re.findall(r"fill: none; stroke: #3b82f6", (tmp_path / "plot.svg").read_text())
+    assert bool(lines) == (points == 4)

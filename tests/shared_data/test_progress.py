@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from shared_data import progress as module
-from shared_data.progress import format_number, format_seconds, progress
+from shared_data.progress import format_metric, format_number, format_seconds, progress
 
 
 def test_without_a_terminal_a_line_comes_at_the_end_and_not_at_every_step(
@@ -18,7 +18,7 @@ def test_without_a_terminal_a_line_comes_at_the_end_and_not_at_every_step(
     out, err = capsys.readouterr()
     assert err == ""
     assert len(out.splitlines()) == 1
-    assert "pretrain 1,000/1,000 steps · loss 1 · 12,346 tokens/s · " in out
+    assert "pretrain 1,000/1,000 steps · loss 1.0000 · 12,346 tokens/s · " in out
     assert "left" in out
 
 
@@ -77,3 +77,23 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 )
 def test_numbers_are_short(value: float | str, text: str) -> None:
     assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("qa_accuracy", 0.68, "68.0%"),
+        ("accuracy", 1, "100.0%"),
+        ("finished_before", 1.0, "100.0%"),
+        ("bits_per_byte", 0.25, "0.2500"),
+        ("eval_loss", 2.0, "2.0000"),
+        ("after", 1.0, "1.000"),
+        ("objective/kl", -0.0123, "-0.012"),
+        ("seconds", 125.0, "2:05"),
+        ("tokens_per_second", 12_345.6, "12,346"),
+        ("steps", 1100, "1,100"),
+        ("learning_rate", 8.952e-09, "9e-09"),
+    ],
+)
+def test_a_metric_has_the_same_decimals_whatever_its_value(name: str, value: float, text: str) -> None:
+    assert format_metric(name, value) == text

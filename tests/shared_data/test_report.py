@@ -1,5 +1,6 @@
 """The report is one page that opens offline, tells what has been done so far, and shows text as text."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ from shared_data.finished import write_finished
 from shared_data.metrics_log import MetricsLog
 from shared_data.plots import plot_zipf
 from shared_data.report import write_report
+from shared_data.report_curves import kl_per_completion
 from shared_data.runs import RunFolder
 from shared_data.settings import load_settings
 
@@ -133,8 +135,123 @@ def test_reports_of_nothing_name_the_command_to_run(run: RunFolder) -> None:
         write_report(run)
     add_training(run)
     with pytest.raises(
-        UserError, match=r"no run in runs/v1/smoke to compare with; make one with `uv run v1 run --config smoke`"
+        UserError,
+        match=r"no run in runs/v1/smoke to compare with; make one with `uv run v1 run --config smoke`",
     ):
         write_report(run, ["v1"])
     with pytest.raises(UserError, match=r"no level 'v9' to compare with; use v1, v2, v3"):
         write_report(run, ["v9"])
+
+
+STORY = "There once was Oscar the boy. He had a ball."
+PROMPT = f"{STORY}\nQuestion: Who has the ball at the end?"
+
+
+def add_tuning(run: RunFolder, before: str = "\ufffd\ufffd\ufffd") -> None:
+    log = MetricsLog(run.stage("sft") / "metrics_log.jsonl")
+    for step in (5, 10):
+        log.append(step=step, loss=5 / step)
+    record = {"kind": "holder", "prompt": PROMPT, "expected": "The holder of the ball is Oscar."}
+    answers = {"before": [record | {"reply": before}], "after": [record | {"reply": "The holder is Oscar."}]}
+    write_json(run.stage("sft") / "answers.json", answers)
+    write_finished(run.stage("sft"), run.inputs("sft"), {"qa_accuracy": 0.5, "seconds": 1.0})
+
+
+def add_ppo(run: RunFolder, steps: int, kl: float) -> None:
+    """A stage with so many rows in its log, whose KL is `kl` nats per completion at the end."""
+    for stage in ("reward", "ppo"):
+        numbers = {"before": 0.5, "after": 0.6, "kl": kl, "accuracy": 0.8, "seconds": 1.0}
+        write_finished(run.stage(stage), run.inputs(stage), numbers)
+    log = MetricsLog(run.stage("ppo") / "metrics_log.jsonl")
+    for step in range(1, steps + 1):
+        log.append(step=step, loss=1 / step, **{"objective/kl": kl})
+    record = {
+        "prompt": PROMPT,
+        "before": "\ufffd",
+        "before_reward": 0.0,
+        "after": "Oscar \ufffd",
+        "after_reward": 1.0,
+    }
+    write_json(run.stage("ppo") / "completions.json", [record])
+
+
+def test_a_question_stands_with_its_story(run: RunFolder) -> None:
+    add_training(run)
+    add_tuning(run)
+    add_ppo(run, 1, 0.1)
+    text = write_report(run).read_text(encoding="utf-8")
+    # Before and after tuning, what was answered wrong, the lowest reward, and the same prompts after each stage.
+    assert text.count(f"{STORY}<b>\nQuestion: Who has the ball at the end?</b>") == 4
+
+
+def test_what_cannot_be_read_is_said_in_words(run: RunFolder) -> None:
+    add_training(run)
+    add_tuning(run)
+    add_ppo(run, 1, 0.1)
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "<td>(nothing that can be read: bytes that make no character)</td>" in text
+    assert "<td>Oscar \ufffd</td>" in text
+    assert "\ufffd stands for bytes that make no character." in text
+    assert "<td>\ufffd" not in text
+    add_tuning(run, before=" \n")
+    assert "<td>(nothing)</td>" in write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_few_points_are_a_sentence_and_not_a_curve(run: RunFolder, steps: int) -> None:
+    add_training(run)
+    add_tuning(run)
+    add_ppo(run, steps, 0.25)
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "<p>Loss in nats per token: 1.0000 at step 5, 0.5000 at step 10.</p>" in text
+    sentence = (
+        "<p>KL to the reference, nats per completion: 0.250 at step 1, 0.250 at step 2, 0.250 at step 3.</p>"
+    )
+    assert (sentence in text) == (steps == 3)
+    assert (">KL to the reference, nats per completion</text>" in text) == (steps == 4)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_a_divergence_below_zero_is_explained(run: RunFolder, steps: int) -> None:
+    add_training(run)
+    add_tuning(run)
+    for kl, explained in ((-0.01, True), (0.01, False)):
+        (run.path / "ppo" / "metrics_log.jsonl").unlink(missing_ok=True)
+        add_ppo(run, steps, kl)
+        text = write_report(run).read_text(encoding="utf-8")
+        assert f"{kl:.3f} nats per completion" in text
+        assert ("an estimate from samples, which can be below 0" in text) == explained
+        assert ("Estimated from samples, so a point can lie below 0" in text) == explained
+
+
+def test_every_divergence_is_per_completion() -> None:
+    assert kl_per_completion({"objective/kl": 0.5}) == 0.5
+    assert kl_per_completion({"kl": 0.25, "completion_length": 8.0}) == 2.0
+    assert kl_per_completion({"kl": 0.25, "completions/mean_length": 4.0}) == 1.0
+    assert kl_per_completion({"kl": 0.25}) is None
+    assert kl_per_completion({"loss": 1.0, "completion_length": 8.0}) is None
+
+
+def test_the_comparison_begins_with_words_and_folds_the_whole_table(run: RunFolder) -> None:
+    add_training(run)
+    add_training(RunFolder("v3", run.settings), level_loss=2.0)
+    other = RunFolder("v3", run.settings)
+    write_finished(
+        other.stage("pretrain"), {}, TRAINED | {"bits_per_byte": 0.25410, "loss": 0.7, "seconds": 290.4}
+    )
+    text = write_report(run, ["v3"]).read_text(encoding="utf-8")
+    section = text[text.index("The levels side by side") :]
+    words, table, curve, folded = (
+        section.index(part) for part in ("10.0% apart", "<table", "<figure", "<details")
+    )
+    assert words < table < curve < folded
+    assert "v2 (level 2, by hand in PyTorch) and v3 (level 3, NumPy alone)" in section
+    assert "0.0900 nats per token. v2 took the least time, v3 2.0 times as long." in section
+    assert "pretrain: tokens per second" not in section[:folded]
+
+
+def test_every_command_on_the_page_begins_with_uv_run(run: RunFolder) -> None:
+    add_data(run)
+    text = write_report(run).read_text(encoding="utf-8")
+    assert len(re.findall(r"uv run v2 \w+", text)) >= 4
+    assert re.findall(r"(?<!uv run )\bv2 (?:run|data|tokenizer|pretrain|evaluate|generate)", text) == []

@@ -105,7 +105,8 @@ def test_a_local_file_that_changed_is_noticed_by_path_size_and_time(tmp_path: Pa
 
 def test_a_missing_or_changed_earlier_stage_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"pretrain needs the stage data .* not finished yet; run `uv run v2 data --out .*` first"
+        UserError,
+        match=r"pretrain needs the stage data .* not finished yet; run `uv run v2 data --out .*` first",
     ):
         make(tmp_path).require("pretrain")
     finish(make(tmp_path), "data", "tokenizer")
