@@ -47,7 +47,7 @@ class _Group(TyperGroup):
 
     def _call(self, words: list[str]) -> int:
         try:
-            with self.make_context(self.name, words) as context:
+            with self.make_context(f"uv run {self.name}", words) as context:
                 self.invoke(context)
         except Exit as leave:  # after --help
             return leave.exit_code
@@ -56,7 +56,7 @@ class _Group(TyperGroup):
             if not message:  # called without any word: the help has been shown
                 return EXIT_CODE
             context_of_error = getattr(error, "ctx", None)
-            where = context_of_error.command_path if context_of_error else self.name
+            where = context_of_error.command_path if context_of_error else f"uv run {self.name}"
             if getattr(error, "option_name", None) in ("--checkpoint", "--stage"):
                 message += ", use --model"
             raise UserError(f"{message}; see `{where} --help`") from error
@@ -95,7 +95,10 @@ def build_app(level: str, summary: str, stages: dict[str, str]) -> typer.Typer:
 
 
 def _add_run(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
-    @app.command("run", help="Run all stages, skipping those whose inputs have not changed.")
+    @app.command(
+        "run",
+        help="Run every stage, from the corpus to the generated text, and write the report. What has not changed is kept.",
+    )
     def run_command(
         config: Config = None,
         overrides: Overrides = None,
@@ -103,10 +106,11 @@ def _add_run(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         seed: Seed = None,
         device: Device = None,
         first: Annotated[
-            str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and all after it again.")
+            str | None,
+            typer.Option("--from", metavar="STAGE", help="Run this stage and all later ones again."),
         ] = None,
         only: Annotated[
-            str | None, typer.Option("--only", metavar="STAGE", help="Do this stage and no other.")
+            str | None, typer.Option("--only", metavar="STAGE", help="Run this stage and no other.")
         ] = None,
         force: Force = False,
     ) -> None:
@@ -149,7 +153,7 @@ def _add_report(app: typer.Typer, level: str) -> None:
             typer.Option(
                 "--compare",
                 metavar="LEVEL…",
-                help="Compare with the runs of these levels of the same config: --compare v1 v3.",
+                help="Show other levels' runs of the same configuration beside it: --compare v1 v3.",
             ),
         ] = None,
         others: Annotated[
@@ -165,7 +169,9 @@ def _add_report(app: typer.Typer, level: str) -> None:
 
 
 def _add_settings(app: typer.Typer) -> None:
-    @app.command("settings", help="Show every setting, its value and what it means, as a configuration file.")
+    @app.command(
+        "settings", help="Show every setting with its value and its meaning, as a configuration file."
+    )
     def settings_command(config: Config = None, overrides: Overrides = None, out: Out = None) -> None:
         from shared_data.remembered_settings import open_run
         from shared_data.settings import load_settings, settings_to_toml
@@ -191,7 +197,10 @@ def _add_version(app: typer.Typer) -> None:
     @app.callback()
     def options(
         version: Annotated[
-            bool, typer.Option("--version", callback=show, is_eager=True, help="Show what is installed.")
+            bool,
+            typer.Option(
+                "--version", callback=show, is_eager=True, help="Show the versions of what is installed."
+            ),
         ] = False,
     ) -> None:
         pass

@@ -22,7 +22,7 @@ Config = Annotated[
         "--config",
         "-c",
         metavar="NAME|PATH",
-        help="Configuration: smoke, tiny (the default), small, … or a .toml file.",
+        help="Configuration: smoke, tiny (the default), small, … or a .toml file of your own.",
     ),
 ]
 Overrides = Annotated[
@@ -37,13 +37,17 @@ Overrides = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="DIR", help="Run folder instead of runs/<level>/<config>; it remembers its settings."
+        "--out",
+        metavar="DIR",
+        help="Folder of the run, if not runs/<level>/<config>. It remembers its settings.",
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Use this seed in every stage.")]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (level 3: the CPU only)."),
+    typer.Option(
+        "--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N. Level 3 computes on the CPU only."
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -51,10 +55,12 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="X",
-        help="A folder (Hugging Face model or adapter), or a stage of the run: pretrain, sft, dpo, ppo, grpo.",
+        help="A stage of the run (pretrain, sft, dpo, ppo, grpo), or a folder with a Hugging Face model or adapter.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Do it again even if nothing has changed.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Run again what has finished, even if nothing has changed.")
+]
 
 
 def open_folder(

@@ -64,27 +64,50 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         out: Out = None,
         device: Device = None,
         prompt: Annotated[
-            list[str] | None, typer.Option("--prompt", "-p", help="Text to continue. May be repeated.")
+            list[str] | None,
+            typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue. May be repeated."),
         ] = None,
         model: Model = None,
         temperature: Annotated[
-            float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
+            float | None,
+            typer.Option(
+                "--temperature",
+                "-t",
+                metavar="T",
+                help="How random the text is; 0 always takes the most probable token.",
+            ),
         ] = None,
-        top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the K most probable tokens.")] = None,
+        top_k: Annotated[
+            int | None,
+            typer.Option("--top-k", metavar="K", help="Choose among the K most probable tokens only."),
+        ] = None,
         top_p: Annotated[
-            float | None, typer.Option("--top-p", help="Keep the fewest tokens of this much probability.")
+            float | None,
+            typer.Option(
+                "--top-p",
+                metavar="P",
+                help="Choose among the fewest tokens that have probability P together.",
+            ),
         ] = None,
         max_new_tokens: Annotated[
-            int | None, typer.Option("--max-new-tokens", "-n", help="Stop after so many tokens.")
+            int | None, typer.Option("--max-new-tokens", "-n", metavar="N", help="Write at most N tokens.")
         ] = None,
         seed: Annotated[
-            int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
+            int | None,
+            typer.Option("--seed", min=0, metavar="N", help="Seed of the random choice of tokens."),
         ] = None,
         stream: Annotated[
-            bool, typer.Option("--stream/--no-stream", help="Write each token at once, or all at the end.")
+            bool,
+            typer.Option(
+                "--stream/--no-stream", help="Write each token at once, or the whole text at its end."
+            ),
         ] = True,
         no_cache: Annotated[
-            bool, typer.Option("--no-cache", help="Recompute the whole text for each token (slow).")
+            bool,
+            typer.Option(
+                "--no-cache",
+                help="Compute the whole text again for each token, without the key-value cache: slow.",
+            ),
         ] = False,
     ) -> None:
         from shared_data.pipeline import load_function
@@ -120,10 +143,17 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         device: Device = None,
         model: Model = None,
         temperature: Annotated[
-            float | None, typer.Option("--temperature", "-t", help="0 takes the most probable token.")
+            float | None,
+            typer.Option(
+                "--temperature",
+                "-t",
+                metavar="T",
+                help="How random the text is; 0 always takes the most probable token.",
+            ),
         ] = None,
         seed: Annotated[
-            int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of the sampler.")
+            int | None,
+            typer.Option("--seed", min=0, metavar="N", help="Seed of the random choice of tokens."),
         ] = None,
     ) -> None:
         from shared_data.inference.typed import typed_messages

@@ -81,7 +81,7 @@ STAGES = {
         sections=("evaluate",),
     ),
     "generate": Stage(
-        "Continue the prompts of the settings, or your own, with the trained model.",
+        "Let the model continue texts: your own prompts, or those of the settings.",
         after="pretrain",
         sections=("generate",),
     ),

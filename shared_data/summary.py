@@ -22,9 +22,9 @@ _POLICY = [
     ("reward", "{before:.3f} before, {after:.3f} after, for completions of held-out prompts"),
     ("reward, questions", "{question_before:.3f} before, {question_after:.3f} after"),
     ("reward, story requests", "{request_before:.3f} before, {request_after:.3f} after"),
-    ("right answers", "{right_before:.1%} before, {right_after:.1%} after, whatever their length"),
+    ("right answers", "{right_before:.1%} before, {right_after:.1%} after, short or wordy"),
     ("KL to the reference", "{kl:.3f} nats per completion{kl_note}"),
-    ("ended by themselves", "{finished_before:.1%} of the completions before, {finished:.1%} after"),
+    ("completions that end", "{finished_before:.1%} before, {finished:.1%} after; the others are cut off"),
     ("stories", "{bits_per_byte_before:.4f} bits per byte before, {bits_per_byte:.4f} after"),
 ]
 
@@ -37,10 +37,13 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
         ("repaired", "{documents_repaired:,} documents"),
         ("dropped by cleaning", "{dropped_by_cleaning:,} documents"),
         ("dropped as duplicates", "{dropped_exact_duplicates:,} exact, {dropped_near_duplicates:,} near"),
-        ("cleaning, by the truth", "precision {cleaning_precision:.4f}, recall {cleaning_recall:.4f}"),
         (
-            "duplicates, by the truth",
-            "precision {deduplication_precision:.4f}, recall {deduplication_recall:.4f}",
+            "cleaning, checked",
+            "precision {cleaning_precision:.4f}, recall {cleaning_recall:.4f}: the dirt is known",
+        ),
+        (
+            "duplicates, checked",
+            "precision {deduplication_precision:.4f}, recall {deduplication_recall:.4f}: they are known",
         ),
         ("held out", "{validation_documents:,} documents for validation, {test_documents:,} for testing"),
         (
@@ -160,7 +163,8 @@ def _samples(stage: str, run: RunFolder) -> list[tuple[str, str]]:
     samples = read_json(path, list) if stage == "generate" and path.exists() else []
     texts = [" ".join(readable(sample["prompt"] + sample["text"]).split()) for sample in samples]
     return [
-        ("it wrote", text if len(text) <= _SAMPLE_LENGTH else text[:_SAMPLE_LENGTH] + " …") for text in texts
+        ("the model wrote", text if len(text) <= _SAMPLE_LENGTH else text[:_SAMPLE_LENGTH] + " …")
+        for text in texts
     ]
 
 
@@ -177,7 +181,8 @@ def print_finished(run: RunFolder, report: Path) -> None:
     changed = ("run", "--from", "pretrain", "--set", "pretrain.learning_rate=1e-3")
     rows = [
         ("report of the run", str(report)),
-        ("try the model", f"uv run {run.command('generate', '--prompt', 'Once upon a time')}"),
+        ("let it write", f"uv run {run.command('generate', '--prompt', 'Once upon a time')}"),
+        *([("talk with it", f"uv run {run.command('chat')}")] if "sft" in run.metrics() else []),
         ("change a setting", f"uv run {run.command(*changed)}"),
         ("see all settings", f"uv run {run.level} settings --out {shlex.quote(str(run.path))}"),
     ]

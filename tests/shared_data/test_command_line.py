@@ -49,6 +49,7 @@ def test_every_stage_has_a_command_and_every_option_a_line_of_help(
         assert re.search(rf"│ {name} +\S", commands)
         assert v2(name, "--help") == 0
         text = capsys.readouterr().out
+        assert f"Usage: uv run v2 {name} " in text
         for option in re.findall(r"│ +(--[a-z-]+).*", text):
             line = next(line for line in text.splitlines() if option in line)
             assert re.search(r"[A-Za-z]{3,}.*\s\s\S.*[a-z]", line), line
@@ -83,7 +84,11 @@ def test_run_does_all_stages_and_writes_the_report(
     assert v2("run", "--out", tmp_path) == 0
     assert received[-1].name == "smoke"
     assert len(received) == len(STAGES) - 2
-    assert f"report of the run:         {tmp_path / 'report.html'}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"report of the run:         {tmp_path / 'report.html'}" in out
+    hints = out[out.index("== finished") :]
+    assert f"uv run v2 chat --out {tmp_path}\n" in hints
+    assert len(re.findall(r"uv run v\d", hints)) == len(re.findall(r"\bv\d (?=[a-z])", hints)) > 3
 
 
 def test_generate_passes_prompts_and_sampling_options(
@@ -177,18 +182,18 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
 
 def test_a_wrong_call_is_one_line_that_names_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, line in (
-        (["data", "--sett", "x=1"], r"error: No such option: --sett.*; see `.* data --help`\n"),
-        (["date"], r"error: No such command 'date'.*; see `.* --help`\n"),
-        (["data", "--seed", "-1"], r"error: Invalid value for '--seed'.*; see `.* data --help`\n"),
+        (["data", "--sett", "x=1"], r"error: No such option: --sett.*; see `uv run v2 data --help`\n"),
+        (["date"], r"error: No such command 'date'.*; see `uv run v2 --help`\n"),
+        (["data", "--seed", "-1"], r"error: Invalid value for '--seed'.*; see `uv run v2 data --help`\n"),
         (
             ["generate", "--checkpoint", "x"],
-            r"error: No such option: --checkpoint.*, use --model; see `.* generate --help`\n",
+            r"error: No such option: --checkpoint.*, use --model; see `uv run v2 generate --help`\n",
         ),
         (
             ["chat", "--stage", "dpo"],
-            r"error: No such option: --stage.*, use --model; see `.* chat --help`\n",
+            r"error: No such option: --stage.*, use --model; see `uv run v2 chat --help`\n",
         ),
-        (["data", "extra"], r"error: Got unexpected extra argument.*; see `.* data --help`\n"),
+        (["data", "extra"], r"error: Got unexpected extra argument.*; see `uv run v2 data --help`\n"),
     ):
         assert v2(*arguments) == 2
         assert re.fullmatch(line, capsys.readouterr().err)

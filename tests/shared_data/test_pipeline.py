@@ -71,7 +71,7 @@ def test_all_stages_run_in_order_once_and_are_skipped_the_second_time(
     assert run_pipeline(FUNCTIONS, run) == []
     printed = capsys.readouterr().out
     assert printed.count("nothing changed") == len(STAGES)
-    assert "it wrote:                  Once upon a time\n" in printed
+    assert "the model wrote:           Once upon a time\n" in printed
 
 
 def test_metrics_are_finite_numbers_by_stage_with_seconds_in_each(run: RunFolder) -> None:
