@@ -45,9 +45,7 @@ def test_four_ways_to_average() -> None:
     old = torch.full((4, 4), -1.0)
     rows = []
     for loss_type in LOSS_TYPES:
-        loss, _ = grpo_loss(
-            old + RATIO.log(), old, None, advantages, MASK, loss_type=loss_type, **OPTIONS
-        )
+        loss, _ = grpo_loss(old + RATIO.log(), old, None, advantages, MASK, loss_type=loss_type, **OPTIONS)
         # An advantage of 1 and a ratio of 1 everywhere: the gradient is minus the weight of a token.
         new = torch.zeros(4, 4, requires_grad=True)
         grpo_loss(new, None, None, torch.ones(4), MASK, loss_type=loss_type, **OPTIONS)[0].backward()

@@ -50,17 +50,13 @@ def test_advantages_and_returns() -> None:
     advantages, returns = generalized_advantages(rewards, VALUES, STATES, GAMMA, LAMBDA)
     agrees(PAGE, "advantage", shown(advantages, STATES))
     agrees(PAGE, "return", shown(returns, STATES))
-    experience, _ = make_experience(
-        POLICY, REFERENCE, SCORES, VALUES, MASK, KL_COEF, gamma=GAMMA, lam=LAMBDA
-    )
+    experience, _ = make_experience(POLICY, REFERENCE, SCORES, VALUES, MASK, KL_COEF, gamma=GAMMA, lam=LAMBDA)
     agrees(PAGE, "whitened", shown(experience.advantages, TOKENS))
     assert torch.equal(experience.returns[STATES], returns[STATES])
 
 
 def test_the_clipped_objective_and_its_gradient() -> None:
-    experience, _ = make_experience(
-        POLICY, REFERENCE, SCORES, VALUES, MASK, KL_COEF, gamma=GAMMA, lam=LAMBDA
-    )
+    experience, _ = make_experience(POLICY, REFERENCE, SCORES, VALUES, MASK, KL_COEF, gamma=GAMMA, lam=LAMBDA)
     agrees(PAGE, "ratio", shown(RATIO, TOKENS))
     advantages = experience.advantages
     agrees(PAGE, "ratio · A", shown(RATIO * advantages, TOKENS))
@@ -72,9 +68,7 @@ def test_the_clipped_objective_and_its_gradient() -> None:
 
 
 def test_the_loss_of_both_models() -> None:
-    experience, _ = make_experience(
-        POLICY, REFERENCE, SCORES, VALUES, MASK, KL_COEF, gamma=GAMMA, lam=LAMBDA
-    )
+    experience, _ = make_experience(POLICY, REFERENCE, SCORES, VALUES, MASK, KL_COEF, gamma=GAMMA, lam=LAMBDA)
     agrees(PAGE, "new value", shown(NEW_VALUES, STATES))
     clipped = NEW_VALUES.clamp(VALUES - EPSILON, VALUES + EPSILON)
     agrees(PAGE, "clipped value", shown(clipped, STATES))
