@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from tests.worked import agrees
-from v3_numpy_deep.autograd import Tensor, record
+from v3_numpy_deep.autograd import record
 from v3_numpy_deep.autograd.gradcheck import gradcheck
 
 PAGE = "v3_numpy_deep/autograd/gradcheck.md"
