@@ -166,10 +166,11 @@ def add_look(app: typer.Typer, level: str, function: str) -> None:
             raise UserError(f"{svg} is no name of an SVG file; let it end in .svg")
         run = open_folder(level, config, overrides, out, device=device)
         name = model or "pretrain"
-        words = re.findall(r"\w+", f"{Path(name).name} {text}")
-        words += [f"{kind} {n}" for kind, n in (("layer", layer), ("head", head)) if n is not None]
-        picture = svg or run.path / "look" / f"{'-'.join(words)[:60]}.svg"
+        words = "-".join(re.findall(r"\w+", f"{Path(name).name} {text}"))[:60]
+        chosen = [f"-{kind}-{n}" for kind, n in (("layer", layer), ("head", head)) if n is not None]
+        picture = svg or run.path / "look" / f"{words}{''.join(chosen)}.svg"
         load_function(function)(run.settings, run, text, name, layer, head, picture)
+        print()
         print_rows([("picture", str(picture))])
 
 

@@ -76,7 +76,7 @@ def _predictions(
     count = max(1, min(_PREDICTIONS, (width - label - 12) // 13))
     column = min(_LONGEST_TOKEN + 7, (width - label - 12) // count)
     yield Text("\nWhat the model expects next (␣ is a space, ⏎ the end of a line)", "bold")
-    yield Text(f"    {_fit('after', label)}  actual  most probable", "dim")
+    yield Text(f"    {_fit('after', label)}  actual  most likely", "dim")
     for position, row in enumerate(log_probs):
         following = ids[position + 1] if position + 1 < len(ids) else None
         line = Text(f"{position:3} {_fit(name(ids[position]), label)}")
@@ -100,7 +100,8 @@ def _maps(
     T, label = len(tokens), _label_width(tokens)
     room = width - label - 4
     cell = 2 if (2 * T + 2) * len(heads) <= room else 1
-    side_by_side = room // (cell * T + 2)
+    tile = max(cell * T, len("head 00"))
+    side_by_side = room // (tile + 2)
     yield Text(
         "\nAttention: how much each token (row) reads from itself and each token before it (column)", "bold"
     )
@@ -116,15 +117,15 @@ def _maps(
     for layer, of_layer in zip(layers, maps, strict=True):
         for first in range(0, len(heads), side_by_side):
             group = range(first, min(first + side_by_side, len(heads)))
-            titles = "".join(f"  {_fit(f'head {heads[index]}', cell * T)}" for index in group)
+            titles = "".join(f"  {_fit(f'head {heads[index]}', tile)}" for index in group)
             yield Text(f"\n{_fit(f'layer {layer}', label + 4)}{titles}".rstrip(), "bold")
             numbers = "".join(f"{column % 10:<{cell}}" for column in range(T))
-            yield Text(" " * (label + 4) + f"  {numbers}" * len(group), "dim")
+            yield Text((" " * (label + 4) + f"  {numbers:<{tile}}" * len(group)).rstrip(), "dim")
             for row, token in enumerate(tokens):
                 line = Text(f"{row:3} {_fit(token, label)}")
                 for index in group:
                     shades = "".join(_shade(weight) * cell for weight in of_layer[index, row, : row + 1])
-                    line.append(f"  {shades:<{cell * T}}", "blue")
+                    line.append(f"  {shades:<{tile}}", "blue")
                 line.rstrip()
                 yield line
 

@@ -112,9 +112,12 @@ def look_command(
 
 
 def draw_attention(model: Transformer, tokenizer: Tokenizer, run: RunFolder, picture: Path) -> None:
-    """The maps of some layers and heads over the beginning of the first held-out document, for the report."""
-    text = next(read_documents(run.documents("validation"))).text
-    ids = encode_prompt(model, tokenizer, text)[: min(STORY_TOKENS, model.config.max_position_embeddings)]
+    """The maps of some layers and heads over the beginning of the first held-out document, for the report; nothing without one."""
+    document = next(read_documents(run.documents(run.settings.evaluate.split)), None)
+    if document is None:
+        return
+    ids = encode_prompt(model, tokenizer, document.text)
+    ids = ids[: min(STORY_TOKENS, model.config.max_position_embeddings)]
     layers, heads = some_of(model.config.num_hidden_layers), some_of(model.config.num_attention_heads)
     maps = inspect(model, ids).attentions.float().cpu().numpy()[layers][:, heads]
     plot_attention(maps, [token_name(tokenizer, id) for id in ids], layers, heads, picture)
