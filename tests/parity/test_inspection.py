@@ -76,6 +76,8 @@ def test_a_model_is_left_as_it_was(model_type: str) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
     assert not inspection.log_probs.requires_grad
+    assert torch.equal(inspection.log_probs, inspect(model.eval(), IDS).log_probs), "no dropout"
+    model.train()
     with pytest.raises(UserError, match="more than the model's"):
         inspect(model, [0] * (model.config.max_position_embeddings + 1))
     assert model.training

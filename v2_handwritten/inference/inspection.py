@@ -107,8 +107,8 @@ def look_command(
     name = partial(token_name, tokenizer)
     log_probs = inspection.log_probs.float().cpu().numpy()
     maps = inspection.attentions.float().cpu().numpy()[layers][:, heads]
-    print_look(name, ids, log_probs, maps, layers, heads)
     plot_attention(maps, [name(id) for id in ids], layers, heads, picture)
+    print_look(name, ids, log_probs, maps, layers, heads)
 
 
 def draw_attention(model: Transformer, tokenizer: Tokenizer, run: RunFolder, picture: Path) -> None:
