@@ -181,7 +181,7 @@ def plot_attention(
     heads: Sequence[int],
     path: Path | str,
 ) -> None:
-    """Attention maps, a row of them a layer and a column a head: the darker, the more the token beside reads from the one below.
+    """Attention maps, a row of them a layer and a column a head: the bluer, the more the token beside reads from the one below.
 
     `layers` and `heads` are their numbers.
     """

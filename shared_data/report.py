@@ -243,7 +243,7 @@ def _attention(run: RunFolder) -> Iterator[str]:
     yield html.heading("Attention")
     yield html.paragraph(
         "Each map is one head of the pretrained model, over the beginning of a held-out text. A row shows how much its token reads "
-        "from each token up to itself. A dark cell says where a head reads, not why the model predicts what it does."
+        "from each token up to itself. A map says where a head reads, not why the model predicts what it does."
     )
     yield html.figure(picture, f"For a text of your own: uv run {run.command('look', 'Once upon a time')}")
 

@@ -50,7 +50,7 @@ def test_tables_and_maps_fit_the_width_and_no_head_is_left_out(
     width: int, T: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    names = ["狐狸狐狸狐狸狐狸狐狸", "<|endoftext|>", "a", "␣internationalization"]
+    names = ["狐狸狐狸狐狸狐狸狐狸", "<|endoftext|>", "狐", "␣internationalization"]
     maps = np.tril(np.full((2, 6, T, T), 0.5))
     ids = [n % 4 for n in range(T)]
     print_look(names.__getitem__, ids, np.full((T, 4), math.log(0.25)), maps, [0, 1], range(6))
