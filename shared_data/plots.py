@@ -192,7 +192,7 @@ def plot_attention(
     # Blue that is the more opaque the larger the weight: it can be read on light and on dark pages.
     picture = np.zeros((L, T + 1, H, T + 1, 4), np.uint8)
     picture[..., :3] = list(bytes.fromhex(BLUE[1:]))
-    picture[:, :T, :, :T, 3] = np.rint(255 * maps.transpose(0, 2, 1, 3))
+    picture[:, :T, :, :T, 3] = np.rint(255 * np.nan_to_num(maps).transpose(0, 2, 1, 3))
     with _axes(path, (side * H + 1.3, side * L + 1.3)) as axes:
         pixels = picture.reshape(L * (T + 1), H * (T + 1), 4)
         # Many pixels a cell, for programs that blur what they enlarge.

@@ -131,7 +131,7 @@ def _maps(
 
 
 def _shade(weight: float) -> str:
-    return next(shade for bound, shade in SHADES if weight >= bound)
+    return next((shade for bound, shade in SHADES if weight >= bound), "?")  # NaN
 
 
 def _percent(log_prob: float) -> str:

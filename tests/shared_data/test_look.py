@@ -74,6 +74,11 @@ def test_maps_wider_than_the_terminal_are_left_to_the_picture(
     assert printed(capsys)[-1] == "maps of 100 tokens do not fit into 100 columns; see the picture"
 
 
+def test_a_model_that_has_diverged_can_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    print_look(NAMES.__getitem__, IDS, LOG_PROBS * np.nan, MAPS * np.nan, [0], [0])
+    assert printed(capsys)[-1] == "  2 <0xE7>  ??????"
+
+
 def test_one_layer_all_layers_or_a_few_are_chosen() -> None:
     assert chosen_maps("layer", None, 3) == [0, 1, 2]
     assert chosen_maps("layer", 2, 3) == [2]
