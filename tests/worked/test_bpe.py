@@ -16,24 +16,8 @@ ENCODING = "shared_data/tokenizer/tokenizer.md"
 TEXTS = ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3
 # In the order of the page.
 PAIRS = [
-    "e s",
-    "s t",
-    "w e",
-    "l o",
-    "o w",
-    "n e",
-    "e w",
-    "w i",
-    "i d",
-    "d e",
-    "e r",
-    "es t",
-    "w es",
-    "d es",
-    "w est",
-    "d est",
-    "lo w",
-    "low e",
+    *("e s", "s t", "w e", "l o", "o w", "n e", "e w", "w i", "i d", "d e", "e r"),
+    *("es t", "w es", "d es", "w est", "d est", "lo w", "low e"),
 ]
 
 
