@@ -40,7 +40,7 @@ def test_derivative_of_the_middle() -> None:
 @pytest.mark.parametrize("gradient", ["dx", "dW_gate", "dW_up", "dW_down"])
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
 def test_gradients_of_the_layer(kernels: str, gradient: str) -> None:
-    """Also the exercise of feed_forward.md."""
+    """The exercise of feed_forward.md."""
     layer = LlamaFeedForward(ModelConfig(hidden_size=2, intermediate_size=3, num_attention_heads=1))
     layer.kernels = kernels
     weights = {"gate_proj.weight": W_GATE, "up_proj.weight": W_UP, "down_proj.weight": W_DOWN}

@@ -47,4 +47,5 @@ def test_the_gradient_is_turned_back(kernels: str) -> None:
     q = Q.clone().requires_grad_()
     d_y = torch.tensor([1.0, 0, 0, 1], dtype=torch.float64)
     rotated(q, kernels)[1].backward(d_y)
+    assert q.grad is not None
     agrees(PAGE, "at position 1", torch.stack([d_y, q.grad]))
