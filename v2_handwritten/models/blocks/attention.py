@@ -63,7 +63,7 @@ def attention_weights(
     mask = mask or AttentionMask(T, S, q.device)
     groups = q.reshape(B, K, H // K, T, D)
     scores = groups @ k.unsqueeze(2).transpose(-1, -2) / math.sqrt(D)
-    return softmax(scores + mask.additive(scores.dtype)[:, None, None])
+    return softmax(scores + mask.additive()[:, None, None])  # in float32 at least
 
 
 def causal_attention(
