@@ -23,7 +23,7 @@ def test_statistics() -> None:
     agrees(PAGE, "statistics", torch.stack([mean, deviation, rms], dim=1))
 
 
-def test_normalised_tokens_and_the_gain() -> None:
+def test_normalized_tokens_and_the_gain() -> None:
     agrees(PAGE, "LayerNorm", layer_norm(X, ONES, ZEROS, eps=0.0))
     agrees(PAGE, "RMSNorm", rms_norm(X, ONES, eps=0.0))
     outputs = [layer_norm(A, GAIN, ZEROS, eps=0.0), rms_norm(A, GAIN, eps=0.0)]
@@ -34,7 +34,7 @@ def test_normalised_tokens_and_the_gain() -> None:
 def test_gradients(kernels: str) -> None:
     """`plain` asks autograd, `fused` uses the derivatives of the page."""
     layer, rms = kernel(kernels, layer_norm), kernel(kernels, rms_norm)
-    rows = [D_Y, D_Y * GAIN]  # dy, and g, the gradient of the normalised vector
+    rows = [D_Y, D_Y * GAIN]  # dy, and g, the gradient of the normalized vector
     for norm in (lambda x, w: layer(x, w, ZEROS, 0.0), lambda x, w: rms(x, w, 0.0)):
         x, weight = A.clone().requires_grad_(), GAIN.clone().requires_grad_()
         norm(x, weight).backward(D_Y)
