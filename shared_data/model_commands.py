@@ -1,11 +1,14 @@
-"""The commands that use a model: `evaluate`, `generate`, `chat`, each with `--model`.
+"""The commands that use a model: `evaluate`, `generate`, `chat` and, of level 2 only, `look`, each with `--model`.
 
 v2 generate --model sft --prompt "Once upon a time"
 v2 chat --model ./my_model
 v2 evaluate --model dpo
+v2 look "Once upon a time" --model sft
 """
 
+import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +24,7 @@ from shared_data.command_options import (
     do_stage,
     open_folder,
 )
+from shared_data.errors import UserError
 from shared_data.stages import STAGES
 
 CHAT_HELP = '''Talk with the tuned model.
@@ -170,6 +174,45 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         load_function(f"{package}.inference.chat:chat_command")(
             run.settings, run, name, user_messages, _write_at_once
         )
+
+
+def add_look(app: typer.Typer, level: str, function: str) -> None:
+    @app.command("look", help="Look inside a model: its tokens, next-token probabilities and attention maps.")
+    def look_command(
+        text: Annotated[str, typer.Argument(metavar="TEXT", help="A sentence.", show_default=False)],
+        config: Config = None,
+        overrides: Overrides = None,
+        out: Out = None,
+        device: Device = None,
+        model: Model = None,
+        layer: Annotated[
+            int | None, typer.Option("--layer", metavar="N", help="This layer only; the first is 0.")
+        ] = None,
+        head: Annotated[
+            int | None, typer.Option("--head", metavar="N", help="This head only; the first is 0.")
+        ] = None,
+        svg: Annotated[
+            Path | None,
+            typer.Option(
+                "--svg", metavar="FILE", help="Draw the maps into this file instead of the run's look/."
+            ),
+        ] = None,
+    ) -> None:
+        from shared_data.pipeline import load_function
+        from shared_data.summary import print_rows
+
+        if not text:
+            raise UserError("the text is empty; pass a sentence in quotes")
+        if svg and svg.suffix != ".svg":
+            raise UserError(f"{svg} is no name of an SVG file; let it end in .svg")
+        run = open_folder(level, config, overrides, out, device=device)
+        name = model or "pretrain"
+        words = "-".join(re.findall(r"\w+", f"{Path(name).name} {text}"))[:60]
+        chosen = [f"-{kind}-{n}" for kind, n in (("layer", layer), ("head", head)) if n is not None]
+        picture = svg or run.path / "look" / f"{words}{''.join(chosen)}.svg"
+        load_function(function)(run.settings, run, text, name, layer, head, picture)
+        print()
+        print_rows([("picture", str(picture))])
 
 
 def _write_at_once(text: str) -> None:

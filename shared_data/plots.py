@@ -1,4 +1,4 @@
-"""Plots of a corpus and of a training run, as SVG or PNG files.
+"""Plots of a corpus, of a training run and of attention, as SVG or PNG files.
 
 Lines and letters of an SVG take the colour of the text around it (`currentColor`), so that the report can be read in light
 and in dark. matplotlib is imported when the first plot is drawn: it takes half a second.
@@ -8,10 +8,15 @@ and in dark. matplotlib is imported when the first plot is drawn: it takes half 
 """
 
 import io
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from shared_data.files import atomic_write
 
@@ -63,7 +68,9 @@ def _axes(path: Path | str, size: tuple[float, float] = _COLUMN) -> Iterator[Any
     is_svg = path.suffix == ".svg"
     # The salt makes the ids inside an SVG the same on every run, and different between plots of one page.
     style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": path.name}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # A letter that our font lacks is drawn by the reader's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=size)
         yield figure.subplots()
         buffer = io.BytesIO()
@@ -181,3 +188,47 @@ def plot_zipf(
             axes.set_ylim(bottom=0.7)
             axes.legend()
         axes.set(title=title, xlabel="rank", ylabel="occurrences")
+
+
+def plot_attention(
+    maps: Float[np.ndarray, "L H T T"],
+    tokens: Sequence[str],
+    layers: Sequence[int],
+    heads: Sequence[int],
+    path: Path | str,
+) -> None:
+    """Attention maps, a row of them a layer and a column a head: the bluer, the more the token beside reads from the one below.
+
+    `layers` and `heads` are their numbers.
+    """
+    L, H, T, _ = maps.shape
+    # Inches of a map: a line of letters for each token, until the picture becomes too large.
+    side = min(3.0 if L * H > 1 else 6.0, max(1.2, 0.11 * T))
+    labelled = range(0, T, math.ceil(0.11 * T / side))
+    # Blue that is the more opaque the larger the weight: it can be read on light and on dark pages.
+    picture = np.zeros((L, T + 1, H, T + 1, 4), np.uint8)
+    picture[..., :3] = list(bytes.fromhex(BLUE[1:]))
+    picture[:, :T, :, :T, 3] = np.rint(255 * np.nan_to_num(maps).transpose(0, 2, 1, 3))
+    with _axes(path, (side * H + 1.3, side * L + 1.3)) as axes:
+        pixels = picture.reshape(L * (T + 1), H * (T + 1), 4)
+        # Many pixels a cell, for programs that blur what they enlarge.
+        scale = max(1, 1600 // max(pixels.shape))
+        extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
+        axes.imshow(pixels.repeat(scale, 0).repeat(scale, 1), interpolation="none", extent=extent)
+        for row, layer in enumerate(layers):
+            for column, head in enumerate(heads):
+                x, y = column * (T + 1) - 0.5, row * (T + 1) - 0.5
+                axes.plot([x, x, x + T], [y, y + T, y + T], color=_INK, alpha=0.4, linewidth=0.6)
+                # No token reads what comes after it: that half of a map is free.
+                axes.text(x + T, y, f"layer {layer}, head {head}", ha="right", va="top", fontsize=7)
+        for axis, count in ((axes.xaxis, H), (axes.yaxis, L)):
+            places = [index * (T + 1) + place for index in range(count) for place in labelled]
+            names = [tokens[place] for place in labelled] * count
+            axis.set_ticks(places, labels=names, fontsize=6.5, parse_math=False)
+        axes.tick_params(length=0, pad=2)
+        axes.tick_params(axis="x", rotation=90)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("the token that is read", fontsize=8)
+        axes.set_ylabel("the token that reads", fontsize=8)
+        axes.set(xlim=(-0.5, H * (T + 1) - 1.5), ylim=(L * (T + 1) - 1.5, -0.5))

@@ -219,6 +219,20 @@ def _generation(run: RunFolder) -> Iterator[str]:
     samples = _read(run.stage("generate") / "samples.json", [])
     yield from (html.quote(readable(sample["text"]), sample["prompt"]) for sample in samples)
     yield note_on(sample["text"] for sample in samples)
+    yield from _attention(run)
+
+
+def _attention(run: RunFolder) -> Iterator[str]:
+    """The attention maps that level 2 draws; nothing at the other levels."""
+    picture = run.stage("generate") / "attention.svg"
+    if not picture.is_file():
+        return
+    yield html.heading("Attention")
+    yield html.paragraph(
+        "Each map is one head of the pretrained model, over the beginning of a held-out text. A row shows how much its token reads "
+        "from each token up to itself. A map says where a head reads, not why the model predicts what it does."
+    )
+    yield html.figure(picture, f"For a text of your own: uv run {run.command('look', 'Once upon a time')}")
 
 
 def _time(run: RunFolder) -> Iterator[str]:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from shared_data.tokenizer.byte_level import symbols_to_bytes, visible
+
 _STYLE = """
 :root { --ink: #1f2328; --soft: #656d76; --line: #d8dee4; --page: #ffffff; --tile: #f6f8fa; --accent: #3b82f6; }
 @media (prefers-color-scheme: dark) {
@@ -131,13 +133,9 @@ def quote(text: str, beginning: str = "", bold: str = "beginning") -> str:
 
 
 def tokens(texts: Iterable[str]) -> str:
-    """Tokens side by side, spaces and line ends made visible."""
-    return "<p>" + "".join(f'<span class="token">{escape(_visible(text))}</span>' for text in texts) + "</p>"
-
-
-def _visible(token: str) -> str:
-    """A token of byte-level BPE, whose alphabet writes the space as Ġ and the line end as Ċ."""
-    return token.replace("Ġ", "␣").replace("Ċ", "⏎")
+    """Tokens of byte-level BPE, or pairs of them with a space between, side by side; spaces and line ends are made visible."""
+    shown = (" ".join(visible(symbols_to_bytes(token)) for token in text.split(" ")) for text in texts)
+    return "<p>" + "".join(f'<span class="token">{escape(text)}</span>' for text in shown) + "</p>"
 
 
 def folded(title: str, inner: str) -> str:

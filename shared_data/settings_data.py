@@ -108,7 +108,7 @@ class CleaningSettings(Section):
 class DeduplicationSettings(Section):
     """Exact and near-duplicate removal: MinHash (Broder 1997) with banded locality-sensitive hashing."""
 
-    exact: bool = Field(default=True, description="drop documents whose normalised text was seen before")
+    exact: bool = Field(default=True, description="drop documents whose normalized text was seen before")
     near: bool = Field(
         default=True,
         description="drop documents whose estimated Jaccard similarity to a kept one reaches the threshold",

@@ -186,6 +186,8 @@ def print_finished(run: RunFolder, report: Path) -> None:
         ("change a setting", f"uv run {run.command(*changed)}"),
         ("see all settings", f"uv run {run.level} settings --out {shlex.quote(str(run.path))}"),
     ]
+    if run.level == "v2":  # tools are this level's
+        rows.insert(2, ("look inside it", f"uv run {run.command('look', 'Once upon a time')}"))
     other = "v3" if run.level != "v3" else "v2"
     config = shlex.quote(str(run.path / SETTINGS))
     print_rows([*rows, ("run another level", f"uv run {other} run --config {config}")])

@@ -32,7 +32,7 @@ def test_a_new_model_learns_a_sequence_by_heart_and_continues_it(level: str, ten
 def test_every_name_is_there_and_importing_a_level_loads_no_library() -> None:
     """Hence `--help` in under a second."""
     names = [importlib.import_module(level).__all__ for level in LEVELS]
-    assert names[1] == names[2]
+    assert [name for name in names[1] if name != "inspect"] == names[2]  # a tool, and tools are level 2's
     assert {"generate", "load_model", "load_tokenizer"} <= set(names[0])
     for level, exported in zip(LEVELS, names, strict=True):
         assert all(callable(getattr(importlib.import_module(level), name)) for name in exported)

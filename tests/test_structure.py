@@ -36,6 +36,7 @@ STAGE_FILES = (
 ONLY_IN_ONE_LEVEL: dict[str, str] = {
     "pretrain/components/precision.py": "mixed precision needs bfloat16 and float16 products, which NumPy has not",
     "models/gradient_checkpointing.py": "level 3 frees what it does not need as it walks back",
+    "inference/inspection.py": "a tool of the project, and tools are level 2's",
     "models/sharding.py": "torch's kernels use all cores by themselves",
 }
 
@@ -85,6 +86,7 @@ THEORY_PAGES = (
     "inference/sampling.md",
     "inference/kv_cache.md",
     "inference/scoring.md",
+    "inference/inspection.md",
     "align/algorithms/reward_loss.md",
     "align/algorithms/dpo.md",
     "align/algorithms/rollout.md",

@@ -13,6 +13,7 @@ _EXPORTS = {
     "load_model": "v2_handwritten.models.checkpoint",
     "load_tokenizer": "v2_handwritten.data_pipeline.tokenizer.tokenizer",
     "generate": "v2_handwritten.inference.generate",
+    "inspect": "v2_handwritten.inference.inspection",
     "ModelConfig": "shared_data.model_files.config",
     "new_model": "v2_handwritten.models.transformer",
     "make_optimizer": "v2_handwritten.pretrain.components.muon",

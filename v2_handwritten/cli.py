@@ -6,6 +6,7 @@ Everything else is the same for every level (`shared_data/command_line.py`).
 """
 
 from shared_data.command_line import build_app
+from shared_data.model_commands import add_look
 
 app = build_app(
     "v2",
@@ -23,6 +24,7 @@ app = build_app(
         "generate": "v2_handwritten.inference.generate:generate_samples",
     },
 )
+add_look(app, "v2", "v2_handwritten.inference.inspection:look_command")  # a tool of this level only
 
 if __name__ == "__main__":
     app()

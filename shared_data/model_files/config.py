@@ -4,7 +4,7 @@
 names (`n_embd`, `n_head`, …) exist only in its `config.json`. `count_parameters` and `flops_per_token` answer "how big"
 and "how much work" before anything is built (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B).
 
-Level 1 holds transformers' `GPT2Config` or `LlamaConfig` built from the same fields; level 3 has this file, word for word.
+Level 1 builds transformers' `GPT2Config` or `LlamaConfig` from it (`to_hf`).
 
     python -c "from shared_data.model_files.config import *; print(count_parameters(ModelConfig(vocab_size=1024)))"
 """

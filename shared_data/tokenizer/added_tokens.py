@@ -3,7 +3,7 @@
 They never come out of merging. The text is searched for all of them at once, the leftmost match wins and the longest of
 those that begin at one place; the text between matches goes on to BPE. A token may be `special` (skipped in decoding on
 request, and ignored where text is not trusted), match only as a whole word (`single_word`), or take white space with it
-(`lstrip`, `rstrip`); unless `normalized` is false, it is looked for in the normalised text.
+(`lstrip`, `rstrip`); unless `normalized` is false, it is looked for in the normalized text.
 
 Level 1: `tokenizers.AddedToken`.
 
@@ -52,7 +52,7 @@ class AddedTokens:
         )
 
     def split(self, text: str, allow_special: bool = True) -> list[Piece]:
-        """Normalised text and ids, in order; with `allow_special=False` special tokens are text like any other."""
+        """Normalized text and ids, in order; with `allow_special=False` special tokens are text like any other."""
         pieces: list[Piece] = []
         for piece in self._raw.split(text, allow_special):
             if isinstance(piece, int):

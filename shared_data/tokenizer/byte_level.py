@@ -28,6 +28,7 @@ def bytes_to_unicode() -> dict[int, str]:
 
 
 BYTE_TO_SYMBOL = bytes_to_unicode()
+_SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 SYMBOL_TO_BYTE = {symbol: byte for byte, symbol in BYTE_TO_SYMBOL.items()}
 
 # The order in which `tokenizers` numbers the bytes: by their character, not by their value. "!" comes first; byte 0,
@@ -54,3 +55,20 @@ def symbols_to_bytes(token: str) -> bytes:
         return bytes(map(SYMBOL_TO_BYTE.__getitem__, token))
     except KeyError:
         return token.encode("utf-8")
+
+
+def visible(token: bytes) -> str:
+    """A token for people to read: spaces and line ends as signs, bytes that are no whole character as numbers.
+
+    >>> visible(b" caf\xc3")
+    '␣caf<0xC3>'
+    """
+    return "".join(map(_visible, token.decode("utf-8", errors="surrogateescape")))
+
+
+def _visible(character: str) -> str:
+    if character in _SIGNS:
+        return _SIGNS[character]
+    if character.isprintable():
+        return character
+    return "".join(f"<0x{byte:02X}>" for byte in character.encode("utf-8", errors="surrogateescape"))

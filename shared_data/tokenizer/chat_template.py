@@ -5,9 +5,9 @@
     <|im_start|>assistant
     Mia has it.<|im_end|>
 
-A model only ever continues text, so a conversation becomes text with special tokens where turns begin and end. Users cannot
-type those ids: encode their words with `allow_special=False`. With `add_generation_prompt` the text ends where the
-assistant's answer begins.
+A model only ever continues text, so a conversation becomes text with special tokens where turns begin and end. The words of users
+who are not to be trusted are encoded with `allow_special=False`, so that they cannot type those ids. With
+`add_generation_prompt` the text ends where the assistant's answer begins.
 
 `CHAT_TEMPLATE` is the same rule in Jinja; it is saved with the tokenizer, so `apply_chat_template` of transformers
 (which is what level 1 calls), vLLM and others render conversations as the model was trained. A test holds both equal.

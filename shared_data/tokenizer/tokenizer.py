@@ -1,6 +1,6 @@
 """The tokenizer: text to ids and back.
 
-    text ── added tokens cut out ── normalised ── cut into pre-tokens ── bytes ── merges ── ids
+    text ── added tokens cut out ── normalized ── cut into pre-tokens ── bytes ── merges ── ids
 
 Everything it is comes from one `tokenizer.json` (ours or another's) and it gives the ids that `tokenizers` gives for it. It is
 fast although it is Python, because natural text repeats its words: a dictionary remembers the ids of each pre-token
@@ -66,7 +66,7 @@ class Tokenizer:
         )
         self._ids: dict[str, int] = model["vocab"] | {token.content: token.id for token in added}
         self._tokens = {id: token for token, id in model["vocab"].items()}
-        # Like the library: what is looked for in normalised text is also written normalised.
+        # Like the library: what is looked for in normalized text is also written normalized.
         self._tokens |= {
             token.id: normalize(token.content) if token.normalized else token.content for token in added
         }

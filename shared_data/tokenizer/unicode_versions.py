@@ -25,7 +25,7 @@ A7DD-A7F1 AB6C-AB6D FBC3-FBD2 FD90-FD91 FDC8-FDCE 107BB-107BF 10940-10959 10EC5-
 1FAEA-1FAEF 1FAF9-1FAFA 1FBFA 2B73A-2B73F 2B81E 2CEA2-2CEAD 323B0-3FC3F
 """
 
-# Combine or decompose in today's Unicode, but did not exist in the tables that `tokenizers` normalises with.
+# Combine or decompose in today's Unicode, but did not exist in the tables that `tokenizers` normalizes with.
 _NEWER_COMBINING_RANGES = """
 5C8-5C9 7FD 897-89F 8CA-8D3 9FE C3C D3B-D3C EBA 1715 1ABF-1AF0 1DF6-1DFA A82C 105C0-105FF 10D24-10D27 10D69-10D6D
 10EAB-10EAC 10ECB-10ECF 10EF0-10EFB 10EFD-10EFF 10F46-10F50 10F82-10F85 11070 1133B 11380-113FF 1145E 11839-1183A
@@ -64,7 +64,7 @@ def hide_newer_characters(text: str, newer: frozenset[str] = NEWER_CHARACTERS) -
 def normalize(form: Literal["NFC", "NFD"], text: str) -> str:
     """NFC or NFD, with the tables of the reference: to those, a newer combining mark is a letter like any other.
 
-    So the text is cut at such characters, which neither move nor combine, and each part is normalised for itself.
+    So the text is cut at such characters, which neither move nor combine, and each part is normalized for itself.
     """
     if text.isascii():
         return text

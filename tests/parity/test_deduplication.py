@@ -121,15 +121,21 @@ def test_exact_and_near_can_be_switched_off(level) -> None:
     assert found[False, False] == [None, None, None]
 
 
+BOUND = 4.5  # standard deviations
+
+
 def test_equal_rows_of_signatures_estimate_the_jaccard_similarity() -> None:
     """The exercise of deduplication.md: the estimate is unbiased, with variance J (1 - J) / k."""
+    estimates, outside = 0, 0
     for share in (0.0, 0.02, 0.05, 0.1, 0.3):
         for seed, text in enumerate(stories(10)):
             a, b = shingles(text, 3), shingles(garbled(text, share, seed), 3)
             jaccard = len(a & b) / len(a | b)
             rows = v2.minhash_signature(a, 1024, 1) == v2.minhash_signature(b, 1024, 1)
             deviation = (jaccard * (1 - jaccard) / 1024) ** 0.5
-            assert abs(float(rows.double().mean()) - jaccard) <= 4.5 * deviation
+            estimates += jaccard < 1
+            outside += abs(float(rows.double().mean()) - jaccard) > BOUND * deviation
+    assert outside == 0, f"{outside} of {estimates} estimates"
 
 
 @pytest.mark.parametrize("index_class", [Index2, Index3])

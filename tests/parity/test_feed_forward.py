@@ -51,7 +51,6 @@ def test_activations_far_out_are_finite_and_so_are_their_derivatives(x: float, k
 def test_the_feed_forward_layer_and_all_its_gradients_equal_the_library(
     parity: ParityRecorder, case: str, kernels: str
 ) -> None:
-    """Also the exercise of feed_forward.md."""
     config = config_of(case)
     settings = library_config(config)
     if config.model_type == "gpt2":

@@ -1,4 +1,4 @@
-"""The same initial weights at levels 2 and 3, distributed as the library's own initialisation."""
+"""The same initial weights at levels 2 and 3, distributed as the library's own initialization."""
 
 import numpy as np
 import pytest

@@ -170,7 +170,7 @@ class ExactArrayModel(ArrayTransformer):
 
 
 def test_a_model_that_is_the_distribution_scores_exactly_the_entropy_floor() -> None:
-    """The exercise of perplexity.md. Each document is there as often as it is probable, so the mean score is the entropy."""
+    """The exercise of scoring.md. Each document is there as often as it is probable, so the mean score is the entropy."""
     copies = {document: round(probability * 80) for document, probability in LANGUAGE.items()}
     tokens = np.array([id for document, n in copies.items() for id in (*document, END) * n])
     entropy = -sum(p * math.log2(p) for p in LANGUAGE.values())  # bits per document

@@ -252,7 +252,7 @@ def test_added_tokens_with_any_flags_are_found_where_the_library_finds_them(
         ({"<a>b": {}, "b<c>": {}, "a": {}}, "<a>b<c>"),  # the leftmost
         ({"<a>": {"rstrip": True, "lstrip": True}}, "x <a> \t <a>  y"),  # space between two is taken once
         ({"<a>": {"rstrip": True}, " <b>": {}}, "<a> <b>"),  # what was taken is found again
-        ({"e\u0301t": {"normalized": True}}, "\u00e9t e\u0301t"),  # found, and written, normalised
+        ({"e\u0301t": {"normalized": True}}, "\u00e9t e\u0301t"),  # found, and written, normalized
         ({"e\u0301t": {"normalized": True, "special": True}}, "e\u0301t"),  # and then not skipped as special
         ({"<a>": {"single_word": True}}, "<a> x<a> <a>x (<a>) _<a> ²<a> \u200d<a> <a>\u0301 \ua7ce<a>"),
         ({"Ġq": {}, "é": {}, "日本": {}}, "Ġq é 日本"),  # spelled like bytes, or not

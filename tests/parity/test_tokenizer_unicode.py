@@ -13,7 +13,7 @@ from shared_data.tokenizer.unicode_versions import NEWER_COMBINING, normalize
 EVERYTHING = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
 
 
-# The characters that take part in normalisation, and some of the others.
+# The characters that take part in normalization, and some of the others.
 NORMALISED = "".join(
     character
     for number, character in enumerate(EVERYTHING)

@@ -52,7 +52,7 @@ def test_a_packed_batch_is_its_documents_one_by_one(
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_accumulated_pieces_are_one_large_batch(level: str, tmp_path: Path, parity: ParityRecorder) -> None:
-    """The exercise of training_loop.md: one piece has five items, the others 32; the mean of their means is another loss."""
+    """The exercise of training.md: one piece has five items, the others 32; the mean of their means is another loss."""
     path = write_tokens(tmp_path, documents(0, 12)[: 3 * 32 + 5])
     whole, pieces = Level(level), Level(level)
     options = ("max_steps=1", "max_grad_norm=0")

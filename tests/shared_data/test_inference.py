@@ -44,6 +44,8 @@ def test_the_stage_keeps_its_samples_and_measures_them(
     assert metrics["tokens"] == sum(sample["tokens"] for sample in samples)
     assert metrics["consistent_story_ratio"] == 0, "an untrained model writes no story"
     assert metrics["tokens_per_second"] > 0
+    if level is v2:
+        assert ">layer 0, head 1</text>" in (run.stage("generate") / "attention.svg").read_text()
 
 
 @LEVELS

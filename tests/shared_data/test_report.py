@@ -5,13 +5,14 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shared_data.errors import UserError
 from shared_data.files import write_json
 from shared_data.finished import write_finished
 from shared_data.metrics_log import MetricsLog
-from shared_data.plots import plot_zipf
+from shared_data.plots import plot_attention, plot_zipf
 from shared_data.report import write_report
 from shared_data.report_curves import kl_per_completion
 from shared_data.runs import RunFolder
@@ -112,6 +113,31 @@ def test_pictures_stand_in_the_page_without_a_fixed_size(run: RunFolder) -> None
     picture = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
     assert "viewBox" in picture.attrib
     assert "width" not in picture.attrib
+
+
+def test_attention_maps_stand_in_the_page_where_level_2_has_drawn_them(run: RunFolder) -> None:
+    add_data(run)
+    write_finished(run.stage("generate"), run.inputs("generate"), {"seconds": 1.0})
+    assert "<h2>Attention</h2>" not in write_report(run).read_text(encoding="utf-8")
+    picture = run.stage("generate") / "attention.svg"
+    plot_attention(np.ones((1, 1, 1, 1)), ["<fox>"], [0], [0], picture)
+    write_finished(run.stage("generate"), run.inputs("generate"), {"seconds": 1.0})
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "<h2>Attention</h2>" in text
+    assert ">layer 0, head 0</text>" in text
+    assert "uv run v2 look &#x27;Once upon a time&#x27; --config smoke" in text
+    assert _Page(text).loads == []
+
+
+def test_tokens_are_shown_as_text_and_not_in_the_letters_of_bytes(run: RunFolder) -> None:
+    add_data(run)
+    write_finished(run.stage("tokenizer"), run.inputs("tokenizer"), {"seconds": 1.0})
+    merges = [["Ġ", "t"], ["Ã", "©"]]
+    write_json(run.tokenizer, {"model": {"merges": merges, "vocab": {"Ċ": 0, "ç": 1, "caf": 2}}})
+    write_finished(run.stage("tokenizer"), run.inputs("tokenizer"), {"seconds": 1.0})
+    text = write_report(run).read_text(encoding="utf-8")
+    for token in ("␣ t", "&lt;0xC3&gt; &lt;0xA9&gt;", "⏎", "&lt;0xE7&gt;", "caf"):
+        assert f'<span class="token">{token}</span>' in text
 
 
 def test_a_run_that_is_not_finished_tells_what_is_missing_and_where_training_stands(run: RunFolder) -> None:

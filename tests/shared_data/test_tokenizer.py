@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from shared_data.errors import UserError
 from shared_data.tokenizer import tokenizer as module
+from shared_data.tokenizer.byte_level import visible
 from shared_data.tokenizer.split_patterns import PATTERNS, PatternSplitter, cut_long_text
 from shared_data.tokenizer.training import count_words
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
@@ -71,3 +72,19 @@ def test_the_memory_of_words_is_bounded_and_changes_no_id(monkeypatch):
 def test_a_pattern_that_engines_read_differently_is_refused(pattern):
     with pytest.raises(UserError, match="split pattern"):
         PatternSplitter(pattern)
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        (b" caf", "␣caf"),
+        ("é 狐\n\t".encode(), "é␣狐⏎⇥"),
+        (b" \xe4\xb8", "␣<0xE4><0xB8>"),  # two of the three bytes of a character
+        (b"\xa9", "<0xA9>"),
+        (b"\x00\x7f", "<0x00><0x7F>"),
+        ("\u200b\N{NO-BREAK SPACE}".encode(), "<0xE2><0x80><0x8B><0xC2><0xA0>"),
+        (b"", ""),
+    ],
+)
+def test_a_token_is_shown_as_text_and_half_a_character_as_its_bytes(token, shown):
+    assert visible(token) == shown

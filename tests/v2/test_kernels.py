@@ -121,6 +121,18 @@ def test_every_kernel_equals_its_plain_twin_in_output_and_gradients(
         assert error < (2e-6 if dtype == torch.float32 else 3e-15)
 
 
+@pytest.mark.parametrize("choice", ["plain", "fused", "library"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_attention_in_16_bits_is_close_to_that_in_32(choice: str, dtype: torch.dtype) -> None:
+    """Under a mask of documents: -1e30 is no number of float16."""
+    mask = AttentionMask(T, T, packing=Packing(PLACES // 70))
+    inputs = [torch.from_numpy(array(number, *shape)).to(dtype) for number, shape in enumerate(ATTENTION)]
+    found = kernel(choice, causal_attention)(*inputs, mask)
+    assert found.dtype == dtype
+    expected = causal_attention(*(x.float() for x in inputs), mask)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
 def test_the_choice_of_kernels_reaches_every_block_and_an_unknown_one_is_refused() -> None:
     config = ModelConfig(model_type="gpt2", hidden_size=32)
     for choice in ("plain", "fused", "library"):

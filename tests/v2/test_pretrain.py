@@ -16,7 +16,7 @@ from v2_handwritten.pretrain.components.precision import LossScaler
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_gradient_checkpointing_changes_no_bit_of_a_training(family: str, tmp_path: Path) -> None:
-    """The exercise of activation_checkpointing.md: with dropout, too."""
+    """The exercise of gradient_checkpointing.md: with dropout, too."""
     path = write_tokens(tmp_path, documents(0, 60))
     ends = []
     for checkpointing in ("false", "true"):

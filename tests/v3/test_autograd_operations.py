@@ -243,7 +243,7 @@ def test_the_error_function_has_the_precision_of_its_type():
     assert np.abs(ops.error_function(x.astype(np.float32)) - truth).max() < 5e-7
 
 
-def test_exercise_no_gradient_flows_along_a_normalised_vector():
+def test_exercise_no_gradient_flows_along_a_normalized_vector():
     x, weight = Tensor(array(1, 5, 8), requires_grad=True), Tensor(array(2, 8))
     fused.rms_norm(x, weight, 0.0).backward(array(3, 5, 8))
     np.testing.assert_allclose((x.grad * x.data).sum(axis=1), 0.0, atol=1e-14)

@@ -5,7 +5,7 @@
   W (n + b) = W n + W b. So does √C, since n = x / √(mean x² + ε) = √C · x / √(Σ x² + C ε); 1 / √D goes into the queries.
 - A bias becomes one more row of its matrix, for an input that is always 1.
 - GPT-2: only LayerNorms read the residual stream, and each first subtracts the mean. So the mean may as well be taken out
-  of everything that is written there, and then LayerNorm is RMSNorm (Ashkboos et al. 2024, SliceGPT, section 3.1).
+  of everything that is written there, and then LayerNorm is RMSNorm (Ashkboos et al. 2024, SliceGPT, section 3.2).
 
 What remains for both families is one kind of block. Level 3: the same in NumPy. Theory: decoder.md.
 

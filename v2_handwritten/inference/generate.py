@@ -24,6 +24,7 @@ from shared_data.inference.commands import continue_prompts, write_samples
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v2_handwritten.inference.decoder import Decoder
+from v2_handwritten.inference.inspection import draw_attention
 from v2_handwritten.inference.kv_cache import KVCache
 from v2_handwritten.inference.loading import load_with_tokenizer
 from v2_handwritten.inference.sampling import filter_logits, sample
@@ -151,8 +152,9 @@ def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:
 
 
 def generate_samples(settings: Settings, run: RunFolder) -> dict[str, int | float]:
-    """Stage `generate`: continue the prompts of the settings and keep them in samples.json."""
+    """Stage `generate`: continue the prompts of the settings and keep them in samples.json; draw attention maps for the report."""
     model, tokenizer = load_with_tokenizer(settings, run)
+    draw_attention(model, tokenizer, run, run.stage("generate") / "attention.svg")
     return write_samples(generate, model, tokenizer, settings, run)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 def log_sigmoid(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """log σ(x) = -log(e⁰ + e⁻ˣ), without overflow for any x.
 
-    The usual min(x, 0) - log(1 + e^-|x|) has the same values, but autograd finds its derivative at 0 to be 0 or 1, where
-    it is 1/2; and at 0 stands every pair before the first step of DPO.
+    The usual min(x, 0) - log(1 + e^-|x|) has the same values, but its derivative at 0, which is 1/2, depends on how the minimum is
+    written: autograd finds 0 with `relu`, 1 with `clamp`. At 0 stands every pair before the first step of DPO.
     """
     return -torch.logaddexp(torch.zeros_like(x), -x)
 

@@ -25,35 +25,35 @@ def rms_norm(x: Float[Tensor, "*rows C"], weight: Float[Tensor, "C"], eps: float
 
 
 class _LayerNorm(torch.autograd.Function):
-    """With x̂ the normalised input and g = dy · w:  dx = (g - mean(g) - x̂ mean(g x̂)) / σ,  dw = Σ dy x̂,  db = Σ dy."""
+    """With x̂ the normalized input and g = dy · w:  dx = (g - mean(g) - x̂ mean(g x̂)) / σ,  dw = Σ dy x̂,  db = Σ dy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         rows = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, x.shape[-1])
-        normalised = rows - rows.mean(-1, keepdim=True)
-        mean_square = torch.linalg.vector_norm(normalised, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        normalized = rows - rows.mean(-1, keepdim=True)
+        mean_square = torch.linalg.vector_norm(normalized, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         inverse_deviation = mean_square.add_(eps).rsqrt_()
-        normalised.mul_(inverse_deviation)
-        ctx.save_for_backward(normalised, inverse_deviation, weight)
-        return torch.addcmul(bias, normalised, weight).view(x.shape).to(x.dtype)
+        normalized.mul_(inverse_deviation)
+        ctx.save_for_backward(normalized, inverse_deviation, weight)
+        return torch.addcmul(bias, normalized, weight).view(x.shape).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        normalised, inverse_deviation, weight = ctx.saved_tensors
+        normalized, inverse_deviation, weight = ctx.saved_tensors
         C = d_y.shape[-1]
-        wide = d_y.reshape(-1, C).to(normalised.dtype)
-        product = wide * normalised
+        wide = d_y.reshape(-1, C).to(normalized.dtype)
+        product = wide * normalized
         d_weight, d_bias = product.sum(0), wide.sum(0)
         # Row means of g = dy · w and of g x̂, as two products with the vector w: no [rows, C] intermediate is needed.
         mean_gradient = torch.mv(wide, weight.to(wide.dtype)).div_(C).unsqueeze(-1)
         mean_product = torch.mv(product, weight.to(wide.dtype)).div_(C).unsqueeze(-1)
         d_x = torch.mul(wide, weight, out=product).sub_(mean_gradient)
-        d_x.addcmul_(normalised, mean_product, value=-1).mul_(inverse_deviation)
+        d_x.addcmul_(normalized, mean_product, value=-1).mul_(inverse_deviation)
         return d_x.view(d_y.shape).to(d_y.dtype), d_weight, d_bias, None
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With x̂ the normalised input and g = dy · w:  dx = (g - x̂ mean(g x̂)) / rms(x),  dw = Σ dy x̂."""
+    """With x̂ the normalized input and g = dy · w:  dx = (g - x̂ mean(g x̂)) / rms(x),  dw = Σ dy x̂."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -68,10 +68,10 @@ class _RMSNorm(torch.autograd.Function):
         rows, inverse_rms, weight = ctx.saved_tensors
         C = d_y.shape[-1]
         wide = d_y.reshape(-1, C).to(rows.dtype)
-        normalised = rows * inverse_rms
-        product = wide * normalised
+        normalized = rows * inverse_rms
+        product = wide * normalized
         d_weight = product.sum(0)
         mean_product = torch.mv(product, weight.to(wide.dtype)).div_(C).unsqueeze(-1)
         d_x = torch.mul(wide, weight, out=product)
-        d_x.addcmul_(normalised, mean_product, value=-1).mul_(inverse_rms)
+        d_x.addcmul_(normalized, mean_product, value=-1).mul_(inverse_rms)
         return d_x.view(d_y.shape).to(d_y.dtype), d_weight, None

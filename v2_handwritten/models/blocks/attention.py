@@ -1,7 +1,7 @@
 """Causal self-attention: softmax(q kᵀ / √D + mask) v, for multi-head, grouped-query and multi-query models.
 
 Vaswani et al. 2017, section 3.2; MQA: Shazeer 2019; GQA: Ainslie et al. 2023. H query heads share K key-value heads: K = H
-is MHA, K = 1 is MQA. `causal_attention` is the formula. A faster version, in tiles that skip what the mask hides (the idea of
+is MHA, K = 1 is MQA. `attention_weights` and `causal_attention` are the formula. A faster version, in tiles that skip what the mask hides (the idea of
 FlashAttention, Dao et al. 2022), stands in kernels/fused/attention.py. Theory: attention.md.
 
 Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same over its own autograd.
@@ -54,6 +54,18 @@ def softmax(scores: Float[Tensor, "*rows S"]) -> Float[Tensor, "*rows S"]:
     return exponentials / exponentials.sum(-1, keepdim=True)
 
 
+def attention_weights(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], mask: AttentionMask | None = None
+) -> Float[Tensor, "B K G T S"]:
+    """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head."""
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
+    mask = mask or AttentionMask(T, S, q.device)
+    groups = q.reshape(B, K, H // K, T, D)
+    scores = groups @ k.unsqueeze(2).transpose(-1, -2) / math.sqrt(D)
+    return softmax(scores + mask.additive()[:, None, None])  # in float32 at least
+
+
 def causal_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
@@ -63,14 +75,8 @@ def causal_attention(
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """Attention of T queries, the last of S positions: softmax(q kᵀ / √D + mask) v. Without a mask, plain causal."""
-    B, H, T, D = q.shape
-    K, S = k.shape[1:3]
-    mask = mask or AttentionMask(T, S, q.device)
-    groups = q.reshape(B, K, H // K, T, D)  # the H/K query heads that share a key-value head
-    scores = groups @ k.unsqueeze(2).transpose(-1, -2) / math.sqrt(D)
-    weights = softmax(scores + mask.additive(scores.dtype)[:, None, None])
-    weights = dropout(weights.to(v.dtype), dropout_p, True, generator)
-    return (weights @ v.unsqueeze(2)).reshape(B, H, T, D)
+    weights = dropout(attention_weights(q, k, mask).to(v.dtype), dropout_p, True, generator)
+    return (weights @ v.unsqueeze(2)).reshape(q.shape)
 
 
 class Gpt2Attention(nn.Module):
@@ -85,11 +91,16 @@ class Gpt2Attention(nn.Module):
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size)
         self.attention_dropout, self.residual_dropout = config.attention_dropout, config.resid_pdrop
 
+    def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, H, T, D] of these positions."""
+        q, k, v = (split_heads(part, self.num_heads) for part in self.c_attn(x).chunk(3, dim=-1))
+        return q, k, v
+
     def forward(
         self, x: Float[Tensor, "B T C"], shared: SharedInputs, keep: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "*rows C"]:
         """Mix information between positions. With `keep`, the result at these positions only, as rows [N, C]."""
-        q, k, v = (split_heads(part, self.num_heads) for part in self.c_attn(x).chunk(3, dim=-1))
+        q, k, v = self.project(x, shared)
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
         mask = shared.mask if keep is None else shared.mask.only(keep)
@@ -115,10 +126,8 @@ class LlamaAttention(nn.Module):
         self.o_proj = Linear(self.num_heads * D, C, bias=config.attention_bias)
         self.attention_dropout = config.attention_dropout
 
-    def forward(
-        self, x: Float[Tensor, "B T C"], shared: SharedInputs, keep: Bool[Tensor, "B T"] | None = None
-    ) -> Float[Tensor, "*rows C"]:
-        """Mix information between positions. With `keep`, the result at these positions only, as rows [N, C]."""
+    def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are rotated."""
         H, K, D = self.num_heads, self.num_key_value_heads, self.head_dim
         qkv = kernel(self.kernels, merged_linear)(x, [self.q_proj, self.k_proj, self.v_proj])
         q, k, v = (
@@ -126,7 +135,13 @@ class LlamaAttention(nn.Module):
         )
         assert shared.rotary is not None, "Llama's attention needs the rotary tables"
         rotate = kernel(self.kernels, apply_rotary)
-        q, k = rotate(q, *shared.rotary), rotate(k, *shared.rotary)
+        return rotate(q, *shared.rotary), rotate(k, *shared.rotary), v
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], shared: SharedInputs, keep: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "*rows C"]:
+        """Mix information between positions. With `keep`, the result at these positions only, as rows [N, C]."""
+        q, k, v = self.project(x, shared)
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
         mask = shared.mask if keep is None else shared.mask.only(keep)

@@ -67,8 +67,8 @@ class AttentionMask:
         return seen if self.packing is None else seen & self.packing.same_text()
 
     def additive(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "#B T S"]:
-        """0 where query t may see key s, `MASKED` elsewhere; made once."""
+        """0 where query t may see key s, `MASKED` elsewhere (in float16, its smallest number); made once."""
         if dtype not in self._additive:
-            allowed = self.allowed()
-            self._additive[dtype] = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, MASKED)
+            allowed, masked = self.allowed(), max(MASKED, torch.finfo(dtype).min)
+            self._additive[dtype] = torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, masked)
         return self._additive[dtype]

@@ -20,7 +20,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return 0.0
-    # The norm of the norms is the norm of everything laid end to end; `.item()` is the step's one wait for the GPU.
+    # The norm of the norms is the norm of everything laid end to end; `.item()` waits for the GPU.
     norm = torch.stack(torch._foreach_norm(gradients)).norm().item()
     if 0 < max_norm < norm < float("inf"):
         torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))  # 1e-6 as torch has it

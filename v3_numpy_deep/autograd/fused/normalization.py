@@ -1,14 +1,14 @@
 """RMSNorm and LayerNorm over the last axis, each with its derivative in one formula.
 
 LayerNorm (Ba et al. 2016, equation 4) subtracts the mean and divides by the standard deviation; RMSNorm (Zhang & Sennrich
-2019, equation 4) only divides by the root of the mean square. Write n = x̂ for the normalised vector, r for the factor
+2019, equation 4) only divides by the root of the mean square. Write n = x̂ for the normalized vector, r for the factor
 1/√(mean square + ε) or 1/√(variance + ε), and h = g · w for the gradient that reaches n. Then
 
     RMSNorm    ∂x = r (h − n · mean(h n))
     LayerNorm  ∂x = r (h − mean(h) − n · mean(h n))
     both       ∂w = Σ rows of g n        ∂b = Σ rows of g
 
-In words: normalising removes the scale of x (and its mean), so no gradient can flow along n (and along the ones).
+In words: normalizing removes the scale of x (and its mean), so no gradient can flow along n (and along the ones).
 The compositions are the functions of the same names in models/blocks/normalization.py. Level 2 has the same derivatives as
 `torch.autograd.Function`s; level 1 calls `torch.nn.RMSNorm` and `torch.nn.LayerNorm`.
 

@@ -1,8 +1,8 @@
 """Causal self-attention: softmax(q kᵀ / √D + mask) v, for multi-head, grouped-query and multi-query models.
 
 Vaswani et al. 2017, section 3.2; MQA: Shazeer 2019; GQA: Ainslie et al. 2023. H query heads share K key-value heads: K = H
-is MHA, K = 1 is MQA. `causal_attention` is the formula, over primitive operations and with the engine's derivative. The fused
-version works in tiles and has a derivative of its own (autograd/fused/attention.py).
+is MHA, K = 1 is MQA. `attention_weights` and `causal_attention` are the formula, over primitive operations and with the engine's
+derivative. The fused version works in tiles and has a derivative of its own (autograd/fused/attention.py).
 
 Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 2: the same over torch.
 
@@ -47,6 +47,18 @@ class SharedInputs:
     logits_to_keep: Bool[Array, "B T"] | None = None  # the last block's output only here, as rows [N, C]
 
 
+def attention_weights(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], mask: AttentionMask | None = None
+) -> Float[Tensor, "B K G T S"]:
+    """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head."""
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
+    mask = mask or AttentionMask(T, S)
+    groups = q.reshape(B, K, H // K, T, D)
+    scores = groups @ k.reshape(B, K, 1, S, D).transpose(0, 1, 2, 4, 3) / math.sqrt(D)
+    return ops.softmax(scores + mask.additive(scores.dtype)[:, None, None])
+
+
 def causal_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
@@ -56,14 +68,9 @@ def causal_attention(
     generator: np.random.Generator | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """Attention of T queries, the last of S positions: softmax(q kᵀ / √D + mask) v. Without a mask, plain causal."""
-    B, H, T, D = q.shape
-    K, S = k.shape[1:3]
-    mask = mask or AttentionMask(T, S)
-    groups = q.reshape(B, K, H // K, T, D)  # the H/K query heads that share a key-value head
-    scores = groups @ k.reshape(B, K, 1, S, D).transpose(0, 1, 2, 4, 3) / math.sqrt(D)
-    weights = ops.softmax(scores + mask.additive(scores.dtype)[:, None, None])
-    weights = dropout(weights, dropout_p, True, generator)
-    return (weights @ v.reshape(B, K, 1, S, D)).reshape(B, H, T, D)
+    B, K, S, D = v.shape
+    weights = dropout(attention_weights(q, k, mask), dropout_p, True, generator)
+    return (weights @ v.reshape(B, K, 1, S, D)).reshape(*q.shape)
 
 
 class Gpt2Attention(Module):
@@ -78,11 +85,16 @@ class Gpt2Attention(Module):
         self.c_proj = Conv1D(config.hidden_size, config.hidden_size)
         self.attention_dropout, self.residual_dropout = config.attention_dropout, config.resid_pdrop
 
+    def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, H, T, D] of these positions."""
+        q, k, v = (split_heads(part, self.num_heads) for part in ops.split(self.c_attn(x), 3 * [x.shape[-1]]))
+        return q, k, v
+
     def forward(
         self, x: Float[Tensor, "B T C"], shared: SharedInputs, keep: Bool[Array, "B T"] | None = None
     ) -> Float[Tensor, "*rows C"]:
         """Mix information between positions. With `keep`, the result at these positions only, as rows [N, C]."""
-        q, k, v = (split_heads(part, self.num_heads) for part in ops.split(self.c_attn(x), 3 * [x.shape[-1]]))
+        q, k, v = self.project(x, shared)
         if shared.cache is not None:  # no gradient flows back
             k, v = map(Tensor, shared.cache.update(self.layer_index, k.data, v.data))
         mask = shared.mask if keep is None else shared.mask.only(keep)
@@ -108,16 +120,20 @@ class LlamaAttention(Module):
         self.o_proj = Linear(H * D, C, bias)
         self.head_dim, self.layer_index, self.attention_dropout = D, layer_index, config.attention_dropout
 
-    def forward(
-        self, x: Float[Tensor, "B T C"], shared: SharedInputs, keep: Bool[Array, "B T"] | None = None
-    ) -> Float[Tensor, "*rows C"]:
-        """Mix information between positions. With `keep`, the result at these positions only, as rows [N, C]."""
+    def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are rotated."""
         H, K, D = self.num_heads, self.num_key_value_heads, self.head_dim
         qkv = kernel(self.kernels, merged_linear)(x, [self.q_proj, self.k_proj, self.v_proj])
         q, k, v = (split_heads(part, part.shape[-1] // D) for part in ops.split(qkv, [H * D, K * D, K * D]))
         assert shared.rotary is not None, "Llama's attention needs the rotary tables"
         rotate = kernel(self.kernels, apply_rotary)
-        q, k = rotate(q, *shared.rotary), rotate(k, *shared.rotary)
+        return rotate(q, *shared.rotary), rotate(k, *shared.rotary), v
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], shared: SharedInputs, keep: Bool[Array, "B T"] | None = None
+    ) -> Float[Tensor, "*rows C"]:
+        """Mix information between positions. With `keep`, the result at these positions only, as rows [N, C]."""
+        q, k, v = self.project(x, shared)
         if shared.cache is not None:  # no gradient flows back
             k, v = map(Tensor, shared.cache.update(self.layer_index, k.data, v.data))
         mask = shared.mask if keep is None else shared.mask.only(keep)

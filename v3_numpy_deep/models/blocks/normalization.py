@@ -1,4 +1,4 @@
-"""Normalisation of the residual stream: LayerNorm (Ba et al. 2016, GPT-2) and RMSNorm (Zhang & Sennrich 2019, Llama).
+"""Normalization of the residual stream: LayerNorm (Ba et al. 2016, GPT-2) and RMSNorm (Zhang & Sennrich 2019, Llama).
 
     LayerNorm   y = (x - mean(x)) / sqrt(var(x) + ε) · w + b        RMSNorm   y = x / sqrt(mean(x²) + ε) · w
 
@@ -45,7 +45,7 @@ class LayerNorm(Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         return kernel(self.kernels, layer_norm)(x, self.weight, self.bias, self.eps)
 
 
@@ -60,5 +60,5 @@ class RMSNorm(Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         return kernel(self.kernels, rms_norm)(x, self.weight, self.eps)
