@@ -84,7 +84,7 @@ def _header(run: RunFolder) -> Iterator[str]:
         if "after" in (numbers := metrics.get(stage, {})):
             after, before = (format_metric("reward", numbers[moment]) for moment in ("after", "before"))
             facts.append((after, f"reward after {stage.upper()}, {before} before"))
-    facts.append((format_seconds(sum(stage["seconds"] for stage in metrics.values())), "in all"))
+    facts.append((format_seconds(sum(stage["seconds"] for stage in metrics.values())), "for all stages"))
     title = f"<h1>{html.escape(run.settings.name)}, made by {html.escape(run.level)}</h1>"
     yield (
         title
