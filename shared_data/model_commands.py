@@ -168,9 +168,8 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
         run = open_folder(level, config, [*(overrides or []), *chosen], out, device=device)
         name = model or "sft"
-        user_messages = typed_messages(
-            lambda: print_welcome(run, name)
-        )  # the first is read when the model is loaded
+        # The first is read when the model is loaded.
+        user_messages = typed_messages(lambda: print_welcome(run, name))
         load_function(f"{package}.inference.chat:chat_command")(
             run.settings, run, name, user_messages, _write_at_once
         )

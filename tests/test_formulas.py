@@ -17,9 +17,8 @@ from tests.test_pages import PAGES, name
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(
-    r"\$`([^`]+)`\$|`+[^`]+`+|\$([^\s$`](?:[^$`]*[^\s$`])?)\$(?!\d)"
-)  # a formula, code, a formula
+# A formula, code, a formula.
+INLINE = re.compile(r"\$`([^`]+)`\$|`+[^`]+`+|\$([^\s$`](?:[^$`]*[^\s$`])?)\$(?!\d)")
 
 
 def plain(formula: str) -> str:

@@ -16,10 +16,8 @@ from shared_data.runs import RunFolder
 from shared_data.settings import load_settings
 
 STORIES = 50  # the shortest of so many held-out ones is shown
-KINDS = (
-    "place",
-    "holder",
-)  # of the two questions: one that a sentence answers, one for which the story must be followed
+# Of the two questions: one that a sentence answers, one for which the story must be followed.
+KINDS = ("place", "holder")
 
 _COMMANDS = (
     "/reset forgets the conversation · /system TEXT sets the system message · /quit or Ctrl-D leaves · Ctrl-C stops an answer\n"
@@ -34,9 +32,8 @@ def print_welcome(run: RunFolder, name: str | Path) -> None:
 
     console = Console(highlight=False)
     for text, is_example in welcome(run, name):
-        console.print(
-            Text(text, "cyan" if is_example else ""), soft_wrap=True
-        )  # wrapped text would be pasted wrapped
+        # Wrapped text would be pasted wrapped.
+        console.print(Text(text, "cyan" if is_example else ""), soft_wrap=True)
 
 
 def welcome(run: RunFolder, name: str | Path) -> Iterator[tuple[str, bool]]:

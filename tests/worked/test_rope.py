@@ -16,9 +16,8 @@ PAGE = "v2_handwritten/models/blocks/rope.md"
 Q = torch.tensor([1.0, 2, 0, 0])  # D = 4: the pairs are (0, 2) and (1, 3)
 K = torch.tensor([1.0, 1, 1, 0])
 POSITIONS = torch.arange(4)
-FREQUENCIES = rotary_frequencies(
-    ModelConfig(hidden_size=4, num_attention_heads=1, rope_theta=100.0)
-)  # 1 and 0.1
+# 1 and 0.1.
+FREQUENCIES = rotary_frequencies(ModelConfig(hidden_size=4, num_attention_heads=1, rope_theta=100.0))
 COS, SIN = rotary_tables(FREQUENCIES, POSITIONS[None], torch.float64)  # [1, T, D/2]
 
 
