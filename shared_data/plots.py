@@ -92,16 +92,18 @@ def plot_lines(
     log_y: bool = False,
     wide: bool = False,
     layered: bool = False,
+    joined: bool = True,
 ) -> None:
     """Draw named curves, each as (x, y), and a dashed level that none should cross (name, height).
 
-    `layered` is for curves that coincide: broad, then dashed, then dotted, so that each is seen below the next.
+    `layered` is for curves that coincide: broad, then dashed, then dotted, so that each is seen below the next. Points are
+    `joined` by lines where there are enough for a curve.
     """
     colors = (BLUE, ORANGE, GREEN, RED)
     with _axes(path, _PAGE if wide else _COLUMN) as axes:
         for (name, (x, y)), color, layer in zip(series.items(), colors, _LAYERS, strict=False):
             style = layer if layered else {"marker": "o" if len(x) <= 30 else None, "markersize": 3.5}
-            if len(x) < FEWEST_POINTS:
+            if len(x) < FEWEST_POINTS or not joined:
                 style = {"marker": "o", "markersize": 4, "linestyle": "none"}
             axes.plot(x, y, label=name, color=color, **style)
         if floor is not None:

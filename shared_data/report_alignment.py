@@ -9,6 +9,7 @@ from typing import Any
 from shared_data import report_html as html
 from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
+from shared_data.plots import FEWEST_POINTS, plot_lines
 from shared_data.report_curves import curves, kl_per_completion
 from shared_data.report_examples import example, rewarded
 from shared_data.runs import RunFolder
@@ -65,7 +66,29 @@ def _reward_model(run: RunFolder, metrics: dict[str, float]) -> Iterator[str]:
 def _curves(run: RunFolder, stage: str) -> str:
     """Small plots of the stage's metrics log, every KL in the unit of the table above."""
     rows = MetricsLog(run.path / stage / "metrics_log.jsonl").rows()
-    return curves(run, stage, [row | {"kl_per_completion": kl_per_completion(row)} for row in rows], _CURVES)
+    rows = [row | {"kl_per_completion": kl_per_completion(row)} for row in rows]
+    return curves(run, stage, rows, _CURVES) + _reward_against_kl(run, stage, rows)
+
+
+def _reward_against_kl(run: RunFolder, stage: str, rows: list[dict[str, Any]]) -> str:
+    """What each nat of distance from the reference was worth, in PPO and GRPO."""
+    names = ("kl_per_completion", "reward")
+    points = [
+        tuple(row[name] for name in names) for row in rows if all(row.get(name) is not None for name in names)
+    ]
+    if len(points) < FEWEST_POINTS:
+        return ""
+    path = run.path / "report" / f"{stage}_reward_against_kl.svg"
+    distances, rewards = zip(*points, strict=True)
+    label = "KL to the reference, nats per completion"
+    plot_lines(
+        {"": (distances, rewards)},
+        path,
+        title="Reward against KL, a point a step",
+        x_label=label,
+        joined=False,
+    )
+    return html.figure(path, "A reward that no longer rises while the KL does is where to stop.")
 
 
 def _completions(run: RunFolder, stage: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Mathematics in the pages: Markdown leaves every formula as it was written, and it is TeX.
+"""Mathematics in the pages: Markdown leaves every formula as it was written, and it is TeX; pages in Chinese keep to the English ones.
 
 GitHub hands a formula to MathJax after Markdown has read the page, so `_`, `*` and backslashes of a plain `$…$` may be gone by then.
 Safe are fences marked ```math, and code spans between dollars: $`…`$.
@@ -13,7 +13,7 @@ from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tests.test_pages import PAGES, name
+from tests.test_pages import LINK, PAGES, name, without_code
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -70,6 +70,27 @@ def test_every_formula_is_tex(page: Path) -> None:
             raise AssertionError(formula) from error
         unknown = set(re.findall(r"\\[a-zA-Z]+", mathml)) - {r"\arg"}
         assert not unknown, f"{unknown} in {formula}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name.endswith(".zh-CN.md")], ids=name)
+def test_a_page_in_chinese_has_the_sections_formulas_links_and_commands_of_the_english_one(
+    page: Path,
+) -> None:
+    chinese = page.read_text(encoding="utf-8")
+    english = page.with_name(page.name.replace(".zh-CN", "")).read_text(encoding="utf-8")
+    languages = {"README.md", page.name, page.name.replace(".zh-CN", "")}
+
+    def parts(text: str) -> tuple[list[str], list[str], list[str], list[str]]:
+        links = [link for link in LINK.findall(text) if link not in languages]
+        commands = re.findall(r"^(?:pip|uv|git|diff) [^#\n]*[^#\s]", text, re.MULTILINE)
+        return (
+            re.findall(r"^#+(?= )", without_code(text), re.MULTILINE),
+            written(text),
+            sorted(links),
+            commands,
+        )
+
+    assert parts(chinese) == parts(english)
 
 
 @pytest.mark.parametrize("formula", [r"$a*b*c$", r"$\{x\}$", r"$a \, b$", r"| a | $\|x\|$ |"])

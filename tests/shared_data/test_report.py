@@ -190,7 +190,7 @@ def add_ppo(run: RunFolder, steps: int, kl: float) -> None:
         write_finished(run.stage(stage), run.inputs(stage), numbers)
     log = MetricsLog(run.stage("ppo") / "metrics_log.jsonl")
     for step in range(1, steps + 1):
-        log.append(step=step, loss=1 / step, **{"objective/kl": kl})
+        log.append(step=step, loss=1 / step, reward=step / 10, **{"objective/kl": kl})
     record = {
         "prompt": PROMPT,
         "before": "\ufffd",
@@ -235,6 +235,7 @@ def test_few_points_are_a_sentence_and_not_a_curve(run: RunFolder, steps: int) -
     )
     assert (sentence in text) == (steps == 3)
     assert (">KL to the reference, nats per completion</text>" in text) == (steps == 4)
+    assert (">Reward against KL, a point a step</text>" in text) == (steps == 4)
 
 
 @pytest.mark.parametrize("steps", [2, 5])
