@@ -30,7 +30,7 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     """Train the model of the settings on the token files of the run; returns the metrics of the stage."""
     section, folder = settings.pretrain, run.stage("pretrain")
     train, validation = PackedRows(settings, run, "train"), PackedRows(settings, run, "validation")
-    model = build_model(settings, run)
+    model, tokenizer = build_model(settings, run), load_tokenizer(run.tokenizer.parent)
     # Removing unused columns would take `shift_labels` away. The trainer gets no tokenizer, which would add an attention mask.
     options = trainer_arguments(settings, "pretrain", run) | {"remove_unused_columns": False}
     arguments = TrainingArguments(**options, include_num_input_tokens_seen=True)
@@ -45,7 +45,7 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     trainer.evaluate()
     metrics = logged_metrics(trainer, folder)
     trainer.save_model(folder)
-    load_tokenizer(run.tokenizer.parent).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     metrics |= {"epochs": trainer.state.epoch, "parameters": model.num_parameters()}
     return metrics | pretrained_metrics(negative_log_probs, model, settings, run)
 
