@@ -26,6 +26,7 @@ from shared_data.command_options import (
     Seed,
     do_stage,
     open_folder,
+    typed_words,
     working,
 )
 from shared_data.errors import EXIT_CODE, UserError, one_line_errors
@@ -47,6 +48,7 @@ class _Group(TyperGroup):
 
     def _call(self, words: list[str]) -> int:
         try:
+            typed_words.set(tuple(words))
             with self.make_context(f"uv run {self.name}", words) as context:
                 self.invoke(context)
         except Exit as leave:  # after --help

@@ -6,8 +6,10 @@ with working(run, "pretrain"):
 """
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,9 @@ import typer
 
 if TYPE_CHECKING:
     from shared_data.runs import RunFolder
+
+# The words of the command that runs, after v1, v2 or v3.
+typed_words: ContextVar[tuple[str, ...]] = ContextVar("typed_words", default=())
 
 Config = Annotated[
     str | None,
@@ -95,12 +100,14 @@ def open_folder(
 
 @contextmanager
 def working(run: "RunFolder", *words: str) -> Iterator[None]:
-    """Hold the run while stages write into it; Ctrl-C names the command that goes on."""
+    """Hold the run while stages write into it; Ctrl-C names the command that goes on, with all options unless they are remembered."""
     with run.locked():
         try:
             yield
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"`uv run {run.command(*words)}`") from stop
+            remembered = run.remembers_its_settings()
+            command = run.command(*words) if remembered else shlex.join([run.level, *typed_words.get()])
+            raise KeyboardInterrupt(f"`uv run {command}`") from stop
 
 
 def do_stage(stage: str, stages: dict[str, str], run: "RunFolder", force: bool) -> None:

@@ -48,6 +48,8 @@ def changed_inputs(before: Inputs, now: Inputs) -> list[str]:
 
 
 def _describe(key: str, before: Any, now: Any) -> str:
+    if " file " in key and now is None:
+        return f"the {key} is not there any more (relative paths count from the folder in which a command is run)"
     if key.startswith(RESULT_OF) or " file " in key:  # no setting: the name says enough
         return f"the {key} is not the one it was made with"
     return f"it was made with {key} = {before}, not {now}"

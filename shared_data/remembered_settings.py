@@ -36,13 +36,13 @@ def open_run(
     path = out or Path("runs") / level / _name(config, assignments)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not the folder of a run; choose another one with --out")
-    if path.is_dir():
+    if (path / SETTINGS).is_file():
         with suppress(UserError), lock_folder(path):  # unless a process is at work in it
             recover(path)
     for stage in () if force else STAGES:
         if read_finished(path / stage) == OF_ANOTHER_VERSION:
             raise UserError(
-                f"{path / stage / FINISHED} is damaged, or of another version of this project; delete it to make the stage again, "
+                f"{path / stage / FINISHED} is damaged, or of another version of this project; delete {path / stage} to make the stage again, "
                 "or choose another folder with --out"
             )
     try:
@@ -52,8 +52,8 @@ def open_run(
         if not force:
             reason = str(error).partition(";")[0]
             raise UserError(
-                f"{path} was made by another version of this project ({reason}); start it again with --force, or choose "
-                "another folder with --out"
+                f"{path} was made by another version of this project, or its settings are damaged ({reason}); start it again with "
+                "`run --force`, or choose another folder with --out"
             ) from error
         made = began = None
     if made is None or began is None:

@@ -33,11 +33,12 @@ SETTINGS, CONFIG = "settings.toml", "config.toml"
 @contextmanager
 def in_a_fresh_folder(run: "RunFolder", stage: str) -> Iterator[dict[str, float]]:
     """The folder takes the place of the last result when the block ends well."""
+    check_only_ours(run, stage)
     final, fresh, _ = _places(run.path, stage)
     before, settings = _remembered(run.path), _settings(run)
     shutil.rmtree(fresh, ignore_errors=True)
     run.in_progress[stage] = fresh
-    if not final.exists():  # a last result keeps its settings until the new one counts
+    if not (final / FINISHED).exists():  # a last result keeps its settings until the new one counts
         _remember(run.path, settings)
     metrics: dict[str, float] = {}
     try:
@@ -88,8 +89,24 @@ def in_place(run: "RunFolder", stage: str) -> Iterator[dict[str, float]]:
     run.write_metrics()
 
 
+def check_only_ours(run: "RunFolder", stage: str) -> None:
+    """Raise `UserError` where the folder of a stage holds files that no run wrote, or what the stage reads: they could be lost."""
+    folder = run.path / stage
+    began = any((folder / name).exists() for name in (FINISHED, UNFINISHED, ASIDE))
+    foreign = None if began else next(iter(sizes_and_times(folder)), None)
+    if foreign:
+        raise UserError(f"{foreign} is not of a run; move it elsewhere, or choose another folder with --out")
+    for key in STAGES[stage].local_paths:
+        section, _, name = key.rpartition(".")
+        source = getattr(getattr(run.settings, section), name)
+        if source is not None and Path(source).expanduser().resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{key} = {source} lies where the stage {stage} writes; move it elsewhere")
+
+
 def recover(root: Path) -> None:
-    """Complete what a killed process was about to change in a run folder, and sweep away what it left."""
+    """Complete what a killed process was about to change in a run folder, and sweep away what it left; touch no other folder."""
+    if not (root / SETTINGS).is_file():
+        return
     for stage in STAGES:
         final, fresh, old = _places(root, stage)
         if (fresh / FINISHED).exists():

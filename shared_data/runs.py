@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from shared_data.errors import UserError, explain_os_error
-from shared_data.files import lock_folder, read_json, write_json
+from shared_data.files import lock_folder, read_bytes, read_json, write_json
 from shared_data.fingerprints import RESULT_OF, Inputs, changed_inputs, fingerprint, stage_inputs
 from shared_data.finished import (
     FINISHED,
@@ -32,8 +32,8 @@ from shared_data.finished import (
     inputs_of_unfinished,
     read_finished,
 )
-from shared_data.run_writing import in_a_fresh_folder, in_place, recover
-from shared_data.settings import Settings, available_configs
+from shared_data.run_writing import SETTINGS, check_only_ours, in_a_fresh_folder, in_place, recover
+from shared_data.settings import Settings, available_configs, settings_to_toml
 from shared_data.stages import STAGES, upstream
 
 _NOT_FINISHED = "it has not finished yet"
@@ -87,6 +87,10 @@ class RunFolder:
         elif name != "tiny":
             words = (*words, "--config", name)
         return shlex.join([level, *words])
+
+    def remembers_its_settings(self) -> bool:
+        """Whether a later command in this folder has the settings of this one."""
+        return read_bytes(self.path / SETTINGS) == settings_to_toml(self.settings).encode()
 
     # The numbers of finished stages
 
@@ -162,6 +166,7 @@ class RunFolder:
 
         `remedy` is the option that allows it.
         """
+        check_only_ours(self, stage)
         loss = self._loss(stage)
         if loss:
             raise UserError(

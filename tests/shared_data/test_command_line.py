@@ -197,3 +197,86 @@ def test_a_wrong_call_is_one_line_that_names_the_help(capsys: pytest.CaptureFixt
     ):
         assert v2(*arguments) == 2
         assert re.fullmatch(line, capsys.readouterr().err)
+
+
+def interrupted_hint(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    """What the command says when Ctrl-C comes while its stage works."""
+    failure.append(KeyboardInterrupt())
+    capsys.readouterr()
+    assert v2(*words) == 2
+    err = capsys.readouterr().err
+    failure.clear()
+    return err.partition("`uv run v2 ")[2].partition("`")[0]
+
+
+def test_the_hint_of_an_interrupted_command_goes_on_with_its_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ("data", "--config", "smoke", "--set", "data.seed=5", "--out", str(tmp_path))
+    # Nothing was there: the settings are remembered from the start.
+    assert interrupted_hint(capsys, *first) == f"data --out {tmp_path}"
+    assert v2("data", "--out", tmp_path) == 0
+    # A finished result keeps its settings until a new one counts: the hint repeats the options.
+    again = ("data", "--force", "--set", "data.seed=6", "--out", str(tmp_path))
+    assert interrupted_hint(capsys, *again) == " ".join(again)
+    assert v2(*again) == 0
+    assert received[-1].data.seed == 6
+    # Before anything was written.
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "shared_data.pipeline.check_needs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt())
+        )
+        new = ("data", "--config", "smoke", "--set", "data.seed=7", "--out", str(tmp_path / "new"))
+        assert interrupted_hint(capsys, *new) == " ".join(new)
+
+
+@pytest.mark.parametrize("words", [["data"], ["data", "--force"], ["run", "--from", "data"], ["settings"]])
+def test_a_folder_that_is_no_run_loses_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / ".data.old").mkdir()
+    files = [tmp_path / "data" / "precious.txt", tmp_path / ".data.old" / "a.txt", tmp_path / ".x.tmp"]
+    for file in files:
+        file.write_text("mine")
+    code = v2(*words, "--config", "smoke", "--out", tmp_path)
+    assert all(file.read_text() == "mine" for file in files)
+    assert code == (0 if words == ["settings"] else 2)
+    if code:
+        message = (
+            f"error: {files[0]} is not of a run; move it elsewhere, or choose another folder with --out\n"
+        )
+        assert capsys.readouterr().err == message
+    else:
+        assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+
+
+def test_a_source_where_the_stage_writes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert v2("data", "--config", "smoke", "--out", tmp_path) == 0
+    source = tmp_path / "data" / "train.jsonl"
+    source.write_text('{"text": "Once."}\n')
+    words = ("data", "--force", "--set", f"data.source={source}", "--out", tmp_path)
+    assert v2(*words) == 2
+    assert (
+        f"data.source = {source} lies where the stage data writes; move it elsewhere"
+        in capsys.readouterr().err
+    )
+    assert source.exists()
+
+
+def test_a_source_that_is_not_found_from_another_folder_is_named_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "mine.jsonl").write_text('{"text": "Once."}\n')
+    monkeypatch.chdir(tmp_path / "a")
+    assert v2("data", "--config", "smoke", "--set", "data.source=mine.jsonl", "--out", tmp_path / "run") == 0
+    monkeypatch.chdir(tmp_path / "b")
+    assert v2("data", "--out", tmp_path / "run") == 2
+    assert (
+        "the data.source file mine.jsonl is not there any more (relative paths count from"
+        in capsys.readouterr().err
+    )

@@ -16,6 +16,12 @@ LOG_PROBS = np.log([[0.1, 0.6, 0.2, 0.1], [0.002, 0.996, 0.001, 0.001], [0.25, 0
 MAPS = np.array([[[[1, 0, 0], [0.25, 0.75, 0], [0.04, 0.46, 0.5]]]])  # one layer, one head
 
 
+@pytest.fixture(autouse=True)
+def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output goes to a file: its width is our own."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 

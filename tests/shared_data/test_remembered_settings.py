@@ -78,7 +78,8 @@ def test_a_folder_of_another_version_is_refused_in_one_line_that_says_so(tmp_pat
         run = begin(tmp_path / str(number))
         write_json(run.path / "data" / "finished.json", record)
         with pytest.raises(
-            UserError, match=r"data/finished.json is .*of another version of this project; delete it"
+            UserError,
+            match=r"data/finished.json is .*of another version of this project; delete .*data to make",
         ):
             open_run("v2", out=run.path)
         assert open_run("v2", out=run.path, force=True)[0].settings == run.settings
@@ -86,7 +87,7 @@ def test_a_folder_of_another_version_is_refused_in_one_line_that_says_so(tmp_pat
     (run.path / "settings.toml").write_text("[pretrain]\nstepps = 3\n")
     with pytest.raises(
         UserError,
-        match=r"another version of this project \(unknown setting 'pretrain.stepps'.*\); start it again",
+        match=r"another version of this project, or .* damaged \(unknown setting 'pretrain.stepps'.*\); start it again with `run --force`",
     ):
         open_run("v2", "smoke", out=run.path)
     assert open_run("v2", "smoke", out=run.path, force=True)[0].settings == load_settings("smoke")

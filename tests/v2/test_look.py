@@ -20,6 +20,7 @@ Look = Callable[..., int]
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     """Run `v2 look` in an empty folder beside the folder `model`; the exit code."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
     tokenizer = train_bpe(["Once there was a fox. Once there was a cat."], 280, special_tokens=SPECIAL_TOKENS)
     tokenizer.save(tmp_path / "model")
     config = ModelConfig(
@@ -89,7 +90,10 @@ def test_texts_layers_and_models_have_pictures_of_their_own(look: Look) -> None:
             ["fox " * 40, "--model", "model"],
             r"\d+ tokens are more than the model's 32 positions; shorten the text",
         ),
-        (["a"], r"no model in runs/v2/tiny/pretrain; run `v2 run` first, or name a folder with --model"),
+        (
+            ["a"],
+            r"no model in runs/v2/tiny/pretrain; run `uv run v2 run` first, or name a folder with --model",
+        ),
         (["a", "--model", "nowhere"], "there is no model 'nowhere'; name a stage"),
         (["a", "--model", "model", "--svg", "a.txt"], "a.txt is no name of an SVG file; let it end in .svg"),
         (["a", "--model", "model", "--svg", "model/config.json/a.svg"], r"File exists; .*another folder"),
