@@ -254,11 +254,11 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "record of another version": (
         damaged("data/finished.json", lambda _: b'{"id": "1", "time": 1.0, "inputs": {}}', "run"),
-        r"data/finished\.json is .*of another version of this project; delete it",
+        r"data/finished\.json is .*of another version of this project; delete .*data to make",
     ),
     "settings of another version": (
         damaged("settings.toml", lambda content: content.replace(b"learning_rate", b"speed"), "run"),
-        r"another version of this project \(unknown setting 'pretrain\.speed'.*\); start it again with --force",
+        r"another version of this project, or .*\(unknown setting 'pretrain\.speed'.*\); start it again with `run --force`",
     ),
     "documents cut short": (damaged("data/train.jsonl", half, "tokenizer"), r"train\.jsonl is damaged.*; run `uv run v. data --out"),
     "documents garbled": (damaged("data/train.jsonl", garbled, "tokenizer", "--force"), r"train\.jsonl.* line .*; "),
