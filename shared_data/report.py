@@ -14,9 +14,11 @@ from typing import Any
 
 from shared_data import report_html as html
 from shared_data.errors import UserError
+from shared_data.evaluation.held_out import LOSS_BY_POSITION
 from shared_data.files import atomic_write, read_json
 from shared_data.finished import damage, read_finished
 from shared_data.generated_text import readable
+from shared_data.plots import FEWEST_POINTS, plot_lines
 from shared_data.progress import format_metric, format_seconds
 from shared_data.report_alignment import alignment
 from shared_data.report_comparison import LEVELS, comparison, other_run, training_log
@@ -203,6 +205,15 @@ def _evaluation(run: RunFolder) -> Iterator[str]:
         f"On the {run.settings.evaluate.split} split. Bits per byte compare models with different tokenizers; perplexity does not."
     )
     yield html.table(summary_rows("evaluate", metrics))
+    means = _read(run.stage("evaluate") / LOSS_BY_POSITION, [])
+    if len(means) >= FEWEST_POINTS:
+        path = run.path / "report" / "loss_by_position.svg"
+        curve = {"": (range(len(means)), means)}
+        x_label = "place in the document"
+        plot_lines(
+            curve, path, title="Loss by position", x_label=x_label, y_label="nats per token", wide=True
+        )
+        yield html.figure(path, "The beginning of a text is hardest to predict: nothing is known of it yet.")
 
 
 def _generation(run: RunFolder) -> Iterator[str]:

@@ -14,15 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Integer
 
 from shared_data.corpus.splits import read_documents
 from shared_data.errors import UserError
-from shared_data.evaluation.windows import NegativeLogProbs, bits_per_byte, perplexity, score_tokens
-from shared_data.files import read_json
+from shared_data.evaluation.windows import (
+    NegativeLogProbs,
+    bits_per_byte,
+    perplexity,
+    score_tokens,
+    token_nats,
+    total,
+)
+from shared_data.files import read_json, write_json
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import EvaluateSettings, Settings
 from shared_data.training.data_loader import open_tokens, read_token_facts
+
+LOSS_BY_POSITION = "loss_by_position.json"  # a list of numbers, in the folder of the stage
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def evaluate_held_out(
     )
     started = time.perf_counter()
     with progress(len(held_out.tokens), "evaluate", "tokens") as bar:
-        score = score_tokens(
+        nats = token_nats(
             negative_log_probs,
             model,
             held_out.tokens,
@@ -69,6 +79,10 @@ def evaluate_held_out(
             bar.update,
         )
     seconds = time.perf_counter() - started
+    score = total(nats)
+    if "evaluate" in run.in_progress:  # for the report
+        means = loss_by_position(nats, held_out.tokens, facts["end_of_text_id"])
+        write_json(run.stage("evaluate") / LOSS_BY_POSITION, means)
     metrics: dict[str, int | float] = {
         "perplexity": perplexity(score),
         "bits_per_byte": bits_per_byte(score, held_out.bytes),
@@ -80,6 +94,22 @@ def evaluate_held_out(
         metrics["floor_bits_per_byte"] = held_out.floor_bits_per_byte
         metrics["ratio_to_floor"] = metrics["bits_per_byte"] / held_out.floor_bits_per_byte
     return metrics
+
+
+def loss_by_position(
+    nats: Float[np.ndarray, " N"], tokens: Integer[np.ndarray, " N"], end_of_text_id: int, fewest: int = 50
+) -> list[float]:
+    """Mean nats of the tokens at each place of their document, from the first to the last place that `fewest` documents reach."""
+    ends = np.flatnonzero(tokens == end_of_text_id)
+    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else np.zeros(1, int)
+    places = (
+        np.arange(len(tokens)) - starts[np.searchsorted(starts, np.arange(len(tokens)), side="right") - 1]
+    )
+    known = ~np.isnan(nats)
+    counts = np.bincount(places[known])
+    sums = np.bincount(places[known], weights=nats[known])
+    reached = int(np.argmin(np.append(counts >= fewest, False)))
+    return (sums[:reached] / counts[:reached]).tolist()
 
 
 def pretrained_metrics(

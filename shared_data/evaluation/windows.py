@@ -74,6 +74,11 @@ def score_tokens(
     nats = token_nats(
         negative_log_probs, model, tokens, context_length, stride, batch_size, end_of_text_id, on_scored
     )
+    return total(nats)
+
+
+def total(nats: Float[np.ndarray, " N"]) -> Score:
+    """The sum over the tokens that are predicted."""
     predicted = nats[~np.isnan(nats)]
     return Score(float(predicted.sum()), len(predicted))
 

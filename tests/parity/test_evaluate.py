@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from shared_data.errors import UserError
+from shared_data.evaluation.held_out import loss_by_position
 from shared_data.files import read_json, write_json
 from shared_data.runs import RunFolder
 from tests.parity.inference_cases import small_run
@@ -101,3 +102,26 @@ def test_an_empty_split_is_named(tmp_path: Path) -> None:
     for evaluate in LEVELS:
         with pytest.raises(UserError, match="test split is empty"):
             evaluate(run.settings, run)
+
+
+def test_loss_by_position_is_a_mean_over_documents() -> None:
+    tokens = np.array(
+        [5, 6, 0, 7, 0, 8, 9, 9, 0]
+    )  # documents of three, two and four tokens, each closed by 0
+    nats = np.array([3.0, 2, 1, 5, 4, 1, 0, 8, 9])
+    assert loss_by_position(nats, tokens, 0, fewest=2) == [3.0, 2.0, 4.5]
+    assert loss_by_position(nats, tokens, 0, fewest=4) == []
+    nats[0] = np.nan  # a first token that nothing stands before
+    assert loss_by_position(nats, tokens, 0, fewest=1) == [3.0, 2.0, 4.5, 9.0]
+    assert loss_by_position(np.ones(3), np.array([4, 5, 6]), 0, fewest=1) == [1.0, 1.0, 1.0]
+
+
+def test_the_stage_keeps_the_loss_by_position_for_the_report(run: RunFolder) -> None:
+    for evaluate in LEVELS:
+        evaluate(run.settings, run)
+        assert not list(run.path.rglob("loss_by_position.json")), (
+            "another model may be evaluated in a finished run"
+        )
+    with run.writing("evaluate"):
+        evaluate_v2(run.settings, run)
+    assert (run.path / "evaluate" / "loss_by_position.json").is_file()

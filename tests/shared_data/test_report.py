@@ -282,3 +282,16 @@ def test_every_command_on_the_page_begins_with_uv_run(run: RunFolder) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     assert len(re.findall(r"uv run v2 \w+", text)) >= 4
     assert re.findall(r"(?<!uv run )\bv2 (?:run|data|tokenizer|pretrain|evaluate|generate)", text) == []
+
+
+def test_loss_by_position_is_drawn_where_it_was_measured(run: RunFolder) -> None:
+    add_training(run)
+    write_finished(
+        run.stage("evaluate"),
+        run.inputs("evaluate"),
+        {"bits_per_byte": 1.0, "perplexity": 2.0, "seconds": 1.0},
+    )
+    title = ">Loss by position</text>"
+    assert title not in write_report(run).read_text(encoding="utf-8")
+    write_json(run.stage("evaluate") / "loss_by_position.json", [3.0, 2.0, 1.5, 1.0])
+    assert title in write_report(run).read_text(encoding="utf-8")
