@@ -25,7 +25,7 @@ class DataOrder:
         arrange: Callable[[np.ndarray], Sequence[Any]] | None = None,
     ) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
-        self.arrange = arrange or list
+        self.arrange = arrange
         self.epoch = 0
         self.position = 0  # of this epoch's rows, how many were taken
         self.rows = self._rows_of_epoch()
@@ -63,9 +63,9 @@ class DataOrder:
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self.rows = self._rows_of_epoch()
 
-    def _rows_of_epoch(self) -> Sequence[Any]:
+    def _rows_of_epoch(self) -> Sequence[Any] | np.ndarray:
         # Four bytes an example: a corpus of 10 billion tokens in sequences of 1024 needs 40 MB.
         order = np.arange(self.size, dtype=np.uint32)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        return self.arrange(order)
+        return order if self.arrange is None else self.arrange(order)

@@ -54,8 +54,7 @@ def keep_top_p(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V
 def sample(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     """One id per row by inverse CDF: the first token whose cumulative probability exceeds the uniform number in [0, 1).
 
-    In float64, where two levels that agree on the logits to rounding disagree on a draw about once in 1e15 / V (in float32 on an
-    Apple GPU).
+    In float64 (float32 on an Apple GPU). Two levels whose float64 logits agree to rounding disagree on a draw about once in 1e15 / V.
     """
     logits = logits.to(widest_float(logits.device))
     weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))

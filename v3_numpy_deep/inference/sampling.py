@@ -59,7 +59,7 @@ def keep_top_p(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]
 def sample(logits: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
     """One id per row by inverse CDF: the first token whose cumulative probability exceeds the uniform number in [0, 1).
 
-    In float64, where two levels that agree on the logits to rounding disagree on a draw about once in 1e15 / V.
+    In float64. Two levels whose float64 logits agree to rounding disagree on a draw about once in 1e15 / V.
     """
     logits = logits.astype(np.float64)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
