@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.alignment.pairs import check_texts, open_pairs
-from shared_data.alignment.prompts import open_prompts
+from shared_data.alignment.prompts import read_prompts
 from shared_data.alignment.rewards import open_reward
 from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.open_corpus import find_files
@@ -193,7 +193,7 @@ def _check_policy(run: RunFolder, stage: str) -> None:
     if section.reward != "reward_model":
         open_reward(section.reward)
     if _is_on_this_disk(f"{stage}.source", section.source):
-        open_prompts(run.settings, stage)
+        read_prompts(run.settings, stage)
     return None
 
 

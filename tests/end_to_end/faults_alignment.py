@@ -23,13 +23,12 @@ def pairs(stage: str, **changes: Any) -> Fault:
     return fault
 
 
-def prompts(stage: str, record: dict[str, Any]) -> Fault:
-    """Prompts of a user's, of which the second one is wrong."""
+def prompts(stage: str, record: dict[str, Any], held_out: dict[str, Any] | None = None) -> Fault:
+    """Prompts of a user's, of which the second one is wrong, or the first one, which is held out."""
 
     def fault(scratch: Path, run: Path) -> Arguments:
-        (scratch / "prompts.jsonl").write_text(
-            "\n".join(map(json.dumps, ({"prompt": "What is it?"}, record)))
-        )
+        records = [held_out or {"prompt": "What is it?"}, record, *[{"prompt": "Who is it?"}] * 2]
+        (scratch / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
         return [stage, "--force", "--set", f"{stage}.source={scratch / 'prompts.jsonl'}"]
 
     return fault
@@ -68,6 +67,14 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "prompt record without a prompt": (prompts("grpo", {"text": "What?"}), r"prompts\.jsonl, \w+ 2 has no text 'prompt'; write"),
     "prompt that is no text": (prompts("ppo", {"prompt": 7}), r"prompts\.jsonl, \w+ 2 has no text 'prompt'; write"),
+    "prompt too long for the model": (
+        prompts("grpo", {"prompt": STORY * 40}),
+        r"prompts\.jsonl, \w+ 2: the prompt of \d+ tokens and a completion.* positions; shorten",
+    ),
+    "held-out prompt too long for the model": (
+        prompts("ppo", {"prompt": "What is it?"}, {"prompt": STORY * 40}),
+        r"prompts\.jsonl, \w+ 1: the prompt of \d+ tokens and a completion.* positions; shorten",
+    ),
     "reward of no file": (arguments("grpo", "--force", "--set", "grpo.reward=no.py:worth"), r"no file no\.py; write"),
     "reward that is no name": (arguments("grpo", "--force", "--set", "grpo.reward=beauty"), r"'beauty' does not name.*; write"),
     "reward without the function": (reward_function("return [0.0]", name="wurth"), r"has no function wurth; it has worth"),
