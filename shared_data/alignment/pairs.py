@@ -3,11 +3,11 @@
 train, held_out = open_pairs(settings, "dpo")
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from shared_data.alignment.rewards import LARGEST, is_usable_number
 from shared_data.corpus.formatting import Message, format_preference
 from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
@@ -56,9 +56,9 @@ def check_texts(record: PairRecord, special_tokens: Mapping[str, int]) -> None:
 def _extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The optional fields of a record: a number `margin` (as trl reads it) and a text `reason`."""
     margin = record.get("margin")
-    if margin is not None and not (isinstance(margin, int | float) and math.isfinite(margin)):
+    if margin is not None and not (isinstance(margin, int | float) and is_usable_number(margin)):
         raise UserError(
-            f"{where}: the margin is {margin!r:.40}, not a finite number; correct or leave it out"
+            f"{where}: the margin is {margin!r:.40}, not a finite number of at most {LARGEST:.0e} in size; correct or leave it out"
         )
     return {"where": where, "margin": float(margin or 0.0), "reason": str(record.get("reason") or "")}
 

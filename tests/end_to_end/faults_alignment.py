@@ -60,6 +60,8 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "prompt beyond the context": (pairs("dpo", prompt=STORY * 40), r"pairs\.jsonl, \w+ 2: the prompt has .* tokens.*; shorten"),
     "margin that is no number": (pairs("reward", margin="much"), r"pairs\.jsonl, \w+ 2: the margin is 'much'.*; correct"),
+    "margin of many digits": (pairs("dpo", margin=10**400), r"pairs\.jsonl, \w+ 2: the margin is 1000.*; correct"),
+    "margin beyond float32": (pairs("reward", margin=1e300), r"pairs\.jsonl, \w+ 2: the margin is 1e\+300.*; correct"),
     "missing pairs": (arguments("dpo", "--force", "--set", "dpo.source=nowhere.jsonl"), r"nowhere\.jsonl.*; "),
     "smoothing of a hinge": (
         arguments("dpo", "--set", 'dpo.loss_type="hinge"', "--set", "dpo.label_smoothing=0.1"),
@@ -84,6 +86,16 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "reward that is NaN": (reward_function("return [float('nan') for _ in completions]"), r"worth gave nan for completion 1, .*; return"),
     "too few rewards": (reward_function("return [1.0]"), r"worth gave 1 rewards for \d+ completions; return"),
+    "reward function that leaves": (reward_function("import sys; sys.exit(0)"), r"rewards\.py:worth called sys\.exit; raise"),
+    "reward function that empties its lists": (
+        reward_function("completions.clear(); return [1.0 for _ in completions]"),
+        r"worth gave 0 rewards for \d+ completions; return",
+    ),
+    "reward function that gives a dictionary": (
+        reward_function("return {index: 1.0 for index, _ in enumerate(completions)}"),
+        r"rewards\.py:worth returned a dict; return",
+    ),
+    "reward beyond float32": (reward_function("return [1e300 for _ in completions]"), r"worth gave 1e\+300 for completion 1, .*; return"),
     "reward file that cannot be run": (reward_function("return ("), r"rewards\.py could not be run: SyntaxError.*; mend"),
     "adapter on no layer": (adapter("method=lora", 'target_modules=["nothing"]'), r"nothing.*; "),
     "adapter that brings no such module": (
