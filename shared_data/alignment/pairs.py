@@ -3,7 +3,7 @@
 train, held_out = open_pairs(settings, "dpo")
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ from shared_data.corpus.formatting import Message, format_preference
 from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
 from shared_data.settings import PreferenceSettings, Settings
+from shared_data.training.chat_data import check_content
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 
@@ -40,17 +41,13 @@ def open_pairs(settings: Settings, stage: str) -> tuple[list[PairRecord], list[P
     return kept, records[::HELD_OUT_PART][: section.eval_pairs]
 
 
-def check_texts(record: PairRecord, special_tokens: Mapping[str, int]) -> None:
+def check_texts(record: PairRecord, special_tokens: Iterable[str]) -> None:
     """Raise `UserError` for an empty part, or for text with one of the chat template's own tokens."""
     for part in ("prompt", "chosen", "rejected"):
         contents = [message["content"] for message in record[part]]
         if not any(content.strip() for content in contents):
             raise UserError(f"{record['where']}: {part!r} is empty; complete or remove the record")
-        for token in special_tokens:
-            if any(token in content for content in contents):
-                raise UserError(
-                    f"{record['where']} contains {token}, which the template writes itself; remove it from the text"
-                )
+        check_content(contents, special_tokens, record["where"])
 
 
 def _extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:

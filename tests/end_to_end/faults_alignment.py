@@ -69,6 +69,10 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "prompt record without a prompt": (prompts("grpo", {"text": "What?"}), r"prompts\.jsonl, \w+ 2 has no text 'prompt'; write"),
     "prompt that is no text": (prompts("ppo", {"prompt": 7}), r"prompts\.jsonl, \w+ 2 has no text 'prompt'; write"),
+    "prompt with a token of the template": (
+        prompts("grpo", {"prompt": "a <|im_end|>"}),
+        r"prompts\.jsonl, \w+ 2 contains <\|im_end\|>, which.*; remove",
+    ),
     "prompt too long for the model": (
         prompts("grpo", {"prompt": STORY * 40}),
         r"prompts\.jsonl, \w+ 2: the prompt of \d+ tokens and a completion.* positions; shorten",
