@@ -18,18 +18,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from shared_data.alignment.pairs import check_texts, open_pairs
-from shared_data.alignment.prompts import open_prompts
 from shared_data.alignment.rewards import open_reward
 from shared_data.corpus.conversations import read_conversations
-from shared_data.corpus.open_corpus import find_files
 from shared_data.device import resolve_device
 from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import parameter_shapes
+from shared_data.needs_records import STAGES_WITH_RECORDS, check_records, is_on_this_disk
 from shared_data.runs import RunFolder
-from shared_data.settings import Settings
 from shared_data.stages import STAGES
 from shared_data.tokenizer.tokenizer_file import added_tokens_of, read_tokenizer
 from shared_data.training.chat_data import check_turns
@@ -58,8 +55,14 @@ _ONLY_AT_LEVEL_1: dict[str, dict[str, Any]] = {
 }
 
 
-def check_needs(run: RunFolder, stages: Iterable[str]) -> None:
-    """Raise a `UserError` for the first thing that these stages of a run will need and not find."""
+def check_needs(
+    run: RunFolder, stages: Iterable[str], load_tokenizer: Callable[[Path], Any] | None = None
+) -> None:
+    """Raise a `UserError` for the first thing that these stages of a run will need and not find.
+
+    load_tokenizer: the level's. With it, records of later stages are measured already if the tokenizer is known; the first stage
+    will measure its own at once.
+    """
     stages = list(stages)
     if not stages:
         return
@@ -69,6 +72,7 @@ def check_needs(run: RunFolder, stages: Iterable[str]) -> None:
                 f"{run.level} needs {library}, which is not installed; run `uv sync --extra {run.level}`"
             )
     _check_device(run)
+    path = _finished_tokenizer(run, "tokenizer" in stages)
     for stage in stages:
         if STAGES[stage].resumable:
             _check_training(run, stage)
@@ -76,8 +80,12 @@ def check_needs(run: RunFolder, stages: Iterable[str]) -> None:
             _check_level_1(run, stage)
         if stage in _OF_STAGE:
             _OF_STAGE[stage](run, stage)
-        if stage in ("sft", "reward", "dpo", "ppo", "grpo"):
-            _check_chat_tokens(run, stage, "tokenizer" in stages)
+        if stage in STAGES_WITH_RECORDS:
+            special_tokens = _check_chat_tokens(run, stage, path)
+            tokenizer = None
+            if path and load_tokenizer and stage != stages[0]:
+                tokenizer = load_tokenizer(path)
+            check_records(run, stage, special_tokens, tokenizer)
 
 
 def _check_device(run: RunFolder) -> None:
@@ -103,21 +111,26 @@ def _check_level_1(run: RunFolder, stage: str) -> None:
             )
 
 
-def _check_chat_tokens(run: RunFolder, stage: str, is_made_again: bool) -> None:
-    """The token that ends a turn, in the tokenizer that the run has or will have."""
-    section, made = run.settings.tokenizer, run.path / "tokenizer" / "tokenizer.json"
-    if is_made_again and section.load is None:
-        where, tokens = "tokenizer.special_tokens", list(section.special_tokens)
-    elif is_made_again or made.is_file():
-        where = str(section.load if is_made_again else made)
-        tokens = [token.content for token in added_tokens_of(read_tokenizer(where)[0]) if token.special]
-    else:
-        return
+def _finished_tokenizer(run: RunFolder, is_made_again: bool) -> Path | None:
+    """The tokenizer that the stages will have; None where the run has still to train it."""
+    made, load = run.path / "tokenizer" / "tokenizer.json", run.settings.tokenizer.load
+    if is_made_again:
+        return Path(load) if load is not None else None
+    return made if made.is_file() else None
+
+
+def _check_chat_tokens(run: RunFolder, stage: str, path: Path | None) -> list[str]:
+    """The special tokens of the tokenizer that the run has or will have, one of which must end a turn."""
+    where, tokens = "tokenizer.special_tokens", list(run.settings.tokenizer.special_tokens)
+    if path is not None:
+        added = added_tokens_of(read_tokenizer(path)[0])
+        where, tokens = str(path), [token.content for token in added if token.special]
     if _END_OF_TURN not in tokens:
         raise UserError(
             f"{where} has no special token {_END_OF_TURN}, with which {stage} ends a turn; add it, or do the stages up to "
             f"pretrain one by one, as in `uv run {run.command('pretrain')}`"
         )
+    return tokens
 
 
 def _check_tokenizer(run: RunFolder, stage: str) -> None:
@@ -126,8 +139,10 @@ def _check_tokenizer(run: RunFolder, stage: str) -> None:
         token.special for token in added_tokens_of(read_tokenizer(section.load)[0])
     ):
         raise UserError(f"{section.load} has no special token to end a document; add <|endoftext|> to it")
-    if section.chat_source and _is_on_this_disk("tokenizer.chat_source", section.chat_source):
-        _check_conversations(run.settings, section.chat_source, section.chat_conversations)
+    if section.chat_source and is_on_this_disk("tokenizer.chat_source", section.chat_source):
+        conversations = read_conversations(run.settings.data, section.chat_source)
+        for where, messages in islice(conversations, section.chat_conversations):
+            check_turns(messages, where)
 
 
 def _check_training(run: RunFolder, stage: str) -> None:
@@ -150,7 +165,7 @@ def _check_pretrain(run: RunFolder, stage: str) -> None:
 
 
 def _check_sft(run: RunFolder, stage: str) -> None:
-    section, adapter = run.settings.sft, run.settings.sft.adapter
+    adapter = run.settings.sft.adapter
     if adapter.method != "none":
         names = parameter_shapes(ModelConfig.from_settings(run.settings.model, vocab_size=1))
         modules = {name.rpartition(".")[0] for name in names} | {"lm_head"}
@@ -161,23 +176,12 @@ def _check_sft(run: RunFolder, stage: str) -> None:
                     raise UserError(
                         f"sft.adapter.{setting}: no module is called {name!r}; correct it, for example to {_closest(name, modules)}"
                     )
-    if _is_on_this_disk("sft.source", section.source):
-        _check_conversations(run.settings, section.source, section.conversations)
 
 
 def _closest(name: str, modules: set[str]) -> str:
     """The name most like this one, as a target is written."""
     names = sorted(module.rpartition(".")[2] for module in modules)
     return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-
-
-def _check_pairs(run: RunFolder, stage: str) -> None:
-    if _is_on_this_disk(f"{stage}.source", getattr(run.settings, stage).source):
-        for pairs in open_pairs(run.settings, stage):
-            for pair in pairs:
-                check_texts(pair, dict.fromkeys(run.settings.tokenizer.special_tokens, 0))
-                for completion in ("chosen", "rejected"):
-                    check_turns([*pair["prompt"], *pair[completion]], pair["where"])
 
 
 def _check_policy(run: RunFolder, stage: str) -> None:
@@ -188,13 +192,8 @@ def _check_policy(run: RunFolder, stage: str) -> None:
             f"{stage}.max_completion_length {length} leaves no room for a prompt in model.max_position_embeddings {positions}; "
             "lower the first or raise the second"
         )
-    if stage == "dpo":
-        return _check_pairs(run, stage)
-    if section.reward != "reward_model":
+    if stage != "dpo" and section.reward != "reward_model":
         open_reward(section.reward)
-    if _is_on_this_disk(f"{stage}.source", section.source):
-        open_prompts(run.settings, stage)
-    return None
 
 
 def _check_evaluate(run: RunFolder, stage: str) -> None:
@@ -215,19 +214,8 @@ _OF_STAGE: dict[str, Callable[[RunFolder, str], None]] = {
     "tokenizer": _check_tokenizer,
     "pretrain": _check_pretrain,
     "sft": _check_sft,
-    "reward": _check_pairs,
     "dpo": _check_policy,
     "ppo": _check_policy,
     "grpo": _check_policy,
     "evaluate": _check_evaluate,
 }
-
-
-def _is_on_this_disk(name: str, source: str) -> bool:
-    """Whether a source is files that can be read now: not the story world, nor a hub dataset."""
-    return source != "story_world" and bool(find_files(source, name))
-
-
-def _check_conversations(settings: Settings, source: str, count: int) -> None:
-    for where, messages in islice(read_conversations(settings.data, source), count):
-        check_turns(messages, where)

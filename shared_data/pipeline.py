@@ -83,7 +83,9 @@ def run_pipeline(
     for name in names:
         if name not in again:
             run.protect(name, remedy=f"--from {name}")
-    check_needs(run, [name for name in names if name in again or not run.is_current(name)])
+    to_do = [name for name in names if name in again or not run.is_current(name)]
+    level = functions[names[0]].partition(".")[0]
+    check_needs(run, to_do, lambda path: load_function(f"{level}:load_tokenizer")(path))
     done = []
     for name in names:
         if name in again or not run.is_current(name):

@@ -3,15 +3,16 @@
 train, held_out = open_pairs(settings, "dpo")
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from shared_data.alignment.rewards import LARGEST, is_usable_number
 from shared_data.corpus.formatting import Message, format_preference
 from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
 from shared_data.settings import PreferenceSettings, Settings
+from shared_data.training.chat_data import check_content
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 
@@ -40,25 +41,21 @@ def open_pairs(settings: Settings, stage: str) -> tuple[list[PairRecord], list[P
     return kept, records[::HELD_OUT_PART][: section.eval_pairs]
 
 
-def check_texts(record: PairRecord, special_tokens: Mapping[str, int]) -> None:
+def check_texts(record: PairRecord, special_tokens: Iterable[str]) -> None:
     """Raise `UserError` for an empty part, or for text with one of the chat template's own tokens."""
     for part in ("prompt", "chosen", "rejected"):
         contents = [message["content"] for message in record[part]]
         if not any(content.strip() for content in contents):
             raise UserError(f"{record['where']}: {part!r} is empty; complete or remove the record")
-        for token in special_tokens:
-            if any(token in content for content in contents):
-                raise UserError(
-                    f"{record['where']} contains {token}, which the template writes itself; remove it from the text"
-                )
+        check_content(contents, special_tokens, record["where"])
 
 
 def _extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The optional fields of a record: a number `margin` (as trl reads it) and a text `reason`."""
     margin = record.get("margin")
-    if margin is not None and not (isinstance(margin, int | float) and math.isfinite(margin)):
+    if margin is not None and not (isinstance(margin, int | float) and is_usable_number(margin)):
         raise UserError(
-            f"{where}: the margin is {margin!r:.40}, not a finite number; correct or leave it out"
+            f"{where}: the margin is {margin!r:.40}, not a finite number of at most {LARGEST:.0e} in size; correct or leave it out"
         )
     return {"where": where, "margin": float(margin or 0.0), "reason": str(record.get("reason") or "")}
 

@@ -7,20 +7,23 @@ The function gets two lists of texts, prompts and completions, and returns one n
 
 A reward is the one thing that training believes without a question: a NaN would make every weight NaN within a step, and
 a list that is one too short would reward the wrong completions. So all that comes back is checked, and what is wrong is
-named with the completion it belongs to.
+named with the completion it belongs to. What the function does to its lists stays with it: it gets copies.
 
     python -c "from shared_data.alignment.rewards import load_reward_function; load_reward_function('rewards.py:brevity')"
 """
 
 import importlib.util
-import math
-from collections.abc import Callable, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shared_data.errors import UserError
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+LARGEST = 1e15  # float32 ends at 3e38; of such numbers even the squares of a batch, for a standard deviation, add up to less
 _SHOWN = 60  # characters of a text in an error message
 
 
@@ -50,17 +53,24 @@ def load_reward_function(reference: str) -> RewardFunction:
     spec = importlib.util.spec_from_file_location("user_rewards", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file; its name should end in .py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look for it there
     try:
-        spec.loader.exec_module(module)
+        with _leaving_refused(path):
+            spec.loader.exec_module(module)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path} could not be run: {_describe(error)}; mend the file") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{path} has no function {name}; it has {_functions(module)}")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise UserError(
+            f"{reference} is an async function; write a plain one, with def alone (asyncio.run in it can wait for others)"
+        )
 
     def checked(prompts: list[str], completions: list[str]) -> list[float]:
-        return score_completions(function, prompts, completions, name)
+        return score_completions(function, prompts, completions, reference)
 
     return checked
 
@@ -68,11 +78,12 @@ def load_reward_function(reference: str) -> RewardFunction:
 def score_completions(
     function: RewardFunction, prompts: list[str], completions: list[str], name: str = "the reward function"
 ) -> list[float]:
-    """The rewards of the completions. Raises `UserError`, naming the completion, where the function raises or gives no finite number."""
+    """The rewards of the completions. Raises `UserError`, naming the completion, where the function raises or gives no usable number."""
     assert len(prompts) == len(completions), f"{len(prompts)} prompts and {len(completions)} completions"
     try:
-        rewards = list(function(prompts, completions))
-    except UserError:  # of a function that is checked already: it names the completion
+        with _leaving_refused(name):
+            rewards = _in_order(function(list(prompts), list(completions)), name)
+    except UserError:  # also of a function that is checked already: it names the completion
         raise
     except Exception as error:
         record = _first_that_raises(function, prompts, completions)
@@ -82,13 +93,43 @@ def score_completions(
     )
 
 
+@contextmanager
+def _leaving_refused(name: str) -> Iterator[None]:
+    """A user's code may not end the command: it would look like success, with nothing trained. Ctrl-C may."""
+    try:
+        yield
+    except SystemExit as leave:
+        raise UserError(
+            f"{name} called sys.exit; raise an exception where it cannot go on, and take the call out"
+        ) from leave
+
+
+def _in_order(rewards: Any, name: str) -> list[Any]:
+    """What a function returned as a list. Raises `UserError` for what has no order, or other things in it than rewards."""
+    if isinstance(rewards, Mapping | Set | str | bytes | bytearray) or inspect.isawaitable(rewards):
+        _close([rewards])
+        raise UserError(
+            f"{name} returned a {type(rewards).__name__}; return a list with one number for each completion, in order"
+        )
+    listed = list(rewards)
+    _close(listed)
+    return listed
+
+
+def _close(values: list[Any]) -> None:
+    """Python would complain on stderr that nothing waited for a coroutine."""
+    for value in values:
+        if inspect.iscoroutine(value):
+            value.close()
+
+
 def check_rewards(
     rewards: Sequence[Any],
     count: int,
     name: str = "the reward",
     record: Callable[[int], str] = lambda index: f" for completion {index + 1}",
 ) -> list[float]:
-    """The rewards as numbers, the last check before they move weights. Raises `UserError` unless there are `count` finite ones.
+    """The rewards as numbers, the last check before they move weights. Raises `UserError` unless there are `count` usable ones.
 
     record: the words that name a completion by its index.
     """
@@ -97,18 +138,21 @@ def check_rewards(
             f"{name} gave {len(rewards)} rewards for {count} completions; return one number for each completion, in order"
         )
     for index, reward in enumerate(rewards):
-        if not _is_finite_number(reward):
+        if not is_usable_number(reward):
             raise UserError(
-                f"{name} gave {reward!r}{record(index)}; return a finite number for every completion"
+                f"{name} gave {_shown(reward)}{record(index)}; return a finite number for every completion, "
+                f"of at most {LARGEST:.0e} in size"
             )
     return [float(reward) for reward in rewards]
 
 
-def _is_finite_number(reward: Any) -> bool:
-    """Python's, NumPy's or torch's number, and neither NaN nor infinite."""
+def is_usable_number(value: Any) -> bool:
+    """Python's, NumPy's or torch's number, neither NaN nor beyond what float32 can compute with."""
     try:
-        return not isinstance(reward, str) and math.isfinite(float(reward))
-    except (TypeError, ValueError, OverflowError):
+        return not isinstance(value, str | bytes | bytearray) and abs(float(value)) <= LARGEST
+    except (
+        Exception
+    ):  # of whatever a user's function returned: no number, several in one tensor, an integer too large
         return False
 
 
@@ -117,13 +161,20 @@ def _first_that_raises(function: RewardFunction, prompts: list[str], completions
     for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         try:
             function([prompt], [completion])
-        except Exception:
+        except (Exception, SystemExit):
             return _record(index, prompt, completion)
     return ""
 
 
 def _record(index: int, prompt: str, completion: str) -> str:
     return f" for completion {index + 1}, {_shorten(completion)!r} to the prompt {_shorten(prompt)!r}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _shorten(repr(value))
+    except Exception:  # Python writes no integer of more than 4,300 digits
+        return f"a {type(value).__name__}"
 
 
 def _shorten(text: str) -> str:

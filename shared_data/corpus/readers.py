@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shared_data.cleaning.repair import join_surrogates
 from shared_data.corpus.documents import Document
 from shared_data.corpus.formatting import format_text
+from shared_data.corpus.json_records import json_records, without_surrogates
 from shared_data.corpus.text_units import split_at, split_text
 from shared_data.errors import UserError, explain_os_error
 from shared_data.settings import DataSettings
@@ -34,7 +34,6 @@ from shared_data.settings import DataSettings
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 BLOCK = 1 << 16  # bytes read at a time
 _LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields over 131,072 characters by default
-_JSON_SPACE = " \t\n\r"
 Records = Iterator[tuple[int, Any]]
 
 
@@ -87,9 +86,9 @@ def _open_records(path: Path, encoding: str, column: str | None = None) -> tuple
         case ".jsonl":
             return "line", _jsonl_records(_text_chunks(path, encoding), path)
         case ".json":
-            return "record", _json_records(_text_chunks(path, encoding), path)
+            return "record", json_records(_text_chunks(path, encoding), path)
         case ".csv":
-            return "line", _csv_records(_text_chunks(path, encoding))
+            return "line", _csv_records(_text_chunks(path, encoding), path)
         case _:
             return "line", None
 
@@ -167,72 +166,21 @@ def _jsonl_records(chunks: Iterable[str], path: Path) -> Records:
         if not line or line.isspace():
             continue
         try:
-            yield number, _without_surrogates(json.loads(line), line)
+            yield number, without_surrogates(json.loads(line), line)
         except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise UserError(
                 f"{path}, line {number:,} is not valid JSON ({error}); correct or remove that line"
             ) from error
 
 
-def _json_records(chunks: Iterable[str], path: Path) -> Records:
-    """The elements of a top-level array, or the values that follow one another; never the whole file at once.
-
-    The standard library cannot stream JSON, but `raw_decode` says where a value ends: try, and read on where it is cut.
-    """
-    decode = json.JSONDecoder().raw_decode
-    chunks = iter(chunks)
-    buffer, position, number = next(chunks, ""), 0, 0
-    position = _skip(buffer, 0, _JSON_SPACE)
-    in_array = buffer[position : position + 1] == "["
-    position += in_array
-    while True:
-        position = _skip(buffer, position, _JSON_SPACE + ",")
-        if in_array and buffer[position : position + 1] == "]":
-            return
-        start = position
-        try:
-            record, position = decode(buffer, start)
-        except (ValueError, RecursionError) as error:
-            cut_off = _is_cut_off(error, buffer)
-            more = next(chunks, None) if cut_off else None
-            if more is not None:
-                buffer, position = buffer[position:] + more, 0
-                continue
-            if cut_off and position == len(buffer) and not in_array:
-                return
-            fault = "is cut off" if cut_off else f"is not valid JSON ({error})"
-            raise UserError(
-                f"{path}, record {number + 1:,} {fault}; correct the file or copy it again"
-            ) from error
-        number += 1
-        yield number, _without_surrogates(record, buffer[start:position])
-
-
-def _without_surrogates(value: Any, source: str) -> Any:
-    """A JSON value whose lone surrogates, half characters that only an escape can write, became U+FFFD."""
-    if "\\ud" not in source and "\\uD" not in source:
-        return value
-    return json.loads(join_surrogates(json.dumps(value, ensure_ascii=False)))
-
-
-def _skip(buffer: str, position: int, characters: str) -> int:
-    while position < len(buffer) and buffer[position] in characters:
-        position += 1
-    return position
-
-
-def _is_cut_off(error: Exception, buffer: str) -> bool:
-    """Whether a JSON value fails because the buffer ends inside it, rather than because it is malformed."""
-    if not isinstance(error, json.JSONDecodeError):
-        return False
-    # Inside a string the error points at its opening quote; else the end of the buffer is at most a literal away.
-    return error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - len("-Infinity")
-
-
-def _csv_records(chunks: Iterable[str]) -> Records:
+def _csv_records(chunks: Iterable[str], path: Path) -> Records:
     csv.field_size_limit(_LARGEST_FIELD)
     rows = csv.DictReader(line + "\n" for line in split_at(chunks, "\n"))
     for row in rows:
+        if any(row.pop(None, ())):  # what is behind an unquoted comma
+            raise UserError(
+                f"{path}, line {rows.line_num:,} has more fields than the first line names; put texts with commas in quotes"
+            )
         yield rows.line_num, row
 
 

@@ -60,12 +60,16 @@ def check_conversation(
 ) -> None:
     """Raise `UserError` for turns out of order, or text with one of the template's own tokens."""
     check_turns(messages, where)
-    for message in messages:
-        for token in special_tokens:
-            if token in message["content"]:
-                raise UserError(
-                    f"{where} contains {token}, which the template writes itself; remove it from the text"
-                )
+    check_content([message["content"] for message in messages], special_tokens, where)
+
+
+def check_content(contents: Sequence[str], special_tokens: Iterable[str], where: str) -> None:
+    """Raise `UserError` for text with one of the template's own tokens, with which it could end a turn by itself."""
+    for token in special_tokens:
+        if any(token in content for content in contents):
+            raise UserError(
+                f"{where} contains {token}, which the template writes itself; remove it from the text"
+            )
 
 
 def encode_conversation(

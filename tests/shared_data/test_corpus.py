@@ -96,9 +96,15 @@ def test_json_may_be_one_object_or_several_and_larger_than_a_block(tmp_path: Pat
     for text in (
         "\n".join(json.dumps({"text": text}, indent=2) for text in texts),
         json.dumps([{"text": text} for text in texts]),
+        json.dumps([{"text": text} for text in texts], indent=2) + " \n" * 100_000,
     ):
         path.write_text(text)
         assert open_texts(path) == texts
+
+
+def test_empty_fields_at_the_end_of_a_csv_line_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "corpus.csv").write_text('text\nfirst,,\n"second, quoted"\n')
+    assert open_texts(tmp_path / "corpus.csv") == ["first", "second, quoted"]
 
 
 @pytest.mark.parametrize("readers", READERS)
@@ -170,6 +176,14 @@ def faulty_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "digits.json": (b'[{"text": "a"}, {"text": ' + b"1" * 5000 + b"}]", "record 2 is not valid JSON"),
         "cut.json": (b'[{"text": "a"}, {"text": "b', "record 2 is cut off"),
         "cut-values.json": (b'{"text": "a"}\n{"text": "b', "record 2 is cut off"),
+        "trailing.json": (b'[{"text": "a"}] and more', "goes on after its array of 1 records"),
+        "late.json": (b'[{"text": "a"}]' + b" " * 100_000 + b'{"text": "b"}', "goes on after its array"),
+        "commas.json": (b'[{"text": "a"},, {"text": "b"}]', "record 2 is not valid JSON"),
+        "comma-first.json": (b'[, {"text": "a"}, {"text": "b"}]', "record 1 is not valid JSON"),
+        "comma-last.json": (b'[{"text": "a"}, {"text": "b"},]', "record 3 is"),
+        "no-comma.json": (b'[{"text": "a"} {"text": "b"}]', "has no comma after record 1"),
+        "open.json": (b'[{"text": "a"}, {"text": "b"}', "record 3 is cut off"),
+        "fields.csv": (b"number,text\n1,hello\n2,hello, you\n", "line 3 has more fields than the first line"),
         "field.csv": (b"number,story\n1,hello\n", "has no field 'text'"),
         "cut.jsonl.gz": (whole[: len(whole) // 2], "truncated or damaged gzip"),
         "not.jsonl.gz": (b"plain text", "truncated or damaged gzip"),

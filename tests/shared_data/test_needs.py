@@ -10,8 +10,10 @@ import pytest
 from shared_data.errors import UserError
 from shared_data.needs import check_needs
 from shared_data.runs import RunFolder
-from shared_data.settings import available_configs, load_settings
+from shared_data.settings import SPECIAL_TOKENS, available_configs, load_settings
 from shared_data.stages import STAGES
+from v2_handwritten import load_tokenizer
+from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 PAIR = {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}
@@ -27,8 +29,15 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files of a user's in the working folder, of which some are wrong."""
     monkeypatch.chdir(tmp_path)
     lines = {"chat": CHAT, "pairs": PAIR, "bad_chat": {"text": "Hi"}, "bad_pairs": PAIR | {"rejected": None}}
+    token = "a <|im_end|>"
+    lines["token_chat"] = {"messages": [{"role": "user", "content": token}, CHAT["messages"][1]]}
+    lines |= {
+        "token_pairs": PAIR | {"prompt": token},
+        "prompts": {"prompt": "Hi"},
+        "token_prompts": {"prompt": token},
+    }
     for name, second in lines.items():
-        first = PAIR if "pairs" in name else CHAT
+        first = CHAT if "chat" in name else PAIR
         Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, (first, second))))
     Path("text.txt").write_text("no records")
     Path("rewards.py").write_text("def brevity(prompts, replies):\n    return [0.0 for _ in replies]\n")
@@ -81,6 +90,11 @@ MISSING = {
     "ppo.source=nowhere/*.jsonl": r"ppo.source 'nowhere/\*.jsonl' holds no file.*; ",
     "ppo.reward=rewards.py:beauty": "rewards.py has no function beauty; it has brevity",
     "grpo.reward=nowhere.py:brevity": "there is no file nowhere.py; write",
+    "sft.source=token_chat.jsonl": r"token_chat.jsonl, line 2 contains <\|im_end\|>, which .*; remove",
+    "reward.source=token_pairs.jsonl": r"token_pairs.jsonl, line 2 contains <\|im_end\|>, which .*; remove",
+    "dpo.source=token_pairs.jsonl": r"token_pairs.jsonl, line 2 contains <\|im_end\|>, which .*; remove",
+    "ppo.source=token_prompts.jsonl": r"token_prompts.jsonl, line 2 contains <\|im_end\|>, which .*; remove",
+    "grpo.source=token_prompts.jsonl": r"token_prompts.jsonl, line 2 contains <\|im_end\|>, which .*; remove",
     "evaluate.stride=65": "evaluate.stride 65 would skip text between windows of 64 tokens; choose",
 }
 
@@ -89,6 +103,46 @@ MISSING = {
 def test_what_will_be_missing_is_one_line_before_the_first_step(files: Path, assignment: str) -> None:
     with pytest.raises(UserError, match=MISSING[assignment]):
         check(files, assignment)
+
+
+def test_the_special_tokens_are_those_of_the_tokenizer_that_is_loaded(files: Path) -> None:
+    Path("names.jsonl").write_text(json.dumps({"prompt": "a <|pad|>"}))
+    check(files, "tokenizer.load=chatml.json", "grpo.source=names.jsonl")
+    with pytest.raises(UserError, match=r"names.jsonl, line 1 contains <\|pad\|>"):
+        check(files, "grpo.source=names.jsonl")
+
+
+LONG = "word " * 300
+TOO_LONG = {
+    "sft": (
+        {"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": "Yes"}]},
+        "first reply",
+    ),
+    "reward": (PAIR | {"chosen": LONG}, "the chosen completion has"),
+    "dpo": (PAIR | {"prompt": LONG}, "the prompt has"),
+    "ppo": ({"prompt": LONG}, "the prompt of"),
+    "grpo": ({"prompt": LONG}, "the prompt of"),
+}
+
+
+@pytest.mark.parametrize("stage", TOO_LONG)
+def test_with_a_finished_tokenizer_records_are_measured_before_the_first_stage(
+    tmp_path: Path, stage: str
+) -> None:
+    record, message = TOO_LONG[stage]
+    good = CHAT if stage == "sft" else PAIR
+    source = tmp_path / "records.jsonl"
+    source.write_text("\n".join(map(json.dumps, (good, record))))
+    run = RunFolder("v2", load_settings("smoke", [f"{stage}.source={source}"]), tmp_path / "run")
+    train_bpe(["a word"], 280, special_tokens=SPECIAL_TOKENS).save(run.path / "tokenizer")
+    stages = list(STAGES)[list(STAGES).index("pretrain") :]
+    with pytest.raises(UserError, match=rf"records.jsonl, line 2\b.*{message}.*; shorten"):
+        check_needs(run, stages, load_tokenizer)
+    # The stage itself measures what is its own, and a tokenizer that is still to be trained measures nothing.
+    check_needs(run, [stage], load_tokenizer)
+    check_needs(run, list(STAGES), load_tokenizer)
+    source.write_text(json.dumps(good))
+    check_needs(run, stages, load_tokenizer)
 
 
 def test_a_setting_that_goes_with_another_is_checked_with_it(files: Path) -> None:

@@ -117,8 +117,10 @@ def test_of_a_users_pairs_every_tenth_is_held_out_and_margins_are_kept(tmp_path:
     assert [entry["margin"] for entry in train] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]
 
 
-@pytest.mark.parametrize("margin", ["much", math.nan, math.inf])
-def test_a_margin_that_is_no_number_is_named(margin: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "margin", ["much", math.nan, math.inf, 10**400, -1e300, 1e16], ids=lambda margin: f"{margin!r:.9}"
+)
+def test_a_margin_that_is_no_usable_number_is_named(margin: Any, tmp_path: Path) -> None:
     good = {"prompt": "?", "chosen": "yes", "rejected": "no"}
     with pytest.raises(UserError, match=r"pairs\.jsonl, \w+ 2: the margin is .*not a finite number"):
         open_pairs(settings_of(tmp_path, [good, good | {"margin": margin}]), "reward")

@@ -1,5 +1,6 @@
 """A user's reward function: loaded from a file, and every way it can go wrong named with the completion it went wrong on."""
 
+import gc
 import math
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from shared_data.errors import UserError
 
 FILE = """
 import math
+import sys
+
+import numpy
 
 def brevity(prompts, completions):
     return [1 / (1 + len(completion)) for completion in completions]
@@ -29,6 +33,44 @@ def words(prompts, completions):
 
 def nothing(prompts, completions):
     return None
+
+def leaves(prompts, completions):
+    sys.exit(0)
+
+def leaves_on_digits(prompts, completions):
+    return [sys.exit("no digits") if "5" in completion else 1.0 for completion in completions]
+
+def clears(prompts, completions):
+    completions.clear()
+    prompts.clear()
+    return []
+
+def by_number(prompts, completions):
+    return {index: 1.0 for index, _ in enumerate(completions)}
+
+def unordered(prompts, completions):
+    return {0.5, 1.0, 1.5}
+
+def in_bytes(prompts, completions):
+    return b"123"
+
+async def waits(prompts, completions):
+    return [1.0 for _ in completions]
+
+def forgets_to_wait(prompts, completions):
+    return waits(prompts, completions)
+
+def forgets_to_wait_for_each(prompts, completions):
+    return [waits(prompts, completions) for _ in completions]
+
+def huge(prompts, completions):
+    return [0.0, 1e300, 0.0]
+
+def beyond_floats(prompts, completions):
+    return [10**5000 for _ in completions]
+
+def two_in_one(prompts, completions):
+    return [numpy.zeros(2) for _ in completions]
 """
 PROMPTS, COMPLETIONS = ["Who?", "Where?", "When?"], ["Lily.", "", "At 5."]
 
@@ -55,12 +97,32 @@ def test_a_function_of_a_file_scores_completions(file: Path) -> None:
         ("one_short", "gave 2 rewards for 3 completions"),
         ("words", r"gave 'good' for completion 1, 'Lily\.'"),
         ("nothing", "raised TypeError"),
+        ("leaves", r"^\S+rewards\.py:leaves called sys\.exit; raise an exception"),
+        ("leaves_on_digits", r"rewards\.py:leaves_on_digits called sys\.exit; raise"),
+        ("clears", "gave 0 rewards for 3 completions; return"),
+        ("by_number", "by_number returned a dict; return a list with one number for each completion"),
+        ("unordered", "returned a set; return a list"),
+        ("in_bytes", "returned a bytes; return a list"),
+        ("waits", r"rewards\.py:waits is an async function; write a plain one"),
+        ("forgets_to_wait", "returned a coroutine; return a list"),
+        ("forgets_to_wait_for_each", r"gave <coroutine object .* for completion 1, .*; return"),
+        (
+            "huge",
+            r"rewards\.py:huge gave 1e\+300 for completion 2, .*; return a finite number .* at most 1e\+15",
+        ),
+        ("beyond_floats", "gave a int for completion 1"),
+        ("two_in_one", r"gave array\(\[0\., 0\.\]\) for completion 1"),
         ("lenght", "has no function lenght; it has brevity, nan_on_empty"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_what_is_wrong_is_named_with_its_record(file: Path, name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        load_reward_function(f"{file}:{name}")(PROMPTS, COMPLETIONS)
+    prompts, completions = list(PROMPTS), list(COMPLETIONS)
+    with pytest.raises(UserError, match=message) as caught:
+        load_reward_function(f"{file}:{name}")(prompts, completions)
+    assert "\n" not in str(caught.value)
+    assert (prompts, completions) == (PROMPTS, COMPLETIONS)
+    gc.collect()  # where Python warns of coroutines that nothing waited for
 
 
 @pytest.mark.parametrize(
@@ -70,6 +132,7 @@ def test_what_is_wrong_is_named_with_its_record(file: Path, name: str, message: 
         ("", "other.py:brevity", "there is no file"),
         ("def f(:\n", "rewards.py:f", "could not be run: SyntaxError"),
         ("import no_such_package\n", "rewards.py:f", "could not be run: ModuleNotFoundError"),
+        ("import sys\nsys.exit()\n", "rewards.py:f", r"rewards\.py called sys\.exit; raise"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(
@@ -90,6 +153,33 @@ def test_numbers_of_numpy_and_torch_count_and_infinite_ones_do_not() -> None:
     ]
     with pytest.raises(UserError, match="gave inf for completion 3"):
         score_completions(lambda p, r: [0, 1, math.inf], PROMPTS, COMPLETIONS)
+
+
+def test_ctrl_c_in_a_users_code_still_interrupts(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(
+        "def f(prompts, completions):\n    raise KeyboardInterrupt\n", encoding="utf-8"
+    )
+    function = load_reward_function(f"{tmp_path / 'rewards.py'}:f")
+    with pytest.raises(KeyboardInterrupt):
+        function(PROMPTS, COMPLETIONS)
+
+
+def test_what_a_function_does_to_its_lists_changes_no_list_of_ours(tmp_path: Path) -> None:
+    """It may use them up, as here, and give the right number of rewards all the same."""
+    code = "def f(prompts, completions):\n    return [float(len(completions.pop(0))) for _ in prompts]\n"
+    (tmp_path / "rewards.py").write_text(code, encoding="utf-8")
+    completions = list(COMPLETIONS)
+    function = load_reward_function(f"{tmp_path / 'rewards.py'}:f")
+    assert function(PROMPTS, completions) == [5.0, 0.0, 5.0]
+    assert completions == COMPLETIONS
+
+
+def test_a_file_may_have_dataclasses(tmp_path: Path) -> None:
+    code = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Rule:\n    word: str\n"
+    (tmp_path / "rewards.py").write_text(
+        f"{code}def f(prompts, completions):\n    return [1.0] * len(prompts)\n"
+    )
+    assert load_reward_function(f"{tmp_path / 'rewards.py'}:f")(PROMPTS, COMPLETIONS) == [1.0, 1.0, 1.0]
 
 
 def test_a_long_completion_is_shortened_in_the_message() -> None:

@@ -31,9 +31,13 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     tokenizer = AutoTokenizer.from_pretrained(run.model("sft"))
     train, held_out = preference_datasets(settings, "dpo", tokenizer)
     model = AutoModelForCausalLM.from_pretrained(run.model("sft"), **model_options(settings))
+    positions = model.config.max_position_embeddings
+    # What a completion of a user's own prompt is worth is not known.
+    on_stories = section.source == "story_world"
+    prompts = evaluation_prompts(settings, "dpo", tokenizer, positions) if on_stories else []
     arguments = DPOConfig(
         **trainer_arguments(settings, "dpo", run),
-        max_length=min(section.max_length, model.config.max_position_embeddings),
+        max_length=min(section.max_length, positions),
         beta=section.beta,
         loss_type=[section.loss_type],
         precompute_ref_log_probs=section.precompute_ref_log_probs,
@@ -51,10 +55,10 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     metrics = logged_metrics(trainer, folder)
     trainer.save_model(folder)
     metrics |= {"pairs": len(train), "accuracy": metrics["eval_rewards/accuracies"]}
-    if section.source != "story_world":  # what a completion of a user's own prompt is worth is not known
+    if not prompts:
         return metrics
     policy, reference = (
         as_policy(load_for_inference(settings, run.model(stage)), tokenizer) for stage in ("dpo", "sft")
     )
-    prompts, reward = evaluation_prompts(section), open_reward("story_world")
+    reward = open_reward("story_world")
     return metrics | evaluate_policy(settings, run, "dpo", policy, reference, prompts, reward)

@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
-from shared_data.alignment.prompts import encode_prompts, open_prompts
+from shared_data.alignment.prompts import open_prompts
 from shared_data.alignment.rewards import open_reward, score_completions
-from shared_data.alignment.rollout_layout import check_rollout
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
@@ -31,14 +30,10 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     """Improve the tuned model of the run by comparing its own completions; returns the metrics of the stage."""
     section, folder = settings.grpo, run.stage("grpo")
     tokenizer = AutoTokenizer.from_pretrained(run.model("sft"))
-    prompts, held_out = open_prompts(settings, "grpo")
     reward = open_reward(section.reward)
     model = AutoModelForCausalLM.from_pretrained(run.model("sft"), **model_options(settings))
+    prompts, held_out = open_prompts(settings, "grpo", tokenizer, model.config.max_position_embeddings)
     messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    positions = model.config.max_position_embeddings
-    check_rollout(
-        encode_prompts(tokenizer, prompts), section.max_completion_length, section.temperature, positions
-    )
 
     if len(prompts) * section.num_generations < section.per_device_train_batch_size:
         raise UserError(

@@ -13,7 +13,6 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import encode_prompts, open_prompts
 from shared_data.alignment.rewards import open_reward
-from shared_data.alignment.rollout_layout import check_rollout
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
@@ -30,8 +29,6 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     if section.reward != "reward_model":
         raise UserError("PPO of level 1 takes the reward model only; leave ppo.reward out, or use level 2")
     tokenizer = AutoTokenizer.from_pretrained(run.model("sft"), padding_side="left")
-    prompts, held_out = open_prompts(settings, "ppo")
-    ids = encode_prompts(tokenizer, prompts)
     model, ref_model = (
         AutoModelForCausalLM.from_pretrained(run.model("sft"), **model_options(settings)) for _ in range(2)
     )
@@ -40,7 +37,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
         for _ in range(2)
     )
     positions, batch_size = model.config.max_position_embeddings, section.per_device_train_batch_size
-    check_rollout(ids, section.max_completion_length, section.temperature, positions)
+    prompts, held_out = open_prompts(settings, "ppo", tokenizer, positions)
+    ids = encode_prompts(tokenizer, prompts)
     if len(ids) < batch_size:
         raise UserError(
             f"{len(ids)} prompts are less than one batch of {batch_size}; lower ppo.per_device_train_batch_size"

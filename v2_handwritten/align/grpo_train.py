@@ -43,7 +43,8 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     tokenizer = load_tokenizer(run.model("sft"))
     policy = load_model(run.model("sft"), kernels=settings.kernels).to(resolve_device(settings.device))
     reference = frozen_copy(policy)
-    train, held_out = open_prompts(settings, "grpo")
+    positions = policy.config.max_position_embeddings
+    train, held_out = open_prompts(settings, "grpo", tokenizer, positions)
     reward = open_reward(section.reward)
     prompts = PromptBatches(
         train, tokenizer, section.per_device_train_batch_size // section.num_generations, section.seed

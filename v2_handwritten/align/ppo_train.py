@@ -52,7 +52,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     reward_model = load_reward_model(run.model("reward"), kernels=settings.kernels).to(device).eval()
     # What a whole completion is worth is a good guess for its beginning.
     value_model = copy.deepcopy(reward_model)
-    train, held_out = open_prompts(settings, "ppo")
+    positions = policy.config.max_position_embeddings
+    train, held_out = open_prompts(settings, "ppo", tokenizer, positions)
     prompts = PromptBatches(train, tokenizer, section.per_device_train_batch_size, section.seed)
     if section.reward == "reward_model":
         score: Score = partial(model_scores, reward_model)

@@ -42,6 +42,9 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     positions = policy.config.max_position_embeddings
     pairs = PairBatches(records, tokenizer, section, positions)
     eval_pairs = PairBatches(held_out, tokenizer, section, positions, shuffle=False)
+    # What a completion of a user's own prompt is worth is not known.
+    on_stories = section.source == "story_world"
+    prompts = evaluation_prompts(settings, "dpo", tokenizer, positions) if on_stories else []
     eval_reference = reference_log_probs(reference, eval_pairs)
     train_reference = reference_log_probs(reference, pairs) if section.precompute_ref_log_probs else None
 
@@ -79,11 +82,10 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     )
     save_model(policy, run.stage("dpo"), run.model("sft"))
     metrics |= {"pairs": len(pairs.pairs), "accuracy": metrics["eval_accuracy"]}
-    if section.source != "story_world":  # what a completion of a user's own prompt is worth is not known
+    if not prompts:
         return metrics
     policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)
-    prompts, reward = evaluation_prompts(section), open_reward("story_world")
-    return metrics | evaluate_policy(settings, run, "dpo", *policies, prompts, reward)
+    return metrics | evaluate_policy(settings, run, "dpo", *policies, prompts, open_reward("story_world"))
 
 
 def pair_log_probs(model: Transformer, batch: PairBatch) -> Float[Tensor, " N"]:

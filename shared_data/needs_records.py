@@ -1,0 +1,74 @@
+"""A user's own records, read through once before the first stage of a run: a wrong line must not stop the last one.
+
+What is wrong with a record by itself is found in every case. Whether it fits the model is known where the tokenizer is finished, or
+loaded from a file; the stage itself asks again.
+
+    check_records(run, "dpo", special_tokens=["<|im_end|>"], tokenizer=load_tokenizer(run.tokenizer))
+"""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from shared_data.alignment.pair_batches import check_pairs, encode_pair
+from shared_data.alignment.pairs import check_texts, open_pairs
+from shared_data.alignment.prompts import check_lengths, read_prompts
+from shared_data.corpus.conversations import read_conversations
+from shared_data.corpus.open_corpus import find_files
+from shared_data.runs import RunFolder
+from shared_data.training.chat_data import check_content, check_conversation, check_turns, encode_conversation
+
+STAGES_WITH_RECORDS = ("sft", "reward", "dpo", "ppo", "grpo")
+
+
+def is_on_this_disk(name: str, source: str) -> bool:
+    """Whether a source is files that can be read now: not the story world, nor a hub dataset."""
+    return source != "story_world" and bool(find_files(source, name))
+
+
+def check_records(
+    run: RunFolder, stage: str, special_tokens: Iterable[str], tokenizer: Any | None = None
+) -> None:
+    """Raise `UserError` for the first record of a stage that it will not be able to use, by its file and line.
+
+    tokenizer: the level's, for lengths; None where it is not known yet.
+    """
+    if not is_on_this_disk(f"{stage}.source", getattr(run.settings, stage).source):
+        return
+    special_tokens = list(special_tokens)
+    if stage == "sft":
+        _check_conversations(run, special_tokens, tokenizer)
+    elif stage in ("reward", "dpo"):
+        _check_pairs(run, stage, special_tokens, tokenizer)
+    else:
+        _check_prompts(run, stage, special_tokens, tokenizer)
+
+
+def _check_conversations(run: RunFolder, special_tokens: list[str], tokenizer: Any | None) -> None:
+    section, data = run.settings.sft, run.settings.data
+    length = min(section.max_length, run.settings.model.max_position_embeddings)
+    for where, messages in islice(read_conversations(data, section.source), section.conversations):
+        check_conversation(messages, special_tokens, where)
+        if tokenizer is not None and run.level != "v1":  # its trainer cuts off what is too long
+            encode_conversation(tokenizer, messages, length, where)
+
+
+def _check_pairs(run: RunFolder, stage: str, special_tokens: list[str], tokenizer: Any | None) -> None:
+    positions = run.settings.model.max_position_embeddings
+    length = min(getattr(run.settings, stage).max_length, positions)
+    for pairs in open_pairs(run.settings, stage):
+        for pair in pairs:
+            check_texts(pair, special_tokens)
+            for completion in ("chosen", "rejected"):
+                check_turns([*pair["prompt"], *pair[completion]], pair["where"])
+            if tokenizer is not None and run.level != "v1":
+                check_pairs([encode_pair(tokenizer, pair)], length, [pair["where"]])
+
+
+def _check_prompts(run: RunFolder, stage: str, special_tokens: list[str], tokenizer: Any | None) -> None:
+    for prompts in read_prompts(run.settings, stage):
+        for where, text in prompts:
+            check_content([text], special_tokens, where)
+        if tokenizer is not None:
+            positions = run.settings.model.max_position_embeddings
+            check_lengths(prompts, run.settings, stage, tokenizer, positions)
