@@ -18,10 +18,10 @@ import numpy as np
 from shared_data.corpus.splits import read_documents
 from shared_data.errors import UserError
 from shared_data.evaluation.windows import NegativeLogProbs, bits_per_byte, perplexity, score_tokens
-from shared_data.files import read_json
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import EvaluateSettings, Settings
+from shared_data.tokenizer.tokenizer_file import read_tokenizer
 from shared_data.training.data_loader import open_tokens, read_token_facts
 
 
@@ -141,7 +141,7 @@ def check_vocabulary(checkpoint: Path, model_vocab_size: int, tokenizer: Path, v
     """
     own = checkpoint / "tokenizer.json"
     if own.is_file() and tokenizer.is_file() and own.read_bytes() != tokenizer.read_bytes():
-        theirs, ours = (read_json(path).get("model", {}) for path in (own, tokenizer))
+        theirs, ours = (read_tokenizer(path)[0]["model"] for path in (own, tokenizer))
         if any(theirs.get(key) != ours.get(key) for key in ("vocab", "merges")):
             raise UserError(
                 f"the model in {checkpoint} has another tokenizer than {tokenizer}; use a model that was trained with this one"
