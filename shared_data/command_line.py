@@ -29,7 +29,7 @@ from shared_data.command_options import (
     typed_words,
     working,
 )
-from shared_data.errors import EXIT_CODE, UserError, one_line_errors
+from shared_data.errors import EXIT_CODE, UserError, ignore_interrupts, one_line_errors
 from shared_data.model_commands import add_chat, add_evaluate, add_generate
 from shared_data.stages import STAGES
 
@@ -44,6 +44,7 @@ class _Group(TyperGroup):
         with one_line_errors():
             code = self._call(list(sys.argv[1:] if args is None else args))
             sys.stdout.flush()  # here, where it is still caught that the reader has gone away
+            ignore_interrupts()
         sys.exit(code)
 
     def _call(self, words: list[str]) -> int:

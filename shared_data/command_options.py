@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared_data.seeds import LARGEST_SEED
+
 if TYPE_CHECKING:
     from shared_data.runs import RunFolder
 
@@ -47,7 +49,10 @@ Out = Annotated[
         help="Folder of the run, if not runs/<level>/<config>. It remembers its settings.",
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Use this seed in every stage.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=LARGEST_SEED, metavar="N", help="Use this seed in every stage."),
+]
 Device = Annotated[
     str | None,
     typer.Option(

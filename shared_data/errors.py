@@ -6,10 +6,12 @@ caller catches a `ValueError`. Any other exception is a bug and keeps its traceb
 """
 
 import errno
+import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 EXIT_CODE = 2
@@ -69,8 +71,30 @@ def library_errors(source: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{source} cannot be read ({type(error).__name__}: {reason}); {remedy}") from error
 
 
+def prepare_streams() -> None:
+    """Let no character break a command, and no stream that the shell has closed.
+
+    What the terminal cannot show is written as `?`, bytes typed in another encoding are read as U+FFFD; a closed stream (`<&-`, `>&-`),
+    which is None in Python, reads and writes nothing.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  open as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            with suppress(io.UnsupportedOperation):  # something was read before, so no command starts here
+                stream.reconfigure(errors="replace")
+
+
+def ignore_interrupts() -> None:
+    """From here on the process only leaves: one more Ctrl-C must neither print a traceback nor change the exit code."""
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _leave(message: str) -> None:
     """Print one line on stderr and end with the exit code of a user's mistake."""
+    ignore_interrupts()
     print(" ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(EXIT_CODE)
 
@@ -78,11 +102,13 @@ def _leave(message: str) -> None:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on stderr and exit code 2; let bugs keep their traceback."""
+    prepare_streams()
     try:
         yield
     except UserError as error:
         _leave(f"error: {error}")
     except KeyboardInterrupt as stop:
+        ignore_interrupts()
         kept = f": finished stages and checkpoints are kept; {stop} continues from there" if str(stop) else ""
         _leave(f"interrupted{kept}")
     except BrokenPipeError:

@@ -10,10 +10,11 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from shared_data.errors import UserError, explain_os_error
 
@@ -69,7 +70,7 @@ def read_json(path: Path | str, kind: type = dict) -> Any:
     """Read a JSON file; raises `UserError` where it is missing, is not JSON, or holds another kind of value than a `dict`."""
     path = Path(path)
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; run the stage that writes it, or correct the path") from error
     except (ValueError, RecursionError) as error:  # malformed JSON, or bytes that are no UTF-8
@@ -83,6 +84,20 @@ def read_json(path: Path | str, kind: type = dict) -> Any:
             f"{path} holds a {type(value).__name__}, not a {kind.__name__}; it is damaged: make or copy it again"
         )
     return value
+
+
+def parse_json(content: bytes) -> Any:
+    """A value from JSON; raises `ValueError` for NaN and infinity too, which Python reads and `write_json` refuses."""
+    return json.loads(content, parse_constant=_no_json)
+
+
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value that was read is a finite number that fits a float; a flag is none, nor is an integer of 400 digits."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def read_bytes(path: Path) -> bytes | None:

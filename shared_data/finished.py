@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shared_data.errors import UserError
-from shared_data.files import read_json, write_json
+from shared_data.files import is_number, read_json, write_json
 from shared_data.fingerprints import Inputs
 
 FINISHED = "finished.json"
@@ -53,7 +53,8 @@ def read_finished(folder: Path) -> Finished | None:
     if not all(isinstance(values, dict) for values in dictionaries):
         return OF_ANOTHER_VERSION
     numbers = [*record.outputs.values(), *record.metrics.values()]
-    return record if all(isinstance(number, int | float) for number in numbers) else OF_ANOTHER_VERSION
+    whole = isinstance(record.id, str) and all(map(is_number, numbers))
+    return record if whole else OF_ANOTHER_VERSION
 
 
 def write_finished(folder: Path, inputs: Inputs, metrics: dict[str, float]) -> None:

@@ -8,13 +8,14 @@ killed run wrote after its last checkpoint, and they are written again.
     python -c "from shared_data.metrics_log import MetricsLog as M; print(M('runs/v2/tiny/pretrain/metrics_log.jsonl').rows())"
 """
 
-import json
 import os
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from shared_data.errors import explain_os_error
-from shared_data.files import atomic_write, json_bytes
+from shared_data.files import atomic_write, is_number, json_bytes, parse_json
 
 _CLOCK_KEYS = ("seconds", "tokens_per_second")
 
@@ -36,12 +37,12 @@ class MetricsLog:
             _append_line(self.timings_path, {"step": step, **clock})
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows, the oldest first; no rows where there is no log."""
-        return _read_lines(self.path)[0]
+        """All rows, the oldest first; no rows where there is no log. Those from a damaged line on are left out, with a message."""
+        return _read_whole_lines(self.path)
 
     def timings(self) -> list[dict[str, Any]]:
         """All rows that depend on the clock."""
-        return _read_lines(self.timings_path)[0]
+        return _read_whole_lines(self.timings_path)
 
     def truncate_after(self, step: int) -> None:
         """Forget everything after a step: the run continues from its checkpoint. A negative step empties the log.
@@ -73,6 +74,22 @@ def _append_line(path: Path, row: dict[str, Any]) -> None:
         raise explain_os_error(error, path) or error from error
 
 
+def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file up to a damaged line, which is named."""
+    rows, damaged = _read_lines(path)
+    if damaged:
+        _say_once(
+            f"{path}: line {damaged} is damaged; it and what follows it are left out. To log them anew, run the stage with --force"
+        )
+    return rows
+
+
+@cache
+def _say_once(message: str) -> None:
+    """A report reads a log more than once."""
+    print(message, file=sys.stderr, flush=True)
+
+
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int | None]:
     """The rows of a file up to the first line that is none, and that line's number.
 
@@ -82,9 +99,21 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int | None]:
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            row["step"] + 0
-        except (ValueError, TypeError, LookupError, RecursionError):
+            row = parse_json(line)
+        except (ValueError, RecursionError):
+            return rows, number
+        if not _is_row(row):
             return rows, number
         rows.append(row)
     return rows, None
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a value is an object of numbers with its step; a sample alone is text."""
+    return (
+        isinstance(row, dict)
+        and type(row.get("step")) is int
+        and all(
+            isinstance(value, str) if name == "sample" else is_number(value) for name, value in row.items()
+        )
+    )

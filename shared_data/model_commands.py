@@ -25,6 +25,7 @@ from shared_data.command_options import (
     open_folder,
 )
 from shared_data.errors import UserError
+from shared_data.seeds import LARGEST_SEED
 from shared_data.stages import STAGES
 
 CHAT_HELP = '''Talk with the tuned model.
@@ -98,7 +99,9 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         ] = None,
         seed: Annotated[
             int | None,
-            typer.Option("--seed", min=0, metavar="N", help="Seed of the random choice of tokens."),
+            typer.Option(
+                "--seed", min=0, max=LARGEST_SEED, metavar="N", help="Seed of the random choice of tokens."
+            ),
         ] = None,
         stream: Annotated[
             bool,
@@ -157,7 +160,9 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         ] = None,
         seed: Annotated[
             int | None,
-            typer.Option("--seed", min=0, metavar="N", help="Seed of the random choice of tokens."),
+            typer.Option(
+                "--seed", min=0, max=LARGEST_SEED, metavar="N", help="Seed of the random choice of tokens."
+            ),
         ] = None,
     ) -> None:
         from shared_data.inference.typed import typed_messages

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from shared_data.inference.arguments import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from shared_data.settings_data import Section
 from shared_data.settings_training import OptimizerSettings, SchedulerType
 
@@ -26,7 +27,9 @@ class PolicyEvaluationSettings(Section):
         description="story world: share of prompts (and of pairs) that are questions, not requests for a story",
     )
     max_completion_length: int = Field(default=256, ge=1, description="tokens of a completion at most")
-    temperature: float = Field(default=1.0, gt=0, description="of the sampled completions")
+    temperature: float = Field(
+        default=1.0, ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE, description="of the sampled completions"
+    )
 
 
 class PreferenceSettings(OptimizerSettings):
@@ -145,7 +148,9 @@ class PpoSettings(OnlineSettings):
         default=64, ge=1, description="prompts of an update, with one completion each"
     )
     learning_rate: float = Field(default=3e-6, gt=0, description="the peak of the learning rate")
-    temperature: float = Field(default=0.7, gt=0, description="of the sampled completions")
+    temperature: float = Field(
+        default=0.7, ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE, description="of the sampled completions"
+    )
     reward: str = Field(
         default="reward_model",
         description="what scores a completion: reward_model (of the stage `reward`), story_world, or FILE.py:FUNCTION of prompts and "

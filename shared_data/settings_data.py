@@ -5,6 +5,8 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from shared_data.seeds import LARGEST_SEED
+
 SPECIAL_TOKENS = [
     "<|endoftext|>",  # ends a document; the id that packing and generation stop at
     "<|pad|>",
@@ -28,6 +30,14 @@ class Section(BaseModel):
             name for name, field in cls.model_fields.items() if NoneType in get_args(field.annotation)
         }
         return {key: None if key in optional and value == "none" else value for key, value in values.items()}
+
+    @field_validator("*")
+    @classmethod
+    def _integers_fit(cls, value: Any) -> Any:
+        """An integer that the libraries' arrays cannot hold would be an OverflowError in the middle of a run."""
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"{value!s:.20}… is no integer of 64 bits")
+        return value
 
 
 class CleaningSettings(Section):
@@ -121,7 +131,7 @@ class DeduplicationSettings(Section):
     )
     permutations: int = Field(default=128, ge=8, description="hash functions in a MinHash signature")
     shingle_words: int = Field(default=5, ge=1, description="words in a shingle")
-    seed: int = Field(default=1, ge=0, description="seed of the hash functions")
+    seed: int = Field(default=1, ge=0, le=LARGEST_SEED, description="seed of the hash functions")
 
 
 class DataSettings(Section):
@@ -168,7 +178,9 @@ class DataSettings(Section):
         lt=1,
         description="story world: part of the training documents that is dirt or a duplicate",
     )
-    seed: int = Field(default=0, ge=0, description="seed of the story world and of the split")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="seed of the story world and of the split"
+    )
     cleaning: CleaningSettings = CleaningSettings()
     deduplication: DeduplicationSettings = DeduplicationSettings()
 

@@ -12,6 +12,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from shared_data.inference.arguments import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from shared_data.seeds import LARGEST_SEED
 from shared_data.settings_align import DpoSettings, GrpoSettings, PpoSettings, RewardSettings
 from shared_data.settings_data import DataSettings, Section, TokenizerSettings
 from shared_data.settings_training import PretrainSettings, SftSettings
@@ -92,15 +94,26 @@ class GenerateSettings(Section):
     """Sampling."""
 
     max_new_tokens: int = Field(default=200, ge=1, description="tokens to generate at most")
-    temperature: float = Field(default=0.8, ge=0, description="divides the logits; 0 is greedy")
+    temperature: float = Field(
+        default=0.8, ge=0, le=HIGHEST_TEMPERATURE, description="divides the logits; 0 is greedy"
+    )
     top_k: int | None = Field(default=None, ge=1, description="keep the k most probable tokens")
     top_p: float | None = Field(
         default=0.95, gt=0, le=1, description="keep the smallest set of tokens with this much probability"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the sampler")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="seed of the sampler")
     prompts: list[str] = Field(
         default=["Once upon a time", "One day,", ""], description="prompts of the stage `generate` in `run`"
     )
+
+    @field_validator("temperature")
+    @classmethod
+    def _logits_can_be_divided(cls, temperature: float) -> float:
+        if 0 < temperature < LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"logits cannot be divided by {temperature}; choose 0, which is greedy, or at least {LOWEST_TEMPERATURE:g}"
+            )
+        return temperature
 
 
 class Settings(Section):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from shared_data.seeds import LARGEST_SEED
 from shared_data.settings_data import Section
 
 SchedulerType = Literal[
@@ -70,7 +71,10 @@ class OptimizerSettings(Section):
         default=True, description="continue from the newest checkpoint of the same settings"
     )
     seed: int = Field(
-        default=0, ge=0, description="seed of the weights, of dropout and of the order of the data"
+        default=0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="seed of the weights, of dropout and of the order of the data",
     )
 
     @model_validator(mode="before")

@@ -26,10 +26,11 @@ from shared_data.evaluation.windows import (
     token_nats,
     total,
 )
-from shared_data.files import read_json, write_json
+from shared_data.files import write_json
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import EvaluateSettings, Settings
+from shared_data.tokenizer.tokenizer_file import read_tokenizer
 from shared_data.training.data_loader import open_tokens, read_token_facts
 
 LOSS_BY_POSITION = "loss_by_position.json"  # a list of numbers, in the folder of the stage
@@ -171,7 +172,7 @@ def check_vocabulary(checkpoint: Path, model_vocab_size: int, tokenizer: Path, v
     """
     own = checkpoint / "tokenizer.json"
     if own.is_file() and tokenizer.is_file() and own.read_bytes() != tokenizer.read_bytes():
-        theirs, ours = (read_json(path).get("model", {}) for path in (own, tokenizer))
+        theirs, ours = (read_tokenizer(path)[0]["model"] for path in (own, tokenizer))
         if any(theirs.get(key) != ours.get(key) for key in ("vocab", "merges")):
             raise UserError(
                 f"the model in {checkpoint} has another tokenizer than {tokenizer}; use a model that was trained with this one"

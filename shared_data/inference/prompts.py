@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared_data.corpus.formatting import Message
+from shared_data.errors import UserError
 from shared_data.tokenizer.chat_template import render_chat
 from shared_data.tokenizer.tokenizer import END_OF_TEXT_NAMES
 
@@ -18,10 +19,14 @@ def encode_prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
 
     A text that begins with a special token already, typed or of the tokenizer's template, begins with no other.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt {text!r:.60} is not UTF-8; type it in a terminal with UTF-8") from error
     ids = tokenizer.encode(text, add_special_tokens=True)
     begins = bool(ids) and not tokenizer.decode(ids[:1], skip_special_tokens=True)
     first = model.config.bos_token_id
-    return ids if begins or first is None else [first, *ids]
+    return ids if begins or first is None or first < 0 else [first, *ids]
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

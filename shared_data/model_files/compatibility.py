@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from shared_data.errors import UserError
-from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.initialization import parameter_shapes
+from shared_data.tokenizer.tokenizer_file import read_tokenizer
 
 _SIZES = (
     "model_type",
@@ -48,7 +48,8 @@ def _check_same_vocabulary(folder: Path, model_size: int, tokenizer: Path, vocab
     """The tokens must mean what they meant to the checkpoint: same entries where it has a tokenizer, same number else."""
     own = folder / "tokenizer.json"
     if own.is_file():
-        same = read_json(own)["model"]["vocab"] == read_json(tokenizer)["model"]["vocab"]
+        theirs, ours = (read_tokenizer(path)[0]["model"]["vocab"] for path in (own, tokenizer))
+        same = theirs == ours
         same = same and model_size >= vocab_size
     else:
         same = model_size == vocab_size

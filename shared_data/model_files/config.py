@@ -11,9 +11,11 @@ Level 1 builds transformers' `GPT2Config` or `LlamaConfig` from it (`to_hf`).
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from shared_data.errors import UserError
+from shared_data.files import is_number
 from shared_data.settings import ModelSettings
 
 # Kinds of rope_scaling, and the numbers that each must have.
@@ -75,16 +77,12 @@ class ModelConfig:
         self._check_sizes()
 
     def _check_types(self) -> None:
-        """Raise `UserError` for a value that is no size, number, flag or text where one must be; zero is filled in later."""
+        """Raise `UserError` for a value that is no size, number, flag, text or id where one must be; zero is filled in later."""
         for field in fields(self):
-            value, kind = getattr(self, field.name), field.type
-            if kind is int:
-                fits = type(value) is int and value >= (0 if field.default == 0 else 1)
-            elif kind is float:
-                fits = type(value) in (int, float) and 0 <= value < math.inf
-            else:
-                fits = kind not in (bool, str) or type(value) is kind
-            if not fits:
+            value = getattr(self, field.name)
+            # Some folders write -1 for an id that there is not.
+            smallest = -1 if field.default is None else 0 if field.default == 0 else 1
+            if not _fits(value, field.type, smallest):
                 raise UserError(
                     f"the model's {field.name} is {value!r:.60}; correct its config.json or copy it again"
                 )
@@ -116,7 +114,7 @@ class ModelConfig:
         if not isinstance(kind, str) or kind not in ROPE_TYPES:
             raise UserError(f"rope_scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
         for name in ROPE_TYPES[kind]:
-            if type(scaling.get(name)) not in (int, float) or not 0 < scaling[name] < math.inf:
+            if not is_number(scaling.get(name)) or scaling[name] <= 0:
                 raise UserError(
                     f"rope_scaling of the type {kind} has {name} {scaling.get(name)!r:.60}, not a positive number; correct "
                     "config.json or copy it again"
@@ -178,6 +176,19 @@ class ModelConfig:
             # A copy: transformers writes into it.
             hf["rope_scaling"] = self.rope_scaling and dict(self.rope_scaling)
         return hf
+
+
+def _fits(value: Any, kind: Any, smallest: int) -> bool:
+    """Whether a value is of the type of a field: an integer of 31 bits from `smallest`, a finite number from 0, or whatever else it is."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, each, smallest) for each in get_args(kind))
+    if get_origin(kind) is list:
+        return type(value) is list and all(_fits(each, get_args(kind)[0], smallest) for each in value)
+    if kind is int:
+        return type(value) is int and smallest <= value < 2**31
+    if kind is float:
+        return is_number(value) and value >= 0
+    return type(value) is (get_origin(kind) or kind)
 
 
 _ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
@@ -269,7 +280,12 @@ def _read_rope(config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
 
 
 def _refuse_unsupported_choices(config: dict[str, Any]) -> None:
-    """Choices of GPT-2 configurations that would change the numbers and that no well-known checkpoint makes."""
+    """What changes the numbers and is not computed here: quantized weights, and GPT-2's choices that no well-known checkpoint makes."""
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            "config.json has a quantization_config, and quantized weights cannot be read; use the checkpoint before it was "
+            "quantized, or remove that entry where it was not"
+        )
     for name, usual in (
         ("scale_attn_weights", True),
         ("scale_attn_by_inverse_layer_idx", False),

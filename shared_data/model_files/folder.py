@@ -6,6 +6,7 @@ numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py).
     python -c "from pathlib import Path; from shared_data.model_files.folder import *; print(read_shapes(Path('runs/v2/tiny/pretrain/model.safetensors')))"
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,33 @@ def _pad_token_id(tokenizer_folder: Path) -> int | None:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The architecture that a folder's `config.json` describes; `UserError` where it is not one of ours."""
-    return ModelConfig.from_hf(read_json(folder / "config.json"))
+    """The architecture that a folder's `config.json` describes; `UserError` where it is not one of ours.
+
+    The ids of a `generation_config.json`, which the library reads when it loads a model, must be ids, too.
+    """
+    config, generation = (
+        ModelConfig.from_hf(read_json(folder / "config.json")),
+        folder / "generation_config.json",
+    )
+    if generation.is_file():
+        values = read_json(generation)
+        try:
+            replace(
+                config, **{name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
+            )
+        except UserError as error:
+            raise UserError(f"{generation}: {error}") from error
+    return config
 
 
 def read_reward_config(folder: Path) -> ModelConfig:
     """The same of a reward model's folder; `UserError` for a language model and a classifier with more labels than one."""
-    labels = len(read_json(folder / "config.json").get("id2label", {"0": ""}))
+    names = read_json(folder / "config.json").get("id2label", {"0": ""})
+    if not isinstance(names, dict):
+        raise UserError(
+            f"{folder / 'config.json'} has an id2label that is no object; correct it or copy it again"
+        )
+    labels = len(names)
     if not any("score.weight" in read_shapes(path) for path in tensor_files(folder)):
         raise UserError(
             f"{folder} has no score.weight, so it is a language model; train a reward model from it with `reward`"
@@ -138,6 +159,8 @@ def tensor_files(folder: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map; copy it again")
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{index} has a weight_map whose files are no names; copy it again")
     paths = [folder / name for name in sorted(set(weight_map.values()))]
     for path in paths:
         if not path.is_file():

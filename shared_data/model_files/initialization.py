@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.seeds import check_seed
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -38,7 +39,8 @@ def initial_score(config: ModelConfig, seed: int) -> Float[np.ndarray, "1 C"]:
 
 
 def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
-    """Yield (Hugging Face name, float32 array) of every parameter, one at a time."""
+    """Yield (Hugging Face name, float32 array) of every parameter, one at a time. Raises `UserError` for a seed that is none."""
+    check_seed(seed)
     for name, shape in parameter_shapes(config).items():
         if name.endswith("bias"):
             yield name, np.zeros(shape, np.float32)

@@ -49,7 +49,7 @@ def base_of_adapter(folder: Path | str) -> Path | None:
     if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         return None
     base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not base or not Path(base).is_dir():
+    if not isinstance(base, str) or not base or not Path(base).is_dir():
         raise UserError(
             f"{folder} is an adapter of {base}, and there is no such folder; correct base_model_name_or_path in its "
             "adapter_config.json"
@@ -157,7 +157,12 @@ def _read_config(settings: Any, folder: Path) -> LoraConfig:
     for key in _UNKNOWN_TO_US:
         if settings.get(key) and settings[key] != _NOT_USED.get(key):
             raise UserError(f"{file}: {key} is {settings[key]!r}, which cannot be loaded; train without it")
+    targets = settings.get("target_modules")
     try:
+        if isinstance(targets, str):
+            re.compile(targets)
+        elif any(not isinstance(target, str) for target in targets or ()):
+            raise TypeError(f"target_modules is {targets!r:.60}")
         return LoraConfig(
             r=int(settings["r"]),
             lora_alpha=float(settings["lora_alpha"]),
@@ -166,7 +171,7 @@ def _read_config(settings: Any, folder: Path) -> LoraConfig:
             use_dora=bool(settings.get("use_dora")),
             modules_to_save=tuple(map(str, settings.get("modules_to_save") or ())),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, re.error) as error:
         raise UserError(f"{file} lacks or garbles a setting ({error}); copy it again") from error
 
 

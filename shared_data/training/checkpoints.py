@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.errors import UserError, explain_os_error
-from shared_data.files import read_json, write_json
+from shared_data.files import is_number, read_json, write_json
 
 
 @dataclass
@@ -67,8 +67,9 @@ def newest_checkpoints(folder: Path, fingerprint: str) -> Iterator[tuple[Path, T
     for checkpoint in reversed(_checkpoints(folder)):
         try:
             values = read_json(checkpoint / "training_state.json")
-            if not isinstance(values, dict) or any(
-                type(values.get(name)) is not kind for name, kind in _TYPES
+            numbers = [values.get(name) for name, kind in _TYPES if kind in (int, float)]
+            if any(type(values.get(name)) is not kind for name, kind in _TYPES) or not all(
+                map(is_number, numbers)
             ):
                 raise UserError(f"{checkpoint / 'training_state.json'} is no training state")
             if values["fingerprint"] == fingerprint:

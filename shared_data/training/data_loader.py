@@ -46,6 +46,28 @@ class Batch:
     num_tokens = num_items  # what training counts
 
 
+def check_token_batch(batch: Any, kind: type[Any], vocab_size: int) -> None:
+    """Raise `UserError` for a batch of `train_step` that is no array of this kind with ids of the vocabulary [B, T + 1]."""
+    name = f"{kind.__module__}.{kind.__name__}"
+    if not isinstance(batch, kind):
+        raise UserError(
+            f"the batch is a {type(batch).__name__}, this level trains on a {name}; make one of its token ids"
+        )
+    shape, dtype = tuple(batch.shape), str(batch.dtype).removeprefix("torch.")
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
+        raise UserError(
+            f"the batch has the shape {list(shape)}, not [B, T + 1]; give rows of at least two tokens, of which each is predicted"
+        )
+    if dtype not in ("int32", "int64"):
+        raise UserError(f"the batch holds {dtype}, not token ids; give it integers of the type int64")
+    low, high = int(batch.min()), int(batch.max())
+    if low < 0 or high >= vocab_size:
+        raise UserError(
+            f"the batch has the id {low if low < 0 else high}, and the model's ids are 0 to {vocab_size - 1}; use the tokenizer "
+            "that belongs to the model"
+        )
+
+
 class PackedDocuments:
     """Endless batches; within an epoch every token of the file is the label of exactly one position."""
 

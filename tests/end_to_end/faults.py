@@ -140,6 +140,18 @@ def _from_changed_model(file: str, change: Change, words: Callable[[Path], Argum
     return fault
 
 
+def generate_from_shards(index: object) -> Fault:
+    """Generation from a copy of the finished model whose weights are found by an index."""
+
+    def fault(scratch: Path, run: Path) -> Arguments:
+        model = Path(shutil.copytree(run / "pretrain", scratch / "model"))
+        (model / "model.safetensors").rename(model / "shard.safetensors")
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        return ["generate", "--prompt", "Once", "--model", model]
+
+    return fault
+
+
 def same(content: bytes) -> bytes:
     return content
 
@@ -256,6 +268,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         damaged("data/finished.json", lambda _: b'{"id": "1", "time": 1.0, "inputs": {}}', "run"),
         r"data/finished\.json is .*of another version of this project; delete .*data to make",
     ),
+    "record with NaN": (
+        damaged("data/finished.json", lambda content: content.replace(b'"seconds":', b'"seconds": NaN, "old":'), "run"),
+        r"data/finished\.json is .*damaged.*; delete it",
+    ),
     "settings of another version": (
         damaged("settings.toml", lambda content: content.replace(b"learning_rate", b"speed"), "run"),
         r"another version of this project, or .*\(unknown setting 'pretrain\.speed'.*\); start it again with `run --force`",
@@ -286,6 +302,34 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         r"rope_scaling .*has factor None, not a positive number; correct|factor.*; copy it again",
     ),
     "generate: config.json of wrong types": (generate_from("config.json", edited(hidden_size="16")), r"hidden_size.*; "),
+    "generate: an end of text that is no id": (
+        generate_from("config.json", edited(eos_token_id="x")),
+        r"eos_token_id is 'x'; correct its config\.json",
+    ),
+    "generate: an epsilon that fits no float": (generate_from("config.json", edited(rms_norm_eps=10**400)), r"rms_norm_eps is 10{59}; correct"),
+    "generate: quantized weights": (
+        generate_from("config.json", edited(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})),
+        r"config\.json has a quantization_config.*; use the checkpoint before it was quantized",
+    ),
+    "generate: generation_config.json of another kind": (
+        generate_from("generation_config.json", lambda _: b"[]"),
+        r"generation_config\.json holds a list.*; .*copy it again",
+    ),
+    "generate: generation_config.json of wrong types": (
+        generate_from("generation_config.json", edited(bos_token_id="x")),
+        r"generation_config\.json: the model's bos_token_id is 'x'; correct",
+    ),
+    "generate: an index of no files": (
+        generate_from_shards({"metadata": {}, "weight_map": {"lm_head.weight": 5}}),
+        r"index\.json has a weight_map whose files are no names; copy it again",
+    ),
+    "generate: an index without its map": (generate_from_shards({"weight_map": None}), r"index\.json has no weight_map; copy"),
+    "generate: a temperature that divides to infinity": (
+        arguments("generate", "--temperature", "1e-320"),
+        r"generate\.temperature: logits cannot be divided.*; choose 0.*; correct",
+    ),
+    "generate: a seed of 77 bits": (arguments("generate", "--set", f"generate.seed={10**23}"), r"generate\.seed: .*4294967295.*; correct"),
+    "generate: a prompt of broken letters": (arguments("generate", "--prompt", "caf\udce9"), r"prompt .* is not UTF-8; type"),
     "generate: weights of another shape": (generate_from("config.json", edited(intermediate_size=48)), r"shape.*; "),
     "generate: missing layers": (generate_from("config.json", edited(num_hidden_layers=2)), r"layers\.1.*; "),
     "generate: garbage in safetensors": (generate_from("model.safetensors", garbage), r"model\.safetensors.*; "),

@@ -116,6 +116,22 @@ def test_old_and_new_styles_of_rope_in_config_json_mean_the_same() -> None:
         ({"num_attention_heads": "32"}, "num_attention_heads is '32'; correct"),
         ({"attention_bias": None, "tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; correct"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; correct"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 10{59}; correct"),
+        ({"rope_theta": 10**400}, "rope_theta is 10{59}; correct"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 10**400}}, "has factor 10{59}, not a positive"),
+        ({"hidden_size": 10**400}, "hidden_size is 10{59}; correct"),
+        ({"vocab_size": 2**31}, "vocab_size is 2147483648; correct"),
+        *(
+            ({name: id}, f"{name} is .*; correct")
+            for name in ("bos_token_id", "eos_token_id")
+            for id in ("x", ["a"], 1.5, {}, True, [1, None], 10**400, -2)
+        ),
+        ({"bos_token_id": [1]}, r"bos_token_id is \[1\]; correct"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config, and quantized weights cannot be read; use",
+        ),
+        ({"quantization_config": []}, "quantization_config"),
     ],
 )
 def test_an_architecture_we_cannot_build_is_a_user_error_that_names_it(
@@ -123,3 +139,9 @@ def test_an_architecture_we_cannot_build_is_a_user_error_that_names_it(
 ) -> None:
     with pytest.raises(UserError, match=named):
         ModelConfig.from_hf(LLAMA31 | change)
+
+
+@pytest.mark.parametrize("id", [None, -1, 0, 128009, [128001, 128009], []])
+def test_a_text_may_end_with_one_id_several_or_none(id: Any) -> None:
+    config = ModelConfig.from_hf(LLAMA31 | {"eos_token_id": id, "quantization_config": None})
+    assert config.eos_token_id == id

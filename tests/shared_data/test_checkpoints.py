@@ -83,7 +83,14 @@ def save_and_die_before_change(folder: Path, number: int) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{", "null", '{"step": 2}', json.dumps({"fingerprint": "abc"} | asdict(TrainingState(step="2")))],  # type: ignore[arg-type]
+    [
+        "[]",
+        "{",
+        "null",
+        '{"step": 2}',
+        json.dumps({"fingerprint": "abc"} | asdict(TrainingState(step="2"))),  # type: ignore[arg-type]
+        json.dumps({"fingerprint": "abc"} | asdict(TrainingState(seconds=float("nan")))),
+    ],
 )
 def test_a_damaged_training_state_is_named_and_the_one_before_found(content: str, tmp_path: Path) -> None:
     for step in (1, 2):

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def v2(*arguments: str | Path) -> int:
         app([str(argument) for argument in arguments])
     except SystemExit as leave:
         return int(leave.code or 0)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a process that leaves ignores it
     return 0
 
 
@@ -185,6 +188,9 @@ def test_a_wrong_call_is_one_line_that_names_the_help(capsys: pytest.CaptureFixt
         (["data", "--sett", "x=1"], r"error: No such option: --sett.*; see `uv run v2 data --help`\n"),
         (["date"], r"error: No such command 'date'.*; see `uv run v2 --help`\n"),
         (["data", "--seed", "-1"], r"error: Invalid value for '--seed'.*; see `uv run v2 data --help`\n"),
+        (["data", "--seed", str(2**64)], r"error: Invalid value for '--seed'.*4294967295; see .*\n"),
+        (["generate", "--seed", str(2**32)], r"error: Invalid value for '--seed'.*4294967295; see .*\n"),
+        (["chat", "--seed", str(2**32)], r"error: Invalid value for '--seed'.*4294967295; see .*\n"),
         (
             ["generate", "--checkpoint", "x"],
             r"error: No such option: --checkpoint.*, use --model; see `uv run v2 generate --help`\n",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared_data.errors import UserError
-from shared_data.files import atomic_write, read_json, write_json
+from shared_data.files import atomic_write, is_number, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
@@ -79,6 +79,8 @@ def test_json_round_trips_and_refuses_nan(tmp_path: Path) -> None:
         (b"{1", "not valid JSON"),
         (b"\xff\xfe\x00", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
+        (b'{"loss": NaN}', "not valid JSON .NaN is no number of JSON.; it is damaged"),
+        (b'{"loss": -Infinity}', "not valid JSON"),
         (b"[1]", "holds a list, not a dict; it is damaged"),
     ],
 )
@@ -90,3 +92,8 @@ def test_missing_and_damaged_json_are_user_errors(
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_json(path)
+
+
+def test_a_number_is_finite_and_fits_a_float() -> None:
+    assert all(map(is_number, (0, -1.5, 10**300, 5e-324)))
+    assert not any(map(is_number, (True, None, "1", [1], float("nan"), float("-inf"), 10**400, -(10**400))))

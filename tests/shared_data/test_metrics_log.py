@@ -37,7 +37,16 @@ def test_resumed_log_equals_uninterrupted_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"step": 2, "los', b"[1]", b"\xff", b'{"loss": 1}', b"", b'{"step": null}']
+    "line",
+    [
+        *(b'{"step": 2, "los', b"[1]", b"\xff", b'{"loss": 1}', b"", b'{"step": null}', b'{"step": "2"}'),
+        *(b'{"step": 2, "loss": "x"}', b'{"step": 2, "loss": null}', b'{"step": 2, "loss": NaN}'),
+        *(
+            b'{"step": 2, "loss": 1e999}',
+            b'{"step": 2, "sample": 5}',
+            b'{"step": 2, "loss": 1' + b"0" * 400 + b"}",
+        ),
+    ],
 )
 def test_a_resume_drops_a_broken_line_and_what_follows_it(
     tmp_path: Path, line: bytes, capsys: pytest.CaptureFixture[str]
@@ -47,7 +56,11 @@ def test_a_resume_drops_a_broken_line_and_what_follows_it(
     whole = log.path.read_bytes()
     first, _, third, _ = whole.split(b"\n")
     log.path.write_bytes(first + b"\n" + line + b"\n" + third + b"\n")
-    assert [row["step"] for row in log.rows()] == [1]
+    assert [row["step"] for row in log.rows()] == [row["step"] for row in log.rows()] == [1]
+    message = f"{log.path}: line 2 is damaged; it and what follows it are left out."
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.count("\n") == 1, "said once"
     log.truncate_after(3)
     assert capsys.readouterr().out == f"{log.path}: line 2 is damaged; it and what follows it are dropped\n"
     train(log, 2, 3, speed=1.0)

@@ -56,6 +56,11 @@ MISTAKES = {
     "steps": "is not KEY=VALUE; write for example",
     "=3": "is not KEY=VALUE",
     "data.source=\udcff.txt": "is not UTF-8; rename the file",
+    "pretrain.max_steps=1"
+    + 23 * "0": "bad setting pretrain.max_steps: 10{19}… is no integer of 64 bits; correct",
+    "generate.temperature=1e-320": "bad setting generate.temperature: .*; choose 0, which is greedy",
+    "ppo.temperature=1e-320": "bad setting ppo.temperature: .*greater than or equal to 0[.]0{29}1 ",
+    "grpo.temperature=1e300": "bad setting grpo.temperature: .*less than or equal to 10{30} ",
 }
 
 
@@ -130,6 +135,17 @@ def test_a_setting_that_is_on_by_default_stays_switched_off_in_a_file(tmp_path: 
 def test_one_seed_reaches_every_stage() -> None:
     settings = load_settings("tiny", seed_overrides(7))
     assert (settings.data.seed, settings.pretrain.seed, settings.generate.seed) == (7, 7, 7)
+
+
+SEEDS = [assignment.partition("=")[0] for assignment in seed_overrides(0)]
+
+
+@pytest.mark.parametrize("key", SEEDS)
+def test_a_seed_has_at_most_32_bits(key: str) -> None:
+    load_settings("tiny", [f"{key}={2**32 - 1}"])
+    for seed in (-1, 2**32, 10**23):
+        with pytest.raises(UserError, match=rf"bad setting {key}: .*; correct"):
+            load_settings("tiny", [f"{key}={seed}"])
 
 
 def test_every_setting_is_documented() -> None:

@@ -14,9 +14,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from shared_data.inference.arguments import check_sampling, end_ids, new_token_limits
+from shared_data.inference.arguments import check_sampling, end_ids, new_token_limits, prompt_ids
 from shared_data.inference.commands import continue_prompts, write_samples
 from shared_data.runs import RunFolder
+from shared_data.seeds import check_seed
 from shared_data.settings import Settings
 from v1_quick.inference.loading import load_with_tokenizer
 
@@ -39,12 +40,18 @@ def generate(
     The library stops the whole batch when its longest row fills the model's positions.
     """
     stops = end_ids(model.config.eos_token_id if eos_token_id is None else eos_token_id)
-    rows = [list(prompt) or stops[:1] for prompt in prompts]
+    rows = prompt_ids(prompts, stops, model.config.vocab_size)
     limit = min(new_token_limits(rows, max_new_tokens, model.config.max_position_embeddings))
     sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
+    check_seed(seed)
+    if temperature != 0:
         check_sampling(temperature, top_k, top_p)
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0}
+        sampling = {
+            "do_sample": True,
+            "temperature": float(temperature),
+            "top_k": top_k or 0,
+            "top_p": top_p or 1.0,
+        }
     longest = max(map(len, rows))
     input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
     padding = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)

@@ -16,18 +16,14 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v1_quick.models.checkpoint import load_model
+from v1_quick.models.checkpoint import load_model, merge_adapter
 
 
 def load_for_inference(settings: Settings, folder: Path) -> PreTrainedModel:
     """The model of a folder on the settings' device; an adapter is loaded with its base and merged into it."""
     base, device = base_of_adapter(folder), resolve_device(settings.device)
     model = load_model(base or folder, "auto" if device.type == "cuda" else torch.float32).to(device)
-    if base:
-        from peft import PeftModel  # takes seconds
-
-        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return model.eval()
+    return (merge_adapter(model, folder) if base else model).eval()
 
 
 def load_with_tokenizer(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from shared_data.errors import library_errors
 from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.settings import Settings
@@ -17,11 +18,21 @@ from shared_data.settings import Settings
 def load_model(folder: Path | str, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
     """The language model of a folder, ready to generate.
 
-    The library would fill missing tensors with random numbers. Raises `UserError` where one is missing or of another shape.
+    The library would fill missing tensors with random numbers. Raises `UserError` where one is missing or of another shape, and where the
+    library cannot read the folder.
     """
     config = read_config(Path(folder))
     find_tensors(Path(folder), config, parameter_shapes(config))
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    with library_errors(str(folder), "correct what it names, or copy the folder again"):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapter of a folder merged into it; raises `UserError` where PEFT cannot load that."""
+    from peft import PeftModel  # takes seconds
+
+    with library_errors(str(folder), "load it on the model that it was trained on, or copy it again"):
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def model_options(settings: Settings) -> dict[str, Any]:

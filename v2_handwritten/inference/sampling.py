@@ -22,11 +22,12 @@ def filter_logits(
 ) -> Float[Tensor, "B V"]:
     """Logits of the distribution to draw from; a token that cannot be drawn has -inf.
 
-    Raises `UserError` for a temperature that is not positive (greedy decoding is an argmax, not a filter), a `top_k`
-    below 1 or a `top_p` outside (0, 1].
+    Raises `UserError` for a temperature that is not positive (greedy decoding is an argmax, not a filter) or too small to divide
+    by, a `top_k` below 1 or a `top_p` outside (0, 1].
     """
     check_sampling(temperature, top_k, top_p)
-    logits = logits / temperature
+    # The library's warpers, too, read float32: a quotient of float16 overflows soon.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     logits = logits if top_k is None else keep_top_k(logits, top_k)
     return logits if top_p in (None, 1) else keep_top_p(logits, top_p)
 

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from shared_data.inference.arguments import check_sampling, end_ids, new_token_limits
+from shared_data.inference.arguments import check_sampling, end_ids, new_token_limits, prompt_ids
 from shared_data.inference.commands import continue_prompts, write_samples
 from shared_data.runs import RunFolder
+from shared_data.seeds import check_seed
 from shared_data.settings import Settings
 from v3_numpy_deep.autograd import Array, no_grad
 from v3_numpy_deep.inference.decoder import Decoder
@@ -54,23 +55,24 @@ def generate(
         The (first) one also stands in for an empty prompt.
     on_token: called as `on_token(row, id)` for each new token, at once.
 
-    A sequence also stops when it fills the model's positions. Raises `UserError` for a prompt that leaves none free, an empty
-    one without `eos_token_id`, or sampling parameters out of range.
+    A sequence also stops when it fills the model's positions. Raises `UserError` for a prompt that leaves none free or has ids
+    that the model has not, an empty one without `eos_token_id`, or sampling parameters out of range.
     """
     stop_ids = end_ids(model.config.eos_token_id if eos_token_id is None else eos_token_id)
-    rows = [list(prompt) or stop_ids[:1] for prompt in prompts]
+    rows = prompt_ids(prompts, stop_ids, model.config.vocab_size)
     limits = new_token_limits(rows, max_new_tokens, model.config.max_position_embeddings)
-    if temperature > 0:
+    check_seed(seed)
+    if temperature != 0:
         check_sampling(temperature, top_k, top_p)
         uniforms = np.stack(
-            [np.random.default_rng([seed, row]).random(max(limits)) for row in range(len(prompts))]
+            [np.random.default_rng([seed, row]).random(max(limits)) for row in range(len(rows))]
         )
     was_training = model.training
     model.eval()  # no dropout
     steps = _cached_steps(model, rows, max(limits)) if use_cache else _recomputed_steps(model, rows)
     logits = next(steps)
 
-    new_ids: list[list[int]] = [[] for _ in prompts]
+    new_ids: list[list[int]] = [[] for _ in rows]
     running = set(range(len(prompts)))
     for position in range(max(limits)):
         if temperature > 0:

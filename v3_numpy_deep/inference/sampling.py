@@ -21,8 +21,8 @@ def filter_logits(
 ) -> Float[Array, "B V"]:
     """Logits of the distribution to draw from; a token that cannot be drawn has -inf.
 
-    Raises `UserError` for a temperature that is not positive (greedy decoding is an argmax, not a filter), a `top_k`
-    below 1 or a `top_p` outside (0, 1].
+    Raises `UserError` for a temperature that is not positive (greedy decoding is an argmax, not a filter) or too small to divide
+    by, a `top_k` below 1 or a `top_p` outside (0, 1].
     """
     check_sampling(temperature, top_k, top_p)
     logits = logits / temperature

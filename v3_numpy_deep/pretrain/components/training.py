@@ -23,7 +23,7 @@ from jaxtyping import Int
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.data_loader import Batch
+from shared_data.training.data_loader import Batch, check_token_batch
 from shared_data.training.data_order import DataOrder
 from shared_data.training.schedulers import learning_rate
 from shared_data.training.training_run import Metrics, TrainingRun
@@ -144,7 +144,11 @@ class Training:
 def train_step(
     model: Transformer, optimizer: AdamW, batch: Int[Array, "B T1"], max_grad_norm: float = 1.0
 ) -> float:
-    """One optimizer step on token ids [B, T + 1], each predicted from those before it; the mean loss in nats, for notebooks."""
+    """One optimizer step on token ids [B, T + 1], each predicted from those before it; the mean loss in nats, for notebooks.
+
+    Raises `UserError` for a batch of another type or shape, and for ids that the model has not.
+    """
+    check_token_batch(batch, np.ndarray, model.config.vocab_size)
     model.train()
     loss = model.loss(batch[:, :-1], batch[:, 1:])
     loss.backward()
