@@ -25,6 +25,8 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the logits hidden · weightᵀ, a few rows at a time, with both gradients computed on the way."""
+    if not torch.is_grad_enabled():  # a Function's needs_input_grad is true of a parameter even then
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index)
 
 
