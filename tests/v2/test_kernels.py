@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
@@ -181,3 +182,20 @@ def test_the_fused_kernels_never_hold_all_logits(monkeypatch: pytest.MonkeyPatch
         for function in (linear_cross_entropy, linear_log_probs):
             kernel("fused", function)(hidden, weight, TARGETS)
     assert max(sizes) < 9 * V
+
+
+def test_an_evaluation_computes_no_gradient() -> None:
+    """Under `no_grad`, the loss is one product a chunk: none with the gradient of the logits."""
+    hidden, weight = (torch.from_numpy(array(number, rows, C)) for number, rows in enumerate((9, V)))
+    products: list[Any] = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            products.extend([function] if "mm" in function.name() else [])
+            return function(*args, **(kwargs or {}))
+
+    for grad, wanted in ((True, 3), (False, 1)):
+        products.clear()
+        with torch.set_grad_enabled(grad), Count():
+            cross_entropy.linear_cross_entropy(hidden.requires_grad_(), weight.requires_grad_(), TARGETS)
+        assert len(products) == wanted
