@@ -2,7 +2,7 @@
 
 The setting `device`: `auto` takes a GPU where there is one. Level 3 computes with NumPy, on the CPU only, and never asks.
 
-    python -c "from shared_data.device import resolve_device; print(resolve_device('auto'))"
+    uv run python -c "from shared_data.device import resolve_device; print(resolve_device('auto'))"
 """
 
 from typing import TYPE_CHECKING

@@ -3,7 +3,7 @@
 POSIX promises that `rename` replaces a file in one step, so a reader, or a run killed at any moment, sees the old file or
 the new one and never half of one. A full disk or a read-only folder is a `UserError` that names the path.
 
-    python -c "from shared_data.files import write_json; write_json('runs/example.json', {'answer': 42})"
+    uv run python -c "from shared_data.files import write_json; write_json('runs/example.json', {'answer': 42})"
 """
 
 import json

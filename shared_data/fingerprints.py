@@ -4,7 +4,7 @@
 
 Two results with the same inputs are the same result, so `make`-like decisions and resumable trainings compare these.
 
-    python -c "from shared_data.fingerprints import *; from shared_data.settings import Settings; print(stage_inputs('v2', Settings(), 'data', None))"
+    uv run python -c "from shared_data.fingerprints import *; from shared_data.settings import Settings; print(stage_inputs('v2', Settings(), 'data', None))"
 """
 
 import glob

@@ -5,7 +5,7 @@
 The id is a digest of inputs and contents: a result that is made again bit for bit is the same result, and what rests on it
 stays current.
 
-    python -c "from shared_data.finished import *; print(read_finished(Path('runs/v2/tiny/data')))"
+    uv run python -c "from shared_data.finished import *; print(read_finished(Path('runs/v2/tiny/data')))"
 """
 
 import hashlib

@@ -4,7 +4,7 @@ The story world knows the exact probability of every text. A possible story has 
 every sentence is grammatical, and nobody gives away what they do not have. So the share of possible stories among those that
 a model writes without a prompt is an absolute measure of what it has learned.
 
-    python -c "from shared_data.generated_text import describe; print(describe(['a cat sat', 'a hat']))"
+    uv run python -c "from shared_data.generated_text import describe; print(describe(['a cat sat', 'a hat']))"
 """
 
 import re

@@ -5,7 +5,7 @@ clock (keys that begin with `seconds` or `tokens_per_second`) goes to `timings.j
 that was killed and resumed equals, byte for byte, that of a run that never was: `truncate_after` drops the rows that the
 killed run wrote after its last checkpoint, and they are written again.
 
-    python -c "from shared_data.metrics_log import MetricsLog as M; print(M('runs/v2/tiny/pretrain/metrics_log.jsonl').rows())"
+    uv run python -c "from shared_data.metrics_log import MetricsLog as M; print(M('runs/v2/tiny/pretrain/metrics_log.jsonl').rows())"
 """
 
 import os

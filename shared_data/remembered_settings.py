@@ -4,7 +4,7 @@ A run folder keeps `settings.toml`, what it is made with, and `config.toml`, the
 inherits the first; where it names a configuration, what differs from the one kept (another file, or the same file
 edited) is taken over, and what `--set` changed before stays. So hints need not repeat a setting.
 
-    python -c "from shared_data.remembered_settings import open_run; print(open_run('v2', out=Path('runs/v2/tiny')).settings)"
+    uv run python -c "from shared_data.remembered_settings import open_run; print(open_run('v2', out=Path('runs/v2/tiny')).settings)"
 """
 
 from contextlib import suppress

@@ -257,7 +257,7 @@ def _settings(run: RunFolder) -> Iterator[str]:
     """Everything that is needed to repeat this run."""
     yield html.heading("Settings")
     yield html.paragraph(
-        f"This file repeats the run: uv run {run.level} run --config {run.path / 'settings.toml'}"
+        f"This file repeats the run: uv run {run.level} run --config {run.path / 'settings.toml'} --out {run.path}-again"
     )
     path = run.path / "settings.toml"
     yield html.folded(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from shared_data.errors import UserError
 from shared_data.files import read_bytes, read_json, restore, sweep, write_json
-from shared_data.finished import ASIDE, FINISHED, UNFINISHED, sizes_and_times, write_finished
+from shared_data.finished import ASIDE, FINISHED, UNFINISHED, read_finished, sizes_and_times, write_finished
 from shared_data.settings import settings_to_toml
 from shared_data.stages import STAGES
 
@@ -63,6 +63,7 @@ def in_place(run: "RunFolder", stage: str) -> Iterator[dict[str, float]]:
     finished, unfinished, aside = folder / FINISHED, folder / UNFINISHED, folder / ASIDE
     before, settings, inputs = _remembered(run.path), _settings(run), run.inputs(stage)
     files, was_finished, was_unfinished = sizes_and_times(folder), finished.exists(), read_bytes(unfinished)
+    last = read_finished(folder)
     metrics: dict[str, float] = {}
     try:
         write_json(unfinished, {"inputs": inputs, "settings": settings})
@@ -71,6 +72,13 @@ def in_place(run: "RunFolder", stage: str) -> Iterator[dict[str, float]]:
         _remember(run.path, settings)
         write_json(unfinished, {"inputs": inputs})
         yield metrics
+        now = sizes_and_times(folder)
+        for name in (
+            last.outputs if last else ()
+        ):  # what the last result had and this one has not, as samples of other prompts
+            path = str(folder / name)
+            if path in now and now[path] == files.get(path):
+                Path(path).unlink()
         write_finished(folder, run.inputs(stage), metrics)
         unfinished.unlink()
     except BaseException as error:

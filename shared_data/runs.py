@@ -12,7 +12,7 @@ A result rests on the settings of its stage, on local files it read (path, size,
 stages before it. Stages write into a folder of their own that takes its place only when they have finished, so a failed
 or killed stage leaves the last good result as it was. A resumable stage (training) works in place instead.
 
-    python -c "from shared_data.runs import RunFolder as R; from shared_data.settings import load_settings as s; print(R('v2', s()).path)"
+    uv run python -c "from shared_data.runs import RunFolder as R; from shared_data.settings import load_settings as s; print(R('v2', s()).path)"
 """
 
 import shlex
@@ -33,7 +33,7 @@ from shared_data.finished import (
     read_finished,
 )
 from shared_data.run_writing import SETTINGS, check_only_ours, in_a_fresh_folder, in_place, recover
-from shared_data.settings import Settings, available_configs, settings_to_toml
+from shared_data.settings import Settings, available_configs, load_settings, settings_to_toml
 from shared_data.stages import STAGES, upstream
 
 _NOT_FINISHED = "it has not finished yet"
@@ -82,7 +82,8 @@ class RunFolder:
         """A command in this run as a user types it; the run remembers its settings, so it only has to be found."""
         level = level or self.level
         name = self.settings.name
-        if self.path != Path("runs") / self.level / name or name not in available_configs():
+        known = name in available_configs() and self.configuration == load_settings(name)
+        if self.path != Path("runs") / self.level / name or not known:
             words = (*words, "--out", str(self.path))
         elif name != "tiny":
             words = (*words, "--config", name)

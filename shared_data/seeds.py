@@ -1,6 +1,6 @@
 """Which seeds there are: those of NumPy's and transformers' `set_seed`, 32 bits, in settings and options.
 
-python -c "from shared_data.seeds import check_seed; check_seed(7)"
+uv run python -c "from shared_data.seeds import check_seed; check_seed(7)"
 """
 
 from numbers import Integral

@@ -4,7 +4,7 @@ A configuration has one section a stage (`shared_data/configs/*.toml`, or a file
 and impossible sizes are a `UserError` of one line. What each setting means stands in `settings_schema.py` and
 the files it names.
 
-    python -c "from shared_data.settings import load_settings; print(load_settings('tiny', ['pretrain.max_steps=200']).pretrain)"
+    uv run python -c "from shared_data.settings import load_settings; print(load_settings('tiny', ['pretrain.max_steps=200']).pretrain)"
 """
 
 import difflib

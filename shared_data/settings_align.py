@@ -2,7 +2,7 @@
 
 Names and defaults are TRL's where it has the setting (`RewardConfig`, `DPOConfig`, `PPOConfig`, `GRPOConfig`).
 
-    python -c "from shared_data.settings_align import DpoSettings; print(DpoSettings(beta=0.2))"
+    uv run python -c "from shared_data.settings_align import DpoSettings; print(DpoSettings(beta=0.2))"
 """
 
 from typing import Any, ClassVar, Literal, Self

@@ -5,7 +5,7 @@ The sections of the stages that train stand in `settings_training.py` and `setti
 `shared_data/settings.py` reads configuration files into these classes; `v2 settings` prints them all. Model fields carry
 the names of Hugging Face configurations. Sizes that cannot work together are refused here.
 
-    python -c "from shared_data.settings_schema import ModelSettings; print(ModelSettings(hidden_size=64))"
+    uv run python -c "from shared_data.settings_schema import ModelSettings; print(ModelSettings(hidden_size=64))"
 """
 
 from typing import Literal, Self

@@ -2,7 +2,7 @@
 
 Names and defaults are those of transformers' `TrainingArguments`, TRL's `SFTConfig` and PEFT's `LoraConfig` where these have the setting.
 
-    python -c "from shared_data.settings_training import SftSettings; print(SftSettings(max_steps=10))"
+    uv run python -c "from shared_data.settings_training import SftSettings; print(SftSettings(max_steps=10))"
 """
 
 from typing import Any, ClassVar, Literal, Self

@@ -22,7 +22,7 @@ _POLICY = [
     ("reward", "{before:.3f} before, {after:.3f} after, for completions of held-out prompts"),
     ("reward, questions", "{question_before:.3f} before, {question_after:.3f} after"),
     ("reward, story requests", "{request_before:.3f} before, {request_after:.3f} after"),
-    ("right answers", "{right_before:.1%} before, {right_after:.1%} after, short or wordy"),
+    ("right answers", "{right_before:.1%} before, {right_after:.1%} after, whatever their length"),
     ("KL to the reference", "{kl:.3f} nats per completion{kl_note}"),
     ("completions that end", "{finished_before:.1%} before, {finished:.1%} after; the others are cut off"),
     ("stories", "{bits_per_byte_before:.4f} bits per byte before, {bits_per_byte:.4f} after"),
@@ -39,11 +39,11 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
         ("dropped as duplicates", "{dropped_exact_duplicates:,} exact, {dropped_near_duplicates:,} near"),
         (
             "cleaning, checked",
-            "precision {cleaning_precision:.4f}, recall {cleaning_recall:.4f}: the dirt is known",
+            "precision {cleaning_precision:.4f}, recall {cleaning_recall:.4f}, by the dirt that was put in",
         ),
         (
             "duplicates, checked",
-            "precision {deduplication_precision:.4f}, recall {deduplication_recall:.4f}: they are known",
+            "precision {deduplication_precision:.4f}, recall {deduplication_recall:.4f}, by the duplicates that were put in",
         ),
         ("held out", "{validation_documents:,} documents for validation, {test_documents:,} for testing"),
         (
@@ -189,8 +189,10 @@ def print_finished(run: RunFolder, report: Path) -> None:
     if run.level == "v2":  # tools are this level's
         rows.insert(2, ("look inside it", f"uv run {run.command('look', 'Once upon a time')}"))
     other = "v3" if run.level != "v3" else "v2"
-    config = shlex.quote(str(run.path / SETTINGS))
-    print_rows([*rows, ("run another level", f"uv run {other} run --config {config}")])
+    words = [other, "run", "--config", str(run.path / SETTINGS)]
+    if run.path != Path("runs") / run.level / run.settings.name:
+        words += ["--out", f"{run.path}-{other}"]
+    print_rows([*rows, ("run another level", f"uv run {shlex.join(words)}")])
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:

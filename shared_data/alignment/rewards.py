@@ -9,7 +9,7 @@ A reward is the one thing that training believes without a question: a NaN would
 a list that is one too short would reward the wrong completions. So all that comes back is checked, and what is wrong is
 named with the completion it belongs to. What the function does to its lists stays with it: it gets copies.
 
-    python -c "from shared_data.alignment.rewards import load_reward_function; load_reward_function('rewards.py:brevity')"
+    uv run python -c "from shared_data.alignment.rewards import load_reward_function; load_reward_function('rewards.py:brevity')"
 """
 
 import importlib.util

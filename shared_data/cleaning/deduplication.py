@@ -3,7 +3,7 @@
 Which documents are candidates is found by each level's index of MinHash signatures (`data_pipeline/processing/deduplication.py`);
 theory in `v2_handwritten/data_pipeline/processing/deduplication.md`.
 
-    python -c "from shared_data.cleaning.deduplication import shingles; print(shingles('The cat sat. The cat ran!', 2))"
+    uv run python -c "from shared_data.cleaning.deduplication import shingles; print(shingles('The cat sat. The cat ran!', 2))"
 """
 
 import hashlib

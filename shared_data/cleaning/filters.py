@@ -4,7 +4,7 @@ Each rule is one number of a document against one setting; the first that fails 
 enough words of usual length, letters rather than symbols, lines that are not a list, little repetition, English.
 Theory: `cleaning.md`. Counting is plain Python: over the hundred words of a document, a set of tuples is faster than arrays.
 
-    python -c "from shared_data.cleaning.filters import rejection_reason; \
+    uv run python -c "from shared_data.cleaning.filters import rejection_reason; \
 from shared_data.settings import CleaningSettings; print(rejection_reason('buy now ' * 50, CleaningSettings()))"
 """
 

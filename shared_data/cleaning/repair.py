@@ -6,7 +6,7 @@ The repairs uncover each other's work (an entity may hide a tag, a tag may stand
 applied until the text stays as it is; `repair_text(repair_text(x)) == repair_text(x)` holds by construction.
 Theory: `cleaning.md`. Level 1 leaves the encoding, line ends and Unicode to ftfy (`v1_quick/data_pipeline/processing/cleaning.py`).
 
-    python -c "from shared_data.cleaning.repair import repair_text; \
+    uv run python -c "from shared_data.cleaning.repair import repair_text; \
 print(repair_text('<p>Tom&rsquo;s  cafÃ©</p>'))"
 """
 

@@ -3,7 +3,7 @@
 Instruction tuning learns from them, and the tokenizer may: a tokenizer that has only seen stories spells out every question
 letter by letter, and a small model then spends itself on reading.
 
-    python -c "from shared_data.corpus.conversations import *; \
+    uv run python -c "from shared_data.corpus.conversations import *; \
 print(next(read_conversations(DataSettings(), 'story_world')))"
 """
 

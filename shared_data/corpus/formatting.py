@@ -8,7 +8,7 @@
 
 Pretraining uses the first; instruction tuning and alignment use the others.
 
-    python -c "from shared_data.corpus.formatting import format_chat; \
+    uv run python -c "from shared_data.corpus.formatting import format_chat; \
 print(format_chat({'prompt': 'Who has the ball?', 'completion': 'Tom.'}))"
 """
 

@@ -3,7 +3,7 @@
 The standard library cannot stream JSON, but `raw_decode` says where a value ends: try, and read on where it is cut. What is no JSON
 is refused, also between the records and behind the array: it may be what is left of records.
 
-    python -c "from shared_data.corpus.json_records import *; print(list(json_records(['[{\\"text\\": ', '\\"a\\"}]'], Path('a.json'))))"
+    uv run python -c "from shared_data.corpus.json_records import *; print(list(json_records(['[{\\"text\\": ', '\\"a\\"}]'], Path('a.json'))))"
 """
 
 import json

@@ -7,7 +7,7 @@ hub, `hub.py`.
 Level 1 hands in readers that call `datasets.load_dataset(..., streaming=True)`
 (`v1_quick/data_pipeline/download/open_corpus.py`).
 
-    python -c "from shared_data.corpus.open_corpus import open_corpus; \
+    uv run python -c "from shared_data.corpus.open_corpus import open_corpus; \
 from shared_data.settings import DataSettings; print(next(open_corpus(DataSettings())).text)"
 """
 

@@ -6,7 +6,7 @@ encoding, truncated, a malformed line, a missing field.
 The standard library reads json, csv and gzip, pyarrow reads parquet. Level 1 calls `datasets.load_dataset` for documents
 (`v1_quick/data_pipeline/download/open_corpus.py`).
 
-    python -c "from pathlib import Path; from shared_data.settings import DataSettings; \
+    uv run python -c "from pathlib import Path; from shared_data.settings import DataSettings; \
 from shared_data.corpus.readers import read_documents; \
 print(next(read_documents(Path('README.md'), DataSettings(), True)))"
 """

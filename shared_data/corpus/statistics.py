@@ -3,7 +3,7 @@
 One pass over the documents, in memory that does not grow with them. Theory: `v2_handwritten/data_pipeline/analysis/statistics.md`.
 The exponent of Zipf's law is fitted by each level (`data_pipeline/analysis/statistics.py`).
 
-    python -c "from shared_data.corpus.statistics import *; \
+    uv run python -c "from shared_data.corpus.statistics import *; \
 from v2_handwritten.data_pipeline.analysis.statistics import zipf_exponent; print(analyse(['the cat saw the dog'], zipf_exponent))"
 """
 

@@ -63,7 +63,7 @@ def write_tokens(
         described = encode_split(run.documents(split), run.tokens(split), encode, vocab_size, end_of_text_id)
         if split != "test" and described["tokens"] < least:
             raise UserError(
-                f"the {split} split has {described['tokens']:,} tokens, fewer than one sequence of pretrain.sequence_length + 1 = {least}; bring more text, or lower pretrain.sequence_length"
+                f"the {split} split has {described['tokens']:,} tokens, fewer than one sequence of pretrain.sequence_length + 1 = {least}; bring more text, hold out more of it (data.validation_fraction, data.test_fraction), or lower pretrain.sequence_length"
             )
         prefix = "" if split == "train" else f"{split}_"
         metrics[f"{prefix}tokens"] = described["tokens"]

@@ -1,6 +1,6 @@
 """The arguments of `generate`, read and checked: the prompts, which ids end a sequence, how long it may become, how it is sampled.
 
-python -c "from shared_data.inference.arguments import new_token_limits; print(new_token_limits([[5, 6]], 100, positions=64))"
+uv run python -c "from shared_data.inference.arguments import new_token_limits; print(new_token_limits([[5, 6]], 100, positions=64))"
 """
 
 from collections.abc import Iterable, Sequence

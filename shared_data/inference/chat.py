@@ -64,7 +64,7 @@ def chat(
     messages: list[Message] = []
     for number, typed in enumerate(user_messages):
         text = typed.strip()
-        if text == "/quit":
+        if text in ("/quit", "/exit"):
             return
         if text.startswith("/"):
             messages = _obey(text, messages, write)

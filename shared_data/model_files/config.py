@@ -6,7 +6,7 @@ and "how much work" before anything is built (Kaplan et al. 2020, section 2.1; C
 
 Level 1 builds transformers' `GPT2Config` or `LlamaConfig` from it (`to_hf`).
 
-    python -c "from shared_data.model_files.config import *; print(count_parameters(ModelConfig(vocab_size=1024)))"
+    uv run python -c "from shared_data.model_files.config import *; print(count_parameters(ModelConfig(vocab_size=1024)))"
 """
 
 import math

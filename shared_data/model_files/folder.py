@@ -3,7 +3,7 @@
 Everything is checked before a model is built: the architecture, the name and the shape of every tensor. Nothing here holds the
 numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py). Level 1: `save_pretrained`, `from_pretrained`.
 
-    python -c "from pathlib import Path; from shared_data.model_files.folder import *; print(read_shapes(Path('runs/v2/tiny/pretrain/model.safetensors')))"
+    uv run python -c "from pathlib import Path; from shared_data.model_files.folder import *; print(read_shapes(Path('runs/v2/tiny/pretrain/model.safetensors')))"
 """
 
 from dataclasses import replace

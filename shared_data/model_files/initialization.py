@@ -7,7 +7,7 @@ the residual stream are smaller by 1/sqrt(2 · layers), because 2 · layers of t
 Each parameter has a random stream of its own, seeded by (seed, name): neither the order of the parameters nor the
 presence of others changes its numbers, and no library's generator is involved.
 
-    python -c "from shared_data.model_files.initialization import *; print(dict(initial_weights(ModelConfig(), seed=0)).keys())"
+    uv run python -c "from shared_data.model_files.initialization import *; print(dict(initial_weights(ModelConfig(), seed=0)).keys())"
 """
 
 import math

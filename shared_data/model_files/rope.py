@@ -4,7 +4,7 @@ Position p turns pair i of a head of size D by the angle p · θ^(−2i/D) (Su e
 with i + D/2 ("halves"); Meta's and llama.cpp's checkpoints pair 2i with 2i + 1 ("interleaved"). The two differ by a permutation of
 the rows of W_q and W_k. The rotation itself stands in models/blocks/rope.py of each level.
 
-    python -c "from shared_data.model_files.rope import *; from shared_data.model_files.config import ModelConfig; print(rotary_frequencies(ModelConfig()))"
+    uv run python -c "from shared_data.model_files.rope import *; from shared_data.model_files.config import ModelConfig; print(rotary_frequencies(ModelConfig()))"
 """
 
 import math

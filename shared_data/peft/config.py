@@ -1,6 +1,6 @@
 """What an adapter is, and how a 4-bit base is stored; the fields of LoRA are PEFT's.
 
-python -c "from shared_data.peft.config import LoraConfig; print(LoraConfig(r=16, lora_alpha=32).scaling)"
+uv run python -c "from shared_data.peft.config import LoraConfig; print(LoraConfig(r=16, lora_alpha=32).scaling)"
 """
 
 import math

@@ -1,6 +1,6 @@
 """How much memory training takes besides activations: what LoRA and QLoRA save.
 
-python -c "from v2_handwritten.models.transformer import *; from shared_data.peft.memory import *; print(memory_bytes(Transformer(ModelConfig())))"
+uv run python -c "from v2_handwritten.models.transformer import *; from shared_data.peft.memory import *; print(memory_bytes(Transformer(ModelConfig())))"
 """
 
 import math

@@ -2,7 +2,7 @@
 
 NF4 is Dettmers et al. 2023 (appendix E; v2_handwritten/models/peft/qlora.md derives the levels), the 8-bit type Dettmers 2016.
 
-    python -c "from shared_data.peft.nf4 import dynamic_codes; print(dynamic_codes()[:4])"
+    uv run python -c "from shared_data.peft.nf4 import dynamic_codes; print(dynamic_codes()[:4])"
 """
 
 import functools

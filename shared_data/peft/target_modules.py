@@ -4,7 +4,7 @@ A target is the last part of a layer's path, or several: "q_proj", "mlp.c_proj" 
 linear layer but the output matrix (`lm_head`, `score`), which the loss reads directly. Whole modules (`modules_to_save`) are the
 token embedding and the output matrix. Models are those of either hand-written level.
 
-    python -c "from v2_handwritten.models.transformer import *; from shared_data.peft.target_modules import *; print([p.path for p in select_layers(Transformer(ModelConfig()), ['q_proj'])])"
+    uv run python -c "from v2_handwritten.models.transformer import *; from shared_data.peft.target_modules import *; print([p.path for p in select_layers(Transformer(ModelConfig()), ['q_proj'])])"
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,7 +7,7 @@ request, and ignored where text is not trusted), match only as a whole word (`si
 
 Level 1: `tokenizers.AddedToken`.
 
-    python -c "from shared_data.tokenizer.added_tokens import *; print(AddedTokens([AddedToken(7, '<|x|>')]).split('a<|x|>b'))"
+    uv run python -c "from shared_data.tokenizer.added_tokens import *; print(AddedTokens([AddedToken(7, '<|x|>')]).split('a<|x|>b'))"
 """
 
 import re

@@ -7,7 +7,7 @@ section 2.2, and the `bytes_to_unicode` of the GPT-2 release).
 
 Level 1 gets this alphabet from `tokenizers`.
 
-    python -c "from shared_data.tokenizer.byte_level import text_to_symbols as f; print(f('a café'))"
+    uv run python -c "from shared_data.tokenizer.byte_level import text_to_symbols as f; print(f('a café'))"
 """
 
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]

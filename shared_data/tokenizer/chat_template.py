@@ -12,7 +12,7 @@ who are not to be trusted are encoded with `allow_special=False`, so that they c
 `CHAT_TEMPLATE` is the same rule in Jinja; it is saved with the tokenizer, so `apply_chat_template` of transformers
 (which is what level 1 calls), vLLM and others render conversations as the model was trained. A test holds both equal.
 
-    python -c "from shared_data.tokenizer.chat_template import render_chat; print(render_chat([{'role': 'user', 'content': 'Hi'}], True))"
+    uv run python -c "from shared_data.tokenizer.chat_template import render_chat; print(render_chat([{'role': 'user', 'content': 'Hi'}], True))"
 """
 
 from collections.abc import Mapping, Sequence

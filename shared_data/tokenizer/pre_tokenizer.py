@@ -8,7 +8,7 @@ one before:
 
 What we cannot do exactly as `tokenizers` does is refused (`UserError`), not approximated. Level 1 is that library.
 
-    python -c "from shared_data.tokenizer.pre_tokenizer import *; print(PreTokenizer({'type': 'ByteLevel', 'add_prefix_space': False}).split('a b'))"
+    uv run python -c "from shared_data.tokenizer.pre_tokenizer import *; print(PreTokenizer({'type': 'ByteLevel', 'add_prefix_space': False}).split('a b'))"
 """
 
 import re

@@ -11,7 +11,7 @@ Level 1 hands the pattern to the Oniguruma engine of `tokenizers`. Here `regex` 
 `\\p{L}`), and for ASCII text a twin of the pattern runs in `re`, twice as fast. `unicode_versions.py` has the difference
 between the engines' tables.
 
-    python -c "from shared_data.tokenizer.split_patterns import *; print(PatternSplitter(GPT4_PATTERN).split('It\\'s 2025, café!'))"
+    uv run python -c "from shared_data.tokenizer.split_patterns import *; print(PatternSplitter(GPT4_PATTERN).split('It\\'s 2025, café!'))"
 """
 
 import re

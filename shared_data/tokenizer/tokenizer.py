@@ -9,7 +9,7 @@ as packed bytes, so a known text costs one regular expression, one look-up a wor
 The merges themselves are the levels' own (`data_pipeline/tokenizer/bpe_encode.py`): level 2 merges new words one by one, level 3
 all of them together as arrays. Level 1 uses `tokenizers`.
 
-    python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
+    uv run python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
 """
 
 import sys

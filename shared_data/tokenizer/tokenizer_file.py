@@ -7,7 +7,7 @@ and `merges.txt`. Reading checks what we rely on, and every refusal names the fi
 
 Level 1: `AutoTokenizer.from_pretrained` and `save_pretrained`, which keeps the chat template in `chat_template.jinja`.
 
-    python -c "from shared_data.tokenizer.tokenizer_file import *; print(list(new_definition({'a': 0}, [], 'gpt4', [])))"
+    uv run python -c "from shared_data.tokenizer.tokenizer_file import *; print(list(new_definition({'a': 0}, [], 'gpt4', [])))"
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 Learning the merges is each level's own (`data_pipeline/tokenizer/bpe_train.py`).
 
-    python -c "from shared_data.tokenizer.training import count_words; print(count_words(['low low lower'], 'gpt4'))"
+    uv run python -c "from shared_data.tokenizer.training import count_words; print(count_words(['low low lower'], 'gpt4'))"
 """
 
 from collections import Counter

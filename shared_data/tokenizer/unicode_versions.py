@@ -8,7 +8,7 @@ all 1,112,064 characters, and `tests/parity/test_tokenizer_unicode.py` measures 
 
 Level 1 is that library and needs no such list.
 
-    python -c "from shared_data.tokenizer.unicode_versions import NEWER_CHARACTERS as n; print(len(n))"
+    uv run python -c "from shared_data.tokenizer.unicode_versions import NEWER_CHARACTERS as n; print(len(n))"
 """
 
 import re

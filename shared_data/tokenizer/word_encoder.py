@@ -3,7 +3,7 @@
 The merges themselves are each level's own (`data_pipeline/tokenizer/bpe_encode.py`): level 2 merges word by word, level 3 all words
 in one flat array. Level 1 uses `tokenizers`.
 
-    python -c "from shared_data.tokenizer.word_encoder import *; from v2_handwritten.data_pipeline.tokenizer.bpe_encode import *; \
+    uv run python -c "from shared_data.tokenizer.word_encoder import *; from v2_handwritten.data_pipeline.tokenizer.bpe_encode import *; \
 print(WordEncoder(Merges, merge_words, {'l': 0, 'o': 1, 'w': 2, 'lo': 3}, [('l', 'o')]).encode(['low']))"
 """
 

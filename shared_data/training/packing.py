@@ -6,7 +6,7 @@ which sees the prefix and itself but no other branch. Both save multiplications 
 
 Levels 2 and 3 run the lines through their models (models/packing.py). Level 1 leaves batches padded, as its libraries do.
 
-    python -c "import numpy as np; from shared_data.training.packing import *; print(pack_rows(np.array([[5, 6, 7], [5, 6, 8]]), np.ones((2, 3)), 8))"
+    uv run python -c "import numpy as np; from shared_data.training.packing import *; print(pack_rows(np.array([[5, 6, 7], [5, 6, 8]]), np.ones((2, 3)), 8))"
 """
 
 import itertools

@@ -89,8 +89,8 @@ def test_the_formula_of_memory_counts_the_bytes_of_the_cache() -> None:
     for case in CASES:
         config, array_config = config_of(case), ArrayConfig.from_hf(config_of(case).to_hf())
         states = v2.KVCache(config, 3, 50).states
-        assert states.numel() * 4 == 3 * 50 * v2.bytes_per_token(config)
+        assert states.numel() * 4 == 3 * 50 * v2.bytes_per_token(config), case
         array_states = v3.KVCache(array_config, 3, 50).states
-        assert array_states.nbytes == 3 * 50 * v3.bytes_per_token(array_config)
+        assert array_states.nbytes == 3 * 50 * v3.bytes_per_token(array_config), case
     sizes = [v2.bytes_per_token(config_of(case)) for case in ("llama MHA, untied", "llama GQA")]
     assert sizes == [2 * 2 * 4 * 8 * 4, 2 * 2 * 2 * 8 * 4]

@@ -288,3 +288,26 @@ def test_two_processes_cannot_write_into_one_run_and_a_killed_one_leaves_no_lock
         other.kill()
     with run.locked():
         pass
+
+
+def test_a_training_that_is_done_again_keeps_nothing_that_only_the_last_one_had(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    for names in (("model.txt", "completions.json"), ("model.txt",)):
+        with run.writing("dpo"):
+            for name in names:
+                (run.stage("dpo") / name).write_text(f"{names}")
+            (run.stage("dpo") / "checkpoint-5").mkdir(exist_ok=True)
+            (run.stage("dpo") / "checkpoint-5" / "state.json").touch()
+    assert set(contents(run.path / "dpo")) == {"model.txt", "finished.json", "checkpoint-5/state.json"}
+
+
+def test_a_command_names_the_configuration_only_where_it_is_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder("v2", load_settings("smoke"))
+    assert run.command("chat") == "v2 chat --config smoke"
+    run.configuration = load_settings(
+        "smoke", ["pretrain.max_steps=3"]
+    )  # began with another file of this name
+    assert run.command("chat") == "v2 chat --out runs/v2/smoke"

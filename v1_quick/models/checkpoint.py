@@ -1,6 +1,6 @@
 """Hugging Face folders in: `from_pretrained` of transformers. Out: `save_pretrained`, which the trainers call.
 
-python -c "from v1_quick import load_model; print(load_model('runs/v1/tiny/pretrain'))"
+uv run python -c "from v1_quick import load_model; print(load_model('runs/v1/tiny/pretrain'))"
 """
 
 from pathlib import Path

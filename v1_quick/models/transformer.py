@@ -1,6 +1,6 @@
 """The language model: transformers' `GPT2LMHeadModel` or `LlamaForCausalLM`, whichever the configuration names.
 
-python -c "from v1_quick.models.transformer import *; print(new_model(ModelConfig(num_hidden_layers=1), seed=0))"
+uv run python -c "from v1_quick.models.transformer import *; print(new_model(ModelConfig(num_hidden_layers=1), seed=0))"
 """
 
 from typing import Any

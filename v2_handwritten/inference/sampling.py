@@ -6,7 +6,7 @@ caller, so that all levels turn the same number into the same token.
 
 Level 1 calls transformers' warpers; level 3 is the same in NumPy. Theory: sampling.md.
 
-    python -c "import torch; from v2_handwritten.inference.sampling import *; print(filter_logits(torch.tensor([[2., 1., 0.]]), top_k=2))"
+    uv run python -c "import torch; from v2_handwritten.inference.sampling import *; print(filter_logits(torch.tensor([[2., 1., 0.]]), top_k=2))"
 """
 
 import torch

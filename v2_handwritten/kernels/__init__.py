@@ -6,7 +6,7 @@
 
 Where a choice has no version of its own, the plain one is used. Level 1: `attn_implementation`. Level 3: plain and fused.
 
-    python -c "from v2_handwritten.kernels import kernel; from v2_handwritten.models.blocks.normalization import rms_norm; print(kernel('fused', rms_norm))"
+    uv run python -c "from v2_handwritten.kernels import kernel; from v2_handwritten.models.blocks.normalization import rms_norm; print(kernel('fused', rms_norm))"
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ pickle is read or written (safetensors is a JSON header and the raw numbers).
 
 Level 1: `save_pretrained` and `from_pretrained`. Level 3: the same functions over NumPy.
 
-    python -c "from v2_handwritten.models.checkpoint import load_model; print(load_model('runs/v2/tiny/pretrain').config)"
+    uv run python -c "from v2_handwritten.models.checkpoint import load_model; print(load_model('runs/v2/tiny/pretrain').config)"
 """
 
 from collections.abc import Iterator

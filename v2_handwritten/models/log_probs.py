@@ -7,7 +7,7 @@ Derivation in log_probs.md.
 
 Level 1: trl's `selective_log_softmax`. Level 3: the same over NumPy.
 
-    python -c "import torch; from v2_handwritten.models.log_probs import *; print(selected_log_probs(torch.zeros(1, 2, 8), torch.tensor([[1, 2]])))"
+    uv run python -c "import torch; from v2_handwritten.models.log_probs import *; print(selected_log_probs(torch.zeros(1, 2, 8), torch.tensor([[1, 2]])))"
 """
 
 import torch

@@ -7,7 +7,7 @@ under padding is the trap of this file; `packing.py` finds it. Theory: reward_mo
 Level 1: transformers' `GPT2ForSequenceClassification` and `LlamaForSequenceClassification` with one label; the parameters
 here carry their names. Level 3: the same class over its own autograd.
 
-    python -c "import torch; from v2_handwritten.models.reward_model import *; print(RewardModel.from_transformer(Transformer(ModelConfig()), 0)(torch.zeros(2, 4, dtype=torch.int64)))"
+    uv run python -c "import torch; from v2_handwritten.models.reward_model import *; print(RewardModel.from_transformer(Transformer(ModelConfig()), 0)(torch.zeros(2, 4, dtype=torch.int64)))"
 """
 
 import copy

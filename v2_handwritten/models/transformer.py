@@ -8,7 +8,7 @@ Parameters carry Hugging Face's names, so `state_dict()` is a checkpoint of `GPT
 
 Level 1 builds those library classes. Level 3: the same classes over its own autograd.
 
-    python -c "import torch; from v2_handwritten.models.transformer import *; print(Transformer(ModelConfig()).initialize(0)(torch.zeros(1, 4, dtype=torch.int64)).shape)"
+    uv run python -c "import torch; from v2_handwritten.models.transformer import *; print(Transformer(ModelConfig()).initialize(0)(torch.zeros(1, 4, dtype=torch.int64)).shape)"
 """
 
 import copy

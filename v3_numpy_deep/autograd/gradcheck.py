@@ -9,7 +9,7 @@ random direction touches every entry of the Jacobian, so two evaluations do what
 them, and a wrong entry escapes with probability zero. Float64 only: float32 differences drown in rounding.
 (Griewank & Walther 2008, section 3.2; levels 1 and 2 rely on torch, whose `torch.autograd.gradcheck` has a `fast_mode` like this.)
 
-    python -c "from v3_numpy_deep.autograd.gradcheck import gradcheck; import numpy as np; print(gradcheck(lambda x: x * x, np.ones(3)))"
+    uv run python -c "from v3_numpy_deep.autograd.gradcheck import gradcheck; import numpy as np; print(gradcheck(lambda x: x * x, np.ones(3)))"
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@
 
 Level 1: `attn_implementation`. Level 2 has torch's own kernels as a third choice.
 
-    python -c "from v3_numpy_deep.autograd.kernels import kernel; from v3_numpy_deep.models.blocks.normalization import rms_norm; print(kernel('fused', rms_norm))"
+    uv run python -c "from v3_numpy_deep.autograd.kernels import kernel; from v3_numpy_deep.models.blocks.normalization import rms_norm; print(kernel('fused', rms_norm))"
 """
 
 import functools

@@ -5,7 +5,7 @@ returns such blocks to the operating system and asks for them again, and every p
 the kernel answers with zeros: about 29,000 of them, or 14 % of the time, in a step of the tiny model. Three settings of
 glibc's malloc end that; elsewhere (macOS, Windows, musl) nothing happens.
 
-    python -c "from v3_numpy_deep.autograd.memory import keep_freed_memory; print(keep_freed_memory())"
+    uv run python -c "from v3_numpy_deep.autograd.memory import keep_freed_memory; print(keep_freed_memory())"
 """
 
 import ctypes

@@ -4,7 +4,7 @@ The tree is found by looking at attributes, as in `torch.nn.Module` (which level
 `self.q_proj = Linear(...)` in a module called `self_attn` owns the parameter `self_attn.q_proj.weight`. These names are
 those of Hugging Face checkpoints.
 
-    python -c "from v3_numpy_deep.models.blocks.linear import Linear; print(dict(Linear(2, 3).named_parameters()))"
+    uv run python -c "from v3_numpy_deep.models.blocks.linear import Linear; print(dict(Linear(2, 3).named_parameters()))"
 """
 
 from collections.abc import Iterable, Iterator, Mapping

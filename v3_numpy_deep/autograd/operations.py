@@ -8,7 +8,7 @@ the engine, so a derivative may return a gradient of the broadcast shape.
 Everything a network needs can be composed from these; `fused/` holds the compositions that are worth a derivative of their
 own. Levels 1 and 2 use torch's operations.
 
-    python -c "from v3_numpy_deep.autograd import operations as ops; print(ops.softmax(ops.Tensor([1.0, 2.0])))"
+    uv run python -c "from v3_numpy_deep.autograd import operations as ops; print(ops.softmax(ops.Tensor([1.0, 2.0])))"
 """
 
 import math

@@ -9,7 +9,7 @@ the shards': data parallelism, as between many GPUs (Li et al. 2020, "PyTorch Di
 their gradients in a fixed order, so that the same number of threads gives the same bits. models/sharding.py says how a batch
 is cut. Levels 1 and 2 need none of this: torch's kernels use all cores by themselves.
 
-    python -c "from v3_numpy_deep.autograd.parallel import available_threads; print(available_threads())"
+    uv run python -c "from v3_numpy_deep.autograd.parallel import available_threads; print(available_threads())"
 """
 
 import ctypes

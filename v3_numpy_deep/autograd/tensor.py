@@ -7,7 +7,7 @@ before parents, and multiplies the chain rule out from the loss to the parameter
 
 Levels 1 and 2 use torch's autograd. This file is what it does, without the speed of C++.
 
-    python -c "from v3_numpy_deep.autograd import Tensor; x = Tensor([3.0], requires_grad=True); (x * x).sum().backward(); print(x.grad)"
+    uv run python -c "from v3_numpy_deep.autograd import Tensor; x = Tensor([3.0], requires_grad=True); (x * x).sum().backward(); print(x.grad)"
 """
 
 import threading

@@ -6,7 +6,7 @@ section 3). Memory is allocated once for `max_length` tokens: appending is a cop
 Level 1 leaves this to transformers (`DynamicCache` inside `generate`); level 2 is the same in torch.
 Theory: v2_handwritten/inference/kv_cache.md.
 
-    python -c "from v3_numpy_deep.inference.kv_cache import *; from shared_data.model_files.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
+    uv run python -c "from v3_numpy_deep.inference.kv_cache import *; from shared_data.model_files.config import ModelConfig; print(bytes_per_token(ModelConfig()))"
 """
 
 import copy

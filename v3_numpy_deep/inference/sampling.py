@@ -6,7 +6,7 @@ caller, so that all levels turn the same number into the same token.
 
 Level 1 calls transformers' warpers; level 2 is the same in torch. Theory: v2_handwritten/inference/sampling.md.
 
-    python -c "import numpy as np; from v3_numpy_deep.inference.sampling import *; print(filter_logits(np.array([[2., 1., 0.]]), top_k=2))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.inference.sampling import *; print(filter_logits(np.array([[2., 1., 0.]]), top_k=2))"
 """
 
 import numpy as np

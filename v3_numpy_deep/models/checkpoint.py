@@ -6,7 +6,7 @@ pickle is read or written: a safetensors file is a JSON header and the raw numbe
 
 Level 1: `save_pretrained` and `from_pretrained`. Level 2: the same functions over torch.
 
-    python -c "from v3_numpy_deep.models.checkpoint import load_model; print(load_model('runs/v3/tiny/pretrain').config)"
+    uv run python -c "from v3_numpy_deep.models.checkpoint import load_model; print(load_model('runs/v3/tiny/pretrain').config)"
 """
 
 import json

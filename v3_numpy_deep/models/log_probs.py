@@ -7,7 +7,7 @@ of keeping them. Theory: v2_handwritten/models/log_probs.md.
 
 Level 1: trl's `selective_log_softmax`. Level 2: the same over torch, with mixed precision.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.log_probs import *; print(selected_log_probs(Tensor(np.zeros((1, 2, 8), 'f')), np.array([[1, 2]])))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.log_probs import *; print(selected_log_probs(Tensor(np.zeros((1, 2, 8), 'f')), np.array([[1, 2]])))"
 """
 
 import numpy as np

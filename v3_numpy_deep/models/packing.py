@@ -11,7 +11,7 @@ never from the ids: many models pad with the token that ends a text.
 Level 1: transformers finds packed documents in `position_ids`, padding in `attention_mask`. Level 2: the same over torch. Which token
 goes where is planned in shared_data/training/packing.py.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.packing import *; print(Packing.from_documents(np.array([[0, 0, 1]])).same_text())"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.packing import *; print(Packing.from_documents(np.array([[0, 0, 1]])).same_text())"
 """
 
 from dataclasses import dataclass

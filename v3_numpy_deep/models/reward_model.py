@@ -7,7 +7,7 @@ under padding is the trap of this file; `packing.py` finds it. Theory: v2_handwr
 Level 1: transformers' `GPT2ForSequenceClassification` and `LlamaForSequenceClassification` with one label; the parameters
 here carry their names. Level 2: the same class over torch, with mixed precision.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.reward_model import *; print(RewardModel.from_transformer(Transformer(ModelConfig()), 0)(np.zeros((2, 4), int)))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.reward_model import *; print(RewardModel.from_transformer(Transformer(ModelConfig()), 0)(np.zeros((2, 4), int)))"
 """
 
 import copy

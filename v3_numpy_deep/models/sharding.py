@@ -5,7 +5,7 @@
 
 Levels 1 and 2 need none of this: torch's kernels use all cores by themselves.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.sharding import *; print(cut_documents(np.array([0, 0, 1, 1, 1, 2]), 2))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.sharding import *; print(cut_documents(np.array([0, 0, 1, 1, 1, 2]), 2))"
 """
 
 import functools

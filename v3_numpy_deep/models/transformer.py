@@ -8,7 +8,7 @@ Parameters carry Hugging Face's names, so `state_dict()` is a checkpoint of `GPT
 
 Level 1 builds those library classes. Level 2: the same classes over torch, with mixed precision and gradient checkpointing.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.transformer import *; print(Transformer(ModelConfig()).initialize(0)(np.zeros((1, 4), int)).shape)"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.transformer import *; print(Transformer(ModelConfig()).initialize(0)(np.zeros((1, 4), int)).shape)"
 """
 
 import copy

@@ -3,7 +3,7 @@
 ftfy undoes mojibake and repairs surrogates, line ends, terminal colours and Unicode forms. It knows no HTML and leaves characters
 without width, so these repairs are the shared ones. Theory: `shared_data/cleaning/cleaning.md`.
 
-    python -c "from v1_quick.data_pipeline.processing.cleaning import fix_encoding; print(fix_encoding('cafÃ© and naÃ¯ve'))"
+    uv run python -c "from v1_quick.data_pipeline.processing.cleaning import fix_encoding; print(fix_encoding('cafÃ© and naÃ¯ve'))"
 """
 
 import ftfy

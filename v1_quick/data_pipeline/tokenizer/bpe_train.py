@@ -3,7 +3,7 @@
 Sennrich, Haddow and Birch (2016), section 3.2, on bytes (Radford et al. 2019). Level 2 writes the algorithm with a word
 multiset, a pair index and a heap; level 3 with arrays. All three give the same merges and ids.
 
-    python -c "from v1_quick.data_pipeline.tokenizer.bpe_train import train_bpe; print(train_bpe(['low low lower'], 260).encode('lowest'))"
+    uv run python -c "from v1_quick.data_pipeline.tokenizer.bpe_train import train_bpe; print(train_bpe(['low low lower'], 260).encode('lowest'))"
 """
 
 from collections.abc import Iterable, Sequence

@@ -11,7 +11,7 @@ why this needs no reward model stands in dpo.md.
 
 Level 1: trl's `DPOTrainer`, which computes the loss inside. Level 3: the same over its own autograd.
 
-    python -c "import torch; from v2_handwritten.align.algorithms.dpo import *; print(dpo_loss(*torch.tensor([[-3.0], [-4.0], [-3.5], [-3.5]])))"
+    uv run python -c "import torch; from v2_handwritten.align.algorithms.dpo import *; print(dpo_loss(*torch.tensor([[-3.0], [-4.0], [-3.5], [-3.5]])))"
 """
 
 from typing import Literal

@@ -6,7 +6,7 @@ tokens of a batch ("bnpo"), as TRL 1.12 computes them. Derivations in grpo.md.
 
 Level 1: `trl.GRPOTrainer`. Level 3: the same over its own autograd; what has no gradient is an array there.
 
-    python -c "import torch; from v2_handwritten.align.algorithms.grpo import *; print(group_advantages(torch.tensor([1.0, 0.0, 0.5, 0.5]), 2))"
+    uv run python -c "import torch; from v2_handwritten.align.algorithms.grpo import *; print(group_advantages(torch.tensor([1.0, 0.0, 0.5, 0.5]), 2))"
 """
 
 from typing import Literal

@@ -10,7 +10,7 @@ log-probability it was sampled with, and the value of the state before it.
 Level 1: `PPOTrainer`, which does all of this inside `train()`. Level 3: the same over its own autograd; what has no gradient
 is an array there.
 
-    python -c "import torch; from v2_handwritten.align.algorithms.ppo import *; print(generalized_advantages(torch.tensor([[0.0, 0.0, 1.0]]), torch.zeros(1, 3), torch.ones(1, 3).long()))"
+    uv run python -c "import torch; from v2_handwritten.align.algorithms.ppo import *; print(generalized_advantages(torch.tensor([[0.0, 0.0, 1.0]]), torch.zeros(1, 3), torch.ones(1, 3).long()))"
 """
 
 from typing import Literal, NamedTuple

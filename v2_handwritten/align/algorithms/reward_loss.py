@@ -7,7 +7,7 @@ the loss leaves free (Eisenstein et al. 2023). Derivation in reward_loss.md.
 
 Level 1: the loss inside trl's `RewardTrainer`. Level 3: the same over its own autograd.
 
-    python -c "import torch; from v2_handwritten.align.algorithms.reward_loss import *; print(reward_loss(torch.tensor([2.0]), torch.tensor([1.0])))"
+    uv run python -c "import torch; from v2_handwritten.align.algorithms.reward_loss import *; print(reward_loss(torch.tensor([2.0]), torch.tensor([1.0])))"
 """
 
 import torch

@@ -5,7 +5,7 @@
 Theory: `statistics.md`. The counts come from `shared_data/corpus/statistics.py`. Level 1 calls `numpy.polyfit`; level 2 solves
 the regression term by term; level 3 in arrays.
 
-    python -c "from v2_handwritten.data_pipeline.analysis.statistics import zipf_exponent; print(zipf_exponent([60, 30, 20, 15]))"
+    uv run python -c "from v2_handwritten.data_pipeline.analysis.statistics import zipf_exponent; print(zipf_exponent([60, 30, 20, 15]))"
 """
 
 import math

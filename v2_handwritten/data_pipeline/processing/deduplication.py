@@ -7,7 +7,7 @@
 Theory and pictures: `deduplication.md`. Level 1 asks datasketch; level 2 computes signatures with torch and walks hash
 chains one by one; level 3 does both with whole arrays. Signatures, bands and decisions are equal at all levels.
 
-    python -c "from v2_handwritten.data_pipeline.processing.deduplication import choose_bands; print(choose_bands(0.7, 128))"
+    uv run python -c "from v2_handwritten.data_pipeline.processing.deduplication import choose_bands; print(choose_bands(0.7, 128))"
 """
 
 import hashlib

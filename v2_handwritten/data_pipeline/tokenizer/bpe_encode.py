@@ -11,7 +11,7 @@ Two versions, tested equal:
 
 Level 1 leaves this to `tokenizers`; level 3 merges all words at once in one flat array.
 
-    python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_encode import *; print(merge_word([0, 0, 1], Merges([(0, 0), (2, 1)], [2, 3])))"
+    uv run python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_encode import *; print(merge_word([0, 0, 1], Merges([(0, 0), (2, 1)], [2, 3])))"
 """
 
 from collections.abc import Sequence

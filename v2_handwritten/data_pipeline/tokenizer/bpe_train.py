@@ -15,7 +15,7 @@ Merges and ids equal those of `tokenizers`, ties included: of equally frequent p
 and bytes are numbered in the order of `byte_level.ALPHABET`. Level 1 calls its `BpeTrainer`; level 3 keeps all words in one
 flat array and counts pairs by sorting.
 
-    python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe; print(train_bpe(['low low lower'], 260).encode('lowest'))"
+    uv run python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe; print(train_bpe(['low low lower'], 260).encode('lowest'))"
 """
 
 from collections import Counter, defaultdict

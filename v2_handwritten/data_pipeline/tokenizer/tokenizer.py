@@ -1,6 +1,6 @@
 """The tokenizer of this level: everything around BPE is shared (`shared_data/tokenizer`), the merges are applied here, one word at a time.
 
-python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
+uv run python -c "from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
 """
 
 from pathlib import Path

@@ -6,7 +6,7 @@ FlashAttention, Dao et al. 2022), stands in kernels/fused/attention.py. Theory: 
 
 Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same over its own autograd.
 
-    python -c "import torch; from v2_handwritten.models.blocks.attention import *; q = torch.randn(1, 4, 8, 16); print(causal_attention(q, q, q).shape)"
+    uv run python -c "import torch; from v2_handwritten.models.blocks.attention import *; q = torch.randn(1, 4, 8, 16); print(causal_attention(q, q, q).shape)"
 """
 
 import math

@@ -8,7 +8,7 @@ it hold anything, and keeps them in `plan`.
 
 Level 1: transformers' `create_causal_mask`. Level 3: the same class over NumPy.
 
-    python -c "from v2_handwritten.models.blocks.attention_mask import AttentionMask; print(AttentionMask(2, 4).allowed())"
+    uv run python -c "from v2_handwritten.models.blocks.attention_mask import AttentionMask; print(AttentionMask(2, 4).allowed())"
 """
 
 import copy

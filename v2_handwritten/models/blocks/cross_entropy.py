@@ -5,7 +5,7 @@ version (kernels/fused/cross_entropy.py) never has more than a few rows of them 
 
 Level 1: `torch.nn.functional.cross_entropy`. Level 3: the same over its own autograd.
 
-    python -c "import torch; from v2_handwritten.models.blocks.cross_entropy import *; print(cross_entropy(torch.zeros(2, 8), torch.tensor([1, 2])))"
+    uv run python -c "import torch; from v2_handwritten.models.blocks.cross_entropy import *; print(cross_entropy(torch.zeros(2, 8), torch.tensor([1, 2])))"
 """
 
 import torch

@@ -5,7 +5,7 @@ The scale keeps the expected value, so that nothing changes at test time. Every 
 
 Level 1: `torch.nn.Dropout` inside the library. Level 3: the same function with a NumPy generator.
 
-    python -c "import torch; from v2_handwritten.models.blocks.dropout import dropout; print(dropout(torch.ones(8), 0.5, True))"
+    uv run python -c "import torch; from v2_handwritten.models.blocks.dropout import dropout; print(dropout(torch.ones(8), 0.5, True))"
 """
 
 import torch

@@ -6,7 +6,7 @@ Llama has none, it rotates queries and keys instead (rope.py).
 
 Level 1: `torch.nn.Embedding`. Level 3: the same classes over its own autograd.
 
-    python -c "from v2_handwritten.models.blocks.embeddings import *; print(TokenEmbedding(8, 4)(torch.tensor([[1, 2]])))"
+    uv run python -c "from v2_handwritten.models.blocks.embeddings import *; print(TokenEmbedding(8, 4)(torch.tensor([[1, 2]])))"
 """
 
 import torch

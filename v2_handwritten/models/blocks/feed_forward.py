@@ -7,7 +7,7 @@ The derivatives of the elementwise part stand in kernels/fused/feed_forward.py, 
 
 Level 1: transformers' `GPT2MLP` and `LlamaMLP`. Level 3: the same over its own autograd.
 
-    python -c "from v2_handwritten.models.blocks.feed_forward import *; print(gelu_new(torch.tensor([-1.0, 1.0])))"
+    uv run python -c "from v2_handwritten.models.blocks.feed_forward import *; print(gelu_new(torch.tensor([-1.0, 1.0])))"
 """
 
 import math

@@ -4,7 +4,7 @@ Derivatives, which torch's autograd finds: dx = dy W, dW = dyᵀ x, db = Σ dy o
 
 Level 1: `torch.nn.Linear` and transformers' `Conv1D`. Level 3: the same classes over its own autograd.
 
-    python -c "import torch; from v2_handwritten.models.blocks.linear import Linear; print(Linear(4, 3)(torch.ones(2, 4)).shape)"
+    uv run python -c "import torch; from v2_handwritten.models.blocks.linear import Linear; print(Linear(4, 3)(torch.ones(2, 4)).shape)"
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ derived in normalization.md.
 
 Level 1: `torch.nn.LayerNorm` and transformers' `LlamaRMSNorm`. Level 3: the same over its own autograd.
 
-    python -c "import torch; from v2_handwritten.models.blocks.normalization import *; print(RMSNorm(4)(torch.arange(4.0)))"
+    uv run python -c "import torch; from v2_handwritten.models.blocks.normalization import *; print(RMSNorm(4)(torch.arange(4.0)))"
 """
 
 import torch

@@ -6,7 +6,7 @@ checkpoints, stand in shared_data/model_files/rope.py. Theory: rope.md.
 
 Level 1: transformers' `LlamaRotaryEmbedding` and `apply_rotary_pos_emb`. Level 3: the same functions over NumPy.
 
-    python -c "import numpy as np, torch; from v2_handwritten.models.blocks.rope import *; print(rotary_tables(np.array([1.0, 0.1]), torch.tensor([[0, 1, 2]])))"
+    uv run python -c "import numpy as np, torch; from v2_handwritten.models.blocks.rope import *; print(rotary_tables(np.array([1.0, 0.1]), torch.tensor([[0, 1, 2]])))"
 """
 
 import numpy as np

@@ -6,7 +6,7 @@ bookkeeping without mathematics: `shared_data/peft/adapted_model.py`.
 
 Level 1: PEFT. Level 3: the same classes over its own autograd. Theory: lora.md.
 
-    python -c "from v2_handwritten.models.transformer import *; from v2_handwritten.models.peft.lora import *; print(len(inject_lora(Transformer(ModelConfig()), LoraConfig(), seed=0)))"
+    uv run python -c "from v2_handwritten.models.transformer import *; from v2_handwritten.models.peft.lora import *; print(len(inject_lora(Transformer(ModelConfig()), LoraConfig(), seed=0)))"
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ weight (Press & Wolf 2017), they share the adapter's too.
 
 Level 1: PEFT's `ModulesToSaveWrapper`. Level 3: the same over its own modules. Theory: lora.md.
 
-    python -c "from v2_handwritten.models.transformer import *; from shared_data.peft.target_modules import *; print(select_modules(Transformer(ModelConfig()), ['embed_tokens']))"
+    uv run python -c "from v2_handwritten.models.transformer import *; from shared_data.peft.target_modules import *; print(select_modules(Transformer(ModelConfig()), ['embed_tokens']))"
 """
 
 from typing import Any

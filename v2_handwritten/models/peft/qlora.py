@@ -6,7 +6,7 @@ in 8 bits. A layer decodes its weight for each product, and again in the backwar
 
 Level 1: bitsandbytes. Level 3: the same in NumPy. Theory: qlora.md.
 
-    python -c "import torch; from v2_handwritten.models.peft.qlora import *; x = torch.randn(2, 64); print(dequantize_nf4(quantize_nf4(x)) - x)"
+    uv run python -c "import torch; from v2_handwritten.models.peft.qlora import *; x = torch.randn(2, 64); print(dequantize_nf4(quantize_nf4(x)) - x)"
 """
 
 import functools

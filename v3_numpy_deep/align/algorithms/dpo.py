@@ -11,7 +11,7 @@ why this needs no reward model stands in v2_handwritten/align/algorithms/dpo.md.
 
 Level 1: trl's `DPOTrainer`, which computes the loss inside. Level 2: the same over torch.
 
-    python -c "import numpy as np; from v3_numpy_deep.align.algorithms.dpo import *; print(dpo_loss(Tensor([-3.0]), Tensor([-4.0]), np.array([-3.5]), np.array([-3.5])))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.align.algorithms.dpo import *; print(dpo_loss(Tensor([-3.0]), Tensor([-4.0]), np.array([-3.5]), np.array([-3.5])))"
 """
 
 from typing import Literal

@@ -7,7 +7,7 @@ tokens of a batch ("bnpo"), as TRL 1.12 computes them. Derivations in v2_handwri
 Level 1: `trl.GRPOTrainer`. Level 2: the same over torch. Here the signatures tell what learns: only `new` is a tensor
 with a history, all else is an array.
 
-    python -c "import numpy as np; from v3_numpy_deep.align.algorithms.grpo import *; print(group_advantages(np.array([1.0, 0.0, 0.5, 0.5]), 2))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.align.algorithms.grpo import *; print(group_advantages(np.array([1.0, 0.0, 0.5, 0.5]), 2))"
 """
 
 from typing import Literal

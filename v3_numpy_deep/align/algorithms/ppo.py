@@ -11,7 +11,7 @@ log-probability it was sampled with, and the value of the state before it.
 Level 1: `PPOTrainer`, which does all of this inside `train()`. Level 2: the same over torch. Here the signatures tell what
 learns: only the new log-probabilities and the new values are tensors with a history, all else is an array.
 
-    python -c "import numpy as np; from v3_numpy_deep.align.algorithms.ppo import *; print(generalized_advantages(np.array([[0.0, 0.0, 1.0]]), np.zeros((1, 3)), np.ones((1, 3), int)))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.align.algorithms.ppo import *; print(generalized_advantages(np.array([[0.0, 0.0, 1.0]]), np.zeros((1, 3)), np.ones((1, 3), int)))"
 """
 
 from typing import Literal, NamedTuple

@@ -7,7 +7,7 @@ the loss leaves free (Eisenstein et al. 2023). Derivation in v2_handwritten/alig
 
 Level 1: the loss inside trl's `RewardTrainer`. Level 2: the same over torch.
 
-    python -c "from v3_numpy_deep.align.algorithms.reward_loss import *; print(reward_loss(Tensor([2.0]), Tensor([1.0])))"
+    uv run python -c "from v3_numpy_deep.align.algorithms.reward_loss import *; print(reward_loss(Tensor([2.0]), Tensor([1.0])))"
 """
 
 import numpy as np

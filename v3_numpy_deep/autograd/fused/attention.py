@@ -10,7 +10,7 @@ and, since o = P v, the sum Σ_keys P ∂P is Σ_D o ∂o, one number a query (F
 H query heads share K key-value heads in groups of H / K (Ainslie et al. 2023); their gradients add up in ∂k and ∂v.
 The composition is `causal_attention` in models/blocks/attention.py.
 
-    python -c "from v3_numpy_deep.autograd.fused.attention import causal_attention; help(causal_attention)"
+    uv run python -c "from v3_numpy_deep.autograd.fused.attention import causal_attention; help(causal_attention)"
 """
 
 import itertools

@@ -7,7 +7,7 @@ a training step (the idea of Wijmans et al. 2024, "Cut Your Losses", and of the 
 number: g only scales what is known already.
 The compositions are the functions of the same names in models/blocks/cross_entropy.py.
 
-    python -c "from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy; help(cross_entropy)"
+    uv run python -c "from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy; help(cross_entropy)"
 """
 
 from typing import Any

@@ -6,7 +6,7 @@
 The logistic function through tanh is one vectorised call that cannot overflow. The compositions are the functions of the same
 names in models/blocks/feed_forward.py. Level 2 has the same derivatives as `torch.autograd.Function`s.
 
-    python -c "from v3_numpy_deep.autograd.fused.feed_forward import swiglu; help(swiglu)"
+    uv run python -c "from v3_numpy_deep.autograd.fused.feed_forward import swiglu; help(swiglu)"
 """
 
 import math

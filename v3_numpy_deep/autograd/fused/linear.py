@@ -5,7 +5,7 @@ Derivative, with all positions as rows of X and G (n rows):  ∂X = G W,  ∂W =
 The composition is `linear` in models/blocks/linear.py. GPT-2 stores W as [in, out]: its transpose is a view, and BLAS reads
 either order, so one operation serves both families.
 
-    python -c "from v3_numpy_deep.autograd.fused.linear import linear; help(linear)"
+    uv run python -c "from v3_numpy_deep.autograd.fused.linear import linear; help(linear)"
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ known only in the backward pass. So the forward pass keeps one number a row, L =
 softmax(z/τ) = exp(z/τ − L) again, from logits that it makes a second time too: only a few rows of them are in memory at any
 time. The composition is the function of the same name in models/blocks/log_probs.py.
 
-    python -c "from v3_numpy_deep.autograd.fused.log_probs import linear_log_probs; help(linear_log_probs)"
+    uv run python -c "from v3_numpy_deep.autograd.fused.log_probs import linear_log_probs; help(linear_log_probs)"
 """
 
 import numpy as np

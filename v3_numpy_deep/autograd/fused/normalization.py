@@ -12,7 +12,7 @@ In words: normalizing removes the scale of x (and its mean), so no gradient can 
 The compositions are the functions of the same names in models/blocks/normalization.py. Level 2 has the same derivatives as
 `torch.autograd.Function`s; level 1 calls `torch.nn.RMSNorm` and `torch.nn.LayerNorm`.
 
-    python -c "from v3_numpy_deep.autograd.fused.normalization import rms_norm; help(rms_norm)"
+    uv run python -c "from v3_numpy_deep.autograd.fused.normalization import rms_norm; help(rms_norm)"
 """
 
 import numpy as np

@@ -5,7 +5,7 @@ z_i e^(i angle). The derivative of a rotation is the rotation back: the product 
 The composition, four products of halves, is `apply_rotary` in models/blocks/rope.py; over halves of 16 numbers NumPy
 spends its time on starting inner loops, and the complex product is twice as fast.
 
-    python -c "from v3_numpy_deep.autograd.fused.rope import apply_rotary; help(apply_rotary)"
+    uv run python -c "from v3_numpy_deep.autograd.fused.rope import apply_rotary; help(apply_rotary)"
 """
 
 import numpy as np

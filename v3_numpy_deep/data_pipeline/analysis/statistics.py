@@ -4,7 +4,7 @@
 
 Theory: `v2_handwritten/data_pipeline/analysis/statistics.md`. The counts come from `shared_data/corpus/statistics.py`.
 
-    python -c "from v3_numpy_deep.data_pipeline.analysis.statistics import zipf_exponent; print(zipf_exponent([60, 30, 20, 15]))"
+    uv run python -c "from v3_numpy_deep.data_pipeline.analysis.statistics import zipf_exponent; print(zipf_exponent([60, 30, 20, 15]))"
 """
 
 import math

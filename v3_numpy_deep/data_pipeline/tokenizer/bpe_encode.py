@@ -12,7 +12,7 @@ Two versions, tested equal:
 
 Level 1 leaves this to `tokenizers`; level 2 merges word by word, the long ones with a heap of ranks.
 
-    python -c "from v3_numpy_deep.data_pipeline.tokenizer.bpe_encode import *; print(merge_word([0, 0, 1], Merges([(0, 0), (2, 1)], [2, 3])))"
+    uv run python -c "from v3_numpy_deep.data_pipeline.tokenizer.bpe_encode import *; print(merge_word([0, 0, 1], Merges([(0, 0), (2, 1)], [2, 3])))"
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ The array way of the algorithm that level 2 writes with strings:
 Merges and ids equal those of `tokenizers`, ties included: of equally frequent pairs the one with the smaller ids goes first,
 and bytes are numbered in the order of `byte_level.ALPHABET`. Level 1 calls its `BpeTrainer`.
 
-    python -c "from v3_numpy_deep.data_pipeline.tokenizer.bpe_train import train_bpe; print(train_bpe(['low low lower'], 260).encode('lowest'))"
+    uv run python -c "from v3_numpy_deep.data_pipeline.tokenizer.bpe_train import train_bpe; print(train_bpe(['low low lower'], 260).encode('lowest'))"
 """
 
 from collections import Counter, defaultdict

@@ -1,6 +1,6 @@
 """The tokenizer of this level: everything around BPE is shared (`shared_data/tokenizer`), the merges are applied here, all new words of a text as one array.
 
-python -c "from v3_numpy_deep.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
+uv run python -c "from v3_numpy_deep.data_pipeline.tokenizer.bpe_train import train_bpe; t = train_bpe(['a cat, a hat'], 260); print(t.encode('a rat'))"
 """
 
 from pathlib import Path

@@ -6,7 +6,7 @@ derivative. The fused version works in tiles and has a derivative of its own (au
 
 Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 2: the same over torch.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.blocks.attention import *; q = Tensor(np.ones((1, 4, 8, 16), 'f')); print(causal_attention(q, q, q).shape)"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.blocks.attention import *; q = Tensor(np.ones((1, 4, 8, 16), 'f')); print(causal_attention(q, q, q).shape)"
 """
 
 import math

@@ -8,7 +8,7 @@ booleans into tiles (autograd/fused/attention.py), once, and keeps these in `pla
 
 Level 1: transformers' `create_causal_mask`. Level 2: the same class over torch.
 
-    python -c "from v3_numpy_deep.models.blocks.attention_mask import AttentionMask; print(AttentionMask(2, 4).allowed())"
+    uv run python -c "from v3_numpy_deep.models.blocks.attention_mask import AttentionMask; print(AttentionMask(2, 4).allowed())"
 """
 
 import copy

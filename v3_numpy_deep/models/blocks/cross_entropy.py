@@ -5,7 +5,7 @@ derivatives of their own (autograd/fused/cross_entropy.py), softmax(z) − oneho
 
 Level 1: `torch.nn.functional.cross_entropy`. Level 2: the same over torch.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.blocks.cross_entropy import *; print(cross_entropy(Tensor(np.zeros((2, 8), 'f')), np.array([1, 2])))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.blocks.cross_entropy import *; print(cross_entropy(Tensor(np.zeros((2, 8), 'f')), np.array([1, 2])))"
 """
 
 import numpy as np

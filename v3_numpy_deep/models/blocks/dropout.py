@@ -5,7 +5,7 @@ The scale keeps the expected value, so that nothing changes at test time. Every 
 
 Level 1: `torch.nn.Dropout` inside the library. Level 2: the same function with a torch generator.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.blocks.dropout import *; print(dropout(Tensor(np.ones(8, 'f')), 0.5, True))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.blocks.dropout import *; print(dropout(Tensor(np.ones(8, 'f')), 0.5, True))"
 """
 
 import numpy as np

@@ -7,7 +7,7 @@ Llama has none, it rotates queries and keys instead (rope.py).
 
 Level 1: `torch.nn.Embedding`. Level 2: the same classes over torch.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.blocks.embeddings import *; print(TokenEmbedding(8, 4)(np.array([[1, 2]])))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.blocks.embeddings import *; print(TokenEmbedding(8, 4)(np.array([[1, 2]])))"
 """
 
 import numpy as np

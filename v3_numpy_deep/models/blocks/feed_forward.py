@@ -8,7 +8,7 @@ The fused versions of `gelu_new` and `swiglu` have derivatives of their own and 
 
 Level 1: transformers' `GPT2MLP` and `LlamaMLP`. Level 2: the same over torch.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.blocks.feed_forward import *; print(gelu_new(Tensor([-1.0, 1.0])))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.blocks.feed_forward import *; print(gelu_new(Tensor([-1.0, 1.0])))"
 """
 
 import math

@@ -5,7 +5,7 @@ layers to the same input; the fused version makes one product of them, which use
 
 Level 1: `torch.nn.Linear` and transformers' `Conv1D`. Level 2: the same classes over torch, with mixed precision.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.blocks.linear import *; print(Linear(4, 3)(Tensor(np.ones((2, 4), 'f'))).shape)"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.blocks.linear import *; print(Linear(4, 3)(Tensor(np.ones((2, 4), 'f'))).shape)"
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ Both are formulas over primitive operations, with the engine's derivative; the f
 
 Level 1: `torch.nn.LayerNorm` and transformers' `LlamaRMSNorm`. Level 2: the same over torch.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.blocks.normalization import *; print(RMSNorm(4)(Tensor(np.arange(4.0, dtype='f'))))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.blocks.normalization import *; print(RMSNorm(4)(Tensor(np.arange(4.0, dtype='f'))))"
 """
 
 import numpy as np

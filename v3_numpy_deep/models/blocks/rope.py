@@ -6,7 +6,7 @@ checkpoints, stand in shared_data/model_files/rope.py.
 
 Level 1: transformers' `LlamaRotaryEmbedding` and `apply_rotary_pos_emb`. Level 2: the same functions over torch.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.blocks.rope import *; print(rotary_tables(np.array([1.0, 0.1]), np.array([[0, 1, 2]])))"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.blocks.rope import *; print(rotary_tables(np.array([1.0, 0.1]), np.array([[0, 1, 2]])))"
 """
 
 import numpy as np

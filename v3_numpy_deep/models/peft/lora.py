@@ -6,7 +6,7 @@ bookkeeping without mathematics: `shared_data/peft/adapted_model.py`.
 
 Level 1: PEFT. Level 2: the same classes over torch. Theory: v2_handwritten/models/peft/lora.md.
 
-    python -c "from v3_numpy_deep.models.transformer import *; from v3_numpy_deep.models.peft.lora import *; print(len(inject_lora(Transformer(ModelConfig()), LoraConfig(), seed=0)))"
+    uv run python -c "from v3_numpy_deep.models.transformer import *; from v3_numpy_deep.models.peft.lora import *; print(len(inject_lora(Transformer(ModelConfig()), LoraConfig(), seed=0)))"
 """
 
 from typing import Any

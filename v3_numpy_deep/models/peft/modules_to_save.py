@@ -6,7 +6,7 @@ weight (Press & Wolf 2017), they share the adapter's too.
 
 Level 1: PEFT's `ModulesToSaveWrapper`. Level 2: the same over torch's modules. Theory: v2_handwritten/models/peft/lora.md.
 
-    python -c "from v3_numpy_deep.models.transformer import *; from shared_data.peft.target_modules import *; print(select_modules(Transformer(ModelConfig()), ['embed_tokens']))"
+    uv run python -c "from v3_numpy_deep.models.transformer import *; from shared_data.peft.target_modules import *; print(select_modules(Transformer(ModelConfig()), ['embed_tokens']))"
 """
 
 from typing import Any

@@ -6,7 +6,7 @@ in 8 bits. A layer decodes its weight for each product, and again in the backwar
 
 Level 1: bitsandbytes. Level 2: the same in torch. Theory: v2_handwritten/models/peft/qlora.md.
 
-    python -c "import numpy as np; from v3_numpy_deep.models.peft.qlora import *; x = np.random.randn(2, 64); print(dequantize_nf4(quantize_nf4(x)) - x)"
+    uv run python -c "import numpy as np; from v3_numpy_deep.models.peft.qlora import *; x = np.random.randn(2, 64); print(dequantize_nf4(quantize_nf4(x)) - x)"
 """
 
 import math
