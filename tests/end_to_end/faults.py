@@ -270,7 +270,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "record with NaN": (
         damaged("data/finished.json", lambda content: content.replace(b'"seconds":', b'"seconds": NaN, "old":'), "run"),
-        r"data/finished\.json is .*damaged.*; delete it",
+        r"data/finished\.json is .*damaged.*; delete .*data to make",
     ),
     "settings of another version": (
         damaged("settings.toml", lambda content: content.replace(b"learning_rate", b"speed"), "run"),
