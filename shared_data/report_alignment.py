@@ -88,7 +88,8 @@ def _reward_against_kl(run: RunFolder, stage: str, rows: list[dict[str, Any]]) -
         x_label=label,
         joined=False,
     )
-    return html.figure(path, "A reward that no longer rises while the KL does is where to stop.")
+    caption = "Where the reward no longer rises and the KL does, training should stop."
+    return html.side_by_side([html.figure(path, caption)])
 
 
 def _completions(run: RunFolder, stage: str) -> list[dict[str, Any]]:
