@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +25,15 @@ install_import_hook(["v2_handwritten", "v3_numpy_deep"], "beartype.beartype")
 
 _recorder = ParityRecorder()
 _rows: list[dict] = []
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """A command that has left ignores Ctrl-C (shared_data/errors.py); the next test, and processes that it starts, must not."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
