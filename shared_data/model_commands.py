@@ -1,9 +1,9 @@
 """The commands that use a model: `evaluate`, `generate`, `chat` and, of level 2 only, `look`, each with `--model`.
 
-v2 generate --model sft --prompt "Once upon a time"
-v2 chat --model ./my_model
-v2 evaluate --model dpo
-v2 look "Once upon a time" --model sft
+uv run v2 generate --model sft --prompt "Once upon a time"
+uv run v2 chat --model ./my_model
+uv run v2 evaluate --model dpo
+uv run v2 look "Once upon a time" --model sft
 """
 
 import re
@@ -27,6 +27,21 @@ from shared_data.command_options import (
 from shared_data.errors import UserError
 from shared_data.seeds import LARGEST_SEED
 from shared_data.stages import STAGES
+
+# Options that `generate` and `chat` share.
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        "-t",
+        metavar="T",
+        help="How random the text is; 0 always takes the most probable token.",
+    ),
+]
+SamplerSeed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=LARGEST_SEED, metavar="N", help="Seed of the random choice of tokens."),
+]
 
 CHAT_HELP = '''Talk with the tuned model.
 
@@ -73,15 +88,7 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
             typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue. May be repeated."),
         ] = None,
         model: Model = None,
-        temperature: Annotated[
-            float | None,
-            typer.Option(
-                "--temperature",
-                "-t",
-                metavar="T",
-                help="How random the text is; 0 always takes the most probable token.",
-            ),
-        ] = None,
+        temperature: Temperature = None,
         top_k: Annotated[
             int | None,
             typer.Option("--top-k", metavar="K", help="Choose among the K most probable tokens only."),
@@ -97,12 +104,7 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         max_new_tokens: Annotated[
             int | None, typer.Option("--max-new-tokens", "-n", metavar="N", help="Write at most N tokens.")
         ] = None,
-        seed: Annotated[
-            int | None,
-            typer.Option(
-                "--seed", min=0, max=LARGEST_SEED, metavar="N", help="Seed of the random choice of tokens."
-            ),
-        ] = None,
+        seed: SamplerSeed = None,
         stream: Annotated[
             bool,
             typer.Option(
@@ -149,21 +151,8 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         out: Out = None,
         device: Device = None,
         model: Model = None,
-        temperature: Annotated[
-            float | None,
-            typer.Option(
-                "--temperature",
-                "-t",
-                metavar="T",
-                help="How random the text is; 0 always takes the most probable token.",
-            ),
-        ] = None,
-        seed: Annotated[
-            int | None,
-            typer.Option(
-                "--seed", min=0, max=LARGEST_SEED, metavar="N", help="Seed of the random choice of tokens."
-            ),
-        ] = None,
+        temperature: Temperature = None,
+        seed: SamplerSeed = None,
     ) -> None:
         from shared_data.inference.typed import typed_messages
         from shared_data.inference.welcome import print_welcome

@@ -1,8 +1,8 @@
 """Causal self-attention: softmax(q kᵀ / √D + mask) v, for multi-head, grouped-query and multi-query models.
 
 Vaswani et al. 2017, section 3.2; MQA: Shazeer 2019; GQA: Ainslie et al. 2023. H query heads share K key-value heads: K = H
-is MHA, K = 1 is MQA. `attention_weights` and `causal_attention` are the formula. A faster version, in tiles that skip what the mask hides (the idea of
-FlashAttention, Dao et al. 2022), stands in kernels/fused/attention.py. Theory: attention.md.
+is MHA, K = 1 is MQA. `attention_weights` and `causal_attention` are the formula. A faster version, in tiles that skip what the
+mask hides (the idea of FlashAttention, Dao et al. 2022), stands in kernels/fused/attention.py. Theory: attention.md.
 
 Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same over its own autograd.
 
