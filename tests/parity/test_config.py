@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from shared_data.errors import UserError
-from shared_data.model_files.config import ModelConfig, count_parameters, flops_per_token
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.size import count_parameters, flops_per_token
 from shared_data.settings import ModelSettings
 from tests.parity.model_cases import CASES, LLAMA3_SCALING, config_of, library_config
 from v2_handwritten.models.transformer import Transformer
@@ -96,7 +97,7 @@ def test_old_and_new_styles_of_rope_in_config_json_mean_the_same() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "mistral"}, "mistral"),
+        ({"model_type": "t5"}, "'t5'; supported are gpt2, llama, mistral"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_key_value_heads": 5}, "num_key_value_heads 5"),

@@ -127,7 +127,7 @@ class Decoder:
         """Views of the cache that the next steps attend to, up to a multiple of WINDOW_STEP slots."""
         self.window = min(self.cache.max_length, (self.cache.length // WINDOW_STEP + 1) * WINDOW_STEP)
         self.window_mask = self.mask[:, :, : self.window]
-        self.states = self.cache.states.flatten(2, 3)  # [L, 2, B K, S, D]
+        self.states = self.cache.states[0].flatten(2, 3)  # [L, 2, B K, S, D]
         self.windows = [(k[:, : self.window].transpose(1, 2), v[:, : self.window]) for k, v in self.states]
 
     def _normalize(self) -> None:

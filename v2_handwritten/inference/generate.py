@@ -136,9 +136,15 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
         rows = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=weight.device)
         cache, starts, logits = cache.spread(rows, T + max_new_tokens), starts[rows], logits[rows]
     chosen = yield logits
-    decoder = Decoder(model, cache, starts)
-    while True:
-        chosen = yield decoder.step(chosen)
+    if model.config.has_plain_blocks:
+        decoder = Decoder(model, cache, starts)
+        while True:
+            chosen = yield decoder.step(chosen)
+    while True:  # the ordinary forward pass of one token
+        inputs = _padded_inputs(starts, cache.length, cache.length + 1)
+        if inputs:  # a row that has stopped goes on with the others, to positions that the model may not have
+            inputs["position_ids"] = inputs["position_ids"].clamp(max=model.config.max_position_embeddings - 1)
+        chosen = yield model(chosen[:, None], cache=cache, **inputs)[:, -1]
 
 
 def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:

@@ -198,9 +198,12 @@ class CausalModel(nn.Module):
         """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
-        if past + T > self.config.max_position_embeddings:
+        tokens = past + T
+        if attention_mask is not None and position_ids is not None:  # padding takes no position
+            tokens = int(position_ids.max()) + 1
+        if tokens > self.config.max_position_embeddings:
             raise UserError(
-                f"{past + T} tokens are more than the model's {self.config.max_position_embeddings} positions; shorten the "
+                f"{tokens} tokens are more than the model's {self.config.max_position_embeddings} positions; shorten the "
                 "text or use a model with a larger max_position_embeddings"
             )
         if position_ids is None:

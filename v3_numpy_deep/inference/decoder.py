@@ -141,8 +141,8 @@ class Decoder:
         self.window = min(self.cache.max_length, (self.cache.length // WINDOW_STEP + 1) * WINDOW_STEP)
         self.window_mask = self.mask[:, :, : self.window]
         self.scores = np.empty((*self.queries.shape[:2], self.window), **self.like)
-        L, _, B, K, S, D = self.cache.states.shape
-        self.states = self.cache.states.reshape(L, 2, B * K, S, D)
+        L, _, B, K, S, D = self.cache.states[0].shape
+        self.states = self.cache.states[0].reshape(L, 2, B * K, S, D)
         self.windows = [(k[:, : self.window].transpose(0, 2, 1), v[:, : self.window]) for k, v in self.states]
 
     def _normalize(self) -> None:

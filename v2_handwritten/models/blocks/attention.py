@@ -22,6 +22,7 @@ from v2_handwritten.kernels import kernel
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.linear import Conv1D, Linear, merged_linear
+from v2_handwritten.models.blocks.normalization import RMSNorm
 from v2_handwritten.models.blocks.rope import apply_rotary
 
 
@@ -31,7 +32,7 @@ class Cache(Protocol):
 
     length: int
 
-    def update(self, layer_index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer_index: int, *new: Tensor) -> tuple[Tensor, ...]:
         """Append the new keys and values [B, K, T, D]; return those of all positions so far [B, K, S, D]."""
 
 
@@ -111,7 +112,10 @@ class Gpt2Attention(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Llama's attention: grouped key-value heads, rotary positions. q, k and v are one matrix product."""
+    """Llama's attention, and that of its relatives: grouped key-value heads, rotary positions. q, k and v are one matrix product.
+
+    Qwen3 normalizes each query and key head (`qk_norm`, Dehghani et al. 2023, section 2.1); some layers of SmolLM3 rotate nothing.
+    """
 
     kernels = "fused"
 
@@ -123,16 +127,25 @@ class LlamaAttention(nn.Module):
         self.q_proj = Linear(C, self.num_heads * D, bias=config.attention_bias)
         self.k_proj = Linear(C, self.num_key_value_heads * D, bias=config.attention_bias)
         self.v_proj = Linear(C, self.num_key_value_heads * D, bias=config.attention_bias)
-        self.o_proj = Linear(self.num_heads * D, C, bias=config.attention_bias)
+        self.o_proj = Linear(
+            self.num_heads * D, C, bias=config.attention_bias and config.attention_output_bias
+        )
+        self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
+        self.has_rope = config.has_rope(layer_index)
         self.attention_dropout = config.attention_dropout
 
     def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are rotated."""
+        """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are normalized and rotated."""
         H, K, D = self.num_heads, self.num_key_value_heads, self.head_dim
         qkv = kernel(self.kernels, merged_linear)(x, [self.q_proj, self.k_proj, self.v_proj])
         q, k, v = (
             split_heads(part, part.shape[-1] // D) for part in qkv.split([H * D, K * D, K * D], dim=-1)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if not self.has_rope:
+            return q, k, v
         assert shared.rotary is not None, "Llama's attention needs the rotary tables"
         rotate = kernel(self.kernels, apply_rotary)
         return rotate(q, *shared.rotary), rotate(k, *shared.rotary), v

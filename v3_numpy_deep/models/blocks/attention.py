@@ -23,6 +23,7 @@ from v3_numpy_deep.autograd.kernels import kernel
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.linear import Conv1D, Linear, merged_linear
+from v3_numpy_deep.models.blocks.normalization import RMSNorm
 from v3_numpy_deep.models.blocks.rope import apply_rotary
 
 
@@ -32,7 +33,7 @@ class Cache(Protocol):
 
     length: int
 
-    def update(self, layer_index: int, k: Array, v: Array) -> tuple[Array, Array]:
+    def update(self, layer_index: int, *new: Array) -> tuple[Array, ...]:
         """Append the new keys and values [B, K, T, D]; return those of all positions so far [B, K, S, D]."""
 
 
@@ -105,7 +106,10 @@ class Gpt2Attention(Module):
 
 
 class LlamaAttention(Module):
-    """Llama's attention: grouped key-value heads, rotary positions. q, k and v are one matrix product."""
+    """Llama's attention, and that of its relatives: grouped key-value heads, rotary positions. q, k and v are one matrix product.
+
+    Qwen3 normalizes each query and key head (`qk_norm`, Dehghani et al. 2023, section 2.1); some layers of SmolLM3 rotate nothing.
+    """
 
     kernels = "fused"
 
@@ -117,14 +121,22 @@ class LlamaAttention(Module):
             config.num_key_value_heads,
         )
         self.q_proj, self.k_proj, self.v_proj = (Linear(C, heads * D, bias) for heads in (H, K, K))
-        self.o_proj = Linear(H * D, C, bias)
+        self.o_proj = Linear(H * D, C, bias and config.attention_output_bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None for _ in range(2)
+        )
+        self.has_rope = config.has_rope(layer_index)
         self.head_dim, self.layer_index, self.attention_dropout = D, layer_index, config.attention_dropout
 
     def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are rotated."""
+        """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are normalized and rotated."""
         H, K, D = self.num_heads, self.num_key_value_heads, self.head_dim
         qkv = kernel(self.kernels, merged_linear)(x, [self.q_proj, self.k_proj, self.v_proj])
         q, k, v = (split_heads(part, part.shape[-1] // D) for part in ops.split(qkv, [H * D, K * D, K * D]))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if not self.has_rope:
+            return q, k, v
         assert shared.rotary is not None, "Llama's attention needs the rotary tables"
         rotate = kernel(self.kernels, apply_rotary)
         return rotate(q, *shared.rotary), rotate(k, *shared.rotary), v
