@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from v2_handwritten.kernels.fused.linear import merged_linear
+from v2_handwritten.models.blocks import attention as plain
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 from v2_handwritten.models.blocks.cross_entropy import IGNORE_INDEX
 
@@ -18,12 +19,19 @@ __all__ = ["merged_linear"]  # torch has none; the fused one is its matrix produ
 def causal_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
-    v: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S Dv"],
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: torch.Generator | None = None,
-) -> Float[Tensor, "B H T D"]:
-    """FlashAttention on a GPU, where no mask is needed. Dropout draws from torch's global generator, not from `generator`."""
+    sinks: Float[Tensor, "H"] | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "B H T Dv"]:
+    """FlashAttention on a GPU, where no mask is needed. Dropout draws from torch's global generator, not from `generator`.
+
+    torch's function has neither sinks nor soft-capped scores; with them, the plain formula is computed.
+    """
+    if sinks is not None or softcap is not None:
+        return plain.causal_attention(q, k, v, mask, dropout_p, generator, sinks, softcap)
     T, S = q.shape[2], k.shape[2]
     mask = mask or AttentionMask(T, S, q.device)
     is_causal = mask.is_causal and T == S  # torch would align the first query with the first key

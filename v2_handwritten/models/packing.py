@@ -48,6 +48,27 @@ class Packing:
             same &= (keys == 0) | (self.branch_ids.unsqueeze(-1) == keys)
         return same
 
+    def positions(self) -> Int[Tensor, "B T"]:
+        """0, 1, 2, … along each text. A branch goes on from the end of its document's prefix."""
+        starts = _changes(self.document_ids)
+        begin = _latest(starts)
+        if self.branch_ids is not None:
+            turns = starts | _changes(self.branch_ids)
+            forks = turns & (self.branch_ids > 0) & (starts | (self.branch_ids.roll(1, -1) == 0))
+            in_branch = _latest(turns) - (_latest(forks) - begin)
+            begin = torch.where(self.branch_ids > 0, in_branch, begin)
+        return torch.arange(begin.shape[-1], device=begin.device) - begin
+
+
+def _changes(ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Whether a token has another id than the one before it; the first one has."""
+    return torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids.diff(dim=-1) != 0], dim=-1)
+
+
+def _latest(marks: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Index of the last mark up to each token."""
+    return (marks * torch.arange(marks.shape[-1], device=marks.device)).cummax(-1).values
+
 
 def positions_of(attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     """0, 1, 2, … along the real tokens of each row; padding gets a position that exists and does not matter."""

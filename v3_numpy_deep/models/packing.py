@@ -54,6 +54,27 @@ class Packing:
             same &= (keys == 0) | (self.branch_ids[:, :, None] == keys)
         return same
 
+    def positions(self) -> Int[Array, "B T"]:
+        """0, 1, 2, … along each text. A branch goes on from the end of its document's prefix."""
+        starts = _changes(self.document_ids)
+        begin = _latest(starts)
+        if self.branch_ids is not None:
+            own = self.branch_ids > 0
+            turns = starts | _changes(self.branch_ids)
+            forks = turns & own & (starts | ~np.roll(own, 1, axis=-1))
+            begin = np.where(own, _latest(turns) - (_latest(forks) - begin), begin)
+        return np.arange(begin.shape[-1]) - begin
+
+
+def _changes(ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Whether a token has another id than the one before it; the first one has."""
+    return np.diff(ids, axis=-1, prepend=ids[:, :1] - 1) != 0
+
+
+def _latest(marks: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Index of the last mark up to each token."""
+    return np.maximum.accumulate(marks * np.arange(marks.shape[-1]), axis=-1)
+
 
 def positions_of(attention_mask: Int[Array, "B T"] | Bool[Array, "B T"]) -> Int[Array, "B T"]:
     """0, 1, 2, … along the real tokens of each row; padding gets a position that exists and does not matter."""

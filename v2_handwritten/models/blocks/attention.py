@@ -56,28 +56,45 @@ def softmax(scores: Float[Tensor, "*rows S"]) -> Float[Tensor, "*rows S"]:
 
 
 def attention_weights(
-    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], mask: AttentionMask | None = None
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    mask: AttentionMask | None = None,
+    sinks: Float[Tensor, "H"] | None = None,
+    softcap: float | None = None,
 ) -> Float[Tensor, "B K G T S"]:
-    """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head."""
+    """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head.
+
+    sinks: one more logit for each head, whose weight is dropped, so that a head may read nothing (gpt-oss, OpenAI 2025).
+    softcap: scores s become c tanh(s/c), which is never beyond ±c (Gemma 2, 2024).
+    """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
     mask = mask or AttentionMask(T, S, q.device)
     groups = q.reshape(B, K, H // K, T, D)
     scores = groups @ k.unsqueeze(2).transpose(-1, -2) / math.sqrt(D)
-    return softmax(scores + mask.additive()[:, None, None])  # in float32 at least
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + mask.additive()[:, None, None]  # in float32 at least
+    if sinks is None:
+        return softmax(scores)
+    sink_scores = sinks.view(K, H // K, 1, 1).expand(*scores.shape[:-1], 1)
+    return softmax(torch.cat([scores, sink_scores.to(scores.dtype)], -1))[..., :-1]
 
 
 def causal_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
-    v: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S Dv"],
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: torch.Generator | None = None,
-) -> Float[Tensor, "B H T D"]:
+    sinks: Float[Tensor, "H"] | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "B H T Dv"]:
     """Attention of T queries, the last of S positions: softmax(q kᵀ / √D + mask) v. Without a mask, plain causal."""
-    weights = dropout(attention_weights(q, k, mask).to(v.dtype), dropout_p, True, generator)
-    return (weights @ v.unsqueeze(2)).reshape(q.shape)
+    weights = attention_weights(q, k, mask, sinks, softcap).to(v.dtype)
+    weights = dropout(weights, dropout_p, True, generator)
+    return (weights @ v.unsqueeze(2)).flatten(1, 2)
 
 
 class Gpt2Attention(nn.Module):

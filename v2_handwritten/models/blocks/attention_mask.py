@@ -1,10 +1,11 @@
 """Which keys each query of a forward pass may see: those before it, without padding and without other documents.
 
     allowed(t, s)  =  s ≤ t  and  attention_mask[s]  and  document[t] = document[s] (and the same branch, in packing.py)
+                      and  visible(pattern, t, s) in a layer of sparse attention (attention_patterns.py)
 
-A model makes one mask for a pass, and all its blocks share it. The plain kernel adds `additive` to the scores: 0 where allowed, and
+A model makes one mask for a pass, and all its blocks share it; layers with the same pattern share `mask.of(pattern)`. The plain kernel adds `additive` to the scores: 0 where allowed, and
 so little elsewhere that the softmax gives 0. The fused kernel never forms that square: it derives from the same object which tiles of
-it hold anything, and keeps them in `plan`.
+it hold anything, and keeps them in `plans`.
 
 Level 1: transformers' `create_causal_mask`. Level 3: the same class over NumPy.
 
@@ -18,7 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from v2_handwritten.models.packing import Packing
+from v2_handwritten.models.blocks.attention_patterns import AttentionPattern, visible
+from v2_handwritten.models.packing import Packing, positions_of
 
 # Added to a score that must not count; finite, so that a row without any key stays free of NaN.
 MASKED = -1e30
@@ -43,20 +45,47 @@ class AttentionMask:
         self.T, self.S, self.device = T, S, device
         self.attention_mask = attention_mask
         self.packing = packing
+        self.pattern = AttentionPattern()
         self.queries: Bool[Tensor, "B T"] | None = None  # those whose outputs are wanted; None is all
-        self.plan: Any = None  # what a kernel has derived from this mask
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start without anything that is derived from the mask."""
+        self.plans: dict[str, Any] = {}  # what each kernel has derived from this mask
         self._additive: dict[torch.dtype, Tensor] = {}
+        self._restricted: dict[AttentionPattern, AttentionMask] = {}
 
     @property
     def is_causal(self) -> bool:
         """Whether only the future is hidden."""
-        return self.attention_mask is None and self.packing is None
+        return self.attention_mask is None and self.packing is None and self.pattern.is_full
+
+    def of(self, pattern: AttentionPattern) -> "AttentionMask":
+        """The same mask restricted by the pattern; made once for all layers that have it."""
+        if pattern == self.pattern or pattern.is_full:
+            return self
+        assert self.pattern.is_full, "this mask has a pattern already"
+        if pattern not in self._restricted:
+            mask = self._restricted[pattern] = copy.copy(self)
+            mask.pattern = pattern
+            mask._forget()
+        return self._restricted[pattern]
 
     def only(self, queries: Bool[Tensor, "B T"]) -> "AttentionMask":
         """The same mask where only the outputs of these queries are wanted; a kernel may leave 0 at the others."""
         mask = copy.copy(self)
-        mask.queries = queries
+        mask.queries, mask._restricted = queries, {}
         return mask
+
+    def text_positions(self) -> tuple[Int[Tensor, "#B T"], Int[Tensor, "#B S"]]:
+        """Where the queries and the keys stand in their texts; any position at padding."""
+        if self.packing is not None:
+            keys = self.packing.positions()
+        elif self.attention_mask is not None:
+            keys = positions_of(self.attention_mask)
+        else:
+            keys = torch.arange(self.S, device=self.device).unsqueeze(0)
+        return keys[:, self.S - self.T :], keys
 
     def allowed(self) -> Bool[Tensor, "#B T S"]:
         """Whether query t may see key s."""
@@ -64,7 +93,9 @@ class AttentionMask:
         seen = (positions <= positions[self.S - self.T :, None]).unsqueeze(0)
         if self.attention_mask is not None:
             seen = seen & self.attention_mask.bool().unsqueeze(1)
-        return seen if self.packing is None else seen & self.packing.same_text()
+        if self.packing is not None:
+            seen = seen & self.packing.same_text()
+        return seen if self.pattern.is_full else seen & visible(self.pattern, *self.text_positions())
 
     def additive(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "#B T S"]:
         """0 where query t may see key s, `MASKED` elsewhere (in float16, its smallest number); made once."""

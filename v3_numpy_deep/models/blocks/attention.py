@@ -49,29 +49,45 @@ class SharedInputs:
 
 
 def attention_weights(
-    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], mask: AttentionMask | None = None
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B K S D"],
+    mask: AttentionMask | None = None,
+    sinks: Float[Tensor, "H"] | None = None,
+    softcap: float | None = None,
 ) -> Float[Tensor, "B K G T S"]:
-    """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head."""
+    """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head.
+
+    sinks: one more logit for each head, whose weight is dropped, so that a head may read nothing (gpt-oss, OpenAI 2025).
+    softcap: scores s become c tanh(s/c), which is never beyond ±c (Gemma 2, 2024).
+    """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
     mask = mask or AttentionMask(T, S)
     groups = q.reshape(B, K, H // K, T, D)
     scores = groups @ k.reshape(B, K, 1, S, D).transpose(0, 1, 2, 4, 3) / math.sqrt(D)
-    return ops.softmax(scores + mask.additive(scores.dtype)[:, None, None])
+    if softcap is not None:
+        scores = softcap * ops.tanh(scores / softcap)
+    scores = scores + mask.additive(scores.dtype)[:, None, None]
+    if sinks is None:
+        return ops.softmax(scores)
+    sink_scores = sinks.reshape(K, H // K, 1, 1) + np.zeros((B, K, H // K, T, 1), scores.dtype)
+    return ops.softmax(ops.concatenate([scores, sink_scores], axis=-1))[..., :-1]
 
 
 def causal_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
-    v: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S Dv"],
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
-) -> Float[Tensor, "B H T D"]:
+    sinks: Float[Tensor, "H"] | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "B H T Dv"]:
     """Attention of T queries, the last of S positions: softmax(q kᵀ / √D + mask) v. Without a mask, plain causal."""
-    B, K, S, D = v.shape
-    weights = dropout(attention_weights(q, k, mask), dropout_p, True, generator)
-    return (weights @ v.reshape(B, K, 1, S, D)).reshape(*q.shape)
+    B, K, S, Dv = v.shape
+    weights = dropout(attention_weights(q, k, mask, sinks, softcap), dropout_p, True, generator)
+    return (weights @ v.reshape(B, K, 1, S, Dv)).reshape(*q.shape[:3], Dv)
 
 
 class Gpt2Attention(Module):

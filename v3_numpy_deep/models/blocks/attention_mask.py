@@ -1,10 +1,11 @@
 """Which keys each query of a forward pass may see: those before it, without padding and without other documents.
 
     allowed[t, s]  =  s ≤ t  and  attention_mask[s]  and  document[t] = document[s] (and the same branch, packing.py)
+                      and  visible(pattern, t, s) in a layer of sparse attention (attention_patterns.py)
 
-A model makes one mask for a pass, and all its blocks share it. It is an array of booleans, made by broadcasting. The plain kernel
-adds `additive` to the scores: 0 where allowed, and so little elsewhere that the softmax gives 0. The fused kernel cuts the same
-booleans into tiles (autograd/fused/attention.py), once, and keeps these in `plan`.
+A model makes one mask for a pass, and all its blocks share it; layers with the same pattern share `mask.of(pattern)`. It is an array of
+booleans, made by broadcasting. The plain kernel adds `additive` to the scores: 0 where allowed, and so little elsewhere that the softmax
+gives 0. The fused kernel plans tiles from the same object (autograd/fused/attention.py), once, and keeps these in `plan`.
 
 Level 1: transformers' `create_causal_mask`. Level 2: the same class over torch.
 
@@ -18,7 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from v3_numpy_deep.autograd import Array
-from v3_numpy_deep.models.packing import Packing
+from v3_numpy_deep.models.blocks.attention_patterns import AttentionPattern, visible
+from v3_numpy_deep.models.packing import Packing, positions_of
 
 # Added to a score that must not count; finite, so that a row without any key stays free of NaN.
 MASKED = -1e30
@@ -40,16 +42,42 @@ class AttentionMask:
         assert attention_mask is None or packing is None, "packed rows mark padding by a document of its own"
         assert packing is None or T == S, "packed rows have no past"
         self.T, self.S, self.attention_mask, self.packing = T, S, attention_mask, packing
+        self.pattern = AttentionPattern()
         self.queries: Bool[Array, "B T"] | None = None  # those whose outputs are wanted; None is all
-        self.plan: Any = None  # what a kernel has derived from this mask
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start without anything that is derived from the mask."""
+        self.plan: Any = None  # what the fused kernel has derived from this mask
+        self._restricted: dict[AttentionPattern, AttentionMask] = {}
         self._allowed: Bool[Array, "#B T S"] | None = None
         self._additive: Float[Array, "#B T S"] | None = None
+
+    def of(self, pattern: AttentionPattern) -> "AttentionMask":
+        """The same mask restricted by the pattern; made once for all layers that have it."""
+        if pattern == self.pattern or pattern.is_full:
+            return self
+        assert self.pattern.is_full, "this mask has a pattern already"
+        if pattern not in self._restricted:
+            mask = self._restricted[pattern] = copy.copy(self)
+            mask.pattern = pattern
+            mask._forget()
+        return self._restricted[pattern]
 
     def only(self, queries: Bool[Array, "B T"]) -> "AttentionMask":
         """The same mask where only the outputs of these queries are wanted; a kernel may leave 0 at the others."""
         mask = copy.copy(self)
-        mask.queries, mask.plan = queries, None
+        mask.queries, mask.plan, mask._restricted = queries, None, {}
         return mask
+
+    def text_positions(self) -> tuple[Int[Array, "#B T"], Int[Array, "#B S"]]:
+        """Where the queries and the keys stand in their texts; any position at padding."""
+        keys = np.arange(self.S)[None]
+        if self.packing is not None:
+            keys = self.packing.positions()
+        elif self.attention_mask is not None:
+            keys = positions_of(self.attention_mask)
+        return keys[:, self.S - self.T :], keys
 
     def allowed(self) -> Bool[Array, "#B T S"]:
         """Whether query t may see key s; made once."""
@@ -57,7 +85,11 @@ class AttentionMask:
             allowed = np.tri(self.T, self.S, self.S - self.T, dtype=bool)[None]
             if self.attention_mask is not None:
                 allowed = allowed & self.attention_mask.astype(bool)[:, None]
-            self._allowed = allowed if self.packing is None else allowed & self.packing.same_text()
+            if self.packing is not None:
+                allowed = allowed & self.packing.same_text()
+            if not self.pattern.is_full:
+                allowed = allowed & visible(self.pattern, *self.text_positions())
+            self._allowed = allowed
         return self._allowed
 
     def additive(self, dtype: Any = np.float32) -> Float[Array, "#B T S"]:
