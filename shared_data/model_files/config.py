@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
 from shared_data.files import is_number
 from shared_data.model_files.config_file import read_config_json, write_config_json
@@ -135,6 +136,15 @@ class ModelConfig:
         """Whether a layer rotates its queries and keys."""
         return not self.no_rope_layers or bool(self.no_rope_layers[layer])
 
+    def pattern(self, layer: int) -> AttentionPattern:
+        """Which keys the queries of a layer see."""
+        kind = self.layer_types[layer]
+        if kind == "indexed_attention":  # which ones depends on the text: the indexer chooses among all
+            return AttentionPattern()
+        size = getattr(self, _SIZE_OF_KIND[kind]) if kind in _SIZE_OF_KIND else 0
+        sinks = 0 if kind == "full_attention" else self.num_sink_tokens
+        return AttentionPattern(kind, size, sinks)
+
     @property
     def has_plain_blocks(self) -> bool:
         """Whether all blocks are GPT-2's or Llama's own: no experts, no latents, no norm of queries and keys, no pattern."""
@@ -208,12 +218,34 @@ def supported_families() -> str:
 
 # What only some families can have: anything but the default is refused elsewhere.
 _CHOICES = frozenset(
-    """
-    no_rope_layers attention_bias mlp_bias sliding_window attention_chunk_size attention_stride num_sink_tokens index_topk
-    index_n_heads index_head_dim num_local_experts num_experts_per_tok moe_intermediate_size mlp_only_layers norm_topk_prob
-    router_aux_loss_coef output_router_logits n_shared_experts routed_scaling_factor n_group topk_group kv_lora_rank q_lora_rank
-    qk_nope_head_dim qk_rope_head_dim v_head_dim
-    """.split()
+    [
+        "no_rope_layers",
+        "attention_bias",
+        "mlp_bias",
+        "sliding_window",
+        "attention_chunk_size",
+        "attention_stride",
+        "num_sink_tokens",
+        "index_topk",
+        "index_n_heads",
+        "index_head_dim",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "mlp_only_layers",
+        "norm_topk_prob",
+        "router_aux_loss_coef",
+        "output_router_logits",
+        "n_shared_experts",
+        "routed_scaling_factor",
+        "n_group",
+        "topk_group",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+    ]
 )
 
 
@@ -284,14 +316,18 @@ def _check_layers(config: ModelConfig) -> None:
         if size is not None and not getattr(config, size):
             raise UserError(f"{kind} needs {size}, a positive number; set it")
     if family.window == "all" and len(set(config.layer_types)) > 1:
-        raise UserError(f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama")
+        raise UserError(
+            f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama"
+        )
 
 
 def _check_experts(config: ModelConfig) -> None:
     """A token chooses among the experts that there are."""
     E, k = config.num_local_experts, config.num_experts_per_tok
     if k > E:
-        raise UserError(f"num_experts_per_tok {k} is more than the {E} experts; lower it or raise num_local_experts")
+        raise UserError(
+            f"num_experts_per_tok {k} is more than the {E} experts; lower it or raise num_local_experts"
+        )
     if config.scoring_func == "sigmoid":
         groups, chosen = config.n_group, config.topk_group
         if E % groups or chosen > groups or E // groups < 2 or k > chosen * (E // groups):
@@ -300,7 +336,9 @@ def _check_experts(config: ModelConfig) -> None:
                 "equal size, of two or more experts; change n_group, topk_group or num_experts_per_tok"
             )
     if any(layer >= config.num_hidden_layers for layer in config.mlp_only_layers):
-        raise UserError(f"mlp_only_layers {config.mlp_only_layers} names a layer that there is not; correct it")
+        raise UserError(
+            f"mlp_only_layers {config.mlp_only_layers} names a layer that there is not; correct it"
+        )
 
 
 def _fits(value: Any, kind: Any, smallest: int) -> bool:

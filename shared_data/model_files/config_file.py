@@ -22,7 +22,9 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
         name: value for name, value in values.items() if value is not None or name in _NULLABLE
     }
     if family.architecture != "GPT2LMHeadModel":
-        values["rope_theta"], values["rope_scaling"] = _read_rope(hf, family.defaults.get("rope_theta", 10_000.0))
+        values["rope_theta"], values["rope_scaling"] = _read_rope(
+            hf, family.defaults.get("rope_theta", 10_000.0)
+        )
     if "kv_lora_rank" in family.names:  # what its head_dim says is derived
         values["head_dim"] = values["qk_rope_head_dim"]
     if values.get("hidden_act") == "gelu_pytorch_tanh":  # another name of the same function
@@ -47,14 +49,19 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
             first = hf.get("max_window_layers", 28)  # Qwen: from this layer on
             no_rope = _no_rope_layers(hf, L)
             slides = [
-                (not no_rope[layer] if "no_rope_layers" in family.names else layer >= first) and window is not None
+                (not no_rope[layer] if "no_rope_layers" in family.names else layer >= first)
+                and window is not None
                 for layer in range(L)
             ]
             found["layer_types"] = ["sliding_attention" if each else "full_attention" for each in slides]
     if "no_rope_layers" in family.names:
         found["no_rope_layers"] = _no_rope_layers(hf, L)
     if "num_local_experts" in family.names:
-        for name in ("num_experts", "n_routed_experts", "num_local_experts"):  # as versions of transformers have called it
+        for name in (
+            "num_experts",
+            "n_routed_experts",
+            "num_local_experts",
+        ):  # as versions of transformers have called it
             if hf.get(name) is not None:
                 found["num_local_experts"] = hf[name]
         found["mlp_only_layers"] = _dense_layers(hf, family, L)
@@ -104,7 +111,9 @@ def write_config_json(config: Any, family: Family) -> dict[str, Any]:
             L = config.num_hidden_layers
             hf["mlp_layer_types"] = ["dense" if layer in dense else "sparse" for layer in range(L)]
         elif dense != list(range(len(dense))):
-            raise UserError(f"{config.model_type} has its dense layers first, not {dense}; correct mlp_only_layers")
+            raise UserError(
+                f"{config.model_type} has its dense layers first, not {dense}; correct mlp_only_layers"
+            )
     return hf
 
 

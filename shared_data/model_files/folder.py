@@ -115,7 +115,9 @@ def _output_is_embedding(folder: Path) -> bool:
     embeddings = [name for name in places if name.endswith(("embed_tokens.weight", "wte.weight"))]
     if "lm_head.weight" not in places or not embeddings:
         return True
-    return _bytes_of(places["lm_head.weight"], "lm_head.weight") == _bytes_of(places[embeddings[0]], embeddings[0])
+    return _bytes_of(places["lm_head.weight"], "lm_head.weight") == _bytes_of(
+        places[embeddings[0]], embeddings[0]
+    )
 
 
 def _bytes_of(path: Path, name: str) -> tuple[str, bytes]:
@@ -147,11 +149,15 @@ def read_reward_config(folder: Path) -> ModelConfig:
     return read_config(folder)
 
 
-def find_tensors(folder: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[Piece]]:
+def find_tensors(
+    folder: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, list[Piece]]:
     """Where each parameter is stored: its name → the tensors that hold it. Raises `UserError` unless all have these shapes."""
     prefix = "transformer." if config.model_type == "gpt2" else "model."
     stored = {name: path for path in tensor_files(folder) for name in read_shapes(path)}
-    stored_shapes = {name: shape for path in tensor_files(folder) for name, shape in read_shapes(path).items()}
+    stored_shapes = {
+        name: shape for path in tensor_files(folder) for name, shape in read_shapes(path).items()
+    }
     places: dict[str, list[Piece]] = {}
     missing, used = [], set()
     for name, shape in shapes.items():

@@ -124,7 +124,10 @@ def _latent_attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {"q_proj.weight": (H * query, C)}
     else:
         shapes |= _linear("q_a_proj", (config.q_lora_rank, C), config.attention_bias)
-        shapes |= {"q_a_layernorm.weight": (config.q_lora_rank,), "q_b_proj.weight": (H * query, config.q_lora_rank)}
+        shapes |= {
+            "q_a_layernorm.weight": (config.q_lora_rank,),
+            "q_b_proj.weight": (H * query, config.q_lora_rank),
+        }
     shapes |= _linear("kv_a_proj_with_mqa", (R + config.qk_rope_head_dim, C), config.attention_bias)
     shapes |= {"kv_a_layernorm.weight": (R,)}
     shapes |= {"kv_b_proj.weight": (H * (config.qk_nope_head_dim + config.v_head_dim), R)}
@@ -159,7 +162,9 @@ def _expert_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def _gated_shapes(C: int, F: int, bias: bool) -> dict[str, tuple[int, ...]]:
     """SwiGLU's three matrices."""
     return (
-        _linear("gate_proj", (F, C), bias) | _linear("up_proj", (F, C), bias) | _linear("down_proj", (C, F), bias)
+        _linear("gate_proj", (F, C), bias)
+        | _linear("up_proj", (F, C), bias)
+        | _linear("down_proj", (C, F), bias)
     )
 
 

@@ -35,7 +35,9 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
     """
     N = config.vocab_size * config.hidden_size
     for name, shape in parameter_shapes(config).items():
-        if len(shape) < 2 or name.endswith(("lm_head.weight", "embed_tokens.weight", "wte.weight", "wpe.weight")):
+        if len(shape) < 2 or name.endswith(
+            ("lm_head.weight", "embed_tokens.weight", "wte.weight", "wpe.weight")
+        ):
             continue
         share = config.num_experts_per_tok if ".experts." in name else 1
         N += math.prod(shape) * share // (shape[0] if ".experts." in name else 1)

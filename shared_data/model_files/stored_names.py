@@ -37,5 +37,9 @@ def stored_tensors(name: str, config: ModelConfig) -> list[tuple[str, Index]]:
 
 def part_shape(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
     """The shape of that part of an array."""
-    sizes = [len(range(*each.indices(size))) for each, size in zip(index, shape, strict=False) if isinstance(each, slice)]
+    sizes = [
+        len(range(*each.indices(size)))
+        for each, size in zip(index, shape, strict=False)
+        if isinstance(each, slice)
+    ]
     return (*sizes, *shape[len(index) :])

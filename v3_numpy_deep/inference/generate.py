@@ -142,7 +142,9 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
     while True:  # the ordinary forward pass of one token
         inputs = _padded_inputs(starts, cache.length, cache.length + 1)
         if inputs:  # a row that has stopped goes on with the others, to positions that the model may not have
-            inputs["position_ids"] = np.minimum(inputs["position_ids"], model.config.max_position_embeddings - 1)
+            inputs["position_ids"] = np.minimum(
+                inputs["position_ids"], model.config.max_position_embeddings - 1
+            )
         with no_grad():
             logits = model(chosen[:, None], cache=cache, **inputs).data[:, -1]
         chosen = yield logits

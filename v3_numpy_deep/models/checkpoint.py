@@ -26,8 +26,8 @@ from shared_data.model_files.folder import (
     write_folder,
 )
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
-from v3_numpy_deep.autograd import Array
 from shared_data.model_files.stored_names import stored_tensors
+from v3_numpy_deep.autograd import Array
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
 

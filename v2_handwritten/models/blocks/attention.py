@@ -150,6 +150,7 @@ class LlamaAttention(nn.Module):
         self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
         self.has_rope = config.has_rope(layer_index)
+        self.pattern = config.pattern(layer_index)
         self.attention_dropout = config.attention_dropout
 
     def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +175,8 @@ class LlamaAttention(nn.Module):
         q, k, v = self.project(x, shared)
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
-        mask = shared.mask if keep is None else shared.mask.only(keep)
+        mask = shared.mask.of(self.pattern)
+        mask = mask if keep is None else mask.only(keep)
         p = self.attention_dropout if self.training else 0.0
         y = kernel(self.kernels, causal_attention)(q, k, v, mask, p, shared.generator)
         return self.o_proj(join_heads(y, keep))

@@ -142,6 +142,7 @@ class LlamaAttention(Module):
             RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None for _ in range(2)
         )
         self.has_rope = config.has_rope(layer_index)
+        self.pattern = config.pattern(layer_index)
         self.head_dim, self.layer_index, self.attention_dropout = D, layer_index, config.attention_dropout
 
     def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +165,8 @@ class LlamaAttention(Module):
         q, k, v = self.project(x, shared)
         if shared.cache is not None:  # no gradient flows back
             k, v = map(Tensor, shared.cache.update(self.layer_index, k.data, v.data))
-        mask = shared.mask if keep is None else shared.mask.only(keep)
+        mask = shared.mask.of(self.pattern)
+        mask = mask if keep is None else mask.only(keep)
         p = self.attention_dropout if self.training else 0.0
         y = kernel(self.kernels, causal_attention)(q, k, v, mask, p, shared.generator)
         return self.o_proj(join_heads(y, keep))
