@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from shared_data import report_html as html
 from shared_data.evaluation.expert_reading import EXPERTS
 from shared_data.files import read_json
@@ -28,8 +30,8 @@ def experts(run: RunFolder) -> Iterator[str]:
     yield html.heading("The experts")
     if load:
         yield html.paragraph(
-            "A router sends each token to a few experts of a layer. Each band is the share of the tokens that one expert gets; "
-            "in a balanced layer all bands are equally broad, as the lines show."
+            "A router assigns each token to a few experts of its layer. A band is the share of the assignments that one expert gets; "
+            "in a balanced layer all bands are equally broad and end at the dashed lines."
         )
         yield html.side_by_side(load)
     if reading:
@@ -48,9 +50,9 @@ def _load_over_training(run: RunFolder) -> list[str]:
     if len(steps) < FEWEST_POINTS:
         return []
     figures = []
-    for layer, of_layer in zip(_sparse_layers(run), loads.values(), strict=False):
+    for layer, of_all_steps in zip(_sparse_layers(run), loads.values(), strict=False):
         path = run.path / "report" / f"expert_load_{layer}.svg"
-        plot_shares(steps, of_layer, path, title=f"Layer {layer}: load of its experts")
+        plot_shares(steps, np.array(of_all_steps), path, title=f"Layer {layer}: load of its experts")
         figures.append(html.figure(path))
     return figures
 

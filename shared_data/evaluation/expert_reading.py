@@ -43,19 +43,19 @@ def mutual_information(counts: Int[np.ndarray, "kinds E"]) -> float:
 
 
 def count_assignments(
-    kinds: Sequence[int], experts: Int[np.ndarray, "T k"], num_kinds: int, num_experts: int
+    kinds: Int[np.ndarray, " T"], experts: Int[np.ndarray, "T k"], num_kinds: int, num_experts: int
 ) -> Int[np.ndarray, "kinds E"]:
     """How many assignments of tokens of each kind went to each expert; a token has k of them."""
     counts = np.zeros((num_kinds, num_experts), dtype=np.int64)
-    np.add.at(counts, (np.asarray(kinds, dtype=np.int64)[:, None], experts), 1)
+    np.add.at(counts, (kinds[:, None], experts), 1)
     return counts
 
 
 def shuffled_information(
-    kinds: Sequence[int], experts: Int[np.ndarray, "T k"], num_kinds: int, num_experts: int
+    kinds: Int[np.ndarray, " T"], experts: Int[np.ndarray, "T k"], num_kinds: int, num_experts: int
 ) -> float:
     """The bits that remain when kinds are dealt to the tokens at random: what a sample of this size shows by chance."""
-    shuffled = np.random.default_rng(0).permutation(np.asarray(kinds, dtype=np.int64))
+    shuffled = np.random.default_rng(0).permutation(kinds)
     return mutual_information(count_assignments(shuffled, experts, num_kinds, num_experts))
 
 
@@ -74,9 +74,9 @@ def read_experts(
     first, names = model.config.bos_token_id, list(KINDS)
     before = [] if first is None else [first]  # as a document begins
     chosen = [chosen_experts(model, [*before, *ids])[:, len(before) :] for ids, _ in stories]
-    kinds = [names.index(kind) for _, of_story in stories for kind in of_story]
+    kinds = np.array([names.index(kind) for _, of_story in stories for kind in of_story])
     experts = np.concatenate(chosen, axis=1)  # [layers, T, k]
-    sizes = {name: kinds.count(index) for index, name in enumerate(names)}
+    sizes = dict(zip(names, np.bincount(kinds, minlength=len(names)).tolist(), strict=True))
     return {
         "stories": len(stories),
         "tokens": len(kinds),
@@ -119,7 +119,9 @@ def _tokens_with_kinds(
     return found
 
 
-def _layer_reading(kinds: Sequence[int], experts: Int[np.ndarray, "T k"], num_experts: int) -> dict[str, Any]:
+def _layer_reading(
+    kinds: Int[np.ndarray, " T"], experts: Int[np.ndarray, "T k"], num_experts: int
+) -> dict[str, Any]:
     """What the report shows of one layer."""
     names = list(KINDS)
     counts = count_assignments(kinds, experts, len(names), num_experts)
