@@ -18,9 +18,9 @@ from shared_data.story_world.conversations import conversations
 from shared_data.story_world.prompts import prompts
 from shared_data.story_world.questions import (
     KINDS,
-    read_statement,
     ask_about,
     read_question,
+    read_statement,
     split_prompt,
 )
 from shared_data.story_world.requests import count_sentences

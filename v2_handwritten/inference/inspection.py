@@ -20,8 +20,8 @@ from torch import Tensor
 
 from shared_data.corpus.splits import read_documents
 from shared_data.errors import UserError
+from shared_data.evaluation.look_patterns import print_patterns
 from shared_data.inference.look import chosen_maps, print_look, some_of, token_name
-from shared_data.inference.look_patterns import print_patterns
 from shared_data.inference.prompts import encode_prompt
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.folder import read_config
