@@ -130,7 +130,7 @@ def _batches(load: Sequence[int]) -> Iterator[_Batch]:
             start += 1
             continue
         end, height, total = start + 1, load[start], load[start]
-        while end < len(load):
+        while end < len(load) and load[end]:
             higher = max(height, load[end])
             if higher * (end + 1 - start) > _MOST_FILLING * (total + load[end]):
                 break
