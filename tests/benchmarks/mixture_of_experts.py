@@ -22,7 +22,7 @@ LEVELS = {
     "v2": ("v2_handwritten", "v2_handwritten.kernels"),
     "v3": ("v3_numpy_deep", "v3_numpy_deep.autograd.kernels"),
 }
-Pass = Callable[[], Any]  # one forward pass, the output of which is differentiated
+Pass = tuple[Callable[..., Any], list[Any]]  # a function, and the leaves that it is applied to
 
 
 def mixture(package: str, kernels: str, version: str, E: int) -> Pass:
@@ -30,10 +30,10 @@ def mixture(package: str, kernels: str, version: str, E: int) -> Pass:
     plain = import_module(f"{package}.models.blocks.mixture_of_experts").expert_mixture
     function = import_module(kernels).kernel(version, plain)
     experts: Any = np.random.default_rng(E).random((N, E)).argsort(axis=1)[:, :K]
-    x, weights, *matrices = tensors(package, [(N, C), (N, K), (E, 2 * F, C), (E, C, F)])
+    inputs = tensors(package, [(N, C), (N, K), (E, 2 * F, C), (E, C, F)])
     if package == "v2_handwritten":
         experts = import_module("torch").from_numpy(experts.copy())
-    return lambda: function(x, weights, experts, *matrices)
+    return lambda x, weights, *matrices: function(x, weights, experts, *matrices), inputs
 
 
 def dense(package: str, kernels: str) -> Pass:
@@ -41,14 +41,16 @@ def dense(package: str, kernels: str) -> Pass:
     linear = import_module(f"{package}.models.blocks.linear").linear
     plain = import_module(f"{package}.models.blocks.feed_forward").swiglu
     swiglu = import_module(kernels).kernel("fused", plain)
-    x, gate_up, down = tensors(package, [(N, C), (2 * K * F, C), (C, K * F)])
-    return lambda: linear(swiglu(linear(x, gate_up)), down)
+    inputs = tensors(package, [(N, C), (2 * K * F, C), (C, K * F)])
+    return lambda x, gate_up, down: linear(swiglu(linear(x, gate_up)), down), inputs
 
 
-def seconds(forward: Pass) -> float:
-    """One forward and backward pass."""
+def seconds(function: Callable[..., Any], inputs: list[Any]) -> float:
+    """One forward and backward pass; as in training, no gradient is left from the pass before."""
+    for leaf in inputs:
+        leaf.grad = None
     started = time.perf_counter()
-    forward().sum().backward()
+    function(*inputs).sum().backward()
     return time.perf_counter() - started
 
 
@@ -59,8 +61,8 @@ def run(repeats: int = 9) -> Iterator[dict[str, Any]]:
         passes["dense", K] = dense(*modules)
         taken: dict[tuple[str, int], list[float]] = {name: [] for name in passes}
         for _ in range(repeats + 1):  # the first round warms up
-            for name, forward in passes.items():
-                taken[name].append(seconds(forward))
+            for name, each in passes.items():
+                taken[name].append(seconds(*each))
         medians = {name: statistics.median(found[1:]) for name, found in taken.items()}
         milliseconds = {f"{version} {E} ms": 1000 * median for (version, E), median in medians.items()}
         for E in SIZES:
