@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shared_data.attention.patterns import tiles_of_text
+from shared_data.attention.patterns import cut, tiles_of_text
 from v2_handwritten.models.blocks.attention_mask import MASKED, AttentionMask
 from v2_handwritten.models.packing import Packing
 
@@ -86,7 +86,7 @@ def _document_windows(packing: Packing) -> list[Tile]:
     tiles = []
     for row, begin, end in _documents(packing):
         fork = end if branch_ids is None else begin + int((branch_ids[row, begin:end] == 0).sum())
-        for start, stop in [*_cut(begin, fork, QUERY_TILE), *_cut(fork, end, QUERY_TILE)]:
+        for start, stop in [*cut(begin, fork, QUERY_TILE), *cut(fork, end, QUERY_TILE)]:
             hidden = triangle[:, : stop - start, : stop - start]
             if branch_ids is not None and start >= fork:
                 branches = Packing(document_ids[row, fork:stop], branch_ids[row, fork:stop])
@@ -94,12 +94,6 @@ def _document_windows(packing: Packing) -> list[Tile]:
                 hidden = mask.additive()[:, start - fork :]
             tiles.append(Tile(row, slice(start, stop), slice(begin, stop), hidden))
     return tiles
-
-
-def _cut(begin: int, end: int, size: int) -> list[tuple[int, int]]:
-    """Pieces of `size` positions, but the last of up to half as many more: fewer, larger products."""
-    starts = [begin, *range(begin + size, end - size // 2, size)]
-    return list(itertools.pairwise([*starts, end])) if begin < end else []
 
 
 def plan_pieces(mask: AttentionMask) -> list[list[Tile]]:
@@ -142,9 +136,9 @@ def _cut_window(window: Tile) -> Iterator[Tile]:
     """A window cut among its keys: those before the masked ones, which nothing hides, and these."""
     assert window.mask is not None, "the end of a window is masked"
     masked = window.keys.stop - window.mask.shape[-1]
-    for left, right in _cut(window.keys.start, masked, KEY_TILE):
+    for left, right in cut(window.keys.start, masked, KEY_TILE):
         yield Tile(window.rows, window.queries, slice(left, right), None)
-    for left, right in _cut(masked, window.keys.stop, KEY_TILE):
+    for left, right in cut(masked, window.keys.stop, KEY_TILE):
         part = window.mask[..., left - masked : right - masked]
         yield Tile(window.rows, window.queries, slice(left, right), part)
 
