@@ -4,7 +4,8 @@ One class for both families, GPT-2 (Radford et al. 2019) and Llama (Touvron et a
 
     x = x + attention(norm(x));   x = x + feed_forward(norm(x))
 
-Parameters carry Hugging Face's names, so `state_dict()` is a checkpoint of `GPT2LMHeadModel` or `LlamaForCausalLM`.
+Parameters carry Hugging Face's names, so `state_dict()` is that of transformers' class. Llama's relatives (shared_data/model_files/families.py)
+are its blocks with other parts.
 
 Level 1 builds those library classes. Level 2: the same classes over torch, with mixed precision and gradient checkpointing.
 
@@ -31,9 +32,12 @@ from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
+from v3_numpy_deep.models.blocks.latent_attention import LatentAttention
 from v3_numpy_deep.models.blocks.linear import Linear
+from v3_numpy_deep.models.blocks.mixture_of_experts import MixtureOfExperts, Routing, load_balancing_loss
 from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
 from v3_numpy_deep.models.blocks.rope import rotary_tables
+from v3_numpy_deep.models.blocks.sparse_indexer import IndexedAttention
 from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.sharding import loss_in_threads
 
@@ -57,15 +61,23 @@ class Gpt2Block(Module):
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
+def attention_class(config: ModelConfig, layer_index: int) -> type[Module]:
+    """The attention of a layer of Llama's family."""
+    if config.kv_lora_rank:
+        return LatentAttention
+    return IndexedAttention if config.layer_types[layer_index] == "indexed_attention" else LlamaAttention
+
+
 class LlamaBlock(Module):
-    """Attention and feed-forward layer of Llama, each behind an RMSNorm."""
+    """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts."""
 
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, layer_index)
+        self.self_attn = attention_class(config, layer_index)(config, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = LlamaFeedForward(config)
+        self.is_sparse = config.is_sparse(layer_index)
+        self.mlp = MixtureOfExperts(config) if self.is_sparse else LlamaFeedForward(config)
         self.is_last = layer_index == config.num_hidden_layers - 1
 
     def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
@@ -73,7 +85,8 @@ class LlamaBlock(Module):
         keep = shared.logits_to_keep if self.is_last else None
         y = self.self_attn(self.input_layernorm(x), shared, keep)
         x = (x if keep is None else x[keep]) + y
-        return x + self.mlp(self.post_attention_layernorm(x))
+        normalized = self.post_attention_layernorm(x)
+        return x + (self.mlp(normalized, shared.routings) if self.is_sparse else self.mlp(normalized))
 
 
 class Gpt2Body(Module):
@@ -170,10 +183,12 @@ class CausalModel(Module):
         cache: Cache | None = None,
         attention_mask: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
         logits_to_keep: Bool[Array, "B T"] | None = None,
+        routings: list[Routing] | None = None,
     ) -> Float[Tensor, "*rows C"]:
         """The residual stream after the last norm, which the output matrix reads. Arguments as of `Transformer.forward`.
 
-        With `logits_to_keep`, only the states at these positions, as rows [N, C]: the last block computes no other.
+        With `logits_to_keep`, only the states at these positions, as rows [N, C]: the last block computes no other. Each layer
+        of experts adds its routing to `routings`.
         """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
@@ -192,12 +207,13 @@ class CausalModel(Module):
             cache=cache,
             generator=self.dropout_generator if self.training else None,
             logits_to_keep=logits_to_keep,
+            routings=routings,
         )
         return self.body(input_ids, position_ids, shared)
 
 
 class Transformer(CausalModel):
-    """A GPT-2 or Llama language model."""
+    """A language model of any family (shared_data/model_files/families.py)."""
 
     def __init__(self, config: ModelConfig, kernels: str = "fused") -> None:
         super().__init__(config, kernels)
@@ -239,12 +255,27 @@ class Transformer(CausalModel):
         position_ids: Int[Array, "#B T"] | None = None,
         packing: Packing | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count."""
+        """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count.
+
+        In training mode, with the load-balancing loss of the experts, as transformers adds it.
+        """
         counted = labels != IGNORE_INDEX
-        keep = None if counted.all() else counted
-        hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep)
+        routings: list[Routing] | None = [] if self.training and self.config.num_local_experts else None
+        balanced = routings is not None and self.config.output_router_logits
+        keep = None if balanced or counted.all() else counted  # experts are balanced over all tokens
+        hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep, routings=routings)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        return kernel(self.kernels, linear_cross_entropy)(rows, self.lm_head.weight, labels[counted])
+        targets = labels.reshape(-1) if keep is None else labels[keep]
+        loss = kernel(self.kernels, linear_cross_entropy)(rows, self.lm_head.weight, targets)
+        return loss if routings is None else self._with_balance(loss, routings)
+
+    def _with_balance(self, loss: Float[Tensor, ""], routings: list[Routing]) -> Float[Tensor, ""]:
+        """Remember how the experts were used, and add the load-balancing loss where the configuration has one."""
+        E = self.config.num_local_experts
+        self.expert_loads = np.stack([np.bincount(r.experts.reshape(-1), minlength=E) for r in routings])
+        if not self.config.output_router_logits:
+            return loss
+        return loss + self.config.router_aux_loss_coef * load_balancing_loss(routings, E)
 
 
 def new_model(config: ModelConfig, seed: int = 0, kernels: str = "fused") -> Transformer:

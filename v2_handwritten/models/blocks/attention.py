@@ -11,7 +11,7 @@ Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same o
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,6 +47,7 @@ class SharedInputs:
     logits_to_keep: Bool[Tensor, "B T"] | None = None  # the last block's output only here, as rows [N, C]
     indexer_losses: list[Tensor] | None = None  # in training, each layer with an indexer appends its loss
     dense_indexer: bool = False  # its warm-up: attention to all keys, and it learns to rank these
+    routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
     gradient_checkpointing: bool = False
 
 

@@ -11,7 +11,7 @@ Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 2: the same o
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -48,6 +48,7 @@ class SharedInputs:
     logits_to_keep: Bool[Array, "B T"] | None = None  # the last block's output only here, as rows [N, C]
     indexer_losses: list[Tensor] | None = None  # in training, each layer with an indexer appends its loss
     dense_indexer: bool = False  # its warm-up: attention to all keys, and it learns to rank these
+    routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
 
 
 def attention_weights(
