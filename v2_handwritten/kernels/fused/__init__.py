@@ -9,7 +9,7 @@ from v2_handwritten.kernels.fused.log_probs import linear_log_probs
 from v2_handwritten.kernels.fused.mixture_of_experts import expert_mixture
 from v2_handwritten.kernels.fused.normalization import layer_norm, rms_norm
 from v2_handwritten.kernels.fused.rope import apply_rotary
-from v2_handwritten.kernels.fused.selected_attention import selected_attention
+from v2_handwritten.kernels.fused.gathered_attention import selected_attention
 from v2_handwritten.kernels.fused.sparse_indexer import attention_kl
 
 __all__ = [

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from v2_handwritten.kernels.fused.selected_attention import places, tiles
+from v2_handwritten.kernels.fused.gathered_attention import places, tiles
 from v2_handwritten.models.blocks import sparse_indexer as plain
 from v2_handwritten.models.blocks.attention import attention_weights
 from v2_handwritten.models.blocks.attention_mask import AttentionMask

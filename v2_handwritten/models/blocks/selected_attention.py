@@ -2,7 +2,7 @@
 
     o[t] = softmax over the selected s of (q[t] · k[s] / √D) v[s]
 
-The formula is causal attention under the mask of the selected keys. The version in kernels/fused/selected_attention.py gathers these keys
+The formula is causal attention under the mask of the selected keys. The version in kernels/fused/gathered_attention.py gathers these keys
 and touches no other: its time grows with T · k, not with T². Theory: sparse_indexer.md.
 
 Level 1: transformers scatters the ids into such a mask. Level 3: the same over its own autograd.

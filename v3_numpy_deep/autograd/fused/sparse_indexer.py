@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from v3_numpy_deep.autograd.fused.selected_attention import add_rows, places, tiles
+from v3_numpy_deep.autograd.fused.gathered_attention import add_rows, places, tiles
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 from v3_numpy_deep.models.blocks import sparse_indexer as plain
 from v3_numpy_deep.models.blocks.attention import attention_weights

@@ -3,7 +3,7 @@
     o[t] = softmax over the selected s of (q[t] · k[s] / √D) v[s]
 
 The formula is causal attention under the mask of the selected keys, over primitive operations. The fused version gathers these keys, touches no
-other, and has a derivative of its own (autograd/fused/selected_attention.py).
+other, and has a derivative of its own (autograd/fused/gathered_attention.py).
 
 Level 1: transformers scatters the ids into such a mask. Level 2: the same over torch.
 

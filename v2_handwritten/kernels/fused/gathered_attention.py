@@ -54,7 +54,7 @@ class _SelectedAttention(torch.autograd.Function):
         B, H, T, _ = q.shape
         queries, keys, values = _by_token(q, k.shape[1]), _by_key(k), _by_key(v)
         K, G = queries.shape[0], queries.shape[2]
-        output = q.new_zeros(K, B * T, G, v.shape[-1])
+        output = queries.new_zeros(K, B * T, G, v.shape[-1])
         log_sums = torch.zeros_like(output[..., :1])
         for rows in tiles(wanted, K * selected.shape[-1] * (k.shape[-1] + v.shape[-1])):
             ids, hidden = places(selected, rows, k.shape[2])
@@ -67,7 +67,7 @@ class _SelectedAttention(torch.autograd.Function):
             output[:, rows] = (weights @ _gathered(values, ids)).div_(total)
             log_sums[:, rows] = largest.add_(total.log2_())
         ctx.save_for_backward(q, k, v, selected, wanted, output, log_sums)
-        return output.view(K, B, T, G, -1).permute(1, 0, 3, 2, 4).reshape(B, H, T, -1)
+        return output.view(K, B, T, G, -1).permute(1, 0, 3, 2, 4).reshape(B, H, T, -1).to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -88,17 +88,18 @@ class _SelectedAttention(torch.autograd.Function):
         scale = 1 / math.sqrt(D)
         d_q = d_q.view(K, B, T, -1, D).permute(1, 0, 3, 2, 4).reshape(B, H, T, D)
         d_k, d_v = (x.view(K, B, -1, x.shape[-1]).transpose(0, 1) for x in (d_k, d_v))
-        return d_q * scale, d_k * scale, d_v, None, None
+        return (d_q * scale).to(q.dtype), (d_k * scale).to(k.dtype), d_v.to(v.dtype), None, None
 
 
 def _by_token(x: Float[Tensor, "B H T D"], K: int) -> Float[Tensor, "K BT G D"]:
-    """Rows of queries: of every token, those of the heads that share a key-value head."""
+    """Rows of queries: of every token, those of the heads that share a key-value head; in float32 at least."""
     B, H, T, D = x.shape
-    return x.reshape(B, K, H // K, T, D).permute(1, 0, 3, 2, 4).reshape(K, B * T, H // K, D)
+    rows = x.reshape(B, K, H // K, T, D).permute(1, 0, 3, 2, 4).reshape(K, B * T, H // K, D)
+    return rows.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _by_key(x: Float[Tensor, "B K S D"]) -> Float[Tensor, "K BS D"]:
-    return x.transpose(0, 1).flatten(1, 2)
+    return x.transpose(0, 1).flatten(1, 2).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def tiles(wanted: Int[Tensor, "N"], elements: int) -> tuple[Tensor, ...]:
@@ -124,4 +125,4 @@ def _scores(
 ) -> Float[Tensor, "K n G k"]:
     """log₂e q kᵀ / √D"""
     scores = (queries * (_LOG2_E / math.sqrt(queries.shape[-1]))) @ keys.mT
-    return scores.masked_fill_(hidden, max(MASKED, torch.finfo(scores.dtype).min))
+    return scores.masked_fill_(hidden, MASKED)

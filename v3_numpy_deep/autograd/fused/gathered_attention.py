@@ -8,7 +8,7 @@ T · k, memory with the tile. What the backward pass keeps is the output and the
 A key is selected by many queries, and its gradient is the sum of what they send. NumPy's `add.at` would add row by row; sorted by key, the
 rows of each key stand together, and `add.reduceat` sums them at once.
 
-    uv run python -c "from v3_numpy_deep.autograd.fused.selected_attention import selected_attention; help(selected_attention)"
+    uv run python -c "from v3_numpy_deep.autograd.fused.gathered_attention import selected_attention; help(selected_attention)"
 """
 
 import math
@@ -110,7 +110,7 @@ def _scores(
     return scores
 
 
-def add_rows(total: Float[Array, "N *D"], ids: Int[Array, "*n"], new: Float[Array, "*n *D"]) -> None:
+def add_rows(total: Float[Array, "N *D"], ids: Int[Array, "..."], new: Float[Array, "..."]) -> None:
     """total[ids] += new, where an id may occur many times."""
     flat, rows = ids.reshape(-1), new.reshape(-1, *total.shape[1:])
     order = np.argsort(flat, kind="stable")
