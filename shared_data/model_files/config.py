@@ -336,9 +336,23 @@ def _check_layers(config: ModelConfig) -> None:
         size = _SIZE_OF_KIND.get(kind)
         if size is not None and not getattr(config, size):
             raise UserError(f"{kind} needs {size}, a positive number; set it")
+    if "indexed_attention" in config.layer_types:
+        _check_indexer(config)
     if family.window == "all" and len(set(config.layer_types)) > 1:
         raise UserError(
             f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama"
+        )
+
+
+def _check_indexer(config: ModelConfig) -> None:
+    """An indexer has heads, which are turned by position as far as those of the attention are."""
+    if not config.index_n_heads:
+        raise UserError("indexed_attention needs index_n_heads, a positive number; set it")
+    if config.index_head_dim < config.head_dim:
+        rotated = "qk_rope_head_dim" if config.kv_lora_rank else "head_dim"
+        raise UserError(
+            f"index_head_dim {config.index_head_dim} is smaller than {rotated} {config.head_dim}, the part of an indexer's head that "
+            f"is rotated; raise it to {config.head_dim} or more"
         )
 
 

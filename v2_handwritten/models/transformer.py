@@ -31,6 +31,7 @@ from v2_handwritten.models.blocks.cross_entropy import IGNORE_INDEX, linear_cros
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v2_handwritten.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
+from v2_handwritten.models.blocks.latent_attention import LatentAttention
 from v2_handwritten.models.blocks.linear import Conv1D, Linear
 from v2_handwritten.models.blocks.mixture_of_experts import (
     Experts,
@@ -40,6 +41,7 @@ from v2_handwritten.models.blocks.mixture_of_experts import (
 )
 from v2_handwritten.models.blocks.normalization import LayerNorm, RMSNorm
 from v2_handwritten.models.blocks.rope import rotary_tables
+from v2_handwritten.models.blocks.sparse_indexer import IndexedAttention
 from v2_handwritten.models.gradient_checkpointing import run_checkpointed
 from v2_handwritten.models.packing import Packing
 
@@ -63,13 +65,20 @@ class Gpt2Block(nn.Module):
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
+def attention_class(config: ModelConfig, layer_index: int) -> type[nn.Module]:
+    """The attention of a layer of Llama's family."""
+    if config.kv_lora_rank:
+        return LatentAttention
+    return IndexedAttention if config.layer_types[layer_index] == "indexed_attention" else LlamaAttention
+
+
 class LlamaBlock(nn.Module):
     """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts."""
 
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, layer_index)
+        self.self_attn = attention_class(config, layer_index)(config, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.is_sparse = config.is_sparse(layer_index)
         self.mlp = MixtureOfExperts(config) if self.is_sparse else LlamaFeedForward(config)

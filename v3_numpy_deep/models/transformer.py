@@ -32,10 +32,12 @@ from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
+from v3_numpy_deep.models.blocks.latent_attention import LatentAttention
 from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.blocks.mixture_of_experts import MixtureOfExperts, Routing, load_balancing_loss
 from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
 from v3_numpy_deep.models.blocks.rope import rotary_tables
+from v3_numpy_deep.models.blocks.sparse_indexer import IndexedAttention
 from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.sharding import loss_in_threads
 
@@ -59,13 +61,20 @@ class Gpt2Block(Module):
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
+def attention_class(config: ModelConfig, layer_index: int) -> type[Module]:
+    """The attention of a layer of Llama's family."""
+    if config.kv_lora_rank:
+        return LatentAttention
+    return IndexedAttention if config.layer_types[layer_index] == "indexed_attention" else LlamaAttention
+
+
 class LlamaBlock(Module):
     """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts."""
 
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, layer_index)
+        self.self_attn = attention_class(config, layer_index)(config, layer_index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.is_sparse = config.is_sparse(layer_index)
         self.mlp = MixtureOfExperts(config) if self.is_sparse else LlamaFeedForward(config)
