@@ -6,6 +6,7 @@ from v2_handwritten.kernels.fused.embeddings import embed
 from v2_handwritten.kernels.fused.feed_forward import gelu_new, swiglu
 from v2_handwritten.kernels.fused.linear import merged_linear
 from v2_handwritten.kernels.fused.log_probs import linear_log_probs
+from v2_handwritten.kernels.fused.mixture_of_experts import expert_mixture
 from v2_handwritten.kernels.fused.normalization import layer_norm, rms_norm
 from v2_handwritten.kernels.fused.rope import apply_rotary
 
@@ -13,6 +14,7 @@ __all__ = [
     "apply_rotary",
     "causal_attention",
     "embed",
+    "expert_mixture",
     "gelu_new",
     "layer_norm",
     "linear_cross_entropy",

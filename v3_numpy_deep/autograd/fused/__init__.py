@@ -11,6 +11,7 @@ from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy, linear_cro
 from v3_numpy_deep.autograd.fused.feed_forward import gelu_new, swiglu
 from v3_numpy_deep.autograd.fused.linear import linear, merged_linear
 from v3_numpy_deep.autograd.fused.log_probs import linear_log_probs
+from v3_numpy_deep.autograd.fused.mixture_of_experts import expert_mixture
 from v3_numpy_deep.autograd.fused.normalization import layer_norm, rms_norm
 from v3_numpy_deep.autograd.fused.rope import apply_rotary
 
@@ -18,6 +19,7 @@ __all__ = [
     "apply_rotary",
     "causal_attention",
     "cross_entropy",
+    "expert_mixture",
     "gelu_new",
     "layer_norm",
     "linear",

@@ -69,13 +69,13 @@ class Gpt2FeedForward(Module):
 
 
 class LlamaFeedForward(Module):
-    """C → F twice, one gating the other, → C. Gate and up are one matrix product."""
+    """C → F twice, one gating the other, → C. Gate and up are one matrix product. `intermediate_size`: another F than the model's."""
 
     kernels = "fused"
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, intermediate_size: int | None = None) -> None:
         super().__init__()
-        C, F = config.hidden_size, config.intermediate_size
+        C, F = config.hidden_size, intermediate_size or config.intermediate_size
         self.gate_proj = Linear(C, F, bias=config.mlp_bias)
         self.up_proj = Linear(C, F, bias=config.mlp_bias)
         self.down_proj = Linear(F, C, bias=config.mlp_bias)
