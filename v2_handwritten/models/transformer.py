@@ -12,6 +12,7 @@ Level 1 builds those library classes. Level 3: the same classes over its own aut
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import initial_weights
-from shared_data.model_files.rope import rotary_frequencies
+from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v2_handwritten.kernels import KERNELS, kernel
 from v2_handwritten.models.blocks.attention import Cache, Gpt2Attention, LlamaAttention, SharedInputs
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
-from v2_handwritten.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from v2_handwritten.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy, soft_capped
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v2_handwritten.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
@@ -57,21 +58,34 @@ class Gpt2Block(nn.Module):
 
 
 class LlamaBlock(nn.Module):
-    """Attention and feed-forward layer of Llama, each behind an RMSNorm."""
+    """Attention and feed-forward layer of Llama, each behind an RMSNorm; in Gemma 2, each also before one (`post_norms`).
+
+    There, `post_attention_layernorm` is what it says: the norm of what attention adds. Llama calls the norm before the feed-forward
+    layer so.
+    """
 
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        C, eps, offset = config.hidden_size, config.rms_norm_eps, config.norm_offset
+        self.input_layernorm = RMSNorm(C, eps, offset)
         self.self_attn = LlamaAttention(config, layer_index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(C, eps, offset)
         self.mlp = LlamaFeedForward(config)
+        self.post_norms = config.post_norms
+        if self.post_norms:
+            self.pre_feedforward_layernorm = RMSNorm(C, eps, offset)
+            self.post_feedforward_layernorm = RMSNorm(C, eps, offset)
         self.is_last = layer_index == config.num_hidden_layers - 1
 
     def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add the outputs of both layers to the residual stream; the last block does so only where logits are wanted."""
         keep = shared.logits_to_keep if self.is_last else None
         y = self.self_attn(self.input_layernorm(x), shared, keep)
-        x = (x if keep is None else x[keep]) + y
+        x = x if keep is None else x[keep]
+        if self.post_norms:
+            x = x + self.post_attention_layernorm(y)
+            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = x + y
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -102,10 +116,12 @@ class LlamaBody(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
+        scale = math.sqrt(config.hidden_size) if config.scale_embeddings else None
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, scale)
         self.layers = nn.ModuleList(LlamaBlock(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.frequencies = rotary_frequencies(config)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
+        self.config = config
+        self.frequencies, self.rotary_scale = rotary_frequencies(config), rotary_scale(config)
 
     def forward(
         self, input_ids: Int[Tensor, "B T"], position_ids: Int[Tensor, "#B T"], shared: SharedInputs
@@ -113,7 +129,10 @@ class LlamaBody(nn.Module):
         """Final hidden states."""
         x = self.embed_tokens(input_ids)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        shared.rotary = rotary_tables(self.frequencies, position_ids, dtype)
+        frequencies = self.frequencies
+        if self.config.has_dynamic_rope:
+            frequencies = rotary_frequencies(self.config, int(position_ids.max()) + 1)
+        shared.rotary = rotary_tables(frequencies, position_ids, dtype, self.rotary_scale)
         for block in self.layers:
             x = run_checkpointed(block, x, shared) if shared.gradient_checkpointing else block(x, shared)
         return self.norm(x)
@@ -201,9 +220,9 @@ class CausalModel(nn.Module):
         tokens = past + T
         if attention_mask is not None and position_ids is not None:  # padding takes no position
             tokens = int(position_ids.max()) + 1
-        if tokens > self.config.max_position_embeddings:
+        if tokens > self.config.max_length:
             raise UserError(
-                f"{tokens} tokens are more than the model's {self.config.max_position_embeddings} positions; shorten the "
+                f"{tokens} tokens are more than the model's {self.config.max_length} positions; shorten the "
                 "text or use a model with a larger max_position_embeddings"
             )
         if position_ids is None:
@@ -254,7 +273,11 @@ class Transformer(CausalModel):
         `cache`: the tokens follow those it holds, S = cached + T. `attention_mask`: 0 marks padding among the S keys.
         Raises `UserError` when the sequence is longer than the model's positions.
         """
-        return self.lm_head(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
+        return self.logits(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
+
+    def logits(self, hidden: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows V"]:
+        """What the output matrix reads from hidden states; soft-capped where the configuration says so."""
+        return soft_capped(self.lm_head(hidden), self.config.final_logit_softcapping)
 
     def loss(
         self,
@@ -271,7 +294,9 @@ class Transformer(CausalModel):
         dtype = self.compute_dtype or self.lm_head.weight.dtype
         rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
         targets = labels.reshape(-1) if keep is None else labels[keep]
-        return kernel(self.kernels, linear_cross_entropy)(rows, self.lm_head.weight.to(dtype), targets)
+        return kernel(self.kernels, linear_cross_entropy)(
+            rows, self.lm_head.weight.to(dtype), targets, IGNORE_INDEX, self.config.final_logit_softcapping
+        )
 
 
 def new_model(config: ModelConfig, seed: int = 0, kernels: str = "fused") -> Transformer:

@@ -12,6 +12,7 @@ Level 1 builds those library classes. Level 2: the same classes over torch, with
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -21,13 +22,13 @@ from jaxtyping import Bool, Float, Int
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import initial_weights
-from shared_data.model_files.rope import rotary_frequencies
+from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
 from v3_numpy_deep.autograd.kernels import KERNELS, kernel
 from v3_numpy_deep.autograd.memory import keep_freed_memory
 from v3_numpy_deep.models.blocks.attention import Cache, Gpt2Attention, LlamaAttention, SharedInputs
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
-from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy, soft_capped
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
@@ -58,21 +59,34 @@ class Gpt2Block(Module):
 
 
 class LlamaBlock(Module):
-    """Attention and feed-forward layer of Llama, each behind an RMSNorm."""
+    """Attention and feed-forward layer of Llama, each behind an RMSNorm; in Gemma 2, each also before one (`post_norms`).
+
+    There, `post_attention_layernorm` is what it says: the norm of what attention adds. Llama calls the norm before the feed-forward
+    layer so.
+    """
 
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        C, eps, offset = config.hidden_size, config.rms_norm_eps, config.norm_offset
+        self.input_layernorm = RMSNorm(C, eps, offset)
         self.self_attn = LlamaAttention(config, layer_index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(C, eps, offset)
         self.mlp = LlamaFeedForward(config)
+        self.post_norms = config.post_norms
+        if self.post_norms:
+            self.pre_feedforward_layernorm = RMSNorm(C, eps, offset)
+            self.post_feedforward_layernorm = RMSNorm(C, eps, offset)
         self.is_last = layer_index == config.num_hidden_layers - 1
 
     def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add the outputs of both layers to the residual stream; the last block does so only where logits are wanted."""
         keep = shared.logits_to_keep if self.is_last else None
         y = self.self_attn(self.input_layernorm(x), shared, keep)
-        x = (x if keep is None else x[keep]) + y
+        x = x if keep is None else x[keep]
+        if self.post_norms:
+            x = x + self.post_attention_layernorm(y)
+            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = x + y
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -103,17 +117,22 @@ class LlamaBody(Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
+        scale = math.sqrt(config.hidden_size) if config.scale_embeddings else None
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, scale)
         self.layers = ModuleList(LlamaBlock(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.frequencies = rotary_frequencies(config)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
+        self.config = config
+        self.frequencies, self.rotary_scale = rotary_frequencies(config), rotary_scale(config)
 
     def forward(
         self, input_ids: Int[Array, "B T"], position_ids: Int[Array, "#B T"], shared: SharedInputs
     ) -> Float[Tensor, "*rows C"]:
         """Final hidden states."""
         x = self.embed_tokens(input_ids)
-        shared.rotary = rotary_tables(self.frequencies, position_ids, x.dtype.type)
+        frequencies = self.frequencies
+        if self.config.has_dynamic_rope:
+            frequencies = rotary_frequencies(self.config, int(position_ids.max()) + 1)
+        shared.rotary = rotary_tables(frequencies, position_ids, x.dtype.type, self.rotary_scale)
         for block in self.layers:
             x = block(x, shared)
         return self.norm(x)
@@ -180,9 +199,9 @@ class CausalModel(Module):
         tokens = past + T
         if attention_mask is not None and position_ids is not None:  # padding takes no position
             tokens = int(position_ids.max()) + 1
-        if tokens > self.config.max_position_embeddings:
+        if tokens > self.config.max_length:
             raise UserError(
-                f"{tokens} tokens are more than the model's {self.config.max_position_embeddings} positions; shorten the "
+                f"{tokens} tokens are more than the model's {self.config.max_length} positions; shorten the "
                 "text or use a model with a larger max_position_embeddings"
             )
         if position_ids is None:
@@ -229,7 +248,11 @@ class Transformer(CausalModel):
         `cache`: the tokens follow those it holds, S = cached + T. `attention_mask`: 0 marks padding among the S keys.
         Raises `UserError` when the sequence is longer than the model's positions.
         """
-        return self.lm_head(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
+        return self.logits(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
+
+    def logits(self, hidden: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows V"]:
+        """What the output matrix reads from hidden states; soft-capped where the configuration says so."""
+        return soft_capped(self.lm_head(hidden), self.config.final_logit_softcapping)
 
     @loss_in_threads
     def loss(
@@ -244,7 +267,9 @@ class Transformer(CausalModel):
         keep = None if counted.all() else counted
         hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        return kernel(self.kernels, linear_cross_entropy)(rows, self.lm_head.weight, labels[counted])
+        return kernel(self.kernels, linear_cross_entropy)(
+            rows, self.lm_head.weight, labels[counted], IGNORE_INDEX, self.config.final_logit_softcapping
+        )
 
 
 def new_model(config: ModelConfig, seed: int = 0, kernels: str = "fused") -> Transformer:

@@ -43,11 +43,13 @@ def causal_attention(
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
+    sinks: Float[Tensor, "H"] | None = None,
+    softcap: float | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """softmax(q kᵀ / √D + mask) v; a query that sees no key, or that the mask does not want, gets zeros."""
     mask = mask or AttentionMask(q.shape[2], k.shape[2])
-    if dropout_p > 0.0:
-        return plain_causal_attention(q, k, v, mask, dropout_p, generator)
+    if dropout_p > 0.0 or sinks is not None or softcap is not None:
+        return plain_causal_attention(q, k, v, mask, dropout_p, generator, sinks, softcap)
     Q, K, V, tiles = q.data, k.data, v.data, plan_tiles(mask)
     output, log_sums = _zeros(Q), np.empty((*Q.shape[:3], 1), Q.dtype)
     for b in range(len(Q)):
