@@ -9,6 +9,7 @@ Level 1 builds transformers' configuration from it (`to_hf`).
     uv run python -c "from shared_data.model_files.config import *; print(ModelConfig(model_type='mixtral', num_local_experts=4))"
 """
 
+import itertools
 import math
 from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
@@ -99,7 +100,7 @@ class ModelConfig:
         fill = {
             "intermediate_size": _default_intermediate_size(self.model_type, self.hidden_size),
             "num_key_value_heads": self.num_attention_heads,
-            "head_dim": self.qk_rope_head_dim or self.hidden_size // self.num_attention_heads,
+            "head_dim": self.hidden_size // self.num_attention_heads,
             "hidden_act": self.family.activations[0],
             "layer_types": [self._default_layer_type(layer) for layer in range(L)],
         }
@@ -109,14 +110,25 @@ class ModelConfig:
             fill["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(L)]
         if self._has("query_pre_attn_scalar"):
             fill["query_pre_attn_scalar"] = self.head_dim or self.hidden_size // self.num_attention_heads
-        for name, default in fill.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, default)
-        if not self.moe_intermediate_size and self.num_local_experts:
-            object.__setattr__(self, "moe_intermediate_size", self.intermediate_size)
+        if self._has("num_local_experts"):
+            fill["num_local_experts"] = 8
+        self._fill(fill)
+        if self._has("kv_lora_rank"):  # the proportions of DeepSeek-V2, section 3.1.2
+            D = self.hidden_size // self.num_attention_heads
+            self._fill({"kv_lora_rank": 4 * D, "qk_nope_head_dim": D, "v_head_dim": D})
+            self._fill({"qk_rope_head_dim": 2 * math.ceil(D / 4)})
+            object.__setattr__(self, "head_dim", self.qk_rope_head_dim)
+        if self.num_local_experts:
+            self._fill({"moe_intermediate_size": self.intermediate_size})
         for name, value in self.family.blocks.items():
             object.__setattr__(self, name, value)
         check_config(self)
+
+    def _fill(self, defaults: dict[str, Any]) -> None:
+        """Set what is zero or empty."""
+        for name, default in defaults.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, default)
 
     @property
     def family(self) -> Family:
@@ -204,6 +216,13 @@ class ModelConfig:
             for name, value in settings.model_dump(exclude={"dropout"}).items()
             if value is not None
         }
+        family, L = FAMILIES[settings.model_type], settings.num_hidden_layers
+        if "layer_types" in values:  # a pattern of layers, repeated
+            values["layer_types"] = [
+                kind for _, kind in zip(range(L), itertools.cycle(values["layer_types"]), strict=False)
+            ]
+        if "output_router_logits" in family.names:  # so is the Trainer of transformers told to add the loss
+            values["output_router_logits"] = values.get("router_aux_loss_coef", cls.router_aux_loss_coef) > 0
         gpt2_dropout = settings.dropout if settings.model_type == "gpt2" else 0.0
         return cls(
             **values,
@@ -253,7 +272,6 @@ _CHOICES = frozenset(
         "index_head_dim",
         "num_local_experts",
         "num_experts_per_tok",
-        "moe_intermediate_size",
         "mlp_only_layers",
         "norm_topk_prob",
         "router_aux_loss_coef",
@@ -336,6 +354,13 @@ def _check_layers(config: ModelConfig) -> None:
 def _check_experts(config: ModelConfig) -> None:
     """A token chooses among the experts that there are."""
     E, k = config.num_local_experts, config.num_experts_per_tok
+    if (
+        "moe_intermediate_size" not in config.family.names
+        and config.moe_intermediate_size != config.intermediate_size
+    ):
+        raise UserError(
+            f"the experts of {config.model_type} are intermediate_size wide; leave moe_intermediate_size out"
+        )
     if k > E:
         raise UserError(
             f"num_experts_per_tok {k} is more than the {E} experts; lower it or raise num_local_experts"

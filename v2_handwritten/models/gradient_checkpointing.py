@@ -7,6 +7,7 @@ Level 1: transformers' `gradient_checkpointing_enable`. Level 3 has none: its mo
     model.gradient_checkpointing = True
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,29 +23,38 @@ def run_checkpointed(
     """`block(x, shared)` without keeping its activations."""
     if not x.requires_grad:  # from frozen embeddings: autograd would not record the block
         x = x.detach().requires_grad_()
-    return _Checkpoint.apply(x, block, shared)
+    y, *router_logits = _Checkpoint.apply(x, block, shared)
+    if router_logits:  # the balancing loss is derived through them
+        routings: Any = shared.routings
+        routings[-1] = replace(routings[-1], logits=router_logits[0])
+    return y
 
 
 class _Checkpoint(torch.autograd.Function):
     """Forward without a graph; backward computes the block again, with the same dropout masks, and walks back through it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, block: nn.Module, shared: SharedInputs) -> Tensor:
+    def forward(ctx: Any, x: Tensor, block: nn.Module, shared: SharedInputs) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
         ctx.block, ctx.shared = block, shared
         ctx.generator_state = shared.generator.get_state() if shared.generator is not None else None
-        return block(x, shared)
+        before = len(shared.routings or [])
+        y = block(x, shared)
+        return y, *(routing.logits for routing in (shared.routings or [])[before:])
 
     @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         x = ctx.saved_tensors[0].detach().requires_grad_()
-        generator = ctx.shared.generator
+        routings: list[Any] | None = None if ctx.shared.routings is None else []
+        shared = replace(ctx.shared, routings=routings)
+        generator = shared.generator
         state_after_forward = generator.get_state() if generator is not None else None
         if generator is not None:
             generator.set_state(ctx.generator_state)
         with torch.enable_grad():
-            y = ctx.block(x, ctx.shared)
+            y = ctx.block(x, shared)
         if generator is not None:
             generator.set_state(state_after_forward)
-        torch.autograd.backward(y, d_y)  # adds to the gradients of the block's parameters
+        # Adds to the gradients of the block's parameters.
+        torch.autograd.backward([y, *(routing.logits for routing in routings or [])], list(gradients))
         return x.grad, None, None

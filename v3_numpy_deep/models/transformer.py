@@ -4,7 +4,8 @@ One class for both families, GPT-2 (Radford et al. 2019) and Llama (Touvron et a
 
     x = x + attention(norm(x));   x = x + feed_forward(norm(x))
 
-Parameters carry Hugging Face's names, so `state_dict()` is a checkpoint of `GPT2LMHeadModel` or `LlamaForCausalLM`.
+Parameters carry Hugging Face's names, so `state_dict()` is that of transformers' class. Llama's relatives (shared_data/model_files/families.py)
+are its blocks with other parts.
 
 Level 1 builds those library classes. Level 2: the same classes over torch, with mixed precision and gradient checkpointing.
 
@@ -33,6 +34,7 @@ from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
 from v3_numpy_deep.models.blocks.linear import Linear
+from v3_numpy_deep.models.blocks.mixture_of_experts import MixtureOfExperts, Routing, load_balancing_loss
 from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
 from v3_numpy_deep.models.blocks.rope import rotary_tables
 from v3_numpy_deep.models.packing import Packing
@@ -58,36 +60,52 @@ class Gpt2Block(Module):
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
-class LlamaBlock(Module):
-    """Attention and feed-forward layer of Llama, each behind an RMSNorm; in Gemma 2, each also before one (`post_norms`).
+def _norm(config: ModelConfig) -> RMSNorm:
+    """A norm of the residual stream."""
+    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 
-    There, `post_attention_layernorm` is what it says: the norm of what attention adds. Llama calls the norm before the feed-forward
-    layer so.
+
+class LlamaBlock(Module):
+    """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts.
+
+    In Gemma 2 each also stands before one. There, `post_attention_layernorm` is what it says: the norm of what attention adds. Llama calls
+    the norm before the feed-forward layer so.
     """
 
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
-        C, eps, offset = config.hidden_size, config.rms_norm_eps, config.norm_offset
-        self.input_layernorm = RMSNorm(C, eps, offset)
+        self.input_layernorm, self.post_attention_layernorm = _norm(config), _norm(config)
         self.self_attn = LlamaAttention(config, layer_index)
-        self.post_attention_layernorm = RMSNorm(C, eps, offset)
-        self.mlp = LlamaFeedForward(config)
-        self.post_norms = config.post_norms
-        if self.post_norms:
-            self.pre_feedforward_layernorm = RMSNorm(C, eps, offset)
-            self.post_feedforward_layernorm = RMSNorm(C, eps, offset)
-        self.is_last = layer_index == config.num_hidden_layers - 1
+        self.is_sparse, self.is_last = (
+            config.is_sparse(layer_index),
+            layer_index + 1 == config.num_hidden_layers,
+        )
+        self.mlp = MixtureOfExperts(config) if self.is_sparse else LlamaFeedForward(config)
+        self.pre_feedforward_layernorm = _norm(config) if config.post_norms else None
+        self.post_feedforward_layernorm = _norm(config) if config.post_norms else None
 
     def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add the outputs of both layers to the residual stream; the last block does so only where logits are wanted."""
         keep = shared.logits_to_keep if self.is_last else None
         y = self.self_attn(self.input_layernorm(x), shared, keep)
         x = x if keep is None else x[keep]
-        if self.post_norms:
-            x = x + self.post_attention_layernorm(y)
-            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        if self.post_feedforward_layernorm is not None:
+            return self._add_normalized(x, y, shared)
         x = x + y
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return x + self._feed_forward(self.post_attention_layernorm(x), shared)
+
+    def _feed_forward(self, x: Float[Tensor, "*rows C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
+        """Experts tell how they were chosen."""
+        return self.mlp(x, shared.routings) if self.is_sparse else self.mlp(x)
+
+    def _add_normalized(
+        self, x: Float[Tensor, "*rows C"], y: Float[Tensor, "*rows C"], shared: SharedInputs
+    ) -> Float[Tensor, "*rows C"]:
+        """What both layers add is normalized before it is added (Gemma 2)."""
+        before, after = self.pre_feedforward_layernorm, self.post_feedforward_layernorm
+        assert before is not None and after is not None, "only Gemma 2 has these norms"
+        x = x + self.post_attention_layernorm(y)
+        return x + after(self._feed_forward(before(x), shared))
 
 
 class Gpt2Body(Module):
@@ -120,7 +138,7 @@ class LlamaBody(Module):
         scale = math.sqrt(config.hidden_size) if config.scale_embeddings else None
         self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, scale)
         self.layers = ModuleList(LlamaBlock(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
+        self.norm = _norm(config)
         self.config = config
         self.frequencies, self.rotary_scale = rotary_frequencies(config), rotary_scale(config)
 
@@ -189,10 +207,12 @@ class CausalModel(Module):
         cache: Cache | None = None,
         attention_mask: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
         logits_to_keep: Bool[Array, "B T"] | None = None,
+        routings: list[Routing] | None = None,
     ) -> Float[Tensor, "*rows C"]:
         """The residual stream after the last norm, which the output matrix reads. Arguments as of `Transformer.forward`.
 
-        With `logits_to_keep`, only the states at these positions, as rows [N, C]: the last block computes no other.
+        With `logits_to_keep`, only the states at these positions, as rows [N, C]: the last block computes no other. Each layer
+        of experts adds its routing to `routings`.
         """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
@@ -211,12 +231,13 @@ class CausalModel(Module):
             cache=cache,
             generator=self.dropout_generator if self.training else None,
             logits_to_keep=logits_to_keep,
+            routings=routings,
         )
         return self.body(input_ids, position_ids, shared)
 
 
 class Transformer(CausalModel):
-    """A GPT-2 or Llama language model."""
+    """A language model of any family (shared_data/model_files/families.py)."""
 
     def __init__(self, config: ModelConfig, kernels: str = "fused") -> None:
         super().__init__(config, kernels)
@@ -262,14 +283,29 @@ class Transformer(CausalModel):
         position_ids: Int[Array, "#B T"] | None = None,
         packing: Packing | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count."""
+        """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count.
+
+        In training mode, with the load-balancing loss of the experts, as transformers adds it.
+        """
         counted = labels != IGNORE_INDEX
-        keep = None if counted.all() else counted
-        hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep)
+        routings: list[Routing] | None = [] if self.training and self.config.num_local_experts else None
+        balanced = routings is not None and self.config.output_router_logits
+        keep = None if balanced or counted.all() else counted  # experts are balanced over all tokens
+        hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep, routings=routings)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        return kernel(self.kernels, linear_cross_entropy)(
-            rows, self.lm_head.weight, labels[counted], IGNORE_INDEX, self.config.final_logit_softcapping
+        targets = labels.reshape(-1) if keep is None else labels[keep]
+        loss = kernel(self.kernels, linear_cross_entropy)(
+            rows, self.lm_head.weight, targets, IGNORE_INDEX, self.config.final_logit_softcapping
         )
+        return loss if routings is None else self._with_balance(loss, routings)
+
+    def _with_balance(self, loss: Float[Tensor, ""], routings: list[Routing]) -> Float[Tensor, ""]:
+        """Remember how the experts were used, and add the load-balancing loss where the configuration has one."""
+        E = self.config.num_local_experts
+        self.expert_loads = np.stack([np.bincount(r.experts.reshape(-1), minlength=E) for r in routings])
+        if not self.config.output_router_logits:
+            return loss
+        return loss + self.config.router_aux_loss_coef * load_balancing_loss(routings, E)
 
 
 def new_model(config: ModelConfig, seed: int = 0, kernels: str = "fused") -> Transformer:

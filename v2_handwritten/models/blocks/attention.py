@@ -11,7 +11,7 @@ Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same o
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -46,6 +46,7 @@ class SharedInputs:
     cache: Cache | None = None
     generator: torch.Generator | None = None  # draws the dropout masks
     logits_to_keep: Bool[Tensor, "B T"] | None = None  # the last block's output only here, as rows [N, C]
+    routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
     gradient_checkpointing: bool = False
 
 

@@ -177,7 +177,7 @@ class Experts(Module):
 
 
 class MixtureOfExperts(Module):
-    """Router, experts and, in DeepSeek-V3, a shared expert that reads every token. Where `routings` is a list, each pass adds its own."""
+    """Router, experts and, in DeepSeek-V3, a shared expert that reads every token."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -185,14 +185,15 @@ class MixtureOfExperts(Module):
         self.experts = Experts(config)
         shared = config.n_shared_experts * config.moe_intermediate_size
         self.shared_experts = LlamaFeedForward(config, shared) if shared else None
-        self.routings: list[Routing] | None = None
 
-    def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
-        """The weighted sum of the chosen experts, and of the shared one."""
+    def forward(
+        self, x: Float[Tensor, "*rows C"], routings: list[Routing] | None = None
+    ) -> Float[Tensor, "*rows C"]:
+        """The weighted sum of the chosen experts, and of the shared one. The routing is added to `routings`."""
         rows = x.reshape(-1, x.shape[-1])
         routing = self.gate(rows)
-        if self.routings is not None:
-            self.routings.append(routing)
+        if routings is not None:
+            routings.append(routing)
         y = self.experts(rows, routing.weights, routing.experts)
         if self.shared_experts is not None:
             y = y + self.shared_experts(rows)
