@@ -71,6 +71,9 @@ class ModelConfig:
     num_local_experts: int = 0  # E
     num_experts_per_tok: int = 2
     moe_intermediate_size: int = 0  # F of an expert; default intermediate_size
+    clamped_experts: bool = False  # gpt-oss's kind (blocks/clamped_experts.py)
+    swiglu_alpha: float = 1.702  # of clamped experts: gate · sigmoid(alpha gate),
+    swiglu_limit: float = 7.0  # and where gate and up are cut off
     mlp_only_layers: list[int] = field(default_factory=list)  # layers without experts
     scoring_func: str = "softmax"  # of the router: "softmax" or "sigmoid" (DeepSeek-V3)
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to 1
@@ -276,6 +279,8 @@ _CHOICES = frozenset(
         "norm_topk_prob",
         "router_aux_loss_coef",
         "output_router_logits",
+        "swiglu_alpha",
+        "swiglu_limit",
         "n_shared_experts",
         "routed_scaling_factor",
         "n_group",

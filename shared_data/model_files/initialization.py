@@ -154,6 +154,13 @@ def _indexer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def _expert_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The router, E experts side by side, and the experts that every token passes."""
     C, E, F = config.hidden_size, config.num_local_experts, config.moe_intermediate_size
+    if config.clamped_experts:
+        return _linear("router", (E, C), bias=True) | {
+            "experts.gate_up_proj": (E, C, 2 * F),
+            "experts.gate_up_proj_bias": (E, 2 * F),
+            "experts.down_proj": (E, F, C),
+            "experts.down_proj_bias": (E, C),
+        }
     shapes: dict[str, tuple[int, ...]] = {"gate.weight": (E, C)}
     if config.scoring_func == "sigmoid":
         shapes["gate.e_score_correction_bias"] = (E,)

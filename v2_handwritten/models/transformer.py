@@ -28,6 +28,7 @@ from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v2_handwritten.kernels import KERNELS, kernel
 from v2_handwritten.models.blocks.attention import Cache, Gpt2Attention, LlamaAttention, SharedInputs
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
+from v2_handwritten.models.blocks.clamped_experts import ClampedExperts, ClampedMixture
 from v2_handwritten.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy, soft_capped
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
@@ -69,6 +70,11 @@ def _norm(config: ModelConfig) -> RMSNorm:
     return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
 
 
+def _sparse_layer(config: ModelConfig) -> MixtureOfExperts | ClampedMixture:
+    """A mixture of experts, of the kind of the family."""
+    return ClampedMixture(config) if config.clamped_experts else MixtureOfExperts(config)
+
+
 class LlamaBlock(nn.Module):
     """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts.
 
@@ -80,11 +86,11 @@ class LlamaBlock(nn.Module):
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = _norm(config), _norm(config)
         self.self_attn = LlamaAttention(config, layer_index)
-        self.is_sparse, self.is_last = (
-            config.is_sparse(layer_index),
+        self.is_last, self.is_sparse = (
             layer_index + 1 == config.num_hidden_layers,
+            config.is_sparse(layer_index),
         )
-        self.mlp = MixtureOfExperts(config) if self.is_sparse else LlamaFeedForward(config)
+        self.mlp = _sparse_layer(config) if self.is_sparse else LlamaFeedForward(config)
         self.pre_feedforward_layernorm = _norm(config) if config.post_norms else None
         self.post_feedforward_layernorm = _norm(config) if config.post_norms else None
 
@@ -107,7 +113,8 @@ class LlamaBlock(nn.Module):
     ) -> Float[Tensor, "*rows C"]:
         """What both layers add is normalized before it is added (Gemma 2)."""
         before, after = self.pre_feedforward_layernorm, self.post_feedforward_layernorm
-        assert before is not None and after is not None, "only Gemma 2 has these norms"
+        assert before is not None, "only Gemma 2 has these norms"
+        assert after is not None, "only Gemma 2 has these norms"
         x = x + self.post_attention_layernorm(y)
         return x + after(self._feed_forward(before(x), shared))
 
@@ -213,7 +220,7 @@ class CausalModel(nn.Module):
     @compute_dtype.setter
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         for module in self.modules():
-            if isinstance(module, Linear | Conv1D | Experts):
+            if isinstance(module, Linear | Conv1D | Experts | ClampedExperts):
                 module.compute_dtype = dtype
 
     @property
