@@ -98,7 +98,10 @@ def test_old_and_new_styles_of_rope_in_config_json_mean_the_same() -> None:
     ("change", "named"),
     [
         ({"model_type": "t5"}, "'t5'; supported are gpt2, llama, mistral"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "'longrope' is not supported; supported: "),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+            "'longrope' is not supported; supported: ",
+        ),
         ({"rope_scaling": {"rope_type": "yarn"}}, "type yarn has factor None, not a positive number"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 0.5}}, "dynamic has factor 0.5, not 1 or more"),
         (

@@ -43,7 +43,7 @@ def causal_attention(
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
-    sinks: Float[Tensor, "H"] | None = None,
+    sinks: Float[Tensor, "h"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """softmax(q kᵀ / √D + mask) v; a query that sees no key, or that the mask does not want, gets zeros."""
