@@ -13,6 +13,7 @@ Level 1 builds those library classes. Level 2: the same classes over torch, with
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -22,13 +23,14 @@ from jaxtyping import Bool, Float, Int
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import initial_weights
-from shared_data.model_files.rope import rotary_frequencies
+from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
 from v3_numpy_deep.autograd.kernels import KERNELS, kernel
 from v3_numpy_deep.autograd.memory import keep_freed_memory
 from v3_numpy_deep.models.blocks.attention import Cache, Gpt2Attention, LlamaAttention, SharedInputs
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
-from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from v3_numpy_deep.models.blocks.clamped_experts import ClampedMixture
+from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy, soft_capped
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
@@ -68,25 +70,58 @@ def attention_class(config: ModelConfig, layer_index: int) -> type[Module]:
     return IndexedAttention if config.layer_types[layer_index] == "indexed_attention" else LlamaAttention
 
 
+def _norm(config: ModelConfig) -> RMSNorm:
+    """A norm of the residual stream."""
+    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
+
+
+def _sparse_layer(config: ModelConfig) -> MixtureOfExperts | ClampedMixture:
+    """A mixture of experts, of the kind of the family."""
+    return ClampedMixture(config) if config.clamped_experts else MixtureOfExperts(config)
+
+
 class LlamaBlock(Module):
-    """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts."""
+    """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts.
+
+    In Gemma 2 each also stands before one. There, `post_attention_layernorm` is what it says: the norm of what attention adds. Llama calls
+    the norm before the feed-forward layer so.
+    """
 
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm, self.post_attention_layernorm = _norm(config), _norm(config)
         self.self_attn = attention_class(config, layer_index)(config, layer_index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.is_sparse = config.is_sparse(layer_index)
-        self.mlp = MixtureOfExperts(config) if self.is_sparse else LlamaFeedForward(config)
-        self.is_last = layer_index == config.num_hidden_layers - 1
+        self.is_last, self.is_sparse = (
+            layer_index + 1 == config.num_hidden_layers,
+            config.is_sparse(layer_index),
+        )
+        self.mlp = _sparse_layer(config) if self.is_sparse else LlamaFeedForward(config)
+        self.pre_feedforward_layernorm = _norm(config) if config.post_norms else None
+        self.post_feedforward_layernorm = _norm(config) if config.post_norms else None
 
     def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
         """Add the outputs of both layers to the residual stream; the last block does so only where logits are wanted."""
         keep = shared.logits_to_keep if self.is_last else None
         y = self.self_attn(self.input_layernorm(x), shared, keep)
-        x = (x if keep is None else x[keep]) + y
-        normalized = self.post_attention_layernorm(x)
-        return x + (self.mlp(normalized, shared.routings) if self.is_sparse else self.mlp(normalized))
+        x = x if keep is None else x[keep]
+        if self.post_feedforward_layernorm is not None:
+            return self._add_normalized(x, y, shared)
+        x = x + y
+        return x + self._feed_forward(self.post_attention_layernorm(x), shared)
+
+    def _feed_forward(self, x: Float[Tensor, "*rows C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
+        """Experts tell how they were chosen."""
+        return self.mlp(x, shared.routings) if self.is_sparse else self.mlp(x)
+
+    def _add_normalized(
+        self, x: Float[Tensor, "*rows C"], y: Float[Tensor, "*rows C"], shared: SharedInputs
+    ) -> Float[Tensor, "*rows C"]:
+        """What both layers add is normalized before it is added (Gemma 2)."""
+        before, after = self.pre_feedforward_layernorm, self.post_feedforward_layernorm
+        assert before is not None, "only Gemma 2 has these norms"
+        assert after is not None, "only Gemma 2 has these norms"
+        x = x + self.post_attention_layernorm(y)
+        return x + after(self._feed_forward(before(x), shared))
 
 
 class Gpt2Body(Module):
@@ -116,17 +151,22 @@ class LlamaBody(Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
+        scale = math.sqrt(config.hidden_size) if config.scale_embeddings else None
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, scale)
         self.layers = ModuleList(LlamaBlock(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.frequencies = rotary_frequencies(config)
+        self.norm = _norm(config)
+        self.config = config
+        self.frequencies, self.rotary_scale = rotary_frequencies(config), rotary_scale(config)
 
     def forward(
         self, input_ids: Int[Array, "B T"], position_ids: Int[Array, "#B T"], shared: SharedInputs
     ) -> Float[Tensor, "*rows C"]:
         """Final hidden states."""
         x = self.embed_tokens(input_ids)
-        shared.rotary = rotary_tables(self.frequencies, position_ids, x.dtype.type)
+        frequencies = self.frequencies
+        if self.config.has_dynamic_rope:
+            frequencies = rotary_frequencies(self.config, int(position_ids.max()) + 1)
+        shared.rotary = rotary_tables(frequencies, position_ids, x.dtype.type, self.rotary_scale)
         for block in self.layers:
             x = block(x, shared)
         return self.norm(x)
@@ -201,9 +241,9 @@ class CausalModel(Module):
         tokens = past + T
         if attention_mask is not None and position_ids is not None:  # padding takes no position
             tokens = int(position_ids.max()) + 1
-        if tokens > self.config.max_position_embeddings:
+        if tokens > self.config.max_length:
             raise UserError(
-                f"{tokens} tokens are more than the model's {self.config.max_position_embeddings} positions; shorten the "
+                f"{tokens} tokens are more than the model's {self.config.max_length} positions; shorten the "
                 "text or use a model with a larger max_position_embeddings"
             )
         if position_ids is None:
@@ -251,7 +291,11 @@ class Transformer(CausalModel):
         `cache`: the tokens follow those it holds, S = cached + T. `attention_mask`: 0 marks padding among the S keys.
         Raises `UserError` when the sequence is longer than the model's positions.
         """
-        return self.lm_head(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
+        return self.logits(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
+
+    def logits(self, hidden: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows V"]:
+        """What the output matrix reads from hidden states; soft-capped where the configuration says so."""
+        return soft_capped(self.lm_head(hidden), self.config.final_logit_softcapping)
 
     @loss_in_threads
     def loss(
@@ -272,7 +316,9 @@ class Transformer(CausalModel):
         hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep, routings=routings)
         rows = hidden.reshape(-1, hidden.shape[-1])
         targets = labels.reshape(-1) if keep is None else labels[keep]
-        loss = kernel(self.kernels, linear_cross_entropy)(rows, self.lm_head.weight, targets)
+        loss = kernel(self.kernels, linear_cross_entropy)(
+            rows, self.lm_head.weight, targets, IGNORE_INDEX, self.config.final_logit_softcapping
+        )
         return loss if routings is None else self._with_balance(loss, routings)
 
     def _with_balance(self, loss: Float[Tensor, ""], routings: list[Routing]) -> Float[Tensor, ""]:
