@@ -37,7 +37,7 @@ def causal_attention(
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
-    sinks: Float[Tensor, "H"] | None = None,
+    sinks: Float[Tensor, "heads=H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T Dv"]:
     """softmax(q kᵀ / √D + mask) v; a query that sees no key, or that the mask does not want, gets zeros."""
