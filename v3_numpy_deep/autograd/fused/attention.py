@@ -39,22 +39,22 @@ class Tile(NamedTuple):
 def causal_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
-    v: Float[Tensor, "B K S D"],
+    v: Float[Tensor, "B K S Dv"],
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
-) -> Float[Tensor, "B H T D"]:
+) -> Float[Tensor, "B H T Dv"]:
     """softmax(q kᵀ / √D + mask) v; a query that sees no key, or that the mask does not want, gets zeros."""
     mask = mask or AttentionMask(q.shape[2], k.shape[2])
     if dropout_p > 0.0:
         return plain_causal_attention(q, k, v, mask, dropout_p, generator)
     Q, K, V, tiles = q.data, k.data, v.data, plan_tiles(mask)
-    output, log_sums = _zeros(Q), np.empty((*Q.shape[:3], 1), Q.dtype)
+    output, log_sums = _zeros(Q, V.shape[-1]), np.empty((*Q.shape[:3], 1), Q.dtype)
     for b in range(len(Q)):
         _attend(Q[b], K[b], V[b], tiles[b % len(tiles)], output[b], log_sums[b])
 
     def derivative(g: Array) -> tuple[Array, Array, Array]:
-        grad_q, grad_k, grad_v = _zeros(Q), _zeros(K), _zeros(V)
+        grad_q, grad_k, grad_v = (_zeros(x, x.shape[-1]) for x in (Q, K, V))
         for b in range(len(Q)):
             saved = (Q[b], K[b], V[b], tiles[b % len(tiles)], output[b], log_sums[b])
             _attend_backward(g[b], *saved, grad_q[b], grad_k[b], grad_v[b])
@@ -66,9 +66,9 @@ def causal_attention(
 def _attend(
     q: Float[Array, "H T D"],
     k: Float[Array, "K S D"],
-    v: Float[Array, "K S D"],
+    v: Float[Array, "K S Dv"],
     tiles: list[Tile],
-    output: Float[Array, "H T D"],
+    output: Float[Array, "H T Dv"],
     log_sums: Float[Array, "H T 1"],
 ) -> None:
     """Attention of one sequence, written to `output`, and the logarithms of its softmax sums to `log_sums`."""
@@ -89,16 +89,16 @@ def _attend(
 
 
 def _attend_backward(
-    g: Float[Array, "H T D"],
+    g: Float[Array, "H T Dv"],
     q: Float[Array, "H T D"],
     k: Float[Array, "K S D"],
-    v: Float[Array, "K S D"],
+    v: Float[Array, "K S Dv"],
     tiles: list[Tile],
-    output: Float[Array, "H T D"],
+    output: Float[Array, "H T Dv"],
     log_sums: Float[Array, "H T 1"],
     grad_q: Float[Array, "H T D"],
     grad_k: Float[Array, "K S D"],
-    grad_v: Float[Array, "K S D"],
+    grad_v: Float[Array, "K S Dv"],
 ) -> None:
     """The derivative of `_attend`: a tile's weights P are made again, then come the formulas at the top of the file."""
     scale, K = 1.0 / math.sqrt(q.shape[-1]), len(k)
@@ -141,10 +141,10 @@ def _ungroup(x: Float[Array, "H T D"], tile: Tile, rows: Float[Array, "K Gt D"])
     x[:, tile.queries] = rows.reshape(len(x), -1, x.shape[-1])
 
 
-def _zeros(x: Float[Array, "B H T D"]) -> Float[Array, "B H T D"]:
-    """A new array in memory order [B, T, H, D]: joining the heads afterwards needs no copy."""
-    B, H, T, D = x.shape
-    return np.zeros((B, T, H, D), x.dtype).transpose(0, 2, 1, 3)
+def _zeros(x: Float[Array, "B H T D"], size: int) -> Float[Array, "B H T Dv"]:
+    """A new array in memory order [B, T, H, size]: joining the heads afterwards needs no copy."""
+    B, H, T, _ = x.shape
+    return np.zeros((B, T, H, size), x.dtype).transpose(0, 2, 1, 3)
 
 
 def plan_tiles(mask: AttentionMask) -> list[list[Tile]]:
