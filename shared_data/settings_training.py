@@ -48,6 +48,11 @@ class OptimizerSettings(Section):
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="largest global norm of the gradient; 0 turns clipping off"
     )
+    router_bias_update_speed: float = Field(
+        default=0.001,
+        ge=0,
+        description="deepseek_v3: how far a step moves the biases that balance the experts (levels 2 and 3)",
+    )
     bf16: bool = Field(default=False, description="matrix products in bfloat16 (levels 1 and 2)")
     fp16: bool = Field(
         default=False, description="matrix products in float16, with a loss scale (levels 1 and 2)"

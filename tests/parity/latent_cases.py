@@ -1,5 +1,6 @@
 """Small models with latent attention and indexers, at all levels, for tests/parity/test_latent_attention.py and test_sparse_indexer.py."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def models(case: str, kernels: str = "fused") -> tuple[Transformer, ArrayTransfo
 def library_model(case: str) -> torch.nn.Module:
     """transformers' model with the same weights; it computes the softmax as a formula."""
     config = config_of(case)
-    settings = AutoConfig.for_model(**config.to_hf())
+    settings = AutoConfig.for_model(**config.to_hf(), experts_implementation="eager")
     settings._attn_implementation = "eager"
     library = AutoModelForCausalLM.from_config(settings).double()
     state = {name: torch.from_numpy(weight.copy()) for name, weight in state_of(config).items()}
@@ -151,7 +152,7 @@ def cached_logits(case: str, ids: np.ndarray, chunks: list[int], **inputs: np.nd
     ends = np.cumsum([0, *chunks])
     found: list[list[np.ndarray]] = [[], []]
     with torch.inference_mode(), no_grad():
-        for begin, end in zip(ends[:-1], ends[1:], strict=True):
+        for begin, end in pairwise(ends):
             part = {}
             if inputs:
                 part = {

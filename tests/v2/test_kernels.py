@@ -26,6 +26,7 @@ from v2_handwritten.models.blocks.cross_entropy import linear_cross_entropy
 from v2_handwritten.models.blocks.embeddings import embed
 from v2_handwritten.models.blocks.feed_forward import gelu_new, swiglu
 from v2_handwritten.models.blocks.linear import Linear, merged_linear
+from v2_handwritten.models.blocks.mixture_of_experts import expert_mixture
 from v2_handwritten.models.blocks.normalization import layer_norm, rms_norm
 from v2_handwritten.models.blocks.rope import apply_rotary
 from v2_handwritten.models.blocks.selected_attention import selected_attention
@@ -41,6 +42,7 @@ PLACES = torch.arange(T).expand(B, T)
 TARGETS = torch.from_numpy(integers(1, V, 9))
 ANGLES = torch.from_numpy(array(5, B, T, 4))
 LAYERS = [Linear(C, 3), Linear(C, 5)]
+EXPERTS = torch.arange(40)[:, None] % 3 + torch.tensor([0, 2])  # of 6, the last of which nobody chose
 
 
 def masked(**options: Any) -> Callable[..., Tensor]:
@@ -128,6 +130,11 @@ CASES: dict[str, tuple[Callable, Callable[..., Tensor], list[tuple[int, ...]]]] 
     "apply_rotary": (apply_rotary, lambda f, x: f(x, ANGLES.cos().to(x), ANGLES.sin().to(x)), [(B, 3, T, 8)]),
     "embed": (embed, lambda f, w: f(w, TARGETS.view(3, 3)), [(V, C)]),
     "merged_linear": (merged_linear, with_layers, [(3, 7, C)]),
+    "expert_mixture": (
+        expert_mixture,
+        lambda f, x, w, *matrices: f(x, w, EXPERTS, *matrices),
+        [(40, C), (40, 2), (6, 2 * 7, C), (6, C, 7)],
+    ),
 }
 # Two rows of logits, one of activations, no attention weights kept.
 SMALL_CHUNKS = [

@@ -20,6 +20,7 @@ from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
 from v3_numpy_deep.models.blocks.cross_entropy import cross_entropy, linear_cross_entropy
 from v3_numpy_deep.models.blocks.feed_forward import gelu_new, swiglu
 from v3_numpy_deep.models.blocks.linear import Linear, linear, merged_linear
+from v3_numpy_deep.models.blocks.mixture_of_experts import expert_mixture
 from v3_numpy_deep.models.blocks.normalization import layer_norm, rms_norm
 from v3_numpy_deep.models.blocks.rope import apply_rotary, rotary_tables
 from v3_numpy_deep.models.blocks.selected_attention import selected_attention
@@ -41,6 +42,7 @@ PADDED = AttentionMask(T, T, attention_mask=np.arange(T) >= np.array([[0], [20]]
 KEPT = PLACES % 7 > 4
 SELECTED = select_keys(array(7, 2, T, T), PACKED.allowed(), 7)  # the first queries of a text see fewer
 INDEX = [array(1, 2, T, 3, 4), array(2, 2, T, 4), array(3, 2, T, 3)]
+EXPERTS = np.arange(9)[:, None] % 3 + np.array([0, 2])  # of 6, the last of which nobody chose
 
 OPERATIONS = {
     "add": (ops.add, [A, B]),
@@ -153,6 +155,14 @@ FUSED = {
     "swiglu": (lambda choose, x: choose(swiglu)(x), [array(1, 2, 3, 8, scale=2.0)]),
     "swiglu in blocks": (lambda choose, x: choose(swiglu)(x), [array(1, 150, 1024, scale=2.0)]),
     "apply_rotary": (lambda choose, x: choose(apply_rotary)(x, COS, SIN), [array(1, 2, 3, 3, 4)]),
+    "expert_mixture": (
+        lambda choose, x, w, *matrices: choose(expert_mixture)(x, w, EXPERTS, *matrices),
+        [array(1, 9, 4), array(2, 9, 2), array(3, 6, 6, 4), array(4, 6, 4, 3)],
+    ),
+    "expert_mixture in blocks": (
+        lambda choose, x, w, *matrices: choose(expert_mixture)(x, w, np.zeros((150, 1), int), *matrices),
+        [array(1, 150, 4), array(2, 150, 1), array(3, 2, 1024, 4), array(4, 2, 4, 512)],
+    ),
     "cross_entropy": (
         lambda choose, z: choose(cross_entropy)(z, TARGETS),
         [array(1, 5, 7, scale=3.0)],

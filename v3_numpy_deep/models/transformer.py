@@ -13,7 +13,7 @@ Level 1 builds those library classes. Level 2: the same classes over torch, with
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -144,6 +144,12 @@ class CausalModel(Module):
         keep_freed_memory()  # a training step allocates what the step before has freed
         self.config = config
         self.dropout_generator = np.random.default_rng(0)
+        self.balances_experts = (
+            config.output_router_logits
+        )  # `loss` adds the load-balancing loss; the training engine sets it
+        self.expert_loads: Sequence[
+            Any
+        ] = []  # of the last training pass: tokens sent to each expert, by layer
         if config.model_type == "gpt2":
             self.transformer = Gpt2Body(config)
         else:
@@ -257,11 +263,11 @@ class Transformer(CausalModel):
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count.
 
-        In training mode, with the load-balancing loss of the experts, as transformers adds it.
+        In training mode, and where `balances_experts` is set, with the load-balancing loss, as transformers adds it.
         """
         counted = labels != IGNORE_INDEX
         routings: list[Routing] | None = [] if self.training and self.config.num_local_experts else None
-        balanced = routings is not None and self.config.output_router_logits
+        balanced = routings is not None and self.balances_experts
         keep = None if balanced or counted.all() else counted  # experts are balanced over all tokens
         hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep, routings=routings)
         rows = hidden.reshape(-1, hidden.shape[-1])
@@ -270,10 +276,10 @@ class Transformer(CausalModel):
         return loss if routings is None else self._with_balance(loss, routings)
 
     def _with_balance(self, loss: Float[Tensor, ""], routings: list[Routing]) -> Float[Tensor, ""]:
-        """Remember how the experts were used, and add the load-balancing loss where the configuration has one."""
+        """Remember how the experts were used, and add the load-balancing loss where it is wanted."""
         E = self.config.num_local_experts
         self.expert_loads = np.stack([np.bincount(r.experts.reshape(-1), minlength=E) for r in routings])
-        if not self.config.output_router_logits:
+        if not self.balances_experts:
             return loss
         return loss + self.config.router_aux_loss_coef * load_balancing_loss(routings, E)
 

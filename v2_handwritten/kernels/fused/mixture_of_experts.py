@@ -12,6 +12,7 @@ Level 3: the same over NumPy, one product for each expert.
     expert_mixture(x, weights, experts, gate_up_proj, down_proj)   # as models/blocks/mixture_of_experts.py
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -82,12 +83,12 @@ class _Rows:
         order, load = by_expert(experts, num_experts)
         self.shape, self.num_experts, self.batches = experts.shape, num_experts, list(_batches(load))
         self.number = self.batches[-1].rows.stop
-        heights = [0] * num_experts
+        first = [0] * num_experts  # row of each expert
         for batch in self.batches:
-            heights[batch.experts] = [batch.height] * len(heights[batch.experts])
-        counts, filled = torch.tensor([load, heights], device=experts.device)
-        shift = (filled.cumsum(0) - filled) - (counts.cumsum(0) - counts)
-        place = torch.arange(len(order), device=order.device) + shift.repeat_interleave(counts)
+            first[batch.experts] = range(batch.rows.start, batch.rows.stop, batch.height)
+        before = itertools.accumulate([0, *load])  # without the rows of zeros
+        shift = order.new_tensor([row - start for row, start in zip(first, before, strict=False)])
+        place = torch.arange(len(order), device=order.device) + shift[experts.flatten()[order]]
         self.of_assignment = torch.empty_like(order).index_copy_(0, order, place)
         self.token = order.new_full((self.number,), -1).index_copy_(0, place, order // experts.shape[1])
 
@@ -123,20 +124,17 @@ class _Rows:
 
 def _batches(load: Sequence[int]) -> Iterator[_Batch]:
     """Neighbouring experts together as long as this adds few rows of zeros; those without tokens in none."""
-    start, end = 0, 0  # of the experts of a batch
-    row = 0
+    row = start = 0
     while start < len(load):
-        if not load[start]:
-            start += 1
-            continue
-        end, height, total = start + 1, load[start], load[start]
-        while end < len(load):
-            higher = max(height, load[end])
-            if higher * (end + 1 - start) > _MOST_FILLING * (total + load[end]):
+        end, height, tokens = start + 1, load[start], load[start]
+        while end < len(load) and height and load[end]:
+            higher, more = max(height, load[end]), tokens + load[end]
+            if higher * (end + 1 - start) > _MOST_FILLING * more:
                 break
-            end, height, total = end + 1, higher, total + load[end]
+            end, height, tokens = end + 1, higher, more
         rows = height * (end - start)
-        yield _Batch(slice(start, end), slice(row, row + rows), height)
+        if rows:
+            yield _Batch(slice(start, end), slice(row, row + rows), height)
         start, row = end, row + rows
 
 
