@@ -70,7 +70,9 @@ def run(repeats: int = 9) -> Iterator[dict[str, Any]]:
             what = f"{level} mixture, fused: time with {E} experts ÷ with {SIZES[0]}"
             target = {"target": "≤ 1.3"} if E == 64 else {}
             yield {"what": what, "ratio": medians["fused", E] / medians["fused", SIZES[0]], **target}
-        what = f"{level} mixture of {SIZES[0]} experts, fused: time ÷ that of the dense layer of the active size"
+        what = (
+            f"{level} mixture of {SIZES[0]} experts, fused: time ÷ that of the dense layer of the active size"
+        )
         yield {"what": what, "ratio": medians["fused", SIZES[0]] / medians["dense", K]}
 
 
