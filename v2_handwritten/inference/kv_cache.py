@@ -41,7 +41,7 @@ class KVCache:
         self.max_length = max_length
         self.length = 0
 
-    def update(self, layer: int, *new: Float[Tensor, "B K T D"]) -> tuple[Float[Tensor, "B K S D"], ...]:
+    def update(self, layer: int, *new: Float[Tensor, "B _ T _"]) -> tuple[Float[Tensor, "B _ S _"], ...]:
         """Append the states of T new positions (keys already rotated, values); return those of all S positions so far, in their type."""
         start, end = self.length, self.length + new[0].shape[2]
         assert end <= self.max_length, f"the cache holds {self.max_length} positions, {end} are needed"

@@ -48,8 +48,8 @@ def expand(
     q_rotated: Float[Tensor, "B H T P"],
     keys_and_values: Float[Tensor, "B H S NV"],
     rotated_key: Float[Tensor, "B 1 S P"],
-) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H S D"], Float[Tensor, "B H S V"]]:
-    """q, k and v of ordinary attention with H heads, D = N + P, from the up-projected latents [W_uk c ; W_uv c]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q [B, H, T, D], k [B, H, S, D] and v [B, H, S, V] of ordinary attention, D = N + P, from the latents' [W_uk c ; W_uv c]."""
     N, P = q_plain.shape[-1], q_rotated.shape[-1]
     k_plain, v = ops.split(keys_and_values, [N, keys_and_values.shape[-1] - N])
     every_head = np.zeros(
@@ -65,8 +65,8 @@ def absorb(
     latent: Float[Tensor, "B 1 S R"],
     rotated_key: Float[Tensor, "B 1 S P"],
     key_up: Float[Tensor, "H N R"],
-) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B 1 S D"], Float[Tensor, "B 1 S R"]]:
-    """q, k and v of multi-query attention over the latents, D = R + P; its outputs are latents too (`up_project`).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q [B, H, T, D], k [B, 1, S, D] and v [B, 1, S, R] of multi-query attention over the latents, D = R + P; it gives latents too.
 
     Attention divides scores by √D, but these are the products of heads of size N + P: the queries make up for the difference.
     """
@@ -177,8 +177,8 @@ class LatentAttention(Module):
         decodes = shared.cache is not None and absorbed_is_cheaper(T, S, self.sizes)
         return is_plain and (selects or decodes)
 
-    def _up_projections(self) -> tuple[Float[Tensor, "H N R"], Float[Tensor, "H V R"]]:
-        """W_uk and W_uv of each head: the rows of `kv_b_proj`."""
+    def _up_projections(self) -> tuple[Tensor, Tensor]:
+        """W_uk [H, N, R] and W_uv [H, V, R] of each head: the rows of `kv_b_proj`."""
         N, _, V, R = self.sizes
         by_head = self.kv_b_proj.weight.reshape(self.num_heads, N + V, R)
         return by_head[:, :N], by_head[:, N:]
