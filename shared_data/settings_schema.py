@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from shared_data.inference.arguments import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from shared_data.model_files.families import FAMILIES
 from shared_data.seeds import LARGEST_SEED
 from shared_data.settings_align import DpoSettings, GrpoSettings, PpoSettings, RewardSettings
 from shared_data.settings_data import DataSettings, Section, TokenizerSettings
@@ -22,12 +23,12 @@ from shared_data.settings_training import PretrainSettings, SftSettings
 class ModelSettings(Section):
     """The architecture; names as in Hugging Face configurations. The vocabulary size comes from the tokenizer."""
 
-    model_type: Literal["gpt2", "llama"] = Field(default="llama", description="the family: GPT-2 or Llama")
+    model_type: str = Field(default="llama", description=f"the family: {', '.join(FAMILIES)}")
     hidden_size: int = Field(default=128, ge=1, description="C, the width of the residual stream")
     intermediate_size: int | None = Field(
         default=None,
         ge=1,
-        description="F, width of the feed-forward layer; default 4 C (gpt2), 8/3 C rounded up to 32 (llama)",
+        description="F, width of the feed-forward layer; default 4 C (gpt2), 8/3 C rounded up to 32 (the others)",
     )
     num_hidden_layers: int = Field(default=4, ge=1, description="number of blocks")
     num_attention_heads: int = Field(default=4, ge=1, description="H, query heads")
@@ -38,19 +39,100 @@ class ModelSettings(Section):
     )
     head_dim: int | None = Field(default=None, ge=1, description="D, size of a head; default C / H")
     max_position_embeddings: int = Field(default=256, ge=2, description="the longest sequence")
-    rope_theta: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies (llama)")
-    rms_norm_eps: float = Field(default=1e-5, gt=0, description="added to the mean square (llama)")
-    layer_norm_epsilon: float = Field(default=1e-5, gt=0, description="added to the variance (gpt2)")
+    rope_theta: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies")
+    rms_norm_eps: float = Field(default=1e-5, gt=0, description="added to the mean square of an RMSNorm")
+    layer_norm_epsilon: float = Field(
+        default=1e-5, gt=0, description="added to the variance of a LayerNorm (gpt2)"
+    )
     tie_word_embeddings: bool = Field(default=True, description="the output matrix is the token embedding")
     dropout: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="probability for embeddings, attention weights and residual branches (llama: attention only, as HF)",
+        description="probability for embeddings, attention weights and residual branches (gpt2; of the others attention only, as HF)",
     )
     initializer_range: float = Field(
         default=0.02, gt=0, description="standard deviation of the initial weights"
     )
+    layer_types: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="the attention of each layer, repeated until all have one: full_attention, sliding_attention; sparse_llama also "
+        "chunked_attention, strided_attention, indexed_attention",
+    )
+    sliding_window: int | None = Field(
+        default=None, ge=1, description="sliding_attention: a token sees so many, itself among them"
+    )
+    attention_chunk_size: int | None = Field(
+        default=None, ge=1, description="chunked_attention: blocks of so many tokens"
+    )
+    attention_stride: int | None = Field(
+        default=None,
+        ge=1,
+        description="strided_attention: the last so many tokens, and every so-manieth before",
+    )
+    num_sink_tokens: int | None = Field(
+        default=None, ge=0, description="the first tokens of a text, which its sparse layers see besides"
+    )
+    index_topk: int | None = Field(
+        default=None, ge=1, description="indexed_attention: keys that the indexer selects for a token"
+    )
+    index_n_heads: int | None = Field(default=None, ge=1, description="heads of the indexer")
+    index_head_dim: int | None = Field(default=None, ge=1, description="size of a head of the indexer")
+    num_local_experts: int | None = Field(
+        default=None, ge=1, description="E, experts of a layer (mixtral, qwen3_moe, deepseek_v3); default 8"
+    )
+    num_experts_per_tok: int | None = Field(
+        default=None, ge=1, description="experts that a token is sent to; default 2"
+    )
+    moe_intermediate_size: int | None = Field(
+        default=None, ge=1, description="F of an expert; default intermediate_size"
+    )
+    mlp_only_layers: list[int] | None = Field(
+        default=None, description="layers without experts, counted from 0"
+    )
+    norm_topk_prob: bool | None = Field(
+        default=None, description="the weights of a token's experts sum to 1; default true"
+    )
+    router_aux_loss_coef: float | None = Field(
+        default=None, ge=0, description="weight of the load-balancing loss; default 0.001"
+    )
+    n_shared_experts: int | None = Field(
+        default=None, ge=0, description="deepseek_v3: experts that every token passes"
+    )
+    routed_scaling_factor: float | None = Field(
+        default=None, gt=0, description="deepseek_v3: factor of the weights of the experts"
+    )
+    n_group: int | None = Field(default=None, ge=1, description="deepseek_v3: groups of experts")
+    topk_group: int | None = Field(
+        default=None, ge=1, description="deepseek_v3: groups that a token may choose from"
+    )
+    kv_lora_rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="deepseek_v3: width of the compressed keys and values; default 4 C / H",
+    )
+    q_lora_rank: int | None = Field(
+        default=None, ge=1, description="deepseek_v3: width of the compressed queries; default none"
+    )
+    qk_nope_head_dim: int | None = Field(
+        default=None, ge=1, description="deepseek_v3: the part of a head that is not rotated; default C / H"
+    )
+    qk_rope_head_dim: int | None = Field(
+        default=None,
+        ge=2,
+        description="deepseek_v3: the part of a head that is rotated; default half of C / H",
+    )
+    v_head_dim: int | None = Field(
+        default=None, ge=1, description="deepseek_v3: size of a value; default C / H"
+    )
+
+    @field_validator("model_type")
+    @classmethod
+    def _family_exists(cls, value: str) -> str:
+        if value not in FAMILIES:
+            raise ValueError(f"{value!r} is not supported; choose one of {', '.join(FAMILIES)}")
+        return value
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -72,7 +154,7 @@ class ModelSettings(Section):
                 "gpt2 has head_dim = hidden_size / num_attention_heads; leave head_dim out or use model_type llama"
             )
         head_dim = self.head_dim or self.hidden_size // heads
-        if self.model_type == "llama" and head_dim % 2:
+        if self.model_type != "gpt2" and head_dim % 2:
             raise ValueError(
                 f"rotary positions turn pairs, but the head size is {head_dim}, an odd number; change hidden_size or head_dim"
             )

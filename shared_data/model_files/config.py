@@ -1,124 +1,218 @@
 """The architecture of a model: from our settings, and from and to a Hugging Face `config.json`.
 
-`ModelConfig` holds what both families need under Llama's names (`hidden_size`, `num_key_value_heads`, …); GPT-2's own
-names (`n_embd`, `n_head`, …) exist only in its `config.json`. `count_parameters` and `flops_per_token` answer "how big"
-and "how much work" before anything is built (Kaplan et al. 2020, section 2.1; Chowdhery et al. 2022, appendix B).
+`ModelConfig` holds what all families need, under transformers' names (`hidden_size`, `num_key_value_heads`, …); GPT-2's own
+names (`n_embd`, `n_head`, …) exist only in its `config.json`. Which fields a family has, and what they are called there, stands in
+families.py; how large a model is and how much work it does, in size.py.
 
-Level 1 builds transformers' `GPT2Config` or `LlamaConfig` from it (`to_hf`).
+Level 1 builds transformers' configuration from it (`to_hf`).
 
-    uv run python -c "from shared_data.model_files.config import *; print(count_parameters(ModelConfig(vocab_size=1024)))"
+    uv run python -c "from shared_data.model_files.config import *; print(ModelConfig(model_type='mixtral', num_local_experts=4))"
 """
 
+import itertools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
 from shared_data.files import is_number
+from shared_data.model_files.config_file import read_config_json, write_config_json
+from shared_data.model_files.families import FAMILIES, Family
+from shared_data.model_files.rope_scaling import check_rope_scaling
 from shared_data.settings import ModelSettings
-
-# Kinds of rope_scaling, and the numbers that each must have.
-ROPE_TYPES: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-_ACTIVATIONS = {"gpt2": ("gelu_new", "gelu"), "llama": ("silu",)}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and choices of a GPT-2 or Llama model. A zero or empty value among them is filled in with its default."""
+    """Sizes and choices of a model. A zero or empty value among them is filled in with its default."""
 
-    model_type: str = "llama"  # "gpt2" or "llama"
+    model_type: str = "llama"  # the family, a key of `FAMILIES`
     vocab_size: int = 1024  # V
     hidden_size: int = 128  # C, the width of the residual stream
-    intermediate_size: int = 0  # F; default 4 C (gpt2), 8/3 C rounded up to a multiple of 32 (llama)
+    intermediate_size: int = 0  # F; default 4 C (gpt2), 8/3 C rounded up to a multiple of 32 (the others)
     num_hidden_layers: int = 4
     num_attention_heads: int = 4  # H
     num_key_value_heads: int = 0  # K; default H
-    head_dim: int = 0  # D; default C / H
+    head_dim: int = 0  # D; default C / H; of latent attention, the part that is rotated
     max_position_embeddings: int = 256
-    rope_theta: float = 10_000.0  # llama
-    rope_scaling: dict[str, Any] | None = None  # llama: {"rope_type": "linear" or "llama3", "factor": …, …}
-    rms_norm_eps: float = 1e-5  # llama
+    rope_theta: float = 10_000.0
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "yarn", "factor": …, …} (rope_scaling.py)
+    no_rope_layers: list[int] = field(default_factory=list)  # smollm3, one a layer: 0 rotates nothing there
+    rms_norm_eps: float = 1e-5
     layer_norm_epsilon: float = 1e-5  # gpt2
     tie_word_embeddings: bool = True  # the output matrix is the token embedding
-    attention_bias: bool = False  # llama: biases of q, k, v and o; gpt2 always has them
-    mlp_bias: bool = False  # llama: biases of gate, up and down; gpt2 always has them
-    hidden_act: str = ""  # default gelu_new (gpt2), silu (llama)
+    attention_bias: bool = False  # biases of q, k, v and o
+    attention_output_bias: bool = True  # where there are biases, o has one too (not in qwen2)
+    attention_sinks: bool = False  # a learned logit of each head, beside those of the keys (gpt-oss)
+    qk_norm: bool = False  # an RMSNorm of every query and key head (Qwen3)
+    query_pre_attn_scalar: int = 0  # gemma2: scores are divided by its root; default D
+    attn_logit_softcapping: float | None = None  # gemma2: scores become c tanh(s/c)
+    final_logit_softcapping: float | None = None  # gemma2: logits become c tanh(z/c)
+    post_norms: bool = False  # a norm of what each half of a block adds, too (Gemma 2)
+    norm_offset: bool = False  # norms multiply by 1 + weight (Gemma)
+    scale_embeddings: bool = False  # by √C (Gemma)
+    mlp_bias: bool = False  # biases of gate, up and down
+    hidden_act: str = ""  # default gelu_new (gpt2, gemma2), silu (the others)
     embd_pdrop: float = 0.0  # gpt2: dropout of the embeddings
     attention_dropout: float = 0.0  # dropout of the attention weights; `attn_pdrop` in a GPT-2 config.json
     resid_pdrop: float = 0.0  # gpt2: dropout of what a block adds to the residual stream
+    # Which keys a query sees (blocks/attention_patterns.py).
+    layer_types: list[str] = field(default_factory=list)  # the kind of each layer; default full_attention
+    sliding_window: int | None = None  # W of sliding_attention: the last W tokens, the query's own among them
+    attention_chunk_size: int | None = None  # of chunked_attention
+    attention_stride: int | None = None  # of strided_attention
+    num_sink_tokens: int = 0  # the first tokens of a text, which all kinds but full_attention see besides
+    index_topk: int = 0  # of indexed_attention: keys that the indexer selects for a query
+    index_n_heads: int = 0
+    index_head_dim: int = 0
+    # Mixture of experts (blocks/mixture_of_experts.py). E = 0: none.
+    num_local_experts: int = 0  # E
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int = 0  # F of an expert; default intermediate_size
+    clamped_experts: bool = False  # gpt-oss's kind (blocks/clamped_experts.py)
+    swiglu_alpha: float = 1.702  # of clamped experts: gate · sigmoid(alpha gate),
+    swiglu_limit: float = 7.0  # and where gate and up are cut off
+    mlp_only_layers: list[int] = field(default_factory=list)  # layers without experts
+    scoring_func: str = "softmax"  # of the router: "softmax" or "sigmoid" (DeepSeek-V3)
+    norm_topk_prob: bool = True  # the weights of the chosen experts sum to 1
+    router_aux_loss_coef: float = 0.001  # of the load-balancing loss
+    output_router_logits: bool = False  # a forward pass of the library computes the load-balancing loss, too
+    n_shared_experts: int = 0  # experts that every token passes, as one of this many times the width
+    routed_scaling_factor: float = 1.0
+    n_group: int = 1  # groups of experts, and how many of them a token may choose from
+    topk_group: int = 1
+    # Multi-head latent attention (blocks/latent_attention.py). kv_lora_rank = 0: none.
+    kv_lora_rank: int = 0  # width of the compressed keys and values
+    q_lora_rank: int | None = None  # width of the compressed queries; None: not compressed
+    qk_nope_head_dim: int = 0  # of a query and key head: the part that is not rotated,
+    qk_rope_head_dim: int = 0  # and the part that is
+    v_head_dim: int = 0
     initializer_range: float = 0.02  # standard deviation of the initial weights
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on other fields, and refuse sizes that cannot be built."""
-        if self.model_type not in _ACTIVATIONS:
-            raise UserError(
-                f"model_type {self.model_type!r} is not supported; choose a checkpoint or setting of 'gpt2' or 'llama'"
-            )
+        if self.model_type not in FAMILIES:
+            raise UserError(f"model_type {self.model_type!r} is not supported; choose {supported_families()}")
         self._check_types()
+        self._check_family()
+        L = self.num_hidden_layers
         fill = {
             "intermediate_size": _default_intermediate_size(self.model_type, self.hidden_size),
             "num_key_value_heads": self.num_attention_heads,
             "head_dim": self.hidden_size // self.num_attention_heads,
-            "hidden_act": _ACTIVATIONS[self.model_type][0],
+            "hidden_act": self.family.activations[0],
+            "layer_types": [self._default_layer_type(layer) for layer in range(L)],
         }
-        for name, default in fill.items():
+        if self.family.window == "alternating":
+            fill["sliding_window"] = self.family.defaults["sliding_window"]
+        if self._has("no_rope_layers"):
+            fill["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(L)]
+        if self._has("query_pre_attn_scalar"):
+            fill["query_pre_attn_scalar"] = self.head_dim or self.hidden_size // self.num_attention_heads
+        if self._has("num_local_experts"):
+            fill["num_local_experts"] = 8
+        self._fill(fill)
+        if self._has("kv_lora_rank"):  # the proportions of DeepSeek-V2, section 3.1.2
+            D = self.hidden_size // self.num_attention_heads
+            self._fill({"kv_lora_rank": 4 * D, "qk_nope_head_dim": D, "v_head_dim": D})
+            self._fill({"qk_rope_head_dim": 2 * math.ceil(D / 4)})
+            object.__setattr__(self, "head_dim", self.qk_rope_head_dim)
+        if self.num_local_experts:
+            self._fill({"moe_intermediate_size": self.intermediate_size})
+        for name, value in self.family.blocks.items():
+            object.__setattr__(self, name, value)
+        check_config(self)
+
+    def _fill(self, defaults: dict[str, Any]) -> None:
+        """Set what is zero or empty."""
+        for name, default in defaults.items():
             if not getattr(self, name):
                 object.__setattr__(self, name, default)
-        if self.model_type == "gpt2":  # its biases are part of the architecture
-            object.__setattr__(self, "attention_bias", True)
-            object.__setattr__(self, "mlp_bias", True)
-        self._check_sizes()
+
+    @property
+    def family(self) -> Family:
+        """Its entry of the table."""
+        return FAMILIES[self.model_type]
+
+    def _has(self, name: str) -> bool:
+        """Whether models of this family have a choice."""
+        return name in self.family.names or name in self.family.blocks
+
+    def _default_layer_type(self, layer: int) -> str:
+        """The kind of a layer's attention where nothing names it."""
+        has_window = self.family.window == "all" and self.sliding_window is not None
+        if has_window or (self.family.window == "alternating" and layer % 2 == 0):
+            return "sliding_attention"
+        return self.family.layer_types[0]
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether the feed-forward part of a layer is a mixture of experts."""
+        return self.num_local_experts > 0 and layer not in self.mlp_only_layers
+
+    def has_rope(self, layer: int) -> bool:
+        """Whether a layer rotates its queries and keys."""
+        return not self.no_rope_layers or bool(self.no_rope_layers[layer])
+
+    @property
+    def has_balancing_loss(self) -> bool:
+        """Whether training adds a loss that keeps the experts equally busy."""
+        return "router_aux_loss_coef" in self.family.names and self.router_aux_loss_coef > 0
+
+    def pattern(self, layer: int) -> AttentionPattern:
+        """Which keys the queries of a layer see."""
+        kind = self.layer_types[layer]
+        if kind == "indexed_attention":  # which ones depends on the text: the indexer chooses among all
+            return AttentionPattern()
+        size = getattr(self, _SIZE_OF_KIND[kind]) if kind in _SIZE_OF_KIND else 0
+        sinks = 0 if kind == "full_attention" else self.num_sink_tokens
+        return AttentionPattern(kind, size, sinks)
+
+    @property
+    def has_dynamic_rope(self) -> bool:
+        """Whether the rotary frequencies depend on the length of the text."""
+        return (self.rope_scaling or {}).get("rope_type") == "dynamic"
+
+    @property
+    def max_length(self) -> int:
+        """The longest text: with dynamic frequencies, `factor` times what the model was trained on; else its positions."""
+        factor = self.rope_scaling["factor"] if self.rope_scaling and self.has_dynamic_rope else 1
+        return int(factor * self.max_position_embeddings)
+
+    @property
+    def has_plain_blocks(self) -> bool:
+        """Whether all blocks are GPT-2's or Llama's own: no experts, no latents, no norm of queries and keys, no pattern, nothing of Gemma."""
+        return (
+            not (self.num_local_experts or self.kv_lora_rank or self.qk_norm or self.has_dynamic_rope)
+            and not (self.post_norms or self.norm_offset or self.scale_embeddings or self.attention_sinks)
+            and not (self.attn_logit_softcapping or self.final_logit_softcapping)
+            and all(kind == "full_attention" for kind in self.layer_types)
+            and all(self.has_rope(layer) for layer in range(self.num_hidden_layers))
+        )
 
     def _check_types(self) -> None:
         """Raise `UserError` for a value that is no size, number, flag, text or id where one must be; zero is filled in later."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             # Some folders write -1 for an id that there is not.
-            smallest = -1 if field.default is None else 0 if field.default == 0 else 1
-            if not _fits(value, field.type, smallest):
+            smallest = -1 if each.default is None else 0 if each.default in (0, MISSING) else 1
+            if not _fits(value, each.type, smallest):
                 raise UserError(
-                    f"the model's {field.name} is {value!r:.60}; correct its config.json or copy it again"
+                    f"the model's {each.name} is {value!r:.60}; correct its config.json or copy it again"
                 )
 
-    def _check_sizes(self) -> None:
-        """Raise `UserError` with the remedy for sizes or choices that no model can have."""
-        heads, groups, D = self.num_attention_heads, self.num_key_value_heads, self.head_dim
-        if self.hidden_size % heads:  # even where head_dim is given, as transformers has it
-            raise UserError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}; change one of them"
-            )
-        if heads % groups:
-            raise UserError(
-                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; change one of them"
-            )
-        if self.model_type == "gpt2" and (groups != heads or heads * D != self.hidden_size):
-            raise UserError(
-                "gpt2 has one key-value head per query head and head_dim = hidden_size / heads; use model_type llama"
-            )
-        if self.model_type == "llama" and D % 2:
-            raise UserError(f"rotary positions turn pairs, but head_dim is {D}; choose an even head_dim")
-        if self.hidden_act not in _ACTIVATIONS[self.model_type]:
-            raise UserError(
-                f"activation {self.hidden_act!r} is not supported for {self.model_type}; "
-                f"supported: {', '.join(_ACTIVATIONS[self.model_type])}"
-            )
-        scaling = self.rope_scaling or {"rope_type": "default"}
-        kind = scaling.get("rope_type")
-        if not isinstance(kind, str) or kind not in ROPE_TYPES:
-            raise UserError(f"rope_scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
-        for name in ROPE_TYPES[kind]:
-            if not is_number(scaling.get(name)) or scaling[name] <= 0:
-                raise UserError(
-                    f"rope_scaling of the type {kind} has {name} {scaling.get(name)!r:.60}, not a positive number; correct "
-                    "config.json or copy it again"
-                )
+    def _check_family(self) -> None:
+        """Raise `UserError` for a choice that models of this family do not have."""
+        for each in fields(self):
+            default = each.default_factory() if each.default_factory is not MISSING else each.default
+            optional = each.name in _CHOICES and getattr(self, each.name) != default
+            if optional and not self._has(each.name):
+                others = [name for name, family in FAMILIES.items() if each.name in family.names]
+                remedy = f"use model_type {' or '.join(others)}" if others else "leave it out"
+                raise UserError(f"{self.model_type} has no {each.name}; {remedy}")
 
     @classmethod
     def from_settings(
@@ -130,6 +224,11 @@ class ModelConfig:
             for name, value in settings.model_dump(exclude={"dropout"}).items()
             if value is not None
         }
+        L = settings.num_hidden_layers
+        if "layer_types" in values:  # a pattern of layers, repeated
+            values["layer_types"] = [
+                kind for _, kind in zip(range(L), itertools.cycle(values["layer_types"]), strict=False)
+            ]
         gpt2_dropout = settings.dropout if settings.model_type == "gpt2" else 0.0
         return cls(
             **values,
@@ -145,37 +244,160 @@ class ModelConfig:
     def from_hf(cls, config: dict[str, Any]) -> "ModelConfig":
         """Read the contents of a Hugging Face `config.json`. Raises `UserError` for another architecture."""
         model_type = config.get("model_type")
-        if not isinstance(model_type, str) or model_type not in _FROM_HF:
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
             raise UserError(
-                f"config.json describes a model of type {model_type!r}; only 'gpt2' and 'llama' checkpoints are supported"
+                f"config.json describes a model of type {model_type!r}; supported are {supported_families()}"
             )
-        _refuse_unsupported_choices(config)
-        values = {ours: config[theirs] for theirs, ours in _FROM_HF[model_type].items() if theirs in config}
-        defaults = _HF_DEFAULTS[model_type]  # a config.json may leave out what equals the library's default
-        values = defaults | {
-            name: value for name, value in values.items() if value is not None or name in _NULLABLE
-        }
-        if model_type == "llama":
-            values["rope_theta"], values["rope_scaling"] = _read_rope(config)
-        if values.get("hidden_act") == "gelu_pytorch_tanh":  # another name of the same function
-            values["hidden_act"] = "gelu_new"
-        return cls(model_type=model_type, **values)
+        return cls(model_type=model_type, **read_config_json(config, FAMILIES[model_type]))
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a `config.json` that transformers (and llama.cpp, vLLM, …) read."""
-        hf: dict[str, Any] = {
-            "architectures": [_ARCHITECTURES[self.model_type]],
-            "model_type": self.model_type,
-        }
-        hf |= {theirs: getattr(self, ours) for theirs, ours in _FROM_HF[self.model_type].items()}
-        if self.model_type == "llama":
-            # transformers 5 reads `rope_parameters`; earlier versions and other programs read the other two.
-            scaling = self.rope_scaling or {"rope_type": "default"}
-            hf["rope_parameters"] = {**scaling, "rope_theta": self.rope_theta}
-            hf["rope_theta"] = self.rope_theta
-            # A copy: transformers writes into it.
-            hf["rope_scaling"] = self.rope_scaling and dict(self.rope_scaling)
-        return hf
+        return write_config_json(self, self.family)
+
+
+def supported_families() -> str:
+    """The families by name, for a message."""
+    return ", ".join(FAMILIES)
+
+
+# What only some families can have: anything but the default is refused elsewhere.
+_CHOICES = frozenset(
+    [
+        "no_rope_layers",
+        "attention_bias",
+        "mlp_bias",
+        "query_pre_attn_scalar",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "sliding_window",
+        "attention_chunk_size",
+        "attention_stride",
+        "num_sink_tokens",
+        "index_topk",
+        "index_n_heads",
+        "index_head_dim",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "mlp_only_layers",
+        "norm_topk_prob",
+        "router_aux_loss_coef",
+        "output_router_logits",
+        "swiglu_alpha",
+        "swiglu_limit",
+        "n_shared_experts",
+        "routed_scaling_factor",
+        "n_group",
+        "topk_group",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+    ]
+)
+
+
+def check_config(config: ModelConfig) -> None:
+    """Raise `UserError` with the remedy for sizes or choices that no model can have."""
+    heads, groups, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    if config.hidden_size % heads:  # even where head_dim is given, as transformers has it
+        raise UserError(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}; change one of them"
+        )
+    if heads % groups:
+        raise UserError(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; change one of them"
+        )
+    if config.model_type == "gpt2" and (groups != heads or heads * D != config.hidden_size):
+        raise UserError(
+            "gpt2 has one key-value head per query head and head_dim = hidden_size / heads; use model_type llama"
+        )
+    if config.model_type != "gpt2" and D % 2:
+        raise UserError(f"rotary positions turn pairs, but head_dim is {D}; choose an even head_dim")
+    if config.hidden_act not in config.family.activations:
+        raise UserError(
+            f"activation {config.hidden_act!r} is not supported for {config.model_type}; "
+            f"supported: {', '.join(config.family.activations)}"
+        )
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name) == 0:
+            raise UserError(f"{name} is 0, which would make everything equal; use a positive number or none")
+    check_rope_scaling(config.rope_scaling or {"rope_type": "default"}, D)
+    _check_layers(config)
+    if config.num_local_experts:
+        _check_experts(config)
+
+
+# The size that each kind of attention needs.
+_SIZE_OF_KIND = {
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+    "strided_attention": "attention_stride",
+    "indexed_attention": "index_topk",
+}
+
+
+def _check_layers(config: ModelConfig) -> None:
+    """One kind of attention for each layer, which the family has, with its size."""
+    L, family = config.num_hidden_layers, config.family
+    for name in ("layer_types", "no_rope_layers"):
+        if len(getattr(config, name)) not in (L, 0):
+            raise UserError(
+                f"{name} has {len(getattr(config, name))} entries for {L} layers; give one for each layer"
+            )
+    for kind in dict.fromkeys(config.layer_types):
+        if kind not in family.layer_types:
+            raise UserError(
+                f"{config.model_type} has no layer of the type {kind!r}; it has {', '.join(family.layer_types)}"
+            )
+        size = _SIZE_OF_KIND.get(kind)
+        if size is not None and (getattr(config, size) or 0) < 1:
+            raise UserError(f"{kind} needs {size}, a positive number; set it")
+    if "indexed_attention" in config.layer_types:
+        _check_indexer(config)
+    if family.window == "all" and len(set(config.layer_types)) > 1:
+        raise UserError(
+            f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama"
+        )
+
+
+def _check_indexer(config: ModelConfig) -> None:
+    """An indexer has heads, which are turned by position as far as those of the attention are."""
+    if not config.index_n_heads:
+        raise UserError("indexed_attention needs index_n_heads, a positive number; set it")
+    if config.index_head_dim < config.head_dim:
+        rotated = "qk_rope_head_dim" if config.kv_lora_rank else "head_dim"
+        raise UserError(
+            f"index_head_dim {config.index_head_dim} is smaller than {rotated} {config.head_dim}, the part of an indexer's head that "
+            f"is rotated; raise it to {config.head_dim} or more"
+        )
+
+
+def _check_experts(config: ModelConfig) -> None:
+    """A token chooses among the experts that there are."""
+    E, k = config.num_local_experts, config.num_experts_per_tok
+    if (
+        "moe_intermediate_size" not in config.family.names
+        and config.moe_intermediate_size != config.intermediate_size
+    ):
+        raise UserError(
+            f"the experts of {config.model_type} are intermediate_size wide; leave moe_intermediate_size out"
+        )
+    if k > E:
+        raise UserError(
+            f"num_experts_per_tok {k} is more than the {E} experts; lower it or raise num_local_experts"
+        )
+    if config.scoring_func == "sigmoid":
+        groups, chosen = config.n_group, config.topk_group
+        if E % groups or chosen > groups or E // groups < 2 or k > chosen * (E // groups):
+            raise UserError(
+                f"{E} experts in {groups} groups, of which {chosen} are chosen, do not give {k} experts per token; groups are of "
+                "equal size, of two or more experts; change n_group, topk_group or num_experts_per_tok"
+            )
+    if any(layer >= config.num_hidden_layers for layer in config.mlp_only_layers):
+        raise UserError(
+            f"mlp_only_layers {config.mlp_only_layers} names a layer that there is not; correct it"
+        )
 
 
 def _fits(value: Any, kind: Any, smallest: int) -> bool:
@@ -191,146 +413,6 @@ def _fits(value: Any, kind: Any, smallest: int) -> bool:
     return type(value) is (get_origin(kind) or kind)
 
 
-_ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
-_NULLABLE = ("bos_token_id", "eos_token_id")
-_SHARED_NAMES = ("vocab_size", "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
-
-# Names in a Hugging Face config.json → our names.
-_FROM_HF: dict[str, dict[str, str]] = {
-    "gpt2": {name: name for name in (*_SHARED_NAMES, "layer_norm_epsilon", "embd_pdrop", "resid_pdrop")}
-    | {
-        "n_embd": "hidden_size",
-        "n_inner": "intermediate_size",
-        "n_layer": "num_hidden_layers",
-        "n_head": "num_attention_heads",
-        "n_positions": "max_position_embeddings",
-        "activation_function": "hidden_act",
-        "attn_pdrop": "attention_dropout",
-    },
-    "llama": {
-        name: name
-        for name in (
-            *_SHARED_NAMES,
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-            "rms_norm_eps",
-            "attention_bias",
-            "attention_dropout",
-            "mlp_bias",
-            "hidden_act",
-        )
-    },
-}
-
-# What transformers assumes where a config.json is silent.
-_HF_DEFAULTS: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        "vocab_size": 50257,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 1024,
-        "embd_pdrop": 0.1,
-        "attention_dropout": 0.1,
-        "resid_pdrop": 0.1,
-        "bos_token_id": 50256,
-        "eos_token_id": 50256,
-    },
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-}
-
-
 def _default_intermediate_size(model_type: str, hidden_size: int) -> int:
     """F. SwiGLU has three matrices instead of two, so Llama takes 2/3 of 4 C to keep the parameter count (Shazeer 2020)."""
     return 4 * hidden_size if model_type == "gpt2" else 32 * math.ceil(8 * hidden_size / 3 / 32)
-
-
-def _read_rope(config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary frequencies, from the style of transformers 5 or the older one."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"rope_scaling is {rope!r:.60}, not an object; correct config.json or copy it again")
-    rope = dict(rope)
-    theta = rope.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
-    rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError("partial_rotary_factor is not supported; use a checkpoint that rotates whole heads")
-    if rope_type == "default":
-        return theta, None
-    if rope_type == "llama3":  # the length the model was first trained on
-        rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings", 2048))
-    return theta, {"rope_type": rope_type, **rope}
-
-
-def _refuse_unsupported_choices(config: dict[str, Any]) -> None:
-    """What changes the numbers and is not computed here: quantized weights, and GPT-2's choices that no well-known checkpoint makes."""
-    if config.get("quantization_config") is not None:
-        raise UserError(
-            "config.json has a quantization_config, and quantized weights cannot be read; use the checkpoint before it was "
-            "quantized, or remove that entry where it was not"
-        )
-    for name, usual in (
-        ("scale_attn_weights", True),
-        ("scale_attn_by_inverse_layer_idx", False),
-        ("add_cross_attention", False),
-    ):
-        if config.get(name, usual) != usual:
-            raise UserError(
-                f"config.json sets {name} = {config[name]}, which is not supported; it must be {usual}"
-            )
-
-
-def count_parameters(config: ModelConfig) -> int:
-    """Numbers that training adjusts; a tied output matrix counts once."""
-    C, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    norm = 2 * C if config.model_type == "gpt2" else C  # weight and bias, or weight
-    biases = 0
-    if config.attention_bias:
-        biases += (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim + C
-    if config.mlp_bias:
-        biases += F + C if config.model_type == "gpt2" else 2 * F + C
-    block = _matrix_parameters_per_block(config) + biases + 2 * norm
-    embeddings = V * C if config.tie_word_embeddings else 2 * V * C
-    if config.model_type == "gpt2":
-        embeddings += config.max_position_embeddings * C
-    return embeddings + config.num_hidden_layers * block + norm
-
-
-def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
-    """Floating-point operations of one training token, forward and backward: 6 N + 12 · layers · H · D · T.
-
-    N counts the weights of matrix products (with the output matrix, without look-ups, norms and biases): each is used in
-    one multiplication and one addition forward, and in two of each backward. The second term is the attention's two
-    products of T × T; as is usual, the half that the causal mask discards is counted.
-    """
-    N = (
-        config.num_hidden_layers * _matrix_parameters_per_block(config)
-        + config.vocab_size * config.hidden_size
-    )
-    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence_length
-    return 6 * N + 12 * attention
-
-
-def _matrix_parameters_per_block(config: ModelConfig) -> int:
-    """Weights of the projections of one block, without biases and norms."""
-    C, D = config.hidden_size, config.head_dim
-    attention = C * D * (2 * config.num_attention_heads + 2 * config.num_key_value_heads)  # q, o and k, v
-    matrices = 2 if config.model_type == "gpt2" else 3
-    return attention + matrices * C * config.intermediate_size

@@ -6,15 +6,17 @@ numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py).
     uv run python -c "from pathlib import Path; from shared_data.model_files.folder import *; print(read_shapes(Path('runs/v2/tiny/pretrain/model.safetensors')))"
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.stored_names import Index, part_shape, stored_tensors
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,6 +28,14 @@ _TOKENIZER_FILES = (
 # Constants that older versions of transformers saved among the weights: causal masks and rotary frequencies.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 _FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
+
+
+class Piece(NamedTuple):
+    """A tensor of a file, and which part of a parameter it is; () is all of it."""
+
+    path: Path
+    name: str
+    index: Index
 
 
 def write_folder(
@@ -58,9 +68,8 @@ def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None)
 
     The library finds the last token of a row by comparing ids with `pad_token_id`, so that is written too, as the tokenizer names it.
     """
-    family = "GPT2" if config.model_type == "gpt2" else "Llama"
     return config.to_hf() | {
-        "architectures": [f"{family}ForSequenceClassification"],
+        "architectures": [config.family.classifier],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
         "pad_token_id": None if tokenizer_folder is None else _pad_token_id(Path(tokenizer_folder)),
@@ -95,7 +104,30 @@ def read_config(folder: Path) -> ModelConfig:
             )
         except UserError as error:
             raise UserError(f"{generation}: {error}") from error
+    if config.tie_word_embeddings and not _output_is_embedding(folder):
+        return replace(config, tie_word_embeddings=False)  # as transformers does: the weights decide
     return config
+
+
+def _output_is_embedding(folder: Path) -> bool:
+    """Whether the checkpoint has one matrix for both, or the same numbers twice."""
+    places = {name: path for path in tensor_files(folder) for name in read_shapes(path)}
+    embeddings = [name for name in places if name.endswith(("embed_tokens.weight", "wte.weight"))]
+    if "lm_head.weight" not in places or not embeddings:
+        return True
+    return _bytes_of(places["lm_head.weight"], "lm_head.weight") == _bytes_of(
+        places[embeddings[0]], embeddings[0]
+    )
+
+
+def _bytes_of(path: Path, name: str) -> tuple[str, bytes]:
+    """Type and numbers of a tensor, as they stand in the file: the length of the header, the header, the numbers."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))[name]
+        start, end = entry["data_offsets"]
+        file.seek(8 + size + start)
+        return entry["dtype"], file.read(end - start)
 
 
 def read_reward_config(folder: Path) -> ModelConfig:
@@ -119,24 +151,37 @@ def read_reward_config(folder: Path) -> ModelConfig:
 
 def find_tensors(
     folder: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, tuple[Path, str]]:
-    """Where each parameter is stored: our name → (file, its name there). Raises `UserError` unless all have these shapes."""
+) -> dict[str, list[Piece]]:
+    """Where each parameter is stored: its name → the tensors that hold it. Raises `UserError` unless all have these shapes."""
     prefix = "transformer." if config.model_type == "gpt2" else "model."
-    places, unexpected = {}, []
-    for path in tensor_files(folder):
-        for stored_name, shape in read_shapes(path).items():
+    stored = {name: path for path in tensor_files(folder) for name in read_shapes(path)}
+    stored_shapes = {
+        name: shape for path in tensor_files(folder) for name, shape in read_shapes(path).items()
+    }
+    places: dict[str, list[Piece]] = {}
+    missing, used = [], set()
+    for name, shape in shapes.items():
+        # All in one, as in the model itself, where transformers was told to keep that form.
+        parts = [(name, ())] if name in stored else stored_tensors(name, config)
+        for part, index in parts:
             # The first GPT-2 checkpoints, and headless models, leave the prefix out.
-            name = stored_name if stored_name in shapes else prefix + stored_name
-            if name in shapes:
-                if shape != shapes[name]:
-                    raise UserError(
-                        f"{path}: tensor {stored_name} has shape {list(shape)}, but config.json asks for {list(shapes[name])}; "
-                        "use the config.json that belongs to these weights"
-                    )
-                places[name] = (path, stored_name)
-            elif not stored_name.endswith(_BUFFERS) and stored_name != "lm_head.weight":  # a tied copy
-                unexpected.append(stored_name)
-    missing = [name for name in shapes if name not in places]
+            found = part if part in stored else part.removeprefix(prefix)
+            if found not in stored:
+                missing.append(part)
+                continue
+            wanted = part_shape(shape, index)
+            if stored_shapes[found] != wanted:
+                raise UserError(
+                    f"{stored[found]}: tensor {found} has shape {list(stored_shapes[found])}, but config.json asks for "
+                    f"{list(wanted)}; use the config.json that belongs to these weights"
+                )
+            used.add(found)
+            places.setdefault(name, []).append(Piece(stored[found], found, index))
+    unexpected = [
+        name
+        for name in stored
+        if name not in used and not name.endswith(_BUFFERS) and name != "lm_head.weight"  # a tied copy
+    ]
     for names, problem in ((missing, "lacks"), (unexpected, "has unexpected")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -144,7 +189,7 @@ def find_tensors(
                 f"{folder} {problem} tensor {names[0]}{more} for a {config.model_type} model of "
                 f"{config.num_hidden_layers} layers; use the config.json that belongs to these weights"
             )
-    return {name: places[name] for name in shapes}
+    return places
 
 
 def tensor_files(folder: Path) -> list[Path]:

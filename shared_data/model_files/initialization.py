@@ -23,7 +23,12 @@ from shared_data.seeds import check_seed
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of a checkpoint: its Hugging Face name and its shape. A tied `lm_head.weight` is not listed."""
-    return _gpt2_shapes(config) if config.model_type == "gpt2" else _llama_shapes(config)
+    return _gpt2_shapes(config) if config.model_type == "gpt2" else _decoder_shapes(config)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a checkpoint's tensor is no parameter: no gradient moves it."""
+    return name.endswith("e_score_correction_bias")
 
 
 def reward_parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -44,8 +49,8 @@ def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Float
     for name, shape in parameter_shapes(config).items():
         if name.endswith("bias"):
             yield name, np.zeros(shape, np.float32)
-        elif len(shape) == 1:  # the gain of a norm
-            yield name, np.ones(shape, np.float32)
+        elif len(shape) == 1 and not name.endswith("sinks"):  # the gain of a norm, or what it adds to 1
+            yield name, (np.zeros if config.norm_offset else np.ones)(shape, np.float32)
         else:
             residual = math.sqrt(2 * config.num_hidden_layers) if name.endswith("c_proj.weight") else 1.0
             yield name, _normal(seed, name, shape, config.initializer_range / residual)
@@ -79,30 +84,103 @@ def _gpt2_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | _output_shape(config)
 
 
-def _llama_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Llama keeps its matrices as [out, in] (`nn.Linear`)."""
-    C, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, C)}
+def _decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """All other families keep their matrices as [out, in] (`nn.Linear`), under Llama's names."""
+    C = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, C)}
     for layer in range(config.num_hidden_layers):
         block = f"model.layers.{layer}"
-        projections = {
-            "q_proj": (queries, C),
-            "k_proj": (keys, C),
-            "v_proj": (keys, C),
-            "o_proj": (C, queries),
-        }
-        for name, shape in projections.items():
-            shapes |= _llama_linear(f"{block}.self_attn.{name}", shape, config.attention_bias)
-        for name, shape in {"gate_proj": (F, C), "up_proj": (F, C), "down_proj": (C, F)}.items():
-            shapes |= _llama_linear(f"{block}.mlp.{name}", shape, config.mlp_bias)
+        attention = _latent_attention_shapes(config) if config.kv_lora_rank else _attention_shapes(config)
+        if config.layer_types[layer] == "indexed_attention":
+            attention |= _indexer_shapes(config)
+        if config.is_sparse(layer):
+            feed_forward = _expert_shapes(config)
+        else:
+            feed_forward = _gated_shapes(C, config.intermediate_size, config.mlp_bias)
+        shapes |= {f"{block}.self_attn.{name}": shape for name, shape in attention.items()}
+        shapes |= {f"{block}.mlp.{name}": shape for name, shape in feed_forward.items()}
         shapes |= {f"{block}.input_layernorm.weight": (C,), f"{block}.post_attention_layernorm.weight": (C,)}
+        if config.post_norms:
+            shapes |= {f"{block}.{place}_feedforward_layernorm.weight": (C,) for place in ("pre", "post")}
     shapes["model.norm.weight"] = (C,)
     return shapes | _output_shape(config)
 
 
-def _llama_linear(name: str, shape: tuple[int, int], bias: bool) -> dict[str, tuple[int, ...]]:
+def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Queries of H heads, keys and values of K."""
+    C, D = config.hidden_size, config.head_dim
+    queries, keys = config.num_attention_heads * D, config.num_key_value_heads * D
+    bias = config.attention_bias
+    shapes: dict[str, tuple[int, ...]] = (
+        {"sinks": (config.num_attention_heads,)} if config.attention_sinks else {}
+    )
+    shapes |= _linear("q_proj", (queries, C), bias) | _linear("k_proj", (keys, C), bias)
+    shapes |= _linear("v_proj", (keys, C), bias)
+    shapes |= _linear("o_proj", (C, queries), bias and config.attention_output_bias)
+    return shapes | ({"q_norm.weight": (D,), "k_norm.weight": (D,)} if config.qk_norm else {})
+
+
+def _latent_attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Queries, and keys with values, each through a narrow matrix (DeepSeek-V2, section 2.1)."""
+    C, H, R = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
+    query = config.qk_nope_head_dim + config.qk_rope_head_dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.q_lora_rank is None:
+        shapes |= {"q_proj.weight": (H * query, C)}
+    else:
+        shapes |= _linear("q_a_proj", (config.q_lora_rank, C), config.attention_bias)
+        shapes |= {
+            "q_a_layernorm.weight": (config.q_lora_rank,),
+            "q_b_proj.weight": (H * query, config.q_lora_rank),
+        }
+    shapes |= _linear("kv_a_proj_with_mqa", (R + config.qk_rope_head_dim, C), config.attention_bias)
+    shapes |= {"kv_a_layernorm.weight": (R,)}
+    shapes |= {"kv_b_proj.weight": (H * (config.qk_nope_head_dim + config.v_head_dim), R)}
+    return shapes | _linear("o_proj", (C, H * config.v_head_dim), config.attention_bias)
+
+
+def _indexer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The lightning indexer (DeepSeek-V3.2): queries of its own heads, one key, a weight of each head."""
+    C, H, D = config.hidden_size, config.index_n_heads, config.index_head_dim
+    return {
+        "indexer.wq_b.weight": (H * D, config.q_lora_rank or C),
+        "indexer.wk.weight": (D, C),
+        "indexer.k_norm.weight": (D,),
+        "indexer.k_norm.bias": (D,),
+        "indexer.weights_proj.weight": (H, C),
+    }
+
+
+def _expert_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The router, E experts side by side, and the experts that every token passes."""
+    C, E, F = config.hidden_size, config.num_local_experts, config.moe_intermediate_size
+    if config.clamped_experts:
+        return _linear("router", (E, C), bias=True) | {
+            "experts.gate_up_proj": (E, C, 2 * F),
+            "experts.gate_up_proj_bias": (E, 2 * F),
+            "experts.down_proj": (E, F, C),
+            "experts.down_proj_bias": (E, C),
+        }
+    shapes: dict[str, tuple[int, ...]] = {"gate.weight": (E, C)}
+    if config.scoring_func == "sigmoid":
+        shapes["gate.e_score_correction_bias"] = (E,)
+    shapes |= {"experts.gate_up_proj": (E, 2 * F, C), "experts.down_proj": (E, C, F)}
+    if config.n_shared_experts:
+        shared = _gated_shapes(C, F * config.n_shared_experts, bias=False)
+        shapes |= {f"shared_experts.{name}": shape for name, shape in shared.items()}
+    return shapes
+
+
+def _gated_shapes(C: int, F: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """SwiGLU's three matrices."""
+    return (
+        _linear("gate_proj", (F, C), bias)
+        | _linear("up_proj", (F, C), bias)
+        | _linear("down_proj", (C, F), bias)
+    )
+
+
+def _linear(name: str, shape: tuple[int, int], bias: bool) -> dict[str, tuple[int, ...]]:
     """Weight and, where the configuration asks for it, bias."""
     return {f"{name}.weight": shape} | ({f"{name}.bias": (shape[0],)} if bias else {})
 

@@ -149,7 +149,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "another architecture": (edit_config(model_type="bert"), "'bert'"),
     "another shape": (
         edit_config(intermediate_size=64),
-        r"down_proj.weight has shape \[32, 48\].*asks for \[32, 64\]",
+        r"gate_proj.weight has shape \[48, 32\].*asks for \[64, 32\]",
     ),
     "too many layers": (edit_config(num_hidden_layers=3), "lacks tensor model.layers.2"),
     "too few layers": (edit_config(num_hidden_layers=1), "unexpected tensor model.layers.1"),

@@ -88,9 +88,9 @@ def test_the_formula_of_memory_counts_the_bytes_of_the_cache() -> None:
     """The exercise of kv_cache.md: 2 · layers · K · D numbers a token, so MQA takes 1/H of MHA."""
     for case in CASES:
         config, array_config = config_of(case), ArrayConfig.from_hf(config_of(case).to_hf())
-        states = v2.KVCache(config, 3, 50).states
+        (states,) = v2.KVCache(config, 3, 50).states
         assert states.numel() * 4 == 3 * 50 * v2.bytes_per_token(config), case
-        array_states = v3.KVCache(array_config, 3, 50).states
+        (array_states,) = v3.KVCache(array_config, 3, 50).states
         assert array_states.nbytes == 3 * 50 * v3.bytes_per_token(array_config), case
     sizes = [v2.bytes_per_token(config_of(case)) for case in ("llama MHA, untied", "llama GQA")]
     assert sizes == [2 * 2 * 4 * 8 * 4, 2 * 2 * 2 * 8 * 4]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from shared_data.model_files.config import ModelConfig, count_parameters
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.size import count_parameters
 from tests.parity.model_cases import CASES, LibraryModel, batch, config_of, gradients, packed, pair
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.models.checkpoint import load_model as load_model2

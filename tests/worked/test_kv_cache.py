@@ -40,7 +40,7 @@ def test_memory_of_known_models() -> None:
         cache = KVCache(
             config(*shape), batch_size=1, max_length=shape[-1], dtype=torch.bfloat16, device="meta"
         )
-        assert cache.states.nbytes == per_token * shape[-1]
+        assert cache.states[0].nbytes == per_token * shape[-1]
     agrees(PAGE, "model", rows)
 
 

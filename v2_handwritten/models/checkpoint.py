@@ -1,7 +1,7 @@
 """Models in and out of Hugging Face folders: the numbers of their tensors.
 
 What we save, `AutoModelForCausalLM.from_pretrained(folder)` loads (of a reward model, `AutoModelForSequenceClassification`); what
-transformers saves of GPT-2 and Llama, we load. What a folder must hold is checked first, in shared_data/model_files/folder.py. No
+transformers saves of our families, we load. What a folder must hold is checked first, in shared_data/model_files/folder.py. No
 pickle is read or written (safetensors is a JSON header and the raw numbers).
 
 Level 1: `save_pretrained` and `from_pretrained`. Level 3: the same functions over NumPy.
@@ -26,6 +26,7 @@ from shared_data.model_files.folder import (
     write_folder,
 )
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
+from shared_data.model_files.stored_names import stored_tensors
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import CausalModel, Transformer
 
@@ -37,8 +38,12 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
 
     A tied output matrix is left out, as transformers does. Each file appears whole or not at all.
     """
-    weights = dict(model.named_parameters())  # a tied matrix appears here once, as the embedding
-    tensors = {name: weights[name].detach().contiguous().cpu() for name in _shapes(model)}
+    weights = model.state_dict()
+    tensors = {
+        stored_name: weights[name][index].detach().contiguous().cpu()
+        for name in _shapes(model)
+        for stored_name, index in stored_tensors(name, model.config)
+    }
     is_reward_model = isinstance(model, RewardModel)
     config = reward_model_to_hf(model.config, tokenizer_folder) if is_reward_model else model.config.to_hf()
     dtype = str(model.token_embedding.weight.dtype).removeprefix("torch.")
@@ -52,7 +57,7 @@ def load_model(
     device: str | torch.device = "cpu",
     kernels: str = "fused",
 ) -> Transformer:
-    """Read a Hugging Face folder of a GPT-2 or Llama model. `dtype` None keeps the checkpoint's own type.
+    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py). `dtype` None keeps the checkpoint's own type.
 
     Raises `UserError` for another architecture, a missing, superfluous or wrongly shaped tensor, or a damaged file.
     """
@@ -75,10 +80,10 @@ def load_reward_model(
 
 def load_weights(model: CausalModel, folder: Path | str) -> None:
     """Copy the tensors of a Hugging Face folder into a model of the same shape, in place; it keeps its own types."""
-    parameters = dict(model.named_parameters())
+    weights = model.state_dict()
     with torch.no_grad():
         for name, tensor in _tensors(model, Path(folder)):
-            parameters[name].copy_(tensor)
+            weights[name].copy_(tensor)
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
@@ -103,8 +108,16 @@ def _fill(model: M, folder: Path, dtype: torch.dtype | None, device: str | torch
 
 def _tensors(model: CausalModel, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and numbers of each of the model's parameters, one at a time, once all have been found in the folder."""
-    for name, (path, stored_name) in find_tensors(folder, model.config, _shapes(model)).items():
-        yield name, read_tensor(path, stored_name)
+    shapes = _shapes(model)
+    for name, pieces in find_tensors(folder, model.config, shapes).items():
+        path, stored_name, index = pieces[0]
+        tensor = read_tensor(path, stored_name)
+        if index:  # an expert's matrix of the layer's array
+            whole = tensor.new_empty(shapes[name])
+            for path, stored_name, index in pieces:
+                whole[index] = read_tensor(path, stored_name)
+            tensor = whole
+        yield name, tensor
 
 
 def _shapes(model: CausalModel) -> dict[str, tuple[int, ...]]:

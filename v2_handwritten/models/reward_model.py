@@ -24,7 +24,7 @@ from v2_handwritten.models.transformer import CausalModel, Transformer
 
 
 class RewardModel(CausalModel):
-    """The body of a GPT-2 or Llama model, and `score`, the direction in its hidden states along which completions are better."""
+    """The body of a language model, and `score`, the direction in its hidden states along which completions are better."""
 
     def __init__(self, config: ModelConfig, kernels: str = "fused") -> None:
         super().__init__(config, kernels)

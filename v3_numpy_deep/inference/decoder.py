@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.rope import rotary_frequencies
+from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.inference.decoder_weights import fuse_weights
@@ -141,8 +141,8 @@ class Decoder:
         self.window = min(self.cache.max_length, (self.cache.length // WINDOW_STEP + 1) * WINDOW_STEP)
         self.window_mask = self.mask[:, :, : self.window]
         self.scores = np.empty((*self.queries.shape[:2], self.window), **self.like)
-        L, _, B, K, S, D = self.cache.states.shape
-        self.states = self.cache.states.reshape(L, 2, B * K, S, D)
+        L, _, B, K, S, D = self.cache.states[0].shape
+        self.states = self.cache.states[0].reshape(L, 2, B * K, S, D)
         self.windows = [(k[:, : self.window].transpose(0, 2, 1), v[:, : self.window]) for k, v in self.states]
 
     def _normalize(self) -> None:
@@ -187,9 +187,9 @@ def _rotation_table(config: ModelConfig, length: int, like: dict[str, Any]) -> F
     x · cos + other half · (-sin, sin) rotates the pairs (i, i + D/2); values are left alone by a cosine of 1, a sine of 0.
     """
     positions = np.arange(length)
-    cos, sin = (
-        part[0] for part in rotary_tables(rotary_frequencies(config), positions[None], like["dtype"].type)
-    )
+    scale = rotary_scale(config)
+    tables = rotary_tables(rotary_frequencies(config), positions[None], like["dtype"].type, scale)
+    cos, sin = (part[0] for part in tables)
     cos, sin = np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)  # [P, D]
     K, G = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     cos_of_group = [cos] * (G + 1) + [np.ones_like(cos)]

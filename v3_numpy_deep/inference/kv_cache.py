@@ -16,11 +16,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.size import cache_shapes
 from v3_numpy_deep.autograd import Array
 
 
 class KVCache:
-    """Keys and values of all layers, for B sequences that grow together.
+    """Keys and values of all layers, for B sequences that grow together. Latent attention keeps its latents and rotated keys instead.
 
     The protocol with the model: every layer of a forward pass calls `update` once with its T new positions, in order.
     `length`, the number of positions that were there before the pass, moves on when the last layer has been updated.
@@ -34,35 +35,39 @@ class KVCache:
         dtype: Any = np.float32,
         device: str = "cpu",
     ) -> None:
-        L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         # Zeros, not empty: a slot not yet written is read with a weight of zero (decoder.py), and 0 * NaN is NaN.
-        self.states: Float[Array, "L 2 B K S D"] = np.zeros((L, 2, batch_size, K, max_length, D), dtype)
+        self.states: list[Float[Array, "L n B K S D"]] = [
+            np.zeros((config.num_hidden_layers, n, batch_size, K, max_length, D), dtype)
+            for n, K, D in cache_shapes(config)
+        ]
         self.max_length = max_length
         self.length = 0
 
-    def update(
-        self, layer: int, k: Float[Array, "B K T D"], v: Float[Array, "B K T D"]
-    ) -> tuple[Float[Array, "B K S D"], Float[Array, "B K S D"]]:
-        """Append the keys (already rotated) and values of T new positions; return those of all S positions so far."""
-        start, end = self.length, self.length + k.shape[2]
+    def update(self, layer: int, *new: Float[Array, "B _ T _"]) -> tuple[Float[Array, "B _ S _"], ...]:
+        """Append the states of T new positions (keys already rotated, values); return those of all S positions so far."""
+        start, end = self.length, self.length + new[0].shape[2]
         assert end <= self.max_length, f"the cache holds {self.max_length} positions, {end} are needed"
-        keys, values = self.states[layer]
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
-        if layer == len(self.states) - 1:
+        # A layer without an indexer has no key of one.
+        states = [state for group in self.states for state in group[layer]][: len(new)]
+        for state, x in zip(states, new, strict=True):
+            state[:, :, start:end] = x
+        if layer == len(self.states[0]) - 1:
             self.length = end
-        return keys[:, :, :end], values[:, :, :end]
+        return tuple(state[:, :, :end] for state in states)
 
     def spread(self, rows: Int[Array, " N"], max_length: int) -> "KVCache":
         """A cache for N sequences, of which sequence n goes on from `rows[n]` of this one: completions of the same prompt."""
-        L, _, _, K, _, D = self.states.shape
         cache = copy.copy(self)
-        cache.states = np.zeros((L, 2, len(rows), K, max_length, D), self.states.dtype)
-        cache.states[..., : self.length, :] = self.states[:, :, rows, :, : self.length]
+        cache.states = []
+        for group in self.states:
+            L, n, _, K, _, D = group.shape
+            cache.states.append(np.zeros((L, n, len(rows), K, max_length, D), group.dtype))
+            cache.states[-1][..., : self.length, :] = group[:, :, rows, :, : self.length]
         cache.max_length = max_length
         return cache
 
 
 def bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
-    """Memory one token takes in the cache: a key and a value of D numbers for each of K heads in each layer."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_per_number
+    """Memory one token takes in the cache: in each layer, a key and a value of D numbers for each of K heads; or a latent and a key."""
+    numbers = sum(n * K * D for n, K, D in cache_shapes(config))
+    return config.num_hidden_layers * numbers * bytes_per_number

@@ -26,6 +26,7 @@ from shared_data.model_files.folder import (
     write_folder,
 )
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
+from shared_data.model_files.stored_names import stored_tensors
 from v3_numpy_deep.autograd import Array
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
@@ -40,8 +41,12 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
 
     A tied output matrix is left out, as transformers does. Each file appears whole or not at all.
     """
-    weights = dict(model.named_parameters())  # a tied matrix appears here once, as the embedding
-    tensors = {name: np.ascontiguousarray(weights[name].data) for name in _shapes(model)}
+    weights = model.state_dict()
+    tensors = {
+        stored_name: np.ascontiguousarray(weights[name][index])
+        for name in _shapes(model)
+        for stored_name, index in stored_tensors(name, model.config)
+    }
     is_reward_model = isinstance(model, RewardModel)
     config = reward_model_to_hf(model.config, tokenizer_folder) if is_reward_model else model.config.to_hf()
     config |= {"dtype": str(model.token_embedding.weight.dtype)}
@@ -51,7 +56,7 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
 def load_model(
     folder: Path | str, dtype: type | None = None, device: str = "cpu", kernels: str = "fused"
 ) -> Transformer:
-    """Read a Hugging Face folder of a GPT-2 or Llama model. `dtype` None keeps float32 and float64, and widens the rest.
+    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py). `dtype` None keeps float32 and float64, and widens the rest.
 
     Raises `UserError` for another architecture, a missing, superfluous or wrongly shaped tensor, or a damaged file.
     """
@@ -99,8 +104,16 @@ def _fill(model: M, folder: Path, dtype: type | None, device: str) -> M:
 
 def _tensors(model: CausalModel, folder: Path) -> Iterator[tuple[str, Array]]:
     """Name and numbers of each of the model's parameters, one at a time, once all have been found in the folder."""
-    for name, (path, stored_name) in find_tensors(folder, model.config, _shapes(model)).items():
-        yield name, read_tensor(path, stored_name)
+    shapes = _shapes(model)
+    for name, pieces in find_tensors(folder, model.config, shapes).items():
+        path, stored_name, index = pieces[0]
+        array = read_tensor(path, stored_name)
+        if index:  # an expert's matrix of the layer's array
+            whole = np.empty(shapes[name], array.dtype)
+            for piece in pieces:
+                whole[piece.index] = read_tensor(piece.path, piece.name)
+            array = whole
+        yield name, array
 
 
 def _shapes(model: CausalModel) -> dict[str, tuple[int, ...]]:

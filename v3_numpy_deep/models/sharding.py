@@ -31,8 +31,12 @@ def draws_dropout(model: Any) -> bool:
 
 
 def threads_for(model: Module) -> int:
-    """One for the plain formulas, and where dropout masks are drawn one after the other; else what the processor offers."""
-    return 1 if model.kernels == "plain" or draws_dropout(model) else available_threads()
+    """One for the plain formulas, where dropout masks are drawn one after the other, and where experts are balanced over the whole batch.
+
+    Else what the processor offers.
+    """
+    balances = model.training and model.config.num_local_experts > 0
+    return 1 if model.kernels == "plain" or draws_dropout(model) or balances else available_threads()
 
 
 def loss_in_threads(loss: F) -> F:

@@ -40,7 +40,7 @@ class _GeluNew(torch.autograd.Function):
         ctx.save_for_backward(x)
         y = torch.empty_like(x)
         inputs, outputs = x.view(-1, x.shape[-1]), y.view(-1, x.shape[-1])
-        for rows in _chunks(inputs):
+        for rows in row_chunks(inputs):
             _gelu_sigmoid(inputs[rows], out=outputs[rows]).mul_(inputs[rows])
         return y
 
@@ -50,7 +50,7 @@ class _GeluNew(torch.autograd.Function):
         d_x = torch.empty_like(x)
         inputs, d_inputs, d_outputs = (array.reshape(-1, x.shape[-1]) for array in (x, d_x, d_y))
         constant = x.new_tensor(2 * _SQRT_2_OVER_PI)
-        for rows in _chunks(inputs):
+        for rows in row_chunks(inputs):
             x_rows = inputs[rows]
             s = _gelu_sigmoid(x_rows)  # again: cheaper than keeping a second array of this size
             slope = torch.addcmul(constant, x_rows, x_rows, value=6 * 0.044715 * _SQRT_2_OVER_PI).mul_(x_rows)
@@ -73,7 +73,7 @@ class _SwiGLU(torch.autograd.Function):
         ctx.save_for_backward(gate_up)
         gates, ups = gate_up.view(-1, gate_up.shape[-1]).chunk(2, dim=-1)
         y = gates.new_empty(gates.shape)
-        for rows in _chunks(gates):
+        for rows in row_chunks(gates):
             torch.sigmoid(gates[rows], out=y[rows]).mul_(gates[rows]).mul_(ups[rows])
         return y.view(*gate_up.shape[:-1], -1)
 
@@ -85,7 +85,7 @@ class _SwiGLU(torch.autograd.Function):
         d_gates, d_ups = d_gate_up.view(-1, gate_up.shape[-1]).chunk(2, dim=-1)
         d_rows = d_y.reshape(gates.shape)
         one = gate_up.new_ones(())
-        for rows in _chunks(gates):
+        for rows in row_chunks(gates):
             s = torch.sigmoid(gates[rows])
             silu_gate = gates[rows] * s
             torch.mul(d_rows[rows], silu_gate, out=d_ups[rows])
@@ -94,7 +94,7 @@ class _SwiGLU(torch.autograd.Function):
         return d_gate_up
 
 
-def _chunks(x: Tensor) -> Iterator[slice]:
+def row_chunks(x: Tensor) -> Iterator[slice]:
     """Slices of rows, small enough that the intermediate arrays of an elementwise formula stay in the cache."""
     step = max(1, _CHUNK_ELEMENTS // x.shape[-1]) if x.device.type == "cpu" else max(1, x.shape[0])
     return (slice(start, start + step) for start in range(0, x.shape[0], step))

@@ -11,17 +11,19 @@ Level 1: transformers' `GPT2Attention` and `LlamaAttention`. Level 3: the same o
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import attention_scale
 from v2_handwritten.kernels import kernel
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 from v2_handwritten.models.blocks.dropout import dropout
 from v2_handwritten.models.blocks.linear import Conv1D, Linear, merged_linear
+from v2_handwritten.models.blocks.normalization import RMSNorm
 from v2_handwritten.models.blocks.rope import apply_rotary
 
 
@@ -31,7 +33,7 @@ class Cache(Protocol):
 
     length: int
 
-    def update(self, layer_index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, layer_index: int, *new: Tensor) -> tuple[Tensor, ...]:
         """Append the new keys and values [B, K, T, D]; return those of all positions so far [B, K, S, D]."""
 
 
@@ -44,6 +46,9 @@ class SharedInputs:
     cache: Cache | None = None
     generator: torch.Generator | None = None  # draws the dropout masks
     logits_to_keep: Bool[Tensor, "B T"] | None = None  # the last block's output only here, as rows [N, C]
+    indexer_losses: list[Tensor] | None = None  # in training, each layer with an indexer appends its loss
+    dense_indexer: bool = False  # its warm-up: attention to all keys, and it learns to rank these
+    routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
     gradient_checkpointing: bool = False
 
 
@@ -128,7 +133,11 @@ class Gpt2Attention(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Llama's attention: grouped key-value heads, rotary positions. q, k and v are one matrix product."""
+    """Llama's attention, and that of its relatives: grouped key-value heads, rotary positions. q, k and v are one matrix product.
+
+    Qwen3 normalizes each query and key head (`qk_norm`, Dehghani et al. 2023, section 2.1); some layers of SmolLM3 rotate nothing; Gemma 2
+    caps its scores and may scale them by another size than D; gpt-oss learns a sink for each head.
+    """
 
     kernels = "fused"
 
@@ -140,16 +149,30 @@ class LlamaAttention(nn.Module):
         self.q_proj = Linear(C, self.num_heads * D, bias=config.attention_bias)
         self.k_proj = Linear(C, self.num_key_value_heads * D, bias=config.attention_bias)
         self.v_proj = Linear(C, self.num_key_value_heads * D, bias=config.attention_bias)
-        self.o_proj = Linear(self.num_heads * D, C, bias=config.attention_bias)
+        self.o_proj = Linear(
+            self.num_heads * D, C, bias=config.attention_bias and config.attention_output_bias
+        )
+        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attention_sinks else None
+        self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
+        self.has_rope = config.has_rope(layer_index)
+        self.pattern = config.pattern(layer_index)
         self.attention_dropout = config.attention_dropout
+        self.softcap, self.scale = config.attn_logit_softcapping, attention_scale(config)
 
     def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are rotated."""
+        """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are normalized and rotated."""
         H, K, D = self.num_heads, self.num_key_value_heads, self.head_dim
         qkv = kernel(self.kernels, merged_linear)(x, [self.q_proj, self.k_proj, self.v_proj])
         q, k, v = (
             split_heads(part, part.shape[-1] // D) for part in qkv.split([H * D, K * D, K * D], dim=-1)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.scale != 1:
+            q = q * self.scale
+        if not self.has_rope:
+            return q, k, v
         assert shared.rotary is not None, "Llama's attention needs the rotary tables"
         rotate = kernel(self.kernels, apply_rotary)
         return rotate(q, *shared.rotary), rotate(k, *shared.rotary), v
@@ -161,9 +184,11 @@ class LlamaAttention(nn.Module):
         q, k, v = self.project(x, shared)
         if shared.cache is not None:
             k, v = shared.cache.update(self.layer_index, k, v)
-        mask = shared.mask if keep is None else shared.mask.only(keep)
+        mask = shared.mask.of(self.pattern)
+        mask = mask if keep is None else mask.only(keep)
         p = self.attention_dropout if self.training else 0.0
-        y = kernel(self.kernels, causal_attention)(q, k, v, mask, p, shared.generator)
+        attend = kernel(self.kernels, causal_attention)
+        y = attend(q, k, v, mask, p, shared.generator, self.sinks, self.softcap)
         return self.o_proj(join_heads(y, keep))
 
 

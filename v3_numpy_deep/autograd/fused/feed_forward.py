@@ -72,14 +72,14 @@ def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     X, F = gate_up.data.reshape(-1, shape[-1]), shape[-1] // 2
     y = np.empty((len(X), F), X.dtype)
     for rows in row_blocks(*y.shape):
-        silu, _ = _silu(X[rows, :F], out=y[rows])
+        silu, _ = silu_and_two_sigma(X[rows, :F], out=y[rows])
         silu *= X[rows, F:]
 
     def derivative(g: Array) -> tuple[Array]:
         G = g.reshape(-1, F)
         grad_x = np.empty_like(X)
         for rows in row_blocks(*G.shape):
-            silu, two_sigma = _silu(X[rows, :F], out=np.empty_like(G[rows]))
+            silu, two_sigma = silu_and_two_sigma(X[rows, :F], out=np.empty_like(G[rows]))
             np.multiply(silu, G[rows], out=grad_x[rows, F:])
             two_sigma *= 1.0 - silu
             two_sigma *= 0.5
@@ -91,7 +91,7 @@ def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     return record(y.reshape(*shape[:-1], F), (gate_up,), derivative)
 
 
-def _silu(x: Array, out: Array) -> tuple[Array, Array]:
+def silu_and_two_sigma(x: Array, out: Array) -> tuple[Array, Array]:
     """x σ(x) = (x/2) (1 + tanh(x/2)), written to `out`, and the second factor, which is 2 σ(x)."""
     np.multiply(x, 0.5, out=out)
     two_sigma = np.tanh(out)

@@ -1,0 +1,409 @@
+"""The families of models: how their `config.json` is written, and what each is made of. Adding one is an entry of this table.
+
+A family is a class of transformers. Its entry says what `ModelConfig`'s fields are called in its `config.json`, what the library assumes
+where that file is silent, and which of the fields the architecture itself decides. The blocks of levels 2 and 3 never ask for the family:
+they read the fields.
+
+    uv run python -c "from shared_data.model_files.families import *; print(*FAMILIES)"
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture, by the fields of `ModelConfig`.
+
+    names: field → its name in config.json. defaults: what the library assumes where config.json is silent. blocks: what the architecture
+    decides; no config.json has it. layer_types: the kinds of attention that a layer can have. only: entries of a config.json that are
+    understood with this one value. window: whether `sliding_window` holds for "all" layers, for those that `layer_types` names ("listed"), or, where
+    it names none, for every other one ("alternating").
+    """
+
+    architecture: str
+    names: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    blocks: Mapping[str, Any] = field(default_factory=dict)
+    activations: tuple[str, ...] = ("silu",)
+    layer_types: tuple[str, ...] = ("full_attention",)
+    window: str = "none"
+    only: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def classifier(self) -> str:
+        """The library's class of a reward model."""
+        return f"{self.architecture.removesuffix('LMHeadModel').removesuffix('ForCausalLM')}ForSequenceClassification"
+
+
+def _same(*names: str) -> dict[str, str]:
+    """Fields that are called the same in config.json."""
+    return {name: name for name in names}
+
+
+_TOKENS = _same("vocab_size", "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
+_DECODER = _TOKENS | _same(
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "attention_dropout",
+    "hidden_act",
+)
+_HEADS = _DECODER | _same("head_dim")
+_EXPERTS = _same("num_experts_per_tok", "router_aux_loss_coef", "output_router_logits")
+_WINDOWS = ("full_attention", "sliding_attention")
+_LATENT = _same("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+_DEEPSEEK = (
+    _DECODER
+    | _LATENT
+    | _same("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "n_shared_experts", "n_group")
+    | _same("topk_group", "routed_scaling_factor", "mlp_only_layers", "attention_bias")
+    | {"num_local_experts": "n_routed_experts"}
+)
+_QWEN_SIZES = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+_MISTRAL_SIZES = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_LLAMA_DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_DEEPSEEK_DEFAULTS = {
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_shared_experts": 1,
+    "num_local_experts": 256,
+    "routed_scaling_factor": 2.5,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "qk_nope_head_dim": 128,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
+    "mlp_only_layers": [0, 1, 2],
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        architecture="GPT2LMHeadModel",
+        names=_TOKENS
+        | _same("layer_norm_epsilon", "embd_pdrop", "resid_pdrop")
+        | {
+            "hidden_size": "n_embd",
+            "intermediate_size": "n_inner",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
+            "hidden_act": "activation_function",
+            "attention_dropout": "attn_pdrop",
+        },
+        defaults={
+            "vocab_size": 50257,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "max_position_embeddings": 1024,
+            "embd_pdrop": 0.1,
+            "attention_dropout": 0.1,
+            "resid_pdrop": 0.1,
+            "bos_token_id": 50256,
+            "eos_token_id": 50256,
+        },
+        blocks={"attention_bias": True, "mlp_bias": True},
+        activations=("gelu_new", "gelu"),
+        only={
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+        },
+    ),
+    "llama": Family(
+        architecture="LlamaForCausalLM",
+        names=_HEADS | _same("attention_bias", "mlp_bias"),
+        defaults=_LLAMA_DEFAULTS,
+    ),
+    "mistral": Family(
+        architecture="MistralForCausalLM",
+        names=_HEADS | _same("sliding_window"),
+        defaults=_MISTRAL_SIZES | {"rms_norm_eps": 1e-6, "sliding_window": 4096},
+        layer_types=_WINDOWS,
+        window="all",
+    ),
+    "qwen2": Family(
+        architecture="Qwen2ForCausalLM",
+        names=_HEADS | _same("sliding_window", "layer_types"),
+        defaults=_QWEN_SIZES | {"sliding_window": 4096},
+        blocks={"attention_bias": True, "attention_output_bias": False},
+        layer_types=_WINDOWS,
+        window="listed",
+    ),
+    "qwen3": Family(
+        architecture="Qwen3ForCausalLM",
+        names=_HEADS | _same("attention_bias", "sliding_window", "layer_types"),
+        defaults=_QWEN_SIZES | {"sliding_window": 4096, "head_dim": 128},
+        blocks={"qk_norm": True},
+        layer_types=_WINDOWS,
+        window="listed",
+    ),
+    "smollm3": Family(
+        architecture="SmolLM3ForCausalLM",
+        names=_HEADS | _same("attention_bias", "mlp_bias", "sliding_window", "layer_types", "no_rope_layers"),
+        defaults={
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 2_000_000.0,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+        },
+        layer_types=_WINDOWS,
+        window="listed",
+    ),
+    "gemma2": Family(
+        architecture="Gemma2ForCausalLM",
+        names={name: theirs for name, theirs in _HEADS.items() if name != "hidden_act"}
+        | {"hidden_act": "hidden_activation"}
+        | _same("attention_bias", "sliding_window", "layer_types", "query_pre_attn_scalar")
+        | _same("attn_logit_softcapping", "final_logit_softcapping"),
+        defaults={
+            "vocab_size": 256000,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 4096,
+            "query_pre_attn_scalar": 256,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+        },
+        blocks={"post_norms": True, "norm_offset": True, "scale_embeddings": True},
+        activations=("gelu_new",),
+        layer_types=_WINDOWS,
+        window="alternating",
+        only={"hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": None},
+    ),
+    "mixtral": Family(
+        architecture="MixtralForCausalLM",
+        names=_HEADS | _EXPERTS | _same("sliding_window", "num_local_experts"),
+        defaults=_MISTRAL_SIZES
+        | {"rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
+        blocks={"norm_topk_prob": True},
+        layer_types=_WINDOWS,
+        window="all",
+        only={"router_jitter_noise": 0.0},
+    ),
+    "qwen3_moe": Family(
+        architecture="Qwen3MoeForCausalLM",
+        names=_HEADS
+        | _EXPERTS
+        | _same("attention_bias", "sliding_window", "moe_intermediate_size", "norm_topk_prob")
+        | _same("num_local_experts", "mlp_only_layers"),
+        defaults=_QWEN_SIZES
+        | {
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "moe_intermediate_size": 768,
+            "num_local_experts": 128,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": False,
+        },
+        blocks={"qk_norm": True},
+        layer_types=_WINDOWS,
+        window="all",
+    ),
+    "gpt_oss": Family(
+        architecture="GptOssForCausalLM",
+        names=_HEADS
+        | _EXPERTS
+        | _same("attention_bias", "sliding_window", "layer_types")
+        | _same("num_local_experts", "swiglu_alpha", "swiglu_limit"),
+        defaults={
+            "vocab_size": 201088,
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150_000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "sliding_window": 128,
+            "num_local_experts": 128,
+            "num_experts_per_tok": 4,
+        },
+        blocks={"attention_sinks": True, "clamped_experts": True},
+        layer_types=_WINDOWS,
+        window="alternating",
+    ),
+    "deepseek_v3": Family(
+        architecture="DeepseekV3ForCausalLM",
+        names=_DEEPSEEK,
+        defaults=_DEEPSEEK_DEFAULTS,
+        blocks={"scoring_func": "sigmoid"},
+        only={
+            "rope_interleave": True,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+            "moe_layer_freq": 1,
+        },
+    ),
+    "deepseek_v32": Family(
+        architecture="DeepseekV32ForCausalLM",
+        names=_DEEPSEEK | _same("index_topk", "index_n_heads", "index_head_dim", "layer_types"),
+        defaults=_DEEPSEEK_DEFAULTS
+        | {
+            "max_position_embeddings": 163840,
+            "index_topk": 2048,
+            "index_n_heads": 64,
+            "index_head_dim": 128,
+        },
+        blocks={"scoring_func": "sigmoid"},
+        layer_types=("indexed_attention",),
+        only={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "mlp_bias": False},
+    ),
+    # Ours: Llama with kinds of attention that transformers lacks. It refuses the name, where it would else attend to everything.
+    "sparse_llama": Family(
+        architecture="SparseLlamaForCausalLM",
+        names=_HEADS
+        | _same("attention_bias", "mlp_bias", "layer_types", "sliding_window", "attention_chunk_size")
+        | _same("attention_stride", "num_sink_tokens", "index_topk", "index_n_heads", "index_head_dim"),
+        defaults=_LLAMA_DEFAULTS,
+        layer_types=(*_WINDOWS, "chunked_attention", "strided_attention", "indexed_attention"),
+        window="listed",
+    ),
+}
+
+# What a config.json may say that changes no number a model computes.
+NEUTRAL = frozenset(
+    [
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "cache_implementation",
+        "aux_loss_alpha",
+        "dtype",
+        "ep_size",
+        "experts_per_token",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "id2label",
+        "initial_context_length",
+        "is_decoder",
+        "label2id",
+        "max_window_layers",
+        "model_type",
+        "n_ctx",
+        "no_rope_layer_interval",
+        "num_nextn_predict_layers",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "prefix",
+        "pretraining_tp",
+        "problem_type",
+        "qk_head_dim",
+        "reorder_and_upcast_attn",
+        "return_dict",
+        "sep_token_id",
+        "seq_aux",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "unk_token_id",
+        "use_cache",
+        "use_sliding_window",
+    ]
+)
+# Entries that config_file.py reads in ways of their own: of all families with rotary positions, with experts, with latent attention.
+READ_APART = frozenset(
+    {"partial_rotary_factor", "quantization_config", "rope_parameters", "rope_scaling", "rope_theta"}
+)
+EXPERT_ENTRIES = frozenset(
+    {
+        "decoder_sparse_step",
+        "first_k_dense_replace",
+        "mlp_layer_types",
+        "n_routed_experts",
+        "num_experts",
+        "num_local_experts",
+    }
+)
+LATENT_ENTRIES = frozenset({"head_dim"})
