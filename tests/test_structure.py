@@ -71,6 +71,7 @@ THEORY_PAGES = (
     "models/blocks/rope.md",
     "models/blocks/normalization.md",
     "models/blocks/attention.md",
+    "models/blocks/attention_patterns.md",
     "models/blocks/feed_forward.md",
     "models/blocks/mixture_of_experts.md",
     "models/blocks/cross_entropy.md",
