@@ -48,6 +48,11 @@ class OptimizerSettings(Section):
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="largest global norm of the gradient; 0 turns clipping off"
     )
+    router_bias_update_speed: float = Field(
+        default=0.001,
+        ge=0,
+        description="deepseek_v3: how far a step moves the biases that balance the experts (levels 2 and 3)",
+    )
     bf16: bool = Field(default=False, description="matrix products in bfloat16 (levels 1 and 2)")
     fp16: bool = Field(
         default=False, description="matrix products in float16, with a loss scale (levels 1 and 2)"
@@ -120,6 +125,11 @@ class PretrainSettings(OptimizerSettings):
         default=1, ge=1, description="passes whose gradients add up to one optimizer step"
     )
     sequence_length: int = Field(default=256, ge=2, description="T, tokens in a packed sequence")
+    index_warmup_steps: int = Field(
+        default=100,
+        ge=0,
+        description="indexed_attention: first steps in which attention reads everything, and the indexers learn from that",
+    )
     document_masks: bool = Field(
         default=True, description="attention stays inside a document, and positions restart with it"
     )

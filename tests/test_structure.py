@@ -72,6 +72,7 @@ THEORY_PAGES = (
     "models/blocks/normalization.md",
     "models/blocks/attention.md",
     "models/blocks/feed_forward.md",
+    "models/blocks/mixture_of_experts.md",
     "models/blocks/cross_entropy.md",
     "models/transformer.md",
     "models/log_probs.md",

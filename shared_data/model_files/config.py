@@ -78,7 +78,7 @@ class ModelConfig:
     scoring_func: str = "softmax"  # of the router: "softmax" or "sigmoid" (DeepSeek-V3)
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to 1
     router_aux_loss_coef: float = 0.001  # of the load-balancing loss
-    output_router_logits: bool = False  # training adds the load-balancing loss
+    output_router_logits: bool = False  # a forward pass of the library computes the load-balancing loss, too
     n_shared_experts: int = 0  # experts that every token passes, as one of this many times the width
     routed_scaling_factor: float = 1.0
     n_group: int = 1  # groups of experts, and how many of them a token may choose from
@@ -157,6 +157,11 @@ class ModelConfig:
         """Whether a layer rotates its queries and keys."""
         return not self.no_rope_layers or bool(self.no_rope_layers[layer])
 
+    @property
+    def has_balancing_loss(self) -> bool:
+        """Whether training adds a loss that keeps the experts equally busy."""
+        return "router_aux_loss_coef" in self.family.names and self.router_aux_loss_coef > 0
+
     def pattern(self, layer: int) -> AttentionPattern:
         """Which keys the queries of a layer see."""
         kind = self.layer_types[layer]
@@ -219,13 +224,11 @@ class ModelConfig:
             for name, value in settings.model_dump(exclude={"dropout"}).items()
             if value is not None
         }
-        family, L = FAMILIES[settings.model_type], settings.num_hidden_layers
+        L = settings.num_hidden_layers
         if "layer_types" in values:  # a pattern of layers, repeated
             values["layer_types"] = [
                 kind for _, kind in zip(range(L), itertools.cycle(values["layer_types"]), strict=False)
             ]
-        if "output_router_logits" in family.names:  # so is the Trainer of transformers told to add the loss
-            values["output_router_logits"] = values.get("router_aux_loss_coef", cls.router_aux_loss_coef) > 0
         gpt2_dropout = settings.dropout if settings.model_type == "gpt2" else 0.0
         return cls(
             **values,
@@ -350,9 +353,23 @@ def _check_layers(config: ModelConfig) -> None:
         size = _SIZE_OF_KIND.get(kind)
         if size is not None and (getattr(config, size) or 0) < 1:
             raise UserError(f"{kind} needs {size}, a positive number; set it")
+    if "indexed_attention" in config.layer_types:
+        _check_indexer(config)
     if family.window == "all" and len(set(config.layer_types)) > 1:
         raise UserError(
             f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama"
+        )
+
+
+def _check_indexer(config: ModelConfig) -> None:
+    """An indexer has heads, which are turned by position as far as those of the attention are."""
+    if not config.index_n_heads:
+        raise UserError("indexed_attention needs index_n_heads, a positive number; set it")
+    if config.index_head_dim < config.head_dim:
+        rotated = "qk_rope_head_dim" if config.kv_lora_rank else "head_dim"
+        raise UserError(
+            f"index_head_dim {config.index_head_dim} is smaller than {rotated} {config.head_dim}, the part of an indexer's head that "
+            f"is rotated; raise it to {config.head_dim} or more"
         )
 
 

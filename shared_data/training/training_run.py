@@ -29,6 +29,7 @@ from shared_data.training.checkpoints import (
     remove_checkpoint,
     save_checkpoint,
 )
+from shared_data.training.expert_load import PREFIX
 from shared_data.training.stop_request import StopRequest
 
 Metrics = dict[str, float | int]
@@ -139,7 +140,9 @@ class TrainingRun:
         """The numbers of the last step, and of the whole training."""
         last = self.log.rows()[-1]
         state = self.state
-        return {name: value for name, value in last.items() if isinstance(value, int | float)} | {
+        numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in numbers.items() if not name.startswith(PREFIX)}
+        return numbers | {
             "steps": state.step,
             "tokens": state.tokens,
             "tokens_per_second": state.tokens / max(state.seconds, 1e-9),

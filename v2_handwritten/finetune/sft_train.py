@@ -26,6 +26,7 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import open_conversations
 from shared_data.training.data_loader import Batch
+from shared_data.training.expert_load import load_metrics
 from shared_data.training.parameter_groups import is_hidden
 from shared_data.training.training_run import Metrics
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
@@ -50,7 +51,8 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     mean_loss = torch.compile(model.loss) if section.torch_compile else model.loss
 
     def step(batch: Batch) -> tuple[Tensor, Metrics]:
-        return mean_loss(**model_inputs(batch, device)), {}
+        loss = mean_loss(**model_inputs(batch, device))
+        return loss, load_metrics(model.expert_loads)
 
     folder, adapted = run.stage("sft"), section.adapter.method != "none"
     base = str(run.model("pretrain"))

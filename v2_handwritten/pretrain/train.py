@@ -20,6 +20,7 @@ from shared_data.model_files.config import ModelConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import Batch, open_documents
+from shared_data.training.expert_load import load_metrics
 from shared_data.training.training_run import Metrics
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.inference.generate import generate
@@ -42,7 +43,8 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     mean_loss = torch.compile(model.loss) if section.torch_compile else model.loss
 
     def step(batch: Batch) -> tuple[Tensor, Metrics]:
-        return mean_loss(**model_inputs(batch, device, section.document_masks)), {}
+        loss = mean_loss(**model_inputs(batch, device, section.document_masks))
+        return loss, load_metrics(model.expert_loads)
 
     def evaluate() -> Metrics:
         return evaluate_loss(model, validation, section.eval_batches, section.document_masks)

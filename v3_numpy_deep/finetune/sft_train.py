@@ -22,6 +22,7 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import open_conversations
 from shared_data.training.data_loader import Batch
+from shared_data.training.expert_load import load_metrics
 from shared_data.training.parameter_groups import is_hidden
 from shared_data.training.training_run import Metrics
 from v3_numpy_deep.autograd import Tensor
@@ -46,7 +47,8 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     train, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
 
     def step(batch: Batch) -> tuple[Tensor, Metrics]:
-        return model.loss(**model_inputs(batch)), {}
+        loss = model.loss(**model_inputs(batch))
+        return loss, load_metrics(model.expert_loads)
 
     folder, adapted = run.stage("sft"), section.adapter.method != "none"
     base = str(run.model("pretrain"))

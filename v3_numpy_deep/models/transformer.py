@@ -14,7 +14,7 @@ Level 1 builds those library classes. Level 2: the same classes over torch, with
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,10 +34,12 @@ from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
 from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
+from v3_numpy_deep.models.blocks.latent_attention import LatentAttention
 from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.blocks.mixture_of_experts import MixtureOfExperts, Routing, load_balancing_loss
 from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
 from v3_numpy_deep.models.blocks.rope import rotary_tables
+from v3_numpy_deep.models.blocks.sparse_indexer import IndexedAttention
 from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.sharding import loss_in_threads
 
@@ -61,6 +63,13 @@ class Gpt2Block(Module):
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
+def attention_class(config: ModelConfig, layer_index: int) -> type[Module]:
+    """The attention of a layer of Llama's family."""
+    if config.kv_lora_rank:
+        return LatentAttention
+    return IndexedAttention if config.layer_types[layer_index] == "indexed_attention" else LlamaAttention
+
+
 def _norm(config: ModelConfig) -> RMSNorm:
     """A norm of the residual stream."""
     return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
@@ -81,7 +90,7 @@ class LlamaBlock(Module):
     def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = _norm(config), _norm(config)
-        self.self_attn = LlamaAttention(config, layer_index)
+        self.self_attn = attention_class(config, layer_index)(config, layer_index)
         self.is_last, self.is_sparse = (
             layer_index + 1 == config.num_hidden_layers,
             config.is_sparse(layer_index),
@@ -175,6 +184,16 @@ class CausalModel(Module):
         keep_freed_memory()  # a training step allocates what the step before has freed
         self.config = config
         self.dropout_generator = np.random.default_rng(0)
+        self.balances_experts = (
+            config.output_router_logits
+        )  # `loss` adds the load-balancing loss; the training engine sets it
+        self.trains_indexers = False  # `loss` adds the indexers' loss; the training engine sets it
+        self.dense_indexer = (
+            False  # while training, attention reads everything, and the indexers learn from that
+        )
+        self.expert_loads: Sequence[
+            Any
+        ] = []  # of the last training pass: tokens sent to each expert, by layer
         if config.model_type == "gpt2":
             self.transformer = Gpt2Body(config)
         else:
@@ -215,11 +234,12 @@ class CausalModel(Module):
         attention_mask: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
         logits_to_keep: Bool[Array, "B T"] | None = None,
         routings: list[Routing] | None = None,
+        indexer_losses: list[Tensor] | None = None,
     ) -> Float[Tensor, "*rows C"]:
         """The residual stream after the last norm, which the output matrix reads. Arguments as of `Transformer.forward`.
 
         With `logits_to_keep`, only the states at these positions, as rows [N, C]: the last block computes no other. Each layer
-        of experts adds its routing to `routings`.
+        of experts adds its routing to `routings`, each indexer what it has to learn to `indexer_losses`.
         """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
@@ -239,6 +259,8 @@ class CausalModel(Module):
             generator=self.dropout_generator if self.training else None,
             logits_to_keep=logits_to_keep,
             routings=routings,
+            indexer_losses=indexer_losses,
+            dense_indexer=self.dense_indexer and self.training,
         )
         return self.body(input_ids, position_ids, shared)
 
@@ -292,25 +314,30 @@ class Transformer(CausalModel):
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count.
 
-        In training mode, with the load-balancing loss of the experts, as transformers adds it.
+        In training mode, with the load-balancing loss where `balances_experts` is set, and the indexers' loss where `trains_indexers` is.
         """
         counted = labels != IGNORE_INDEX
         routings: list[Routing] | None = [] if self.training and self.config.num_local_experts else None
-        balanced = routings is not None and self.config.output_router_logits
+        indexer_losses: list[Tensor] | None = [] if self.training and self.trains_indexers else None
+        balanced = routings is not None and self.balances_experts
         keep = None if balanced or counted.all() else counted  # experts are balanced over all tokens
-        hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep, routings=routings)
+        hidden = self.hidden_states(
+            input_ids, position_ids, packing, None, None, keep, routings, indexer_losses
+        )
         rows = hidden.reshape(-1, hidden.shape[-1])
         targets = labels.reshape(-1) if keep is None else labels[keep]
         loss = kernel(self.kernels, linear_cross_entropy)(
             rows, self.lm_head.weight, targets, IGNORE_INDEX, self.config.final_logit_softcapping
         )
+        if indexer_losses:
+            loss = loss + sum(indexer_losses) / len(indexer_losses)
         return loss if routings is None else self._with_balance(loss, routings)
 
     def _with_balance(self, loss: Float[Tensor, ""], routings: list[Routing]) -> Float[Tensor, ""]:
-        """Remember how the experts were used, and add the load-balancing loss where the configuration has one."""
+        """Remember how the experts were used, and add the load-balancing loss where it is wanted."""
         E = self.config.num_local_experts
         self.expert_loads = np.stack([np.bincount(r.experts.reshape(-1), minlength=E) for r in routings])
-        if not self.config.output_router_logits:
+        if not self.balances_experts:
             return loss
         return loss + self.config.router_aux_loss_coef * load_balancing_loss(routings, E)
 

@@ -16,6 +16,7 @@ from shared_data.model_files.config import ModelConfig
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import Batch, open_documents
+from shared_data.training.expert_load import load_metrics
 from shared_data.training.training_run import Metrics
 from v3_numpy_deep.autograd import Tensor
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -38,7 +39,8 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     model = build_model(settings, run, tokenizer)
 
     def step(batch: Batch) -> tuple[Tensor, Metrics]:
-        return model.loss(**model_inputs(batch, section.document_masks)), {}
+        loss = model.loss(**model_inputs(batch, section.document_masks))
+        return loss, load_metrics(model.expert_loads)
 
     def evaluate() -> Metrics:
         return evaluate_loss(model, validation, section.eval_batches, section.document_masks)

@@ -9,11 +9,13 @@ Settings have the names of `TrainingArguments`, so most are passed as they are.
 import math
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from shared_data.device import resolve_device
 from shared_data.errors import UserError
@@ -56,6 +58,17 @@ def last_checkpoint(arguments: TrainingArguments) -> str | None:
     """The newest whole checkpoint, for `trainer.train(resume_from_checkpoint=…)`; trainer_state.json is written last."""
     whole = [path.parent for path in Path(arguments.output_dir).glob("checkpoint-*/trainer_state.json")]
     return max(map(str, whole), key=lambda name: int(name.rpartition("-")[2]), default=None)
+
+
+@contextmanager
+def balanced_experts(model: PreTrainedModel) -> Iterator[None]:
+    """The library adds its load-balancing loss here; not in the saved model, where it would stop batched generation (transformers 5.23)."""
+    has_experts = hasattr(model.config, "router_aux_loss_coef")
+    if has_experts:
+        model.config.output_router_logits = True
+    yield
+    if has_experts:
+        model.config.output_router_logits = False
 
 
 def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:

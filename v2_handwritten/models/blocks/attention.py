@@ -46,6 +46,8 @@ class SharedInputs:
     cache: Cache | None = None
     generator: torch.Generator | None = None  # draws the dropout masks
     logits_to_keep: Bool[Tensor, "B T"] | None = None  # the last block's output only here, as rows [N, C]
+    indexer_losses: list[Tensor] | None = None  # in training, each layer with an indexer appends its loss
+    dense_indexer: bool = False  # its warm-up: attention to all keys, and it learns to rank these
     routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
     gradient_checkpointing: bool = False
 

@@ -169,6 +169,7 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.is_balanced_by_bias = config.scoring_func == "sigmoid"
         self.gate = Router(config)
         self.experts = Experts(config)
         shared = config.n_shared_experts * config.moe_intermediate_size

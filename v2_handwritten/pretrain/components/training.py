@@ -26,6 +26,7 @@ from shared_data.training.data_loader import Batch, check_token_batch
 from shared_data.training.data_order import DataOrder
 from shared_data.training.schedulers import learning_rate
 from shared_data.training.training_run import Metrics, TrainingRun
+from v2_handwritten.models.blocks.mixture_of_experts import MixtureOfExperts
 from v2_handwritten.models.checkpoint import load_weights, save_model
 from v2_handwritten.models.packing import Packing
 from v2_handwritten.models.transformer import CausalModel, Transformer
@@ -71,6 +72,7 @@ class Training:
         callbacks: `evaluate`, `sample` and `shown` of `TrainingRun`. Raises `UserError` when a loss is no longer a number.
         """
         section = self.section
+        self.model = model
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.parameters, self.optimizer = parameters, make_optimizer(model, section)
         self.scaler = LossScaler(enabled=section.fp16)
@@ -90,6 +92,7 @@ class Training:
             self.scaler.load_state_dict(training.state.loss_scaler)
             for number in training.steps():
                 model.train(dropout)
+                _warm_up_indexers(model, number < getattr(section, "index_warmup_steps", 0))
                 _seed_dropout(model, section.seed, number)
                 self.optimizer.learning_rate = learning_rate(
                     number,
@@ -137,9 +140,24 @@ class Training:
         overflow = self.scaler.enabled and not math.isfinite(norm)
         if math.isfinite(norm):
             self.optimizer.step()
+            balance_experts(self.model, self.section.router_bias_update_speed)
         self.optimizer.zero_grad()
         self.scaler.update(overflow)
         return {} if overflow else {"grad_norm": norm}  # an overflow of float16 is no divergence
+
+
+def balance_experts(model: Any, speed: float) -> None:
+    """Move the biases of routers that are balanced without a loss (DeepSeek-V3), by what the experts had to do since the last time."""
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts) and module.is_balanced_by_bias:
+            module.update_bias(speed)
+
+
+def _warm_up_indexers(model: Any, dense: bool) -> None:
+    """Whether attention still reads everything, and the indexers learn from that (DeepSeek-V3.2, section 2.1.1)."""
+    for module in model.modules():
+        if isinstance(module, CausalModel):
+            module.dense_indexer = dense
 
 
 def train_step(model: Transformer, optimizer: AdamW, batch: Tensor, max_grad_norm: float = 1.0) -> float:
@@ -187,11 +205,13 @@ def _to(array: Any, device: torch.device) -> Tensor:
 
 
 def _configure(model: nn.Module, section: Any) -> None:
-    """Precision and gradient checkpointing of every model among the modules."""
+    """Precision, gradient checkpointing and the balance of experts, of every model among the modules."""
     for module in model.modules():
         if isinstance(module, CausalModel):
             module.compute_dtype = compute_dtype(section, next(module.parameters()).device)
             module.gradient_checkpointing = section.gradient_checkpointing
+            module.balances_experts = module.config.has_balancing_loss
+            module.trains_indexers = module.config.index_topk > 0
 
 
 def _seed_dropout(model: nn.Module, seed: int, step: int) -> None:

@@ -47,15 +47,18 @@ class SharedInputs:
     cache: Cache | None = None
     generator: np.random.Generator | None = None  # draws the dropout masks
     logits_to_keep: Bool[Array, "B T"] | None = None  # the last block's output only here, as rows [N, C]
+    indexer_losses: list[Tensor] | None = None  # in training, each layer with an indexer appends its loss
+    dense_indexer: bool = False  # its warm-up: attention to all keys, and it learns to rank these
     routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
 
 
-# A small h, for the reason that stands in linear.py: the shape checker of the tests would take the sinks for level 2's.
+# In shapes, heads=H where H would do: the shape checker of the tests knows `Float[Tensor, "H"] | None` by its text, and would take it
+# for the torch tensor of level 2.
 def attention_weights(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
     mask: AttentionMask | None = None,
-    sinks: Float[Tensor, "h"] | None = None,
+    sinks: Float[Tensor, "heads=H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B K G T S"]:
     """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head.
@@ -84,7 +87,7 @@ def causal_attention(
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
-    sinks: Float[Tensor, "h"] | None = None,
+    sinks: Float[Tensor, "heads=H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T Dv"]:
     """Attention of T queries, the last of S positions: softmax(q kᵀ / √D + mask) v. Without a mask, plain causal."""

@@ -28,6 +28,7 @@ from shared_data.training.data_order import DataOrder
 from shared_data.training.schedulers import learning_rate
 from shared_data.training.training_run import Metrics, TrainingRun
 from v3_numpy_deep.autograd import Array, Module, Tensor, no_grad
+from v3_numpy_deep.models.blocks.mixture_of_experts import MixtureOfExperts
 from v3_numpy_deep.models.checkpoint import load_weights, save_model
 from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
@@ -72,8 +73,14 @@ class Training:
         callbacks: `evaluate`, `sample` and `shown` of `TrainingRun`. Raises `UserError` when a loss is no longer a number.
         """
         section = self.section
+        self.model = model
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.parameters, self.optimizer = parameters, make_optimizer(model, section)
+        for module in model.modules():
+            if isinstance(module, CausalModel):
+                module.balances_experts = module.config.has_balancing_loss
+                module.trains_indexers = module.config.index_topk > 0
+            module.trains_indexers = module.config.index_topk > 0
         if section.bf16 or section.fp16:
             raise UserError(
                 "NumPy multiplies matrices in 32 bits only; leave bf16 and fp16 out, or use level 1 or 2"
@@ -92,6 +99,7 @@ class Training:
         ) as training:
             for number in training.steps():
                 model.train(dropout)
+                _warm_up_indexers(model, number < getattr(section, "index_warmup_steps", 0))
                 _seed_dropout(model, section.seed, number)
                 self.optimizer.learning_rate = learning_rate(
                     number,
@@ -137,8 +145,23 @@ class Training:
         norm = clip_gradients(self.parameters, self.section.max_grad_norm)
         if math.isfinite(norm):
             self.optimizer.step()
+            balance_experts(self.model, self.section.router_bias_update_speed)
         self.optimizer.zero_grad()
         return {"grad_norm": norm}
+
+
+def balance_experts(model: Any, speed: float) -> None:
+    """Move the biases of routers that are balanced without a loss (DeepSeek-V3), by what the experts had to do since the last time."""
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts) and module.is_balanced_by_bias:
+            module.update_bias(speed)
+
+
+def _warm_up_indexers(model: Any, dense: bool) -> None:
+    """Whether attention still reads everything, and the indexers learn from that (DeepSeek-V3.2, section 2.1.1)."""
+    for module in model.modules():
+        if isinstance(module, CausalModel):
+            module.dense_indexer = dense
 
 
 def train_step(
