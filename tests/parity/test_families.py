@@ -61,7 +61,8 @@ def test_loaded_checkpoints_give_logits_loss_and_every_gradient(
         "v2": {n: p.grad.numpy() for n, p in level2.named_parameters() if p.grad is not None},
         "v3": {n: p.grad for n, p in level3.named_parameters() if p.grad is not None},
     }
-    trained = [name for name in parameter_shapes(level2.config) if not is_buffer(name)]
+    # The library's indexers run without gradients.
+    trained = [n for n in parameter_shapes(level2.config) if not is_buffer(n) and ".indexer." not in n]
     assert sorted(found["v1"]) == sorted(trained)  # none has been forgotten
     for levels, ours, expected, tolerance in (
         ("v2-v1", (logits2, loss2, "v2"), (theirs["logits"], theirs["loss"], "v1"), LIBRARY),

@@ -293,7 +293,7 @@ def test_the_bias_balances_a_skewed_router_without_a_loss(level: str) -> None:
         assert load.sum() == 600 * 2
         imbalance.append(load.max() / load.mean())
         block.update_bias(0.01)
-        assert np.asarray(block.gate.load).sum() == 0
+        assert not np.any(block.gate.load)
     assert imbalance[0] > 3
     assert np.mean(imbalance[-20:]) < 1.2
 
@@ -304,7 +304,7 @@ def test_the_load_is_counted_in_training_only_and_is_no_part_of_a_checkpoint(lev
     block = our_block(level, config, library_block("deepseek_v3").state_dict(), "fused")
     x = torch.from_numpy(X) if level == "v2" else Tensor3(X)
     block.eval()(x)
-    assert np.asarray(block.gate.load).sum() == 0
+    assert not np.any(block.gate.load)
     block.train()(x)
     block(x)
     assert np.asarray(block.gate.load).sum() == 2 * 3 * 7 * config.num_experts_per_tok
