@@ -47,8 +47,9 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
         found["sliding_window"] = window
         if family.window == "all":
             found["layer_types"] = ["full_attention" if window is None else "sliding_attention"] * L
-        elif family.window == "alternating":
-            pass  # `ModelConfig` fills them in
+        elif family.window == "alternating":  # `ModelConfig` fills in which layers
+            if window is None:
+                raise UserError("sliding_attention needs sliding_window, a positive number; set it")
         elif not values.get("layer_types"):
             first = hf.get("max_window_layers", 28)  # Qwen: from this layer on
             no_rope = _no_rope_layers(hf, L)

@@ -14,7 +14,7 @@ Level 1 builds those library classes. Level 3: the same classes over its own aut
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -67,7 +67,7 @@ class Gpt2Block(nn.Module):
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
-def attention_class(config: ModelConfig, layer_index: int) -> type[nn.Module]:
+def attention_class(config: ModelConfig, layer_index: int) -> Callable[[ModelConfig, int], nn.Module]:
     """The attention of a layer of Llama's family."""
     if config.kv_lora_rank:
         return LatentAttention

@@ -14,7 +14,7 @@ Level 1 builds those library classes. Level 2: the same classes over torch, with
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,7 +63,7 @@ class Gpt2Block(Module):
         return x + self.mlp(self.ln_2(x), shared.generator)
 
 
-def attention_class(config: ModelConfig, layer_index: int) -> type[Module]:
+def attention_class(config: ModelConfig, layer_index: int) -> Callable[[ModelConfig, int], Module]:
     """The attention of a layer of Llama's family."""
     if config.kv_lora_rank:
         return LatentAttention

@@ -40,7 +40,7 @@ def attention_kl(
 class _Part(NamedTuple):
     """A tile: inputs of the indexer, where they stand among all tokens, queries and keys of the attention, what may be seen."""
 
-    index: plain.IndexInputs
+    inputs: plain.IndexInputs
     query_places: Int[Tensor, "n"]
     key_places: Int[Tensor, "m"]
     q: Tensor
@@ -70,7 +70,7 @@ class _AttentionKL(torch.autograd.Function):
         for part in parts:
             seen, number = GivenMask(part.allowed), part.allowed.any(-1).sum()
             with torch.enable_grad():
-                leaves = [x.detach().requires_grad_() for x in part.index]
+                leaves = [x.detach().requires_grad_() for x in part.inputs]
                 target = attention_weights(part.q, part.k, seen).sum((1, 2))
                 loss = plain.indexer_loss(plain.index_scores(*leaves), target, None, seen) * number
                 found = torch.autograd.grad(loss, leaves)

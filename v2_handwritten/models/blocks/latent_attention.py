@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import attention_scale
 from v2_handwritten.kernels import kernel
 from v2_handwritten.models.blocks.attention import SharedInputs, causal_attention, join_heads, split_heads
 from v2_handwritten.models.blocks.linear import Linear
@@ -109,7 +110,7 @@ class LatentAttention(nn.Module):
         self.o_proj = Linear(H * V, C, bias)
         is_indexed = config.layer_types[layer_index] == "indexed_attention"
         self.indexer = Indexer(config) if is_indexed else None
-        self.attention_dropout = config.attention_dropout
+        self.attention_dropout, self.scale = config.attention_dropout, attention_scale(config)
 
     def query_input(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T I"]:
         """What queries are made from: the normalized query latent or, where there is none, x."""
@@ -122,6 +123,8 @@ class LatentAttention(nn.Module):
         assert shared.rotary is not None, "latent attention needs the rotary tables"
         N, P, _, R = self.sizes
         q = (self.q_b_proj if self.compresses_queries else self.q_proj)(query_input)
+        if self.scale != 1:
+            q = q * self.scale
         q_plain, q_rotated = split_heads(q, self.num_heads).split([N, P], dim=-1)
         latent, key = self.kv_a_proj_with_mqa(x).unsqueeze(1).split([R, P], dim=-1)
         rotate = kernel(self.kernels, apply_rotary)

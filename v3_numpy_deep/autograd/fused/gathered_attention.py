@@ -53,7 +53,7 @@ def selected_attention(
         output[rows] = weights @ values[ids].swapaxes(1, 2) / total
         log_sums[rows] = largest + np.log(total)
 
-    def derivative(g: Array) -> tuple[Array, Array, Array]:
+    def derivative(g: Array) -> tuple[Array, ...]:
         G = by_head(g, K)
         grad_q, grad_k, grad_v = np.zeros_like(Q), np.zeros_like(keys), np.zeros_like(values)
         for rows in tiles(wanted, K * selected.shape[-1] * (D + Dv)):

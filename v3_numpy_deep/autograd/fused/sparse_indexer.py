@@ -26,7 +26,7 @@ TILE_SCORES = 2**18  # scores of a tile, those of all heads
 class _Part(NamedTuple):
     """A tile: inputs of the indexer, where they stand among all tokens, queries and keys of the attention, what may be seen."""
 
-    index: tuple[Array, Array, Array]
+    inputs: tuple[Array, Array, Array]
     query_places: Int[Array, "n"]
     key_places: Int[Array, "m"]
     q: Array
@@ -54,15 +54,14 @@ def attention_kl(
     )
     for part in parts:
         seen, number = GivenMask(part.allowed), int(part.allowed.any(-1).sum())
-        leaves = [Tensor(x, requires_grad=True) for x in part.index]
+        leaves = [Tensor(x, requires_grad=True) for x in part.inputs]
         target = attention_weights(Tensor(part.q), Tensor(part.k), seen).sum((1, 2))
         loss = plain.indexer_loss(plain.index_scores(*leaves), target, None, seen) * float(number)
         total, count = total + loss.data, count + number
         if loss.requires_grad:
-            loss.backward()
-            found = [leaf.grad for leaf in leaves]
-            for gradient, rows, new in zip(gradients, _places_of(part), found, strict=True):
-                add_rows(gradient, rows, new)
+            found = loss.gradients()
+            for gradient, rows, leaf in zip(gradients, _places_of(part), leaves, strict=True):
+                add_rows(gradient, rows, found[leaf])
     count = max(1, count)
 
     def derivative(g: Array) -> tuple[Array | None, ...]:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import attention_scale
 from v3_numpy_deep.autograd import Array, Module, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.autograd.kernels import kernel
@@ -104,7 +105,7 @@ class LatentAttention(Module):
             config.v_head_dim,
             config.kv_lora_rank,
         )
-        rank = config.q_lora_rank
+        rank, self.scale = config.q_lora_rank, attention_scale(config)
         self.compresses_queries = rank is not None
         if rank is None:
             self.q_proj = Linear(C, H * (N + P), bias=False)
@@ -128,6 +129,8 @@ class LatentAttention(Module):
         assert shared.rotary is not None, "latent attention needs the rotary tables"
         N, P, _, R = self.sizes
         q = self.q_b_proj(query_input) if self.compresses_queries else self.q_proj(query_input)
+        if self.scale != 1:
+            q = q * self.scale
         q_plain, q_rotated = ops.split(split_heads(q, self.num_heads), [N, P])
         latent, key = ops.split(split_heads(self.kv_a_proj_with_mqa(x), 1), [R, P])
         rotate = kernel(self.kernels, apply_rotary)
