@@ -169,10 +169,12 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         )
 
 
-def add_look(app: typer.Typer, level: str, function: str) -> None:
+def add_look(app: typer.Typer, level: str, function: str, patterns_function: str) -> None:
     @app.command("look", help="Look inside a model: its tokens, next-token probabilities and attention maps.")
     def look_command(
-        text: Annotated[str, typer.Argument(metavar="TEXT", help="A sentence.", show_default=False)],
+        text: Annotated[
+            str | None, typer.Argument(metavar="TEXT", help="A sentence.", show_default=False)
+        ] = None,
         config: Config = None,
         overrides: Overrides = None,
         out: Out = None,
@@ -190,10 +192,25 @@ def add_look(app: typer.Typer, level: str, function: str) -> None:
                 "--svg", metavar="FILE", help="Draw the maps into this file instead of the run's look/."
             ),
         ] = None,
+        patterns: Annotated[
+            bool,
+            typer.Option(
+                "--patterns",
+                help="Instead of a text: how often the attention of a layer sees the answer of a question.",
+            ),
+        ] = False,
     ) -> None:
         from shared_data.pipeline import load_function
         from shared_data.summary import print_rows
 
+        if patterns:
+            if text is not None:
+                raise UserError("--patterns takes no text; its questions are those of the story world")
+            run = open_folder(level, config, overrides, out, device=device)
+            load_function(patterns_function)(run.settings, run, model)
+            return
+        if text is None:
+            raise UserError(f"Missing argument 'TEXT'; see `uv run {level} look --help`")
         if not text:
             raise UserError("the text is empty; pass a sentence in quotes")
         if svg and svg.suffix != ".svg":

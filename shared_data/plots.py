@@ -22,6 +22,8 @@ from shared_data.files import atomic_write
 
 BLUE, ORANGE, GREEN, RED = "#3b82f6", "#f59e0b", "#10b981", "#ef4444"
 FEWEST_POINTS = 4  # of a curve; fewer are shown as points, or said in words
+_LABELLED_BANDS = 16  # more would not be legible,
+_NARROWEST_LABELLED = 0.05  # nor would the numbers of narrow ones
 _INK = "#010203"  # stands for the text colour while matplotlib draws
 # Inches, for plots that share the width of a page, or have it to themselves.
 _COLUMN, _PAGE = ((4.6, 2.8), (7.4, 3.4))
@@ -139,6 +141,40 @@ def plot_training(rows: Sequence[Mapping[str, Any]], floor: float | None, path: 
             series[name] = ([x for x, _ in points], [y for _, y in points])
     level = ("entropy floor", floor) if floor is not None else None
     plot_lines(series, path, title="Loss", y_label="nats per token", floor=level, wide=True)
+
+
+def plot_shares(
+    steps: Sequence[int],
+    shares: Float[np.ndarray, "n E"],
+    path: Path | str,
+    *,
+    title: str = "",
+) -> None:
+    """Bands that fill the height at every step, one an expert from below; lines where the bands of a balanced layer would end."""
+    heights = shares.T
+    E = len(heights)
+    with _axes(path) as axes:
+        # Light and dark in turn, so that neighbours can be told apart however many they are.
+        colors = [(BLUE, ORANGE)[band % 2] for band in range(E)]
+        axes.stackplot(steps, heights, colors=colors, alpha=0.55, linewidth=0)
+        for band in range(1, E):
+            axes.axhline(band / E, color=_INK, linewidth=0.6, alpha=0.5, linestyle=(0, (4, 4)))
+        if E <= _LABELLED_BANDS:
+            last = heights[:, -1]
+            middles = np.cumsum(last) - last / 2
+            broad = [band for band in range(E) if last[band] >= _NARROWEST_LABELLED]
+            numbers = axes.secondary_yaxis("right")
+            numbers.set_yticks(middles[broad], labels=broad)
+            numbers.set_ylabel("expert")
+        axes.grid(visible=False)
+        axes.set(
+            title=title,
+            xlabel="step",
+            ylabel="share of the assignments",
+            ylim=(0, 1),
+            xlim=(steps[0], steps[-1]),
+        )
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plot_histogram(

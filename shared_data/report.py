@@ -24,6 +24,7 @@ from shared_data.report_alignment import alignment
 from shared_data.report_comparison import LEVELS, comparison, other_run, training_log
 from shared_data.report_curves import curves, training_curve
 from shared_data.report_examples import note_on
+from shared_data.report_experts import experts
 from shared_data.report_tuning import instruction_tuning
 from shared_data.runs import RunFolder
 from shared_data.summary import summary_rows
@@ -51,7 +52,7 @@ def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
             )
     others = [other_run(run, level) for level in compare if level != run.level]
     corpus = (_header, _corpus, _tokenizer)
-    results = (_training, instruction_tuning, alignment, _evaluation, _generation, _time, _settings)
+    results = (_training, experts, instruction_tuning, alignment, _evaluation, _generation, _time, _settings)
     sections = [*corpus, *results]
     body = [part for section in sections for part in section(run)]
     if others:

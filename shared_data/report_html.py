@@ -30,6 +30,7 @@ th { font-weight: 500; text-align: left; white-space: nowrap; }
 .facts th:first-child { width: 11rem; }
 th, td { padding: 0.4rem 0.75rem 0.4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.shaded td, .shaded th { padding-right: 0.75rem; }
 figure { margin: 1.25rem 0; }
 figure svg { width: 100%; height: auto; font-family: inherit; }
 .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 0 1.25rem; }
@@ -91,6 +92,22 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), numbers: bool
             f"<tr><th>{escape(first)}</th>" + "".join(f"<td{kind}>{escape(c)}</td>" for c in others) + "</tr>"
         )
     return f'<div class="scroll"><table{look}>{"".join(lines)}</table></div>'
+
+
+def shaded_table(rows: Iterable[tuple[str, str, Sequence[float]]], head: Sequence[str]) -> str:
+    """Rows of (label, text, shares in [0, 1]); the darker a share, the larger it is beside the largest of the table."""
+    rows, number = list(rows), ' class="number"'
+    largest = max((share for _, _, shares in rows for share in shares), default=0) or 1
+    top = "".join(f"<th{number if place else ''}>{escape(text)}</th>" for place, text in enumerate(head))
+    lines = [f"<tr>{top}</tr>"]
+    for label, text, shares in rows:
+        opacities = ((share, 0.6 * share / largest) for share in shares)
+        cells = "".join(
+            f'<td{number} style="background: rgb(59 130 246 / {opacity:.2f})">{share:.0%}</td>'
+            for share, opacity in opacities
+        )
+        lines.append(f"<tr><th>{escape(label)}</th><td{number}>{escape(text)}</td>{cells}</tr>")
+    return f'<div class="scroll"><table class="shaded">{"".join(lines)}</table></div>'
 
 
 def bars(values: Sequence[tuple[str, float, str]]) -> str:

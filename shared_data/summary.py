@@ -67,6 +67,7 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
         ("perplexity", "{perplexity:.3f} on validation text"),
         ("bits per byte", "{bits_per_byte:.4f} on validation text"),
         ("entropy floor", "{floor_bits_per_byte:.4f}; the model is at {ratio_to_floor:.3f} times the floor"),
+        ("experts", "a token's expert tells {expert_bits:.3f} bits of its kind of segment"),
     ],
     "sft": [
         ("training", "{steps:,} steps on {conversations:,} conversations, {tokens:,} tokens"),

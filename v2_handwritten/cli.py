@@ -24,7 +24,8 @@ app = build_app(
         "generate": "v2_handwritten.inference.generate:generate_samples",
     },
 )
-add_look(app, "v2", "v2_handwritten.inference.inspection:look_command")  # a tool of this level only
+inspection = "v2_handwritten.inference.inspection"  # a tool of this level only
+add_look(app, "v2", f"{inspection}:look_command", f"{inspection}:patterns_command")
 
 if __name__ == "__main__":
     app()

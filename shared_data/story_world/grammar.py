@@ -101,11 +101,12 @@ class Given(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One choice that was made, for the `--bits` display: where in the text it took effect and what it cost."""
+    """One choice that was made: where in the text it took effect, what it cost, and which option was taken."""
 
     label: str
     bits: float
     position: int
+    option: Option
 
 
 @dataclass
@@ -189,7 +190,7 @@ def _search(start: Sequence[Segment], state: State, text: str | None) -> Iterato
                     first = option.segments[0] if option.segments else None
                     if isinstance(first, str) and not agrees(first, said):
                         continue  # most options end here, before anything is copied
-                    step = Step(segment.label, option.bits, len(said))
+                    step = Step(segment.label, option.bits, len(said), option)
                     taken = {**state, option.key: option.value} if option.key is not None else dict(state)
                     branches.append(
                         _Branch(

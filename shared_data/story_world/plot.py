@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from shared_data.story_world import phrases
 from shared_data.story_world.events import EVENTS
-from shared_data.story_world.grammar import Choice, Depends, Segment, State, compile_template
+from shared_data.story_world.grammar import Choice, Depends, Segment, Slot, State, compile_template
 from shared_data.story_world.lexicon import NUMBERS, Lexicon, Word
 from shared_data.story_world.phrases import MACROS, Beat
 from shared_data.story_world.splits import Combinations, silent
@@ -230,7 +230,7 @@ def _holds(state: State) -> tuple[Segment, ...]:
 def _total(state: State) -> tuple[Segment, ...]:
     """{total}: the sum of the two numbers drawn before."""
     state["total"] = NUMBERS[NUMBERS.index(state["number"]) + NUMBERS.index(state["more_number"])]
-    return (str(state["total"]),)
+    return (Slot("total"),)
 
 
 def _happened(kind: str, state: State) -> tuple[Segment, ...]:

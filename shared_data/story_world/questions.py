@@ -306,12 +306,12 @@ def answer(question: str, facts: Facts) -> str | None:
     if asked := read_question(question, facts):
         kind, name = asked
         return reply_with(kind, facts, name, KINDS[kind].answer(facts, name))
-    if read := _read_statement(question, facts):
+    if read := read_statement(question, facts):
         return _verdict(read[0], facts, read[1])
     return None
 
 
-def _read_statement(question: str, facts: Facts) -> tuple[Statement, str] | None:
+def read_statement(question: str, facts: Facts) -> tuple[Statement, str] | None:
     """The statement behind a yes/no question about this story, and its value."""
     for statement in STATEMENTS:
         for value in statement.values(facts):
@@ -323,7 +323,7 @@ def _read_statement(question: str, facts: Facts) -> tuple[Statement, str] | None
 def wrong_verdict(task: Task, rng: random.Random) -> str:
     """The wrong reply to a yes/no question: what is so denied, or what is not so affirmed."""
     facts, asked = task.story.facts, split_prompt(task.prompt)
-    read = _read_statement(asked[1], facts) if asked else None
+    read = read_statement(asked[1], facts) if asked else None
     assert read is not None, f"not a yes/no question: {task.prompt!r}"
     statement, value = read
     candidates = [*statement.values(facts), *(["nobody"] if statement.kind == "holder" else [])]

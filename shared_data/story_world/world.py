@@ -27,6 +27,7 @@ from shared_data.story_world.grammar import (
     total_log2_probability,
 )
 from shared_data.story_world.lexicon import Lexicon
+from shared_data.story_world.pieces import Piece, spell_out
 from shared_data.story_world.plot import Plot
 from shared_data.story_world.splits import check_split
 
@@ -101,6 +102,11 @@ class StoryWorld:
                 f"this is not a story of the {split} split: {text[:60]!r}…; give a whole story, letter by letter, and its split"
             )
         return found
+
+    def pieces(self, derivation: Derivation, split: str = "train") -> Iterator[Piece]:
+        """The letters of a derivation one after another, each with what it comes from."""
+        plot = self._plot(split)
+        return spell_out(plot.start, plot.new_state(), derivation.steps)
 
     def enumerate(self, split: str = "train") -> Iterator[Story]:
         """Every story of the world once per derivation; only for small worlds."""

@@ -18,9 +18,9 @@ from shared_data.story_world.conversations import conversations
 from shared_data.story_world.prompts import prompts
 from shared_data.story_world.questions import (
     KINDS,
-    _read_statement,
     ask_about,
     read_question,
+    read_statement,
     split_prompt,
 )
 from shared_data.story_world.requests import count_sentences
@@ -288,7 +288,7 @@ def test_a_lesson_asks_for_no_fact_twice(world: StoryWorld) -> None:
         for task in ask_about(story, rng, 10):
             _, question = split_prompt(task.prompt)  # type: ignore[misc]
             if task.kind == "yes/no":
-                statement, _ = _read_statement(question, facts)  # type: ignore[misc]
+                statement, _ = read_statement(question, facts)  # type: ignore[misc]
                 asked.append((statement.kind, getattr(facts, statement.about)))
                 yes_no += 1
             elif task.answerable:

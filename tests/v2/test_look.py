@@ -80,6 +80,24 @@ def test_texts_layers_and_models_have_pictures_of_their_own(look: Look) -> None:
     assert names == {"model-Once.svg", "model-Once-layer-1.svg", "model-a-fox-a-fox.svg"}
 
 
+def test_patterns_of_a_model_and_others_of_equal_cost_are_a_table(
+    look: Look, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert look("--patterns", "--model", "model") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert re.fullmatch(
+        r"\d+ held-out questions that their story answers; a prompt has \d+ tokens .*", lines[0]
+    )
+    assert "full_attention, layers 0, 1 100.0% 100.0% 100.0% 100.0%" in lines
+    windows = [line.split() for line in lines if line.startswith("sliding_attention")]
+    kept = [[float(share.rstrip("%")) for share in shares] for _, _, *shares in windows]
+    assert [pairs for pairs, *_ in kept] == pytest.approx([50, 25, 12.5], abs=0.3)
+    assert kept == sorted(kept, reverse=True), "a smaller window keeps less"
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -98,6 +116,8 @@ def test_texts_layers_and_models_have_pictures_of_their_own(look: Look) -> None:
         (["a", "--model", "model", "--svg", "a.txt"], "a.txt is no name of an SVG file; let it end in .svg"),
         (["a", "--model", "model", "--svg", "model/config.json/a.svg"], r"File exists; .*another folder"),
         ([], "Missing argument 'TEXT'; see `.* --help`"),
+        (["a", "--patterns"], "--patterns takes no text; its questions are those of the story world"),
+        (["--patterns"], r"tokenizer.json is missing; run the stage that writes it"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(

@@ -20,12 +20,17 @@ from torch import Tensor
 
 from shared_data.corpus.splits import read_documents
 from shared_data.errors import UserError
+from shared_data.evaluation.look_patterns import print_patterns
 from shared_data.inference.look import chosen_maps, print_look, some_of, token_name
 from shared_data.inference.prompts import encode_prompt
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.folder import read_config
+from shared_data.model_names import find_model
+from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.plots import plot_attention
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.inference.loading import load_with_tokenizer
 from v2_handwritten.models.blocks.attention import Gpt2Attention, LlamaAttention, attention_weights
 from v2_handwritten.models.transformer import Gpt2Block, LlamaBlock, Transformer
@@ -109,6 +114,17 @@ def look_command(
     maps = inspection.attentions.float().cpu().numpy()[layers][:, heads]
     plot_attention(maps, [name(id) for id in ids], layers, heads, picture)
     print_look(name, ids, log_probs, maps, layers, heads)
+
+
+def patterns_command(settings: Settings, run: RunFolder, model_name: str | Path | None) -> None:
+    """Command `look --patterns`: how often the attention of the settings' layers, or of a model's, sees the answer of a question."""
+    if model_name is None:  # nothing of it is learned, so the run's tokenizer is enough
+        tokenizer = load_tokenizer(run.tokenizer)
+        config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size)
+    else:
+        folder, tokenizer_folder = find_model(run, model_name)
+        tokenizer, config = load_tokenizer(tokenizer_folder), read_config(base_of_adapter(folder) or folder)
+    print_patterns(config, tokenizer)
 
 
 def draw_attention(model: Transformer, tokenizer: Tokenizer, run: RunFolder, picture: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shared_data.device import resolve_device
+from shared_data.evaluation.expert_reading import write_expert_reading
 from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import initial_config
 from shared_data.model_files.config import ModelConfig
@@ -24,6 +25,7 @@ from shared_data.training.expert_load import load_metrics
 from shared_data.training.training_run import Metrics
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.inference.generate import generate
+from v2_handwritten.inference.routing import chosen_experts
 from v2_handwritten.inference.scoring import negative_log_probs
 from v2_handwritten.models.checkpoint import load_weights, save_model
 from v2_handwritten.models.transformer import Transformer, new_model
@@ -58,7 +60,8 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     save_model(model, run.stage("pretrain"), run.tokenizer.parent)
     metrics["epochs"] = metrics["tokens"] / len(train.tokens)
     metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    return metrics | pretrained_metrics(negative_log_probs, model, settings, run)
+    metrics |= pretrained_metrics(negative_log_probs, model, settings, run)
+    return metrics | write_expert_reading(chosen_experts, model, tokenizer, run)
 
 
 def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Transformer:

@@ -10,6 +10,7 @@ Level 1 hands the training to `transformers.Trainer`; level 2 is the same over t
 
 from pathlib import Path
 
+from shared_data.evaluation.expert_reading import write_expert_reading
 from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import initial_config
 from shared_data.model_files.config import ModelConfig
@@ -21,6 +22,7 @@ from shared_data.training.training_run import Metrics
 from v3_numpy_deep.autograd import Tensor
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v3_numpy_deep.inference.generate import generate
+from v3_numpy_deep.inference.routing import chosen_experts
 from v3_numpy_deep.inference.scoring import negative_log_probs
 from v3_numpy_deep.models.checkpoint import load_weights, save_model
 from v3_numpy_deep.models.transformer import Transformer, new_model
@@ -54,7 +56,8 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     save_model(model, run.stage("pretrain"), run.tokenizer.parent)
     metrics["epochs"] = metrics["tokens"] / len(train.tokens)
     metrics["parameters"] = sum(parameter.data.size for parameter in model.parameters())
-    return metrics | pretrained_metrics(negative_log_probs, model, settings, run)
+    metrics |= pretrained_metrics(negative_log_probs, model, settings, run)
+    return metrics | write_expert_reading(chosen_experts, model, tokenizer, run)
 
 
 def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Transformer:
