@@ -194,6 +194,7 @@ def plot_panels(
             axes.set_xticks([])
             axes.margins(x=0.45)  # room for the labels
             axes.tick_params(axis="y", length=0)
+            axes.spines["bottom"].set_visible(False)
             axes.grid(visible=False)
         np.atleast_1d(all_axes)[0].invert_yaxis()  # the first name on top; the panels share the axis
 

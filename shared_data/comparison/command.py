@@ -28,21 +28,24 @@ if TYPE_CHECKING:
 
 HELP = """Train several choices of settings alike, and compare them in one table and one plot.
 
-Each choice is pretrained with the same text, tokens and seed. Shown are bits per byte above the entropy floor, tokens per second, parameters, active parameters and bytes per token in the key-value cache.
+Each choice is pretrained on the same text, with as many tokens and the same seed. The table shows bits per byte above the entropy floor, tokens per second, parameters, active parameters, and bytes per token in the key-value cache.
 
---vary KEY=VALUE,VALUE,… tries each value; several --vary try all combinations.
+--vary KEY=VALUE,VALUE,… tries each value of a setting; several --vary try all combinations.
 
---choice "NAME: KEY=VALUE KEY=VALUE" names settings that change together; the --choice are alternatives, combined with each --vary.
+--choice "NAME: KEY=VALUE KEY=VALUE" names settings that change together. All --choice are alternatives to each other; with --vary, each is tried with each value.
 
-Heads: --vary model.num_key_value_heads=4,2,1
+What is trained with these settings is not trained again; after Ctrl-C or a kill the same command continues. Each choice has a run folder of its own, for look, evaluate, generate and report with --out.
 
-Optimizers: --vary pretrain.optim=adamw,muon --vary pretrain.learning_rate=2e-3,4e-3
+Examples, after `uv run v2 compare`:
 
-Experts: --choice dense: --choice "MoE: model.model_type=mixtral model.num_local_experts=8"
+MHA, GQA, MQA: --vary model.num_key_value_heads=4,2,1
 
-Windows: --choice full: --choice "window: model.model_type=qwen3 model.layer_types=[\\"sliding_attention\\"] model.sliding_window=64"
+Optimizers: --vary pretrain.optim=adamw,muon --vary pretrain.learning_rate=1e-3,4e-3
 
-What is trained is not trained again; after Ctrl-C or a kill the same command continues. Each choice has a run folder, for chat, look and report with --out."""
+Dense or mixture of experts: --choice dense: --choice "MoE: model.model_type=mixtral model.num_local_experts=8"
+
+Patterns of attention: --set model.model_type=sparse_llama --set model.sliding_window=64 --vary 'model.layer_types=["full_attention"],["sliding_attention"]'
+"""
 
 
 def add_compare(app: typer.Typer, level: str, stages: dict[str, str], bytes_per_token: str) -> None:

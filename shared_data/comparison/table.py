@@ -17,6 +17,7 @@ from shared_data.files import atomic_write, read_json, write_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.size import count_active_parameters, count_parameters
 from shared_data.plots import plot_panels
+from shared_data.settings import parse_override
 
 TABLE, NUMBERS, PLOT = "compare.md", "compare.json", "compare.svg"
 ABOVE_FLOOR = "bits_per_byte_above_floor"
@@ -103,9 +104,7 @@ def write_comparison(rows: Sequence[Row], root: Path, title: str, command: str) 
     """
     choices = []
     for row in rows:
-        settings = dict(
-            zip(row.choice.keys, (text.partition("=")[2] for text in row.choice.assignments), strict=True)
-        )
+        settings = {".".join(keys): value for keys, value in map(parse_override, row.choice.assignments)}
         entry = {"name": row.choice.name, "settings": settings, "missing": row.missing, "runs": row.results}
         choices.append(entry if row.error is None else entry | {"error": row.error})
     write_json(root / NUMBERS, {"config": title, "command": command, "choices": choices})
