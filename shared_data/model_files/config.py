@@ -18,9 +18,9 @@ from typing import Any, get_args, get_origin
 from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
 from shared_data.files import is_number
+from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config
 from shared_data.model_files.config_file import read_config_json, write_config_json
-from shared_data.model_files.families import FAMILIES, Family
-from shared_data.model_files.rope_scaling import check_rope_scaling
+from shared_data.model_files.families import CHOICES, FAMILIES, Family
 from shared_data.settings import ModelSettings
 
 
@@ -167,7 +167,7 @@ class ModelConfig:
         kind = self.layer_types[layer]
         if kind == "indexed_attention":  # which ones depends on the text: the indexer chooses among all
             return AttentionPattern()
-        size = getattr(self, _SIZE_OF_KIND[kind]) if kind in _SIZE_OF_KIND else 0
+        size = getattr(self, SIZE_OF_KIND[kind]) if kind in SIZE_OF_KIND else 0
         sinks = 0 if kind == "full_attention" else self.num_sink_tokens
         return AttentionPattern(kind, size, sinks)
 
@@ -208,7 +208,7 @@ class ModelConfig:
         """Raise `UserError` for a choice that models of this family do not have."""
         for each in fields(self):
             default = each.default_factory() if each.default_factory is not MISSING else each.default
-            optional = each.name in _CHOICES and getattr(self, each.name) != default
+            optional = each.name in CHOICES and getattr(self, each.name) != default
             if optional and not self._has(each.name):
                 others = [name for name, family in FAMILIES.items() if each.name in family.names]
                 remedy = f"use model_type {' or '.join(others)}" if others else "leave it out"
@@ -258,146 +258,6 @@ class ModelConfig:
 def supported_families() -> str:
     """The families by name, for a message."""
     return ", ".join(FAMILIES)
-
-
-# What only some families can have: anything but the default is refused elsewhere.
-_CHOICES = frozenset(
-    [
-        "no_rope_layers",
-        "attention_bias",
-        "mlp_bias",
-        "query_pre_attn_scalar",
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-        "sliding_window",
-        "attention_chunk_size",
-        "attention_stride",
-        "num_sink_tokens",
-        "index_topk",
-        "index_n_heads",
-        "index_head_dim",
-        "num_local_experts",
-        "num_experts_per_tok",
-        "mlp_only_layers",
-        "norm_topk_prob",
-        "router_aux_loss_coef",
-        "output_router_logits",
-        "swiglu_alpha",
-        "swiglu_limit",
-        "n_shared_experts",
-        "routed_scaling_factor",
-        "n_group",
-        "topk_group",
-        "kv_lora_rank",
-        "q_lora_rank",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "v_head_dim",
-    ]
-)
-
-
-def check_config(config: ModelConfig) -> None:
-    """Raise `UserError` with the remedy for sizes or choices that no model can have."""
-    heads, groups, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    if config.hidden_size % heads:  # even where head_dim is given, as transformers has it
-        raise UserError(
-            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}; change one of them"
-        )
-    if heads % groups:
-        raise UserError(
-            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; change one of them"
-        )
-    if config.model_type == "gpt2" and (groups != heads or heads * D != config.hidden_size):
-        raise UserError(
-            "gpt2 has one key-value head per query head and head_dim = hidden_size / heads; use model_type llama"
-        )
-    if config.model_type != "gpt2" and D % 2:
-        raise UserError(f"rotary positions turn pairs, but head_dim is {D}; choose an even head_dim")
-    if config.hidden_act not in config.family.activations:
-        raise UserError(
-            f"activation {config.hidden_act!r} is not supported for {config.model_type}; "
-            f"supported: {', '.join(config.family.activations)}"
-        )
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, name) == 0:
-            raise UserError(f"{name} is 0, which would make everything equal; use a positive number or none")
-    check_rope_scaling(config.rope_scaling or {"rope_type": "default"}, D)
-    _check_layers(config)
-    if config.num_local_experts:
-        _check_experts(config)
-
-
-# The size that each kind of attention needs.
-_SIZE_OF_KIND = {
-    "sliding_attention": "sliding_window",
-    "chunked_attention": "attention_chunk_size",
-    "strided_attention": "attention_stride",
-    "indexed_attention": "index_topk",
-}
-
-
-def _check_layers(config: ModelConfig) -> None:
-    """One kind of attention for each layer, which the family has, with its size."""
-    L, family = config.num_hidden_layers, config.family
-    for name in ("layer_types", "no_rope_layers"):
-        if len(getattr(config, name)) not in (L, 0):
-            raise UserError(
-                f"{name} has {len(getattr(config, name))} entries for {L} layers; give one for each layer"
-            )
-    for kind in dict.fromkeys(config.layer_types):
-        if kind not in family.layer_types:
-            raise UserError(
-                f"{config.model_type} has no layer of the type {kind!r}; it has {', '.join(family.layer_types)}"
-            )
-        size = _SIZE_OF_KIND.get(kind)
-        if size is not None and (getattr(config, size) or 0) < 1:
-            raise UserError(f"{kind} needs {size}, a positive number; set it")
-    if "indexed_attention" in config.layer_types:
-        _check_indexer(config)
-    if family.window == "all" and len(set(config.layer_types)) > 1:
-        raise UserError(
-            f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama"
-        )
-
-
-def _check_indexer(config: ModelConfig) -> None:
-    """An indexer has heads, which are turned by position as far as those of the attention are."""
-    if not config.index_n_heads:
-        raise UserError("indexed_attention needs index_n_heads, a positive number; set it")
-    if config.index_head_dim < config.head_dim:
-        rotated = "qk_rope_head_dim" if config.kv_lora_rank else "head_dim"
-        raise UserError(
-            f"index_head_dim {config.index_head_dim} is smaller than {rotated} {config.head_dim}, the part of an indexer's head that "
-            f"is rotated; raise it to {config.head_dim} or more"
-        )
-
-
-def _check_experts(config: ModelConfig) -> None:
-    """A token chooses among the experts that there are."""
-    E, k = config.num_local_experts, config.num_experts_per_tok
-    if (
-        "moe_intermediate_size" not in config.family.names
-        and config.moe_intermediate_size != config.intermediate_size
-    ):
-        raise UserError(
-            f"the experts of {config.model_type} are intermediate_size wide; leave moe_intermediate_size out"
-        )
-    if k > E:
-        raise UserError(
-            f"num_experts_per_tok {k} is more than the {E} experts; lower it or raise num_local_experts"
-        )
-    if config.scoring_func == "sigmoid":
-        groups, chosen = config.n_group, config.topk_group
-        if E % groups or chosen > groups or E // groups < 2 or k > chosen * (E // groups):
-            raise UserError(
-                f"{E} experts in {groups} groups, of which {chosen} are chosen, do not give {k} experts per token; groups are of "
-                "equal size, of two or more experts; change n_group, topk_group or num_experts_per_tok"
-            )
-    if any(layer >= config.num_hidden_layers for layer in config.mlp_only_layers):
-        raise UserError(
-            f"mlp_only_layers {config.mlp_only_layers} names a layer that there is not; correct it"
-        )
 
 
 def _fits(value: Any, kind: Any, smallest: int) -> bool:

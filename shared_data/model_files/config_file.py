@@ -6,16 +6,48 @@ number is an error, unless it is empty. transformers would ignore it.
     uv run python -c "from shared_data.model_files.config_file import *; from shared_data.model_files.families import FAMILIES; print(read_config_json({}, FAMILIES['mistral']))"
 """
 
+import re
 from typing import Any
 
 from shared_data.errors import UserError
-from shared_data.model_files.families import EXPERT_ENTRIES, LATENT_ENTRIES, NEUTRAL, READ_APART, Family
+from shared_data.model_files.families import Family
 from shared_data.model_files.rope_scaling import WITH_ORIGINAL_LENGTH, check_rope_scaling
 
 _NULLABLE = frozenset(
     {"bos_token_id", "eos_token_id", "sliding_window", "q_lora_rank"}
     | {"attn_logit_softcapping", "final_logit_softcapping"}
 )
+
+# Entries that change no number a model computes.
+_NEUTRAL = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        _attn_implementation _attn_implementation_autoset _name_or_path architectures attn_implementation auto_map
+        aux_loss_alpha cache_implementation dtype ep_size experts_per_token finetuning_task gradient_checkpointing
+        id2label initial_context_length is_decoder label2id max_window_layers model_type n_ctx no_rope_layer_interval
+        num_nextn_predict_layers output_attentions output_hidden_states pad_token_id prefix pretraining_tp
+        problem_type qk_head_dim reorder_and_upcast_attn return_dict sep_token_id seq_aux summary_activation
+        summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
+        tokenizer_class torch_dtype transformers_version unk_token_id use_cache use_sliding_window
+        """,
+    )
+)
+# Entries that are read in ways of their own: of all families with rotary positions, with experts, with latent attention.
+_READ_APART = frozenset(
+    {"partial_rotary_factor", "quantization_config", "rope_parameters", "rope_scaling", "rope_theta"}
+)
+_EXPERT_ENTRIES = frozenset(
+    {
+        "decoder_sparse_step",
+        "first_k_dense_replace",
+        "mlp_layer_types",
+        "n_routed_experts",
+        "num_experts",
+        "num_local_experts",
+    }
+)
+_LATENT_ENTRIES = frozenset({"head_dim"})
 
 
 def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -159,9 +191,9 @@ def _refuse_what_is_not_computed(hf: dict[str, Any], family: Family) -> None:
             raise UserError(
                 f"config.json sets {name} = {hf[name]}, which is not supported; it must be {usual}"
             )
-    known = {*family.names.values(), *family.only, *NEUTRAL, *READ_APART}
-    known |= EXPERT_ENTRIES if "num_local_experts" in family.names else set()
-    known |= LATENT_ENTRIES if "kv_lora_rank" in family.names else set()
+    known = {*family.names.values(), *family.only, *_NEUTRAL, *_READ_APART}
+    known |= _EXPERT_ENTRIES if "num_local_experts" in family.names else set()
+    known |= _LATENT_ENTRIES if "kv_lora_rank" in family.names else set()
     for name, value in hf.items():
         if name not in known and value not in (None, False, 0, "", [], {}):
             raise UserError(

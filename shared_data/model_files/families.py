@@ -342,68 +342,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-# What a config.json may say that changes no number a model computes.
-NEUTRAL = frozenset(
-    [
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_name_or_path",
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "cache_implementation",
-        "aux_loss_alpha",
-        "dtype",
-        "ep_size",
-        "experts_per_token",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "id2label",
-        "initial_context_length",
-        "is_decoder",
-        "label2id",
-        "max_window_layers",
-        "model_type",
-        "n_ctx",
-        "no_rope_layer_interval",
-        "num_nextn_predict_layers",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "prefix",
-        "pretraining_tp",
-        "problem_type",
-        "qk_head_dim",
-        "reorder_and_upcast_attn",
-        "return_dict",
-        "sep_token_id",
-        "seq_aux",
-        "summary_activation",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
-        "summary_type",
-        "summary_use_proj",
-        "task_specific_params",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-        "use_sliding_window",
-    ]
+# The fields that only some families have; what is derived from others is not among them.
+CHOICES = frozenset(name for family in FAMILIES.values() for name in family.names) - frozenset(
+    {*_DECODER, *FAMILIES["gpt2"].names, "head_dim", "layer_types", "moe_intermediate_size"}
 )
-# Entries that config_file.py reads in ways of their own: of all families with rotary positions, with experts, with latent attention.
-READ_APART = frozenset(
-    {"partial_rotary_factor", "quantization_config", "rope_parameters", "rope_scaling", "rope_theta"}
-)
-EXPERT_ENTRIES = frozenset(
-    {
-        "decoder_sparse_step",
-        "first_k_dense_replace",
-        "mlp_layer_types",
-        "n_routed_experts",
-        "num_experts",
-        "num_local_experts",
-    }
-)
-LATENT_ENTRIES = frozenset({"head_dim"})

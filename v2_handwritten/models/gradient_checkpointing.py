@@ -61,7 +61,7 @@ class _Checkpoint(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         x = ctx.saved_tensors[0].detach().requires_grad_()
         shared = _side_outputs(ctx.shared)
-        generator = shared.generator
+        generator: Any = shared.generator
         state_after_forward = generator.get_state() if generator is not None else None
         if generator is not None:
             generator.set_state(ctx.generator_state)

@@ -14,7 +14,7 @@ Level 1 builds those library classes. Level 2: the same classes over torch, with
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,101 +27,18 @@ from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
 from v3_numpy_deep.autograd.kernels import KERNELS, kernel
 from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.models.blocks.attention import Cache, Gpt2Attention, LlamaAttention, SharedInputs
+from v3_numpy_deep.models.blocks.attention import Cache, SharedInputs
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
-from v3_numpy_deep.models.blocks.clamped_experts import ClampedMixture
 from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy, soft_capped
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
-from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
-from v3_numpy_deep.models.blocks.latent_attention import LatentAttention
 from v3_numpy_deep.models.blocks.linear import Linear
-from v3_numpy_deep.models.blocks.mixture_of_experts import MixtureOfExperts, Routing, load_balancing_loss
-from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
+from v3_numpy_deep.models.blocks.mixture_of_experts import Routing, load_balancing_loss
+from v3_numpy_deep.models.blocks.normalization import LayerNorm
 from v3_numpy_deep.models.blocks.rope import rotary_tables
-from v3_numpy_deep.models.blocks.sparse_indexer import IndexedAttention
+from v3_numpy_deep.models.blocks.transformer_block import Gpt2Block, LlamaBlock, residual_norm
 from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.sharding import loss_in_threads
-
-
-class Gpt2Block(Module):
-    """Attention and feed-forward layer of GPT-2, each behind a LayerNorm."""
-
-    def __init__(self, config: ModelConfig, layer_index: int) -> None:
-        super().__init__()
-        self.ln_1 = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.attn = Gpt2Attention(config, layer_index)
-        self.ln_2 = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.mlp = Gpt2FeedForward(config)
-        self.is_last = layer_index == config.num_hidden_layers - 1
-
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
-        """Add the outputs of both layers to the residual stream; the last block does so only where logits are wanted."""
-        keep = shared.logits_to_keep if self.is_last else None
-        y = self.attn(self.ln_1(x), shared, keep)
-        x = (x if keep is None else x[keep]) + y
-        return x + self.mlp(self.ln_2(x), shared.generator)
-
-
-def attention_class(config: ModelConfig, layer_index: int) -> Callable[[ModelConfig, int], Module]:
-    """The attention of a layer of Llama's family."""
-    if config.kv_lora_rank:
-        return LatentAttention
-    return IndexedAttention if config.layer_types[layer_index] == "indexed_attention" else LlamaAttention
-
-
-def _norm(config: ModelConfig) -> RMSNorm:
-    """A norm of the residual stream."""
-    return RMSNorm(config.hidden_size, config.rms_norm_eps, config.norm_offset)
-
-
-def _sparse_layer(config: ModelConfig) -> MixtureOfExperts | ClampedMixture:
-    """A mixture of experts, of the kind of the family."""
-    return ClampedMixture(config) if config.clamped_experts else MixtureOfExperts(config)
-
-
-class LlamaBlock(Module):
-    """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts.
-
-    In Gemma 2 each also stands before one. There, `post_attention_layernorm` is what it says: the norm of what attention adds. Llama calls
-    the norm before the feed-forward layer so.
-    """
-
-    def __init__(self, config: ModelConfig, layer_index: int) -> None:
-        super().__init__()
-        self.input_layernorm, self.post_attention_layernorm = _norm(config), _norm(config)
-        self.self_attn = attention_class(config, layer_index)(config, layer_index)
-        self.is_last, self.is_sparse = (
-            layer_index + 1 == config.num_hidden_layers,
-            config.is_sparse(layer_index),
-        )
-        self.mlp = _sparse_layer(config) if self.is_sparse else LlamaFeedForward(config)
-        self.pre_feedforward_layernorm = _norm(config) if config.post_norms else None
-        self.post_feedforward_layernorm = _norm(config) if config.post_norms else None
-
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
-        """Add the outputs of both layers to the residual stream; the last block does so only where logits are wanted."""
-        keep = shared.logits_to_keep if self.is_last else None
-        y = self.self_attn(self.input_layernorm(x), shared, keep)
-        x = x if keep is None else x[keep]
-        if self.post_feedforward_layernorm is not None:
-            return self._add_normalized(x, y, shared)
-        x = x + y
-        return x + self._feed_forward(self.post_attention_layernorm(x), shared)
-
-    def _feed_forward(self, x: Float[Tensor, "*rows C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
-        """Experts tell how they were chosen."""
-        return self.mlp(x, shared.routings) if self.is_sparse else self.mlp(x)
-
-    def _add_normalized(
-        self, x: Float[Tensor, "*rows C"], y: Float[Tensor, "*rows C"], shared: SharedInputs
-    ) -> Float[Tensor, "*rows C"]:
-        """What both layers add is normalized before it is added (Gemma 2)."""
-        before, after = self.pre_feedforward_layernorm, self.post_feedforward_layernorm
-        assert before is not None, "only Gemma 2 has these norms"
-        assert after is not None, "only Gemma 2 has these norms"
-        x = x + self.post_attention_layernorm(y)
-        return x + after(self._feed_forward(before(x), shared))
 
 
 class Gpt2Body(Module):
@@ -154,7 +71,7 @@ class LlamaBody(Module):
         scale = math.sqrt(config.hidden_size) if config.scale_embeddings else None
         self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, scale)
         self.layers = ModuleList(LlamaBlock(config, index) for index in range(config.num_hidden_layers))
-        self.norm = _norm(config)
+        self.norm = residual_norm(config)
         self.config = config
         self.frequencies, self.rotary_scale = rotary_frequencies(config), rotary_scale(config)
 
@@ -184,16 +101,11 @@ class CausalModel(Module):
         keep_freed_memory()  # a training step allocates what the step before has freed
         self.config = config
         self.dropout_generator = np.random.default_rng(0)
-        self.balances_experts = (
-            config.output_router_logits
-        )  # `loss` adds the load-balancing loss; the training engine sets it
-        self.trains_indexers = False  # `loss` adds the indexers' loss; the training engine sets it
-        self.dense_indexer = (
-            False  # while training, attention reads everything, and the indexers learn from that
-        )
-        self.expert_loads: Sequence[
-            Any
-        ] = []  # of the last training pass: tokens sent to each expert, by layer
+        # What `loss` adds; the training engine sets it. With a dense indexer, attention reads everything, and indexers learn from that.
+        self.balances_experts, self.trains_indexers = config.output_router_logits, False
+        self.dense_indexer = False
+        # Of the last training pass: tokens sent to each expert, by layer.
+        self.expert_loads: Any = []
         if config.model_type == "gpt2":
             self.transformer = Gpt2Body(config)
         else:

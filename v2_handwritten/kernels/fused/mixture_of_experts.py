@@ -62,9 +62,8 @@ class _ExpertMixture(torch.autograd.Function):
         x, weight, gate_up, gate_up_proj, down_proj = ctx.saved_tensors
         layout, frozen = ctx.layout, not any(ctx.needs_input_grad[3:])  # frozen experts cost no product
         d_x, d_weight = x.new_empty(layout.number, x.shape[1]), torch.empty_like(weight)
-        d_gate_up_proj, d_down_proj = (
-            (None, None) if frozen else map(torch.empty_like, (gate_up_proj, down_proj))
-        )
+        d_gate_up_proj = None if frozen else torch.empty_like(gate_up_proj)
+        d_down_proj = None if frozen else torch.empty_like(down_proj)
         for batch in layout.batches:
             d_output = layout.rows(d_y, batch)
             d_hidden = torch.bmm(d_output, down_proj[batch.experts]).flatten(0, 1)
@@ -74,9 +73,10 @@ class _ExpertMixture(torch.autograd.Function):
             if d_gate_up_proj is not None and d_down_proj is not None:
                 torch.bmm(d_gate_up.mT, layout.rows(x, batch), out=d_gate_up_proj[batch.experts])
                 torch.bmm(d_output.mT, hidden, out=d_down_proj[batch.experts])
-        for expert in () if frozen else layout.idle:
-            d_gate_up_proj[expert].zero_()
-            d_down_proj[expert].zero_()
+        if d_gate_up_proj is not None and d_down_proj is not None:
+            for expert in layout.idle:
+                d_gate_up_proj[expert].zero_()
+                d_down_proj[expert].zero_()
         d_weights = d_weight[layout.of_assignment].view(layout.shape)
         return layout.added_up(d_x), d_weights, None, d_gate_up_proj, d_down_proj
 
