@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shared_data.attention.patterns import tiles_of_text
+from shared_data.attention.patterns import cut, tiles_of_text
 from v2_handwritten.models.blocks.attention_mask import MASKED, AttentionMask
 from v2_handwritten.models.packing import Packing
 
 QUERY_TILE = 128  # queries in a tile
-KEY_TILE = 1024  # keys in a tile of the flash kernel
+KEY_TILE = 2048  # keys in a tile of the flash kernel
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _document_windows(packing: Packing) -> list[Tile]:
     tiles = []
     for row, begin, end in _documents(packing):
         fork = end if branch_ids is None else begin + int((branch_ids[row, begin:end] == 0).sum())
-        for start, stop in [*_cut(begin, fork), *_cut(fork, end)]:
+        for start, stop in [*cut(begin, fork, QUERY_TILE), *cut(fork, end, QUERY_TILE)]:
             hidden = triangle[:, : stop - start, : stop - start]
             if branch_ids is not None and start >= fork:
                 branches = Packing(document_ids[row, fork:stop], branch_ids[row, fork:stop])
@@ -96,14 +96,13 @@ def _document_windows(packing: Packing) -> list[Tile]:
     return tiles
 
 
-def _cut(begin: int, end: int, size: int = QUERY_TILE) -> list[tuple[int, int]]:
-    """Pieces of `size` positions, but the last of up to half as many more: fewer, larger products."""
-    starts = [begin, *range(begin + size, end - size // 2, size)]
-    return list(itertools.pairwise([*starts, end])) if begin < end else []
+def plan_pieces(mask: AttentionMask) -> list[list[Tile]]:
+    """Tiles of at most about `QUERY_TILE` queries and `KEY_TILE` keys, whatever the mask; those of the same queries together."""
+    groups = itertools.groupby(_pieces(mask), key=lambda tile: (tile.rows, tile.queries))
+    return [list(group) for _, group in groups]
 
 
-def plan_pieces(mask: AttentionMask) -> list[Tile]:
-    """Tiles of at most about `QUERY_TILE` queries and `KEY_TILE` keys, whatever the mask; empty ones are left out."""
+def _pieces(mask: AttentionMask) -> list[Tile]:
     packing = mask.packing
     if packing is None and mask.attention_mask is None:
         return _text_pieces(mask, [(slice(None), 0, mask.S)])
@@ -112,7 +111,7 @@ def plan_pieces(mask: AttentionMask) -> list[Tile]:
     if packing.branch_ids is None:
         return _text_pieces(mask, _documents(packing))
     if mask.pattern.is_full:
-        return [piece for window in _document_windows(packing) for piece in _pieces(window)]
+        return [piece for window in _document_windows(packing) for piece in _cut_window(window)]
     return _dense_pieces(mask)
 
 
@@ -133,13 +132,13 @@ def _additive(hidden: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, MASKED)
 
 
-def _pieces(window: Tile) -> Iterator[Tile]:
+def _cut_window(window: Tile) -> Iterator[Tile]:
     """A window cut among its keys: those before the masked ones, which nothing hides, and these."""
     assert window.mask is not None, "the end of a window is masked"
     masked = window.keys.stop - window.mask.shape[-1]
-    for left, right in _cut(window.keys.start, masked, KEY_TILE):
+    for left, right in cut(window.keys.start, masked, KEY_TILE):
         yield Tile(window.rows, window.queries, slice(left, right), None)
-    for left, right in _cut(masked, window.keys.stop, KEY_TILE):
+    for left, right in cut(masked, window.keys.stop, KEY_TILE):
         part = window.mask[..., left - masked : right - masked]
         yield Tile(window.rows, window.queries, slice(left, right), part)
 
@@ -147,8 +146,8 @@ def _pieces(window: Tile) -> Iterator[Tile]:
 def _dense_pieces(mask: AttentionMask) -> list[Tile]:
     """Any mask as a whole, in blocks of which the empty ones are skipped: T · S booleans, and a GPU waits once for them."""
     allowed = mask.allowed()
-    starts = itertools.product(range(0, mask.T, QUERY_TILE), range(0, mask.S, KEY_TILE // 2))
-    blocks = [(slice(t, t + QUERY_TILE), slice(s, s + KEY_TILE // 2)) for t, s in starts]
+    starts = itertools.product(range(0, mask.T, QUERY_TILE), range(0, mask.S, KEY_TILE // 4))
+    blocks = [(slice(t, t + QUERY_TILE), slice(s, s + KEY_TILE // 4)) for t, s in starts]
     held = torch.stack(
         [torch.stack((part.any(), part.all())) for part in (allowed[:, t, s] for t, s in blocks)]
     )
