@@ -4,11 +4,13 @@ import functools
 import gc
 import inspect
 import math
+import tracemalloc
 import weakref
 
 import numpy as np
 import pytest
 
+from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, fused, record
@@ -37,6 +39,8 @@ PLACES = np.tile(np.arange(T), (2, 1))
 PACKED = AttentionMask(T, T, packing=Packing(PLACES // 70, PLACES % 70 // 25))
 PADDED = AttentionMask(T, T, attention_mask=np.arange(T) >= np.array([[0], [20]]))
 KEPT = PLACES % 7 > 4
+PACKED_TEXTS = AttentionMask(T, T, packing=Packing(PLACES // 70))
+WINDOW, STRIDES = AttentionPattern("sliding_attention", 20, 2), AttentionPattern("strided_attention", 12, 2)
 
 OPERATIONS = {
     "add": (ops.add, [A, B]),
@@ -167,6 +171,22 @@ FUSED = {
         heads(2, 2, new=3),
     ),
     "causal_attention of some queries": (kept_attention, heads(2, 1)),
+    "causal_attention in a window": (
+        lambda choose, q, k, v: choose(causal_attention)(q, k, v, PACKED_TEXTS.of(WINDOW)),
+        heads(4, 2),
+    ),
+    "causal_attention in strides, sinks, soft cap": (
+        lambda choose, q, k, v, sinks: choose(causal_attention)(
+            q, k, v, AttentionMask(T, T).of(STRIDES), sinks=sinks, softcap=2.0
+        ),
+        [*heads(4, 2), array(5, 4)],
+    ),
+    "causal_attention in strides of some queries": (
+        lambda choose, q, k, v: choose(causal_attention)(
+            q, k, v, AttentionMask(T, T).of(STRIDES).only(KEPT)
+        ).transpose(0, 2, 1, 3)[KEPT],
+        heads(2, 1),
+    ),
 }
 CHOICES = {choice: functools.partial(kernel, choice) for choice in ("plain", "fused")}
 EVERY = OPERATIONS | {
@@ -259,6 +279,26 @@ def test_attention_never_multiplies_hidden_keys():
     output = fused.causal_attention(q, k, v, mask).data
     assert np.isnan(output[:, :, :3]).all()
     assert np.isfinite(output[:, :, 3:]).all()
+
+
+@pytest.mark.parametrize("pattern", [AttentionPattern(), WINDOW, STRIDES], ids=["full", "window", "strides"])
+def test_memory_of_attention_grows_with_the_length_and_not_with_its_square(pattern):
+    """Forward and backward, planning included; NumPy tells tracemalloc of each array."""
+
+    def peak(T):
+        q, k, v = (
+            Tensor(array(seed, 1, 1, T, 8).astype(np.float32), requires_grad=True) for seed in (1, 2, 3)
+        )
+        tracemalloc.start()
+        fused.causal_attention(q, k, v, AttentionMask(T, T).of(pattern)).sum().backward()
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(256)  # edges that all lengths share
+    short, long = peak(2048), peak(4096)
+    assert long < 2.2 * short
+    assert long < 0.15 * 4096**2 * 4
 
 
 def test_a_query_that_sees_no_key_gets_zeros_and_no_gradient():

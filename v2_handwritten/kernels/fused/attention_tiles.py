@@ -123,7 +123,8 @@ def _text_pieces(mask: AttentionMask, texts: Sequence | Iterator) -> list[Tile]:
         past = mask.S - mask.T
         for queries, keys, hidden in tiles_of_text(mask.pattern, begin, end, past, QUERY_TILE, KEY_TILE):
             if hidden is not None and id(hidden) not in additive:
-                additive[id(hidden)] = _additive(torch.tensor(hidden, device=mask.device)).unsqueeze(0)
+                edge = hidden[:, hidden.any(axis=0).argmax() :]  # from the first key that a query may not see
+                additive[id(hidden)] = _additive(torch.tensor(edge, device=mask.device)).unsqueeze(0)
             tiles.append(Tile(rows, queries, keys, None if hidden is None else additive[id(hidden)]))
     return tiles
 

@@ -45,12 +45,12 @@ class AttentionMask:
         self.T, self.S, self.device = T, S, device
         self.attention_mask = attention_mask
         self.packing = packing
-        self.pattern = AttentionPattern()
         self.queries: Bool[Tensor, "B T"] | None = None  # those whose outputs are wanted; None is all
-        self._forget()
+        self._restrict(AttentionPattern())
 
-    def _forget(self) -> None:
-        """Start without anything that is derived from the mask."""
+    def _restrict(self, pattern: AttentionPattern) -> None:
+        """Take this pattern, and forget what was derived from the mask without it."""
+        self.pattern = pattern
         self.plans: dict[str, Any] = {}  # what each kernel has derived from this mask
         self._additive: dict[torch.dtype, Tensor] = {}
         self._restricted: dict[AttentionPattern, AttentionMask] = {}
@@ -66,9 +66,8 @@ class AttentionMask:
             return self
         assert self.pattern.is_full, "this mask has a pattern already"
         if pattern not in self._restricted:
-            mask = self._restricted[pattern] = copy.copy(self)
-            mask.pattern = pattern
-            mask._forget()
+            self._restricted[pattern] = mask = copy.copy(self)
+            mask._restrict(pattern)
         return self._restricted[pattern]
 
     def only(self, queries: Bool[Tensor, "B T"]) -> "AttentionMask":

@@ -37,7 +37,7 @@ def causal_attention(
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
-    sinks: Float[Tensor, "H"] | None = None,
+    sinks: Float[Tensor, "heads=H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T Dv"]:
     """softmax(q kᵀ / √D + mask) v; a query that sees no key, or that the mask does not want, gets zeros."""
@@ -45,7 +45,7 @@ def causal_attention(
     if dropout_p > 0.0:
         return plain_causal_attention(q, k, v, mask, dropout_p, generator, sinks, softcap)
     Q, K, V, tiles = q.data, k.data, v.data, plan_tiles(mask)
-    output = _zeros(*Q.shape[:3], V.shape[-1], Q.dtype)
+    output = _zeros((*Q.shape[:3], V.shape[-1]), Q.dtype)
     log_sums = np.full((*Q.shape[:3], 1), np.finfo(Q.dtype).min, Q.dtype)
     for b in range(len(Q)):
         _attend(Q[b], K[b], V[b], tiles[b % len(tiles)], softcap, output[b], log_sums[b])
@@ -53,7 +53,7 @@ def causal_attention(
         _merge_sinks(sinks.data[:, None, None], output, log_sums)
 
     def derivative(g: Array) -> tuple[Array, ...]:
-        grad_q, grad_k, grad_v = (_zeros(*x.shape, x.dtype) for x in (Q, K, V))
+        grad_q, grad_k, grad_v = (_zeros(x.shape, x.dtype) for x in (Q, K, V))
         for b in range(len(Q)):
             saved = (Q[b], K[b], V[b], tiles[b % len(tiles)], softcap, output[b], log_sums[b])
             _attend_backward(g[b], *saved, grad_q[b], grad_k[b], grad_v[b])
@@ -180,6 +180,7 @@ def _ungroup(x: Float[Array, "H T D"], tile: Tile, rows: Float[Array, "K Gt D"])
     x[:, tile.queries] = rows.reshape(len(x), -1, x.shape[-1])
 
 
-def _zeros(B: int, H: int, T: int, D: int, dtype: Any) -> Float[Array, "B H T D"]:
+def _zeros(shape: tuple[int, ...], dtype: Any) -> Float[Array, "B H T D"]:
     """A new array in memory order [B, T, H, D]: joining the heads afterwards needs no copy."""
+    B, H, T, D = shape
     return np.zeros((B, T, H, D), dtype).transpose(0, 2, 1, 3)

