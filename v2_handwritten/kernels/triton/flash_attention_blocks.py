@@ -33,10 +33,10 @@ def forward(
 ):  # fmt: skip
     """Algorithm 1: o = Σ 2^(score - m) v / z and L = m + log₂ z, while m, z and o grow key block by key block."""
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    plan = batch % plans  # one for each row of the batch, or one for all
     t = block * BLOCK + tl.arange(0, BLOCK)
-    where, exists = tile(q, q_strides, batch, head, t, T, D, BLOCK_D)
-    queries = tl.load(where, mask=exists, other=0.0)  # [BLOCK, BLOCK_D]
-    near_start, far_start, far_end = intervals_of(intervals + (batch % plans) * 3 * T, t, T, S)
+    queries = rows_of(q, q_strides, batch, head, t, T, D, BLOCK_D)  # [BLOCK, BLOCK_D]
+    near_start, far_start, far_end = intervals_of(intervals + plan * 3 * T, t, T, S)
 
     o = tl.zeros([BLOCK, BLOCK_DV], tl.float32)
     m = tl.full([BLOCK], _NOTHING_YET, tl.float32)
@@ -44,16 +44,14 @@ def forward(
     if sinks is not None:  # a score without a value
         m = tl.zeros([BLOCK], tl.float32) + tl.load(sinks + head).to(tl.float32) * _LOG2_E
         z += 1.0
-    blocks = key_blocks + ((batch % plans) * tl.num_programs(0) + block) * (tl.cdiv(S, BLOCK) + 1)
+    blocks = key_blocks + (plan * tl.num_programs(0) + block) * (tl.cdiv(S, BLOCK) + 1)
     for i in range(tl.load(blocks)):
         s = tl.load(blocks + 1 + i) * BLOCK + tl.arange(0, BLOCK)
-        where, exists = tile(k, k_strides, batch, head // G, s, S, D, BLOCK_D)
-        keys = tl.load(where, mask=exists, other=0.0)
-        where, exists = tile(v, v_strides, batch, head // G, s, S, Dv, BLOCK_DV)
-        values = tl.load(where, mask=exists, other=0.0)
+        keys = rows_of(k, k_strides, batch, head // G, s, S, D, BLOCK_D)
+        values = rows_of(v, v_strides, batch, head // G, s, S, Dv, BLOCK_DV)
 
         scores, _ = scores_of(queries, keys, scale, SOFTCAP)
-        seen = sees(t + S - T, s, near_start, far_start, far_end, real(is_real, batch % plans, s, S))
+        seen = visible(t, s, near_start, far_start, far_end, is_real, plan, T, S)
         scores = tl.where(seen, scores, MASKED)
         new_m = tl.maximum(m, tl.max(scores, 1))
         weights = tl.exp2(scores - new_m[:, None])
@@ -63,8 +61,7 @@ def forward(
         m = new_m
     z = tl.where(z == 0, 1.0, z)  # a query without any key
 
-    where, exists = tile(output, output_strides, batch, head, t, T, Dv, BLOCK_DV)
-    tl.store(where, (o / z[:, None]).to(output.dtype.element_ty), mask=exists)
+    store_rows(o / z[:, None], output, output_strides, batch, head, t, T, Dv, BLOCK_DV)
     tl.store(log_sums + (batch * H + head) * T + t, m + tl.log2(z), mask=t < T)
 
 
@@ -78,37 +75,32 @@ def query_gradients(
 ):  # fmt: skip
     """dq = Σ dS k / √D. Before that δ = Σ do o over Dv, which `key_value_gradients` reads: this program has do and o at hand."""
     block, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    plan = batch % plans
     t = block * BLOCK + tl.arange(0, BLOCK)
-    where, exists = tile(q, q_strides, batch, head, t, T, D, BLOCK_D)
-    queries = tl.load(where, mask=exists, other=0.0)
-    where, exists = tile(d_output, d_output_strides, batch, head, t, T, Dv, BLOCK_DV)
-    d_o = tl.load(where, mask=exists, other=0.0)
-    where, exists = tile(output, output_strides, batch, head, t, T, Dv, BLOCK_DV)
-    o = tl.load(where, mask=exists, other=0.0)
+    queries = rows_of(q, q_strides, batch, head, t, T, D, BLOCK_D)
+    d_o = rows_of(d_output, d_output_strides, batch, head, t, T, Dv, BLOCK_DV)
+    o = rows_of(output, output_strides, batch, head, t, T, Dv, BLOCK_DV)
     row = (batch * H + head) * T + t
     row_delta = tl.sum(d_o.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta + row, row_delta, mask=t < T)
     L = tl.load(log_sums + row, mask=t < T, other=0.0)
-    near_start, far_start, far_end = intervals_of(intervals + (batch % plans) * 3 * T, t, T, S)
+    near_start, far_start, far_end = intervals_of(intervals + plan * 3 * T, t, T, S)
 
     d_queries = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-    blocks = key_blocks + ((batch % plans) * tl.num_programs(0) + block) * (tl.cdiv(S, BLOCK) + 1)
+    blocks = key_blocks + (plan * tl.num_programs(0) + block) * (tl.cdiv(S, BLOCK) + 1)
     for i in range(tl.load(blocks)):
         s = tl.load(blocks + 1 + i) * BLOCK + tl.arange(0, BLOCK)
-        where, exists = tile(k, k_strides, batch, head // G, s, S, D, BLOCK_D)
-        keys = tl.load(where, mask=exists, other=0.0)
-        where, exists = tile(v, v_strides, batch, head // G, s, S, Dv, BLOCK_DV)
-        values = tl.load(where, mask=exists, other=0.0)
+        keys = rows_of(k, k_strides, batch, head // G, s, S, D, BLOCK_D)
+        values = rows_of(v, v_strides, batch, head // G, s, S, Dv, BLOCK_DV)
 
         scores, slope = scores_of(queries, keys, scale, SOFTCAP)
-        seen = sees(t + S - T, s, near_start, far_start, far_end, real(is_real, batch % plans, s, S))
+        seen = visible(t, s, near_start, far_start, far_end, is_real, plan, T, S)
         P = tl.exp2(tl.where(seen, scores, MASKED) - L[:, None])
         d_P = tl.dot(d_o, tl.trans(values), input_precision="ieee")
         d_S = P * (d_P - row_delta[:, None]) * slope
         d_queries = tl.dot(d_S.to(keys.dtype), keys, d_queries, input_precision="ieee")
 
-    where, exists = tile(d_q, d_q_strides, batch, head, t, T, D, BLOCK_D)
-    tl.store(where, (d_queries * scale).to(d_q.dtype.element_ty), mask=exists)
+    store_rows(d_queries * scale, d_q, d_q_strides, batch, head, t, T, D, BLOCK_D)
 
 
 @triton.jit
@@ -121,50 +113,53 @@ def key_value_gradients(
 ):  # fmt: skip
     """dv = Σ Pᵀ do and dk = Σ dSᵀ q / √D, over all queries of the heads that share these keys: nobody else adds to them."""
     block, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    plan = batch % plans
     s = block * BLOCK + tl.arange(0, BLOCK)
-    where, exists = tile(k, k_strides, batch, kv_head, s, S, D, BLOCK_D)
-    keys = tl.load(where, mask=exists, other=0.0)
-    where, exists = tile(v, v_strides, batch, kv_head, s, S, Dv, BLOCK_DV)
-    values = tl.load(where, mask=exists, other=0.0)
-    is_key = real(is_real, batch % plans, s, S)
+    keys = rows_of(k, k_strides, batch, kv_head, s, S, D, BLOCK_D)
+    values = rows_of(v, v_strides, batch, kv_head, s, S, Dv, BLOCK_DV)
 
     d_keys = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     d_values = tl.zeros([BLOCK, BLOCK_DV], tl.float32)
-    blocks = query_blocks + ((batch % plans) * tl.num_programs(0) + block) * (tl.cdiv(T, BLOCK) + 1)
+    blocks = query_blocks + (plan * tl.num_programs(0) + block) * (tl.cdiv(T, BLOCK) + 1)
     count = tl.load(blocks)
     for i in range(count * G):  # the blocks for the first head, then for the next one
         head = kv_head * G + i // count
         t = tl.load(blocks + 1 + i % count) * BLOCK + tl.arange(0, BLOCK)
-        where, exists = tile(q, q_strides, batch, head, t, T, D, BLOCK_D)
-        queries = tl.load(where, mask=exists, other=0.0)
-        where, exists = tile(d_output, d_output_strides, batch, head, t, T, Dv, BLOCK_DV)
-        d_o = tl.load(where, mask=exists, other=0.0)
+        queries = rows_of(q, q_strides, batch, head, t, T, D, BLOCK_D)
+        d_o = rows_of(d_output, d_output_strides, batch, head, t, T, Dv, BLOCK_DV)
         row = (batch * H + head) * T + t
         L = tl.load(log_sums + row, mask=t < T, other=0.0)
         row_delta = tl.load(delta + row, mask=t < T, other=0.0)
-        near_start, far_start, far_end = intervals_of(intervals + (batch % plans) * 3 * T, t, T, S)
+        near_start, far_start, far_end = intervals_of(intervals + plan * 3 * T, t, T, S)
 
         scores, slope = scores_of(queries, keys, scale, SOFTCAP)
-        seen = sees(t + S - T, s, near_start, far_start, far_end, is_key)
+        seen = visible(t, s, near_start, far_start, far_end, is_real, plan, T, S)
         P = tl.exp2(tl.where(seen, scores, MASKED) - L[:, None])
         d_values = tl.dot(tl.trans(P.to(d_o.dtype)), d_o, d_values, input_precision="ieee")
         d_P = tl.dot(d_o, tl.trans(values), input_precision="ieee")
         d_S = P * (d_P - row_delta[:, None]) * slope
         d_keys = tl.dot(tl.trans(d_S.to(queries.dtype)), queries, d_keys, input_precision="ieee")
 
-    where, exists = tile(d_k, d_k_strides, batch, kv_head, s, S, D, BLOCK_D)
-    tl.store(where, (d_keys * scale).to(d_k.dtype.element_ty), mask=exists)
-    where, exists = tile(d_v, d_v_strides, batch, kv_head, s, S, Dv, BLOCK_DV)
-    tl.store(where, d_values.to(d_v.dtype.element_ty), mask=exists)
+    store_rows(d_keys * scale, d_k, d_k_strides, batch, kv_head, s, S, D, BLOCK_D)
+    store_rows(d_values, d_v, d_v_strides, batch, kv_head, s, S, Dv, BLOCK_DV)
 
 
 @triton.jit
 @no_type_check
-def tile(x, strides, batch, head, rows, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The addresses of x[batch, head, rows] as [BLOCK, BLOCK_D], and which of them exist."""
+def rows_of(x, strides, batch, head, rows, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """x[batch, head, rows] as [BLOCK, BLOCK_D], with 0 beyond `length` rows and D columns."""
     d = tl.arange(0, BLOCK_D)
     where = x + batch * strides[0] + head * strides[1] + rows[:, None] * strides[2] + d[None, :]
-    return where, (rows[:, None] < length) & (d[None, :] < D)
+    return tl.load(where, mask=(rows[:, None] < length) & (d[None, :] < D), other=0.0)
+
+
+@triton.jit
+@no_type_check
+def store_rows(block, x, strides, batch, head, rows, length, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse: x[batch, head, rows] = block, where x has such rows and columns."""
+    d = tl.arange(0, BLOCK_D)
+    where = x + batch * strides[0] + head * strides[1] + rows[:, None] * strides[2] + d[None, :]
+    tl.store(where, block.to(x.dtype.element_ty), mask=(rows[:, None] < length) & (d[None, :] < D))
 
 
 @triton.jit
@@ -179,19 +174,13 @@ def intervals_of(intervals, t, T, S):
 
 @triton.jit
 @no_type_check
-def real(is_real, plan, s, S):
-    """Whether s are keys, and not padding."""
-    if is_real is None:
-        return s < S
-    return tl.load(is_real + plan * S + s, mask=s < S, other=False)
-
-
-@triton.jit
-@no_type_check
-def sees(column, s, near_start, far_start, far_end, is_key):
-    """Which of the keys s each query sees, which itself stands in this column: [queries, keys]."""
-    near = (s[None, :] >= near_start[:, None]) & (s[None, :] <= column[:, None])
+def visible(t, s, near_start, far_start, far_end, is_real, plan, T, S):
+    """Whether each query sees each key: [queries, keys]. Query t stands in column t + S - T, behind the keys of the past."""
+    near = (s[None, :] >= near_start[:, None]) & (s[None, :] <= t[:, None] + S - T)
     far = (s[None, :] >= far_start[:, None]) & (s[None, :] < far_end[:, None])
+    is_key = s < S
+    if is_real is not None:
+        is_key = tl.load(is_real + plan * S + s, mask=is_key, other=False)
     return (near | far) & is_key[None, :]
 
 
