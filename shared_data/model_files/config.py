@@ -20,14 +20,8 @@ from shared_data.errors import UserError
 from shared_data.files import is_number
 from shared_data.model_files.config_file import read_config_json, write_config_json
 from shared_data.model_files.families import FAMILIES, Family
+from shared_data.model_files.rope_scaling import check_rope_scaling
 from shared_data.settings import ModelSettings
-
-# Kinds of rope_scaling, and the numbers that each must have.
-ROPE_TYPES: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 
 
 @dataclass(frozen=True)
@@ -44,16 +38,23 @@ class ModelConfig:
     head_dim: int = 0  # D; default C / H; of latent attention, the part that is rotated
     max_position_embeddings: int = 256
     rope_theta: float = 10_000.0
-    rope_scaling: dict[str, Any] | None = None  # {"rope_type": one of ROPE_TYPES, "factor": …, …}
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "yarn", "factor": …, …} (rope_scaling.py)
     no_rope_layers: list[int] = field(default_factory=list)  # smollm3, one a layer: 0 rotates nothing there
     rms_norm_eps: float = 1e-5
     layer_norm_epsilon: float = 1e-5  # gpt2
     tie_word_embeddings: bool = True  # the output matrix is the token embedding
     attention_bias: bool = False  # biases of q, k, v and o
     attention_output_bias: bool = True  # where there are biases, o has one too (not in qwen2)
+    attention_sinks: bool = False  # a learned logit of each head, beside those of the keys (gpt-oss)
     qk_norm: bool = False  # an RMSNorm of every query and key head (Qwen3)
+    query_pre_attn_scalar: int = 0  # gemma2: scores are divided by its root; default D
+    attn_logit_softcapping: float | None = None  # gemma2: scores become c tanh(s/c)
+    final_logit_softcapping: float | None = None  # gemma2: logits become c tanh(z/c)
+    post_norms: bool = False  # a norm of what each half of a block adds, too (Gemma 2)
+    norm_offset: bool = False  # norms multiply by 1 + weight (Gemma)
+    scale_embeddings: bool = False  # by √C (Gemma)
     mlp_bias: bool = False  # biases of gate, up and down
-    hidden_act: str = ""  # default gelu_new (gpt2), silu (the others)
+    hidden_act: str = ""  # default gelu_new (gpt2, gemma2), silu (the others)
     embd_pdrop: float = 0.0  # gpt2: dropout of the embeddings
     attention_dropout: float = 0.0  # dropout of the attention weights; `attn_pdrop` in a GPT-2 config.json
     resid_pdrop: float = 0.0  # gpt2: dropout of what a block adds to the residual stream
@@ -70,6 +71,9 @@ class ModelConfig:
     num_local_experts: int = 0  # E
     num_experts_per_tok: int = 2
     moe_intermediate_size: int = 0  # F of an expert; default intermediate_size
+    clamped_experts: bool = False  # gpt-oss's kind (blocks/clamped_experts.py)
+    swiglu_alpha: float = 1.702  # of clamped experts: gate · sigmoid(alpha gate),
+    swiglu_limit: float = 7.0  # and where gate and up are cut off
     mlp_only_layers: list[int] = field(default_factory=list)  # layers without experts
     scoring_func: str = "softmax"  # of the router: "softmax" or "sigmoid" (DeepSeek-V3)
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to 1
@@ -101,10 +105,14 @@ class ModelConfig:
             "num_key_value_heads": self.num_attention_heads,
             "head_dim": self.hidden_size // self.num_attention_heads,
             "hidden_act": self.family.activations[0],
-            "layer_types": [self._default_layer_type()] * L,
+            "layer_types": [self._default_layer_type(layer) for layer in range(L)],
         }
+        if self.family.window == "alternating":
+            fill["sliding_window"] = self.family.defaults["sliding_window"]
         if self._has("no_rope_layers"):
             fill["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(L)]
+        if self._has("query_pre_attn_scalar"):
+            fill["query_pre_attn_scalar"] = self.head_dim or self.hidden_size // self.num_attention_heads
         if self._has("num_local_experts"):
             fill["num_local_experts"] = 8
         self._fill(fill)
@@ -134,11 +142,12 @@ class ModelConfig:
         """Whether models of this family have a choice."""
         return name in self.family.names or name in self.family.blocks
 
-    def _default_layer_type(self) -> str:
+    def _default_layer_type(self, layer: int) -> str:
         """The kind of a layer's attention where nothing names it."""
-        kinds = self.family.layer_types
         has_window = self.family.window == "all" and self.sliding_window is not None
-        return "sliding_attention" if has_window else kinds[0]
+        if has_window or (self.family.window == "alternating" and layer % 2 == 0):
+            return "sliding_attention"
+        return self.family.layer_types[0]
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the feed-forward part of a layer is a mixture of experts."""
@@ -163,10 +172,23 @@ class ModelConfig:
         return AttentionPattern(kind, size, sinks)
 
     @property
+    def has_dynamic_rope(self) -> bool:
+        """Whether the rotary frequencies depend on the length of the text."""
+        return (self.rope_scaling or {}).get("rope_type") == "dynamic"
+
+    @property
+    def max_length(self) -> int:
+        """The longest text: with dynamic frequencies, `factor` times what the model was trained on; else its positions."""
+        factor = self.rope_scaling["factor"] if self.rope_scaling and self.has_dynamic_rope else 1
+        return int(factor * self.max_position_embeddings)
+
+    @property
     def has_plain_blocks(self) -> bool:
-        """Whether all blocks are GPT-2's or Llama's own: no experts, no latents, no norm of queries and keys, no pattern."""
+        """Whether all blocks are GPT-2's or Llama's own: no experts, no latents, no norm of queries and keys, no pattern, nothing of Gemma."""
         return (
-            not (self.num_local_experts or self.kv_lora_rank or self.qk_norm)
+            not (self.num_local_experts or self.kv_lora_rank or self.qk_norm or self.has_dynamic_rope)
+            and not (self.post_norms or self.norm_offset or self.scale_embeddings or self.attention_sinks)
+            and not (self.attn_logit_softcapping or self.final_logit_softcapping)
             and all(kind == "full_attention" for kind in self.layer_types)
             and all(self.has_rope(layer) for layer in range(self.num_hidden_layers))
         )
@@ -244,6 +266,9 @@ _CHOICES = frozenset(
         "no_rope_layers",
         "attention_bias",
         "mlp_bias",
+        "query_pre_attn_scalar",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
         "sliding_window",
         "attention_chunk_size",
         "attention_stride",
@@ -257,6 +282,8 @@ _CHOICES = frozenset(
         "norm_topk_prob",
         "router_aux_loss_coef",
         "output_router_logits",
+        "swiglu_alpha",
+        "swiglu_limit",
         "n_shared_experts",
         "routed_scaling_factor",
         "n_group",
@@ -292,23 +319,13 @@ def check_config(config: ModelConfig) -> None:
             f"activation {config.hidden_act!r} is not supported for {config.model_type}; "
             f"supported: {', '.join(config.family.activations)}"
         )
-    _check_rope(config.rope_scaling or {"rope_type": "default"})
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name) == 0:
+            raise UserError(f"{name} is 0, which would make everything equal; use a positive number or none")
+    check_rope_scaling(config.rope_scaling or {"rope_type": "default"}, D)
     _check_layers(config)
     if config.num_local_experts:
         _check_experts(config)
-
-
-def _check_rope(scaling: dict[str, Any]) -> None:
-    """The kind of scaling and its numbers."""
-    kind = scaling.get("rope_type")
-    if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        raise UserError(f"rope_scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
-    for name in ROPE_TYPES[kind]:
-        if not is_number(scaling.get(name)) or scaling[name] <= 0:
-            raise UserError(
-                f"rope_scaling of the type {kind} has {name} {scaling.get(name)!r:.60}, not a positive number; correct "
-                "config.json or copy it again"
-            )
 
 
 # The size that each kind of attention needs.
@@ -334,11 +351,25 @@ def _check_layers(config: ModelConfig) -> None:
                 f"{config.model_type} has no layer of the type {kind!r}; it has {', '.join(family.layer_types)}"
             )
         size = _SIZE_OF_KIND.get(kind)
-        if size is not None and not getattr(config, size):
+        if size is not None and (getattr(config, size) or 0) < 1:
             raise UserError(f"{kind} needs {size}, a positive number; set it")
+    if "indexed_attention" in config.layer_types:
+        _check_indexer(config)
     if family.window == "all" and len(set(config.layer_types)) > 1:
         raise UserError(
             f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama"
+        )
+
+
+def _check_indexer(config: ModelConfig) -> None:
+    """An indexer has heads, which are turned by position as far as those of the attention are."""
+    if not config.index_n_heads:
+        raise UserError("indexed_attention needs index_n_heads, a positive number; set it")
+    if config.index_head_dim < config.head_dim:
+        rotated = "qk_rope_head_dim" if config.kv_lora_rank else "head_dim"
+        raise UserError(
+            f"index_head_dim {config.index_head_dim} is smaller than {rotated} {config.head_dim}, the part of an indexer's head that "
+            f"is rotated; raise it to {config.head_dim} or more"
         )
 
 

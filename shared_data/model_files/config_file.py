@@ -10,8 +10,12 @@ from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.model_files.families import EXPERT_ENTRIES, LATENT_ENTRIES, NEUTRAL, READ_APART, Family
+from shared_data.model_files.rope_scaling import WITH_ORIGINAL_LENGTH, check_rope_scaling
 
-_NULLABLE = ("bos_token_id", "eos_token_id", "sliding_window", "q_lora_rank")
+_NULLABLE = frozenset(
+    {"bos_token_id", "eos_token_id", "sliding_window", "q_lora_rank"}
+    | {"attn_logit_softcapping", "final_logit_softcapping"}
+)
 
 
 def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -22,9 +26,7 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
         name: value for name, value in values.items() if value is not None or name in _NULLABLE
     }
     if family.architecture != "GPT2LMHeadModel":
-        values["rope_theta"], values["rope_scaling"] = _read_rope(
-            hf, family.defaults.get("rope_theta", 10_000.0)
-        )
+        values["rope_theta"], values["rope_scaling"] = _read_rope(hf, family)
     if "kv_lora_rank" in family.names:  # what its head_dim says is derived
         values["head_dim"] = values["qk_rope_head_dim"]
     if values.get("hidden_act") == "gelu_pytorch_tanh":  # another name of the same function
@@ -45,6 +47,8 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
         found["sliding_window"] = window
         if family.window == "all":
             found["layer_types"] = ["full_attention" if window is None else "sliding_attention"] * L
+        elif family.window == "alternating":
+            pass  # `ModelConfig` fills them in
         elif not values.get("layer_types"):
             first = hf.get("max_window_layers", 28)  # Qwen: from this layer on
             no_rope = _no_rope_layers(hf, L)
@@ -92,6 +96,8 @@ def write_config_json(config: Any, family: Family) -> dict[str, Any]:
     """The contents of a config.json for this `ModelConfig`."""
     hf: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.model_type}
     hf |= {theirs: getattr(config, ours) for ours, theirs in family.names.items()}
+    if family.names["hidden_act"] == "hidden_activation":  # what other programs than transformers know it as
+        hf["hidden_activation"] = hf["hidden_activation"].replace("gelu_new", "gelu_pytorch_tanh")
     if family.architecture == "GPT2LMHeadModel":
         return hf
     # transformers 5 reads `rope_parameters`; earlier versions and other programs read the other two.
@@ -102,8 +108,8 @@ def write_config_json(config: Any, family: Family) -> dict[str, Any]:
     hf["rope_scaling"] = config.rope_scaling and dict(config.rope_scaling)
     if family.architecture.startswith(("Qwen", "SmolLM3")):
         hf["use_sliding_window"] = config.sliding_window is not None
-    if family.architecture.startswith("SmolLM3"):
-        hf["pad_token_id"] = None  # the library's default is a token of its own vocabulary
+    if family.architecture.startswith(("SmolLM3", "Gemma2")):
+        hf["pad_token_id"] = None  # the library's default is a token, whose embedding it would not train
     if "kv_lora_rank" in family.names:
         dense = hf.pop("mlp_only_layers")
         hf["first_k_dense_replace"] = len(dense)
@@ -117,21 +123,26 @@ def write_config_json(config: Any, family: Family) -> dict[str, Any]:
     return hf
 
 
-def _read_rope(hf: dict[str, Any], default_theta: float) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary frequencies, from the style of transformers 5 or the older one."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+def _read_rope(hf: dict[str, Any], family: Family) -> tuple[float, dict[str, Any] | None]:
+    """Base and scaling of the rotary frequencies, from the style of transformers 5 or the older one, which wins where both are there."""
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters")
+    rope = family.defaults.get("rope_scaling") or {} if rope is None else rope
     if not isinstance(rope, dict):
         raise UserError(f"rope_scaling is {rope!r:.60}, not an object; correct config.json or copy it again")
     rope = dict(rope)
-    theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or default_theta
+    theta = (
+        rope.pop("rope_theta", None) or hf.get("rope_theta") or family.defaults.get("rope_theta", 10_000.0)
+    )
     rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0 or hf.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0 or hf.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("partial_rotary_factor is not supported; use a checkpoint that rotates whole heads")
     if rope_type == "default":
+        check_rope_scaling({"rope_type": "default", **rope}, head_dim=0)
         return theta, None
-    if rope_type == "llama3":  # the length the model was first trained on
-        rope.setdefault("original_max_position_embeddings", hf.get("max_position_embeddings", 2048))
+    if rope_type in WITH_ORIGINAL_LENGTH:  # the length the model was first trained on
+        positions = hf.get("max_position_embeddings", family.defaults["max_position_embeddings"])
+        rope.setdefault("original_max_position_embeddings", positions)
     return theta, {"rope_type": rope_type, **rope}
 
 

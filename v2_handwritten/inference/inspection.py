@@ -78,7 +78,7 @@ def inspect(model: Transformer, ids: Sequence[int]) -> Inspection:
     model.kernels = "plain"
     try:
         last = model.hidden_states(torch.as_tensor(ids, device=model.lm_head.weight.device)[None])
-        logits = model.lm_head(last)[0]
+        logits = model.logits(last)[0]
     finally:
         model.kernels = kernels
         model.train(was_training)

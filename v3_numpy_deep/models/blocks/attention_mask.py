@@ -78,18 +78,22 @@ class AttentionMask:
             keys = positions_of(self.attention_mask)
         return keys[:, self.S - self.T :], keys
 
-    def allowed(self) -> Bool[Array, "#B T S"]:
-        """Whether query t may see key s; made once."""
-        if self._allowed is None:
-            allowed = np.tri(self.T, self.S, self.S - self.T, dtype=bool)[None]
-            if self.attention_mask is not None:
-                allowed = allowed & self.attention_mask.astype(bool)[:, None]
-            if self.packing is not None:
-                allowed = allowed & self.packing.same_text()
-            if not self.pattern.is_full:
-                allowed = allowed & visible(self.pattern, *self.text_positions())
+    def allowed(self, queries: slice = slice(None)) -> Bool[Array, "#B t S"]:
+        """Whether query t may see key s, for these of the T queries; for all of them, made once."""
+        if self._allowed is not None:
+            return self._allowed[:, queries]
+        places = np.arange(self.S)
+        allowed = (places <= places[self.S - self.T :][queries, None])[None]
+        if self.attention_mask is not None:
+            allowed = allowed & self.attention_mask.astype(bool)[:, None]
+        if self.packing is not None:
+            allowed = allowed & self.packing.same_text(queries)
+        if not self.pattern.is_full:
+            query_positions, key_positions = self.text_positions()
+            allowed = allowed & visible(self.pattern, query_positions[:, queries], key_positions)
+        if queries == slice(None):
             self._allowed = allowed
-        return self._allowed
+        return allowed
 
     def additive(self, dtype: Any = np.float32) -> Float[Array, "#B T S"]:
         """0 where query t may see key s, `MASKED` elsewhere; made once."""
