@@ -7,7 +7,7 @@ the other side that the lists of visible_keys.py name. Its place in the grid say
     key_value_gradients            (block of keys, key-value head, row)          walks through the heads that share it, and blocks of queries
 
 t are queries, s keys, d columns; a block is BLOCK rows and D or Dv columns rounded up to a power of 2, and what does not exist is
-loaded as 0 and never stored. Scores are in units of log 2, as in kernels/fused/flash_attention.py. Theory: flash_attention.md.
+loaded as 0 and never stored. Scores are in units of log 2, as in kernels/fused/flash_attention.py. Theory: kernels/fused/flash_attention.md.
 
 `no_type_check`: these are no Python functions, whose arguments could be checked; Triton compiles their text.
 """

@@ -30,7 +30,9 @@ class VisibleKeys:
 
     intervals: Int[Tensor, "plans 3 T"]  # near_start, far_start, far_end
     is_real: Bool[Tensor, "plans S"] | None  # False at padding
-    key_blocks: Int[Tensor, "plans NQ NK1"]  # for each block of queries: how many blocks of keys, and their numbers
+    key_blocks: Int[
+        Tensor, "plans NQ NK1"
+    ]  # for each block of queries: how many blocks of keys, and their numbers
     query_blocks: Int[Tensor, "plans NK NQ1"]  # the same the other way round
 
 
@@ -76,7 +78,10 @@ def _column(mask: AttentionMask, position: Int[Tensor, "#B T"]) -> Int[Tensor, "
 
 
 def _held_blocks(
-    intervals: Int[Tensor, "plans 3 T"], is_real: Bool[Tensor, "plans S"] | None, mask: AttentionMask, block: int
+    intervals: Int[Tensor, "plans 3 T"],
+    is_real: Bool[Tensor, "plans S"] | None,
+    mask: AttentionMask,
+    block: int,
 ) -> Bool[Tensor, "plans NQ NK"]:
     """Whether a block of queries may see anything of a block of keys, by the bounds of their intervals.
 
