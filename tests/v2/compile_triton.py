@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from v2_handwritten.kernels.triton import flash_attention_blocks as blocks
-from v2_handwritten.kernels.triton.flash_attention import _STAGES, _columns, block_size
+from v2_handwritten.kernels.triton.flash_attention import STAGES, padded_size, block_size
 
 T, H, K = 256, 4, 2
 
@@ -36,12 +36,12 @@ def arguments_of(kernel: Any, D: int, dtype: torch.dtype, with_options: bool) ->
     q, k = (torch.empty(1, T, heads, D, dtype=dtype).transpose(1, 2) for heads in (H, K))
     numbers, sums = torch.empty(1, 3, T, dtype=torch.int32), torch.empty(1, H, T)
     known = {
-        **{name: q for name in ("q", "output", "d_output", "d_q")},
-        **{name: k for name in ("k", "v", "d_k", "d_v")},
-        **{name: numbers for name in ("intervals", "key_blocks", "query_blocks")},
-        **{name: sums for name in ("log_sums", "delta")},
+        **dict.fromkeys(("q", "output", "d_output", "d_q"), q),
+        **dict.fromkeys(("k", "v", "d_k", "d_v"), k),
+        **dict.fromkeys(("intervals", "key_blocks", "query_blocks"), numbers),
+        **dict.fromkeys(("log_sums", "delta"), sums),
         **{"plans": 1, "H": H, "G": H // K, "T": T, "S": T, "scale": 0.1, "D": D, "Dv": D},
-        **{"BLOCK": block_size(q, k), "BLOCK_D": _columns(D), "BLOCK_DV": _columns(D)},
+        **{"BLOCK": block_size(q, k), "BLOCK_D": padded_size(D), "BLOCK_DV": padded_size(D)},
         "SOFTCAP": 30.0 if with_options else 0.0,
         "sinks": torch.empty(H) if with_options else None,
         "is_real": torch.empty(1, T, dtype=torch.bool) if with_options else None,
@@ -62,6 +62,6 @@ if __name__ == "__main__":
         driver.set_active(GpuOnPaper(capability))
         for kernel in (blocks.forward, blocks.query_gradients, blocks.key_value_gradients):
             arguments = arguments_of(kernel, D, dtype, with_options)
-            compiled = kernel.warmup(*arguments, grid=(1,), num_stages=_STAGES)
+            compiled = kernel.warmup(*arguments, grid=(1,), num_stages=STAGES)
             assert compiled.metadata.target.arch == capability
             print(capability, D, dtype, kernel.__name__, compiled.metadata.shared)

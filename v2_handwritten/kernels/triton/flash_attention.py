@@ -21,7 +21,7 @@ from v2_handwritten.models.blocks.attention_mask import AttentionMask
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDEST_HEAD = 256  # a block of it still fits the fast memory
-_STAGES = 2  # while a program computes one block, the next one is on its way
+STAGES = 2  # while a program computes one block, the next one is on its way
 
 
 def covers(q: Float[Tensor, "B H T D"], v: Float[Tensor, "B K S Dv"], mask: AttentionMask) -> bool:
@@ -49,7 +49,7 @@ def flash_attention(
 
 def block_size(q: Tensor, v: Tensor) -> int:
     """Queries, and keys, in a block: fewer where rows are long, so that the few blocks a program holds fit 99 KB of fast memory."""
-    row_bytes = _columns(max(q.shape[-1], v.shape[-1])) * q.element_size()
+    row_bytes = padded_size(max(q.shape[-1], v.shape[-1])) * q.element_size()
     return max(16, min(64, 2**14 // row_bytes))
 
 
@@ -72,10 +72,10 @@ class _FlashAttention(torch.autograd.Function):
         K, S, Dv = v.shape[1:]
         output = _by_position(q, B, H, T, Dv)
         log_sums = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
-        sizes = (H, H // K, T, S, 1 / math.sqrt(D), softcap, D, Dv, block, _columns(D), _columns(Dv))
+        sizes = (H, H // K, T, S, 1 / math.sqrt(D), softcap, D, Dv, block, padded_size(D), padded_size(Dv))
         blocks.forward[triton.cdiv(T, block), H, B](
             q, k, v, output, log_sums, sinks, plan.intervals, plan.is_real, plan.key_blocks, len(plan.intervals),
-            *(x.stride() for x in (q, k, v, output)), *sizes, num_stages=_STAGES,
+            *(x.stride() for x in (q, k, v, output)), *sizes, num_stages=STAGES,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, sinks, output, log_sums)
         ctx.plan, ctx.block, ctx.sizes = plan, block, sizes
@@ -95,12 +95,12 @@ class _FlashAttention(torch.autograd.Function):
         blocks.query_gradients[triton.cdiv(T, block), H, B](
             q, k, v, output, d_output, log_sums, delta, d_q,
             plan.intervals, plan.is_real, plan.key_blocks, len(plan.intervals),
-            *(x.stride() for x in (q, k, v, output, d_output, d_q)), *sizes, num_stages=_STAGES,
+            *(x.stride() for x in (q, k, v, output, d_output, d_q)), *sizes, num_stages=STAGES,
         )  # fmt: skip
         blocks.key_value_gradients[triton.cdiv(S, block), K, B](
             q, k, v, d_output, log_sums, delta, d_k, d_v,
             plan.intervals, plan.is_real, plan.query_blocks, len(plan.intervals),
-            *(x.stride() for x in (q, k, v, d_output, d_k, d_v)), *sizes, num_stages=_STAGES,
+            *(x.stride() for x in (q, k, v, d_output, d_k, d_v)), *sizes, num_stages=STAGES,
         )  # fmt: skip
         d_sinks = None
         if sinks is not None:  # the gradient of a score without a value: -P δ
@@ -118,6 +118,6 @@ def _with_adjacent_columns(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _columns(D: int) -> int:
+def padded_size(D: int) -> int:
     """A power of 2, at least the 16 that the GPU's matrix units take."""
     return max(16, triton.next_power_of_2(D))
