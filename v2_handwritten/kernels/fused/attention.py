@@ -27,6 +27,7 @@ from v2_handwritten.kernels.fused.attention_tiles import (
     queries_of,
 )
 from v2_handwritten.kernels.fused.flash_attention import flash_attention
+from v2_handwritten.kernels.triton import triton_attention
 from v2_handwritten.models.blocks import attention as plain
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 
@@ -50,6 +51,8 @@ def causal_attention(
     mask = mask or AttentionMask(T, k.shape[2], q.device)
     if dropout_p > 0:
         return plain.causal_attention(q, k, v, mask, dropout_p, generator, sinks, softcap)
+    if (on_gpu := triton_attention(q, v, mask)) is not None:
+        return on_gpu(q, k, v, mask, sinks, softcap)
     ordinary = mask.pattern.is_full and sinks is None and softcap is None and v.shape[-1] == D
     rows = B if mask.packing is None else 1  # in a tile
     if not ordinary or rows * H * min(T, QUERY_TILE) * k.shape[2] > _TILE_WEIGHTS:
