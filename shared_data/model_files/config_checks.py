@@ -25,7 +25,8 @@ def check_config(config: Any) -> None:
             "gpt2 has one key-value head per query head and head_dim = hidden_size / heads; use model_type llama"
         )
     if config.model_type != "gpt2" and D % 2:
-        raise UserError(f"rotary positions turn pairs, but head_dim is {D}; choose an even head_dim")
+        name = "qk_rope_head_dim" if config.kv_lora_rank else "head_dim"
+        raise UserError(f"rotary positions turn pairs, but {name} is {D}; choose an even {name}")
     if config.hidden_act not in config.family.activations:
         raise UserError(
             f"activation {config.hidden_act!r} is not supported for {config.model_type}; "

@@ -30,6 +30,7 @@ class Family:
     layer_types: tuple[str, ...] = ("full_attention",)
     window: str = "none"
     only: Mapping[str, Any] = field(default_factory=dict)
+    in_library: bool = True
 
     @property
     def classifier(self) -> str:
@@ -339,6 +340,7 @@ FAMILIES: dict[str, Family] = {
         defaults=_LLAMA_DEFAULTS,
         layer_types=(*_WINDOWS, "chunked_attention", "strided_attention", "indexed_attention"),
         window="listed",
+        in_library=False,
     ),
 }
 

@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from v2_handwritten.kernels.triton import flash_attention_blocks as blocks
-from v2_handwritten.kernels.triton.flash_attention import STAGES, padded_size, block_size
+from v2_handwritten.kernels.triton.flash_attention import STAGES, block_size, padded_size
 
 T, H, K = 256, 4, 2
 

@@ -10,6 +10,8 @@ Level 1: transformers' `GPT2Block`, `LlamaDecoderLayer` and its relatives. Level
     uv run python -c "import torch; from v2_handwritten.models.blocks.transformer_block import *; print(LlamaBlock(ModelConfig(), 0))"
 """
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 

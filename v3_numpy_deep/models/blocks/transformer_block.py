@@ -10,6 +10,8 @@ Level 1: transformers' `GPT2Block`, `LlamaDecoderLayer` and its relatives. Level
     uv run python -c "from v3_numpy_deep.models.blocks.transformer_block import *; print(dict(LlamaBlock(ModelConfig(), 0).named_parameters()).keys())"
 """
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 
 from shared_data.model_files.config import ModelConfig
