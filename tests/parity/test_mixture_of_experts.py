@@ -229,6 +229,20 @@ def test_an_expert_that_no_token_chose_is_never_computed(
     assert all((values[idle] == 0).all() for values in found[3:])
 
 
+@each_kernel
+def test_rows_that_fill_up_a_batch_hold_no_token(kernels: str) -> None:
+    """The last token would overflow in the experts that it did not choose, and the one it chose is 0."""
+    experts = torch.tensor([0, 1] * 9 + [0, 2])[:, None]  # of the first two, one has a token more
+    x, weights, gate_up_proj, down_proj = (
+        torch.from_numpy(array(i, *shape))
+        for i, shape in enumerate([(20, C), (20, 1), (3, 2 * F, C), (3, C, F)])
+    )
+    x[-1], gate_up_proj[-1], down_proj[-1] = 1e200, 0, 0
+    inputs = [values.requires_grad_() for values in (x, weights, gate_up_proj, down_proj)]
+    kernel2(kernels, moe2.expert_mixture)(x, weights, experts, gate_up_proj, down_proj).sum().backward()
+    assert all(values.grad.isfinite().all() for values in inputs)
+
+
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
 @pytest.mark.parametrize("case", DISPATCH)
 def test_level_3_agrees_with_finite_differences(case: str, kernels: str) -> None:
