@@ -74,6 +74,8 @@ THEORY_PAGES = (
     "models/blocks/attention_patterns.md",
     "models/blocks/feed_forward.md",
     "models/blocks/mixture_of_experts.md",
+    "models/blocks/latent_attention.md",
+    "models/blocks/sparse_indexer.md",
     "models/blocks/cross_entropy.md",
     "models/transformer.md",
     "models/log_probs.md",
