@@ -173,7 +173,7 @@ def test_the_report_names_layers_by_their_place_in_the_model(run: RunFolder) -> 
 def test_the_report_shows_which_expert_reads_what(run: RunFolder) -> None:
     layer = {
         "layer": 1, "bits": 0.5, "bits_by_chance": 0.01, "most_bits": 1.0,
-        "load": [0.5, 0.25, 0.25, 0.0], "shares": {"name": [1.0, 0.0, 0.0, 0.0], "feeling": [0.0, 0.5, 0.5, 0.0]},
+        "load": [0.5, 0.25, 0.25, 0.0], "shares": {"name": [0.8, 0.2, 0.0, 0.0], "feeling": [0.0, 0.5, 0.5, 0.0]},
     }  # fmt: skip
     write_json(
         run.stage("pretrain") / "experts.json",
@@ -184,7 +184,7 @@ def test_the_report_shows_which_expert_reads_what(run: RunFolder) -> None:
     assert "The 300 tokens of 2 held-out stories" in text
     assert "Layer 1: a token&#x27;s expert tells 0.500 bits of its kind, at most 1.000 are possible" in text
     cell = '<td class="number" style="background: rgb(59 130 246 / {})">{}</td>'
-    row = f'<tr><th>name</th><td class="number">100</td>{cell.format("0.60", "100%")}{cell.format("0.00", "0%") * 3}</tr>'
+    row = f'<tr><th>name</th><td class="number">100</td>{cell.format("0.60", "80%")}{cell.format("0.15", "20%")}{cell.format("0.00", "0%") * 2}</tr>'
     assert row in text
     assert '<tr><th>all</th><td class="number">300</td>' in text
     assert "<th>feeling</th><td>proud</td>" in text

@@ -144,7 +144,14 @@ def test_patterns_of_equal_cost_keep_about_as_many_pairs() -> None:
         for kind in set(KINDS) - {"full_attention"}:
             pattern = of_equal_cost(kind, share, 300)
             assert share_of_pairs(pattern, 300) == pytest.approx(share, abs=0.01)
-            assert kind != "strided_attention" or pattern.size >= 18
+
+
+def test_strides_of_equal_cost_are_few_and_not_many() -> None:
+    # A stride of 3 keeps a third of the pairs as well, and sees next to nothing of what has just been said.
+    few_strides = of_equal_cost(
+        "strided_attention", share_of_pairs(AttentionPattern("strided_attention", 3), 100), 100
+    )
+    assert few_strides.size > 10
 
 
 def test_the_table_has_the_layers_of_the_model_and_a_family_of_equal_cost() -> None:
