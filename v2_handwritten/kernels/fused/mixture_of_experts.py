@@ -73,10 +73,16 @@ class _ExpertMixture(torch.autograd.Function):
             if d_gate_up_proj is not None and d_down_proj is not None:
                 torch.bmm(d_gate_up.mT, layout.rows(x, batch), out=d_gate_up_proj[batch.experts])
                 torch.bmm(d_output.mT, hidden, out=d_down_proj[batch.experts])
+<<<<<<< HEAD
         if d_gate_up_proj is not None and d_down_proj is not None:
             for expert in layout.idle:
                 d_gate_up_proj[expert].zero_()
                 d_down_proj[expert].zero_()
+=======
+        for gradient in (d_gate_up_proj, d_down_proj):
+            if gradient is not None:
+                gradient[layout.idle] = 0
+>>>>>>> moe
         d_weights = d_weight[layout.of_assignment].view(layout.shape)
         return layout.added_up(d_x), d_weights, None, d_gate_up_proj, d_down_proj
 
@@ -105,14 +111,19 @@ class _Layout:
         self.shape, self.batches = experts.shape, list(_batches(load))
         self.number = self.batches[-1].rows.stop
         self.idle = [expert for expert, tokens in enumerate(load) if not tokens]
-        first = [0] * num_experts  # row of each expert
-        for batch in self.batches:
-            first[batch.experts] = range(batch.rows.start, batch.rows.stop, batch.height)
-        before = itertools.accumulate([0, *load])  # without the rows of zeros
-        shift = order.new_tensor([row - start for row, start in zip(first, before, strict=False)])
-        place = torch.arange(len(order), device=order.device) + shift[experts.flatten()[order]]
+        place = torch.arange(len(order), device=order.device)
+        if self.number > len(order):
+            place += self._shift(load, order)[experts.flatten()[order]]
         self.of_assignment = torch.empty_like(order).index_copy_(0, order, place)
         self.token = order.new_full((self.number,), -1).index_copy_(0, place, order // experts.shape[1])
+
+    def _shift(self, load: Sequence[int], like: Tensor) -> Tensor:
+        """How many rows of zeros stand before each expert's rows [E]."""
+        first = [0] * len(load)
+        for batch in self.batches:
+            first[batch.experts] = range(batch.rows.start, batch.rows.stop, batch.height)
+        before = itertools.accumulate([0, *load])
+        return like.new_tensor([row - start for row, start in zip(first, before, strict=False)])
 
     def weights(self, weights: Tensor) -> Tensor:
         """The weight of each row [rows, 1]."""
