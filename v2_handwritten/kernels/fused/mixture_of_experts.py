@@ -73,16 +73,9 @@ class _ExpertMixture(torch.autograd.Function):
             if d_gate_up_proj is not None and d_down_proj is not None:
                 torch.bmm(d_gate_up.mT, layout.rows(x, batch), out=d_gate_up_proj[batch.experts])
                 torch.bmm(d_output.mT, hidden, out=d_down_proj[batch.experts])
-<<<<<<< HEAD
-        if d_gate_up_proj is not None and d_down_proj is not None:
-            for expert in layout.idle:
-                d_gate_up_proj[expert].zero_()
-                d_down_proj[expert].zero_()
-=======
         for gradient in (d_gate_up_proj, d_down_proj):
             if gradient is not None:
                 gradient[layout.idle] = 0
->>>>>>> moe
         d_weights = d_weight[layout.of_assignment].view(layout.shape)
         return layout.added_up(d_x), d_weights, None, d_gate_up_proj, d_down_proj
 
