@@ -85,6 +85,17 @@ def open_folder(
 ) -> "RunFolder":
     """The run folder that the options describe, with its settings; `announce` names what they change of remembered ones."""
     from shared_data.remembered_settings import open_run
+
+    run, changes = open_run(level, config, assignments_of(overrides, seed, device), out, force)
+    limit_threads(run.settings.threads)
+    if announce:
+        for change in changes:
+            print(change, flush=True)
+    return run
+
+
+def assignments_of(overrides: list[str] | None, seed: int | None, device: str | None) -> list[str]:
+    """What these options change of the settings, as assignments of `--set`."""
     from shared_data.settings import seed_overrides
 
     assignments = list(overrides or [])
@@ -92,15 +103,14 @@ def open_folder(
         assignments += seed_overrides(seed)
     if device is not None:
         assignments.append(f'device="{device}"')
-    run, changes = open_run(level, config, assignments, out, force)
-    threads = run.settings.threads
-    if threads:  # read by the libraries of mathematics when they are imported, which has not happened yet
+    return assignments
+
+
+def limit_threads(threads: int) -> None:
+    """Tell the libraries of mathematics, which read it when they are imported: that has not happened yet. 0 leaves them their choice."""
+    if threads:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
             os.environ[name] = str(threads)
-    if announce:
-        for change in changes:
-            print(change, flush=True)
-    return run
 
 
 @contextmanager

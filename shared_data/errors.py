@@ -39,6 +39,10 @@ class UserError(ValueError):
     """A mistake of the user's: the message says what is wrong and what to do about it, in one line."""
 
 
+class StageError(UserError):
+    """What a stage's own settings make impossible: the training diverged, or memory ran out. Other settings may do better."""
+
+
 def explain_os_error(error: OSError, path: Path | str | None = None) -> UserError | None:
     """The one line for what the operating system refused; None where it is more likely a bug of ours."""
     remedy = _REMEDIES.get(error.errno or 0)

@@ -160,6 +160,11 @@ def _check_training(run: RunFolder, stage: str) -> None:
 
 def _check_pretrain(run: RunFolder, stage: str) -> None:
     section = run.settings.pretrain
+    config = ModelConfig.from_settings(run.settings.model, vocab_size=1)
+    if run.level == "v1" and not config.family.in_library:
+        raise UserError(
+            f"transformers has no {config.model_type}; use level 2 or 3, or another model.model_type"
+        )
     if section.init_from is not None:
         ModelConfig.from_hf(read_json(Path(section.init_from) / "config.json"))
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shared_data.errors import UserError, is_out_of_memory
+from shared_data.errors import StageError, UserError, is_out_of_memory
 from shared_data.finished import FINISHED
 from shared_data.needs import check_needs
 from shared_data.runs import RunFolder
@@ -114,7 +114,7 @@ def _do(stage: str, functions: dict[str, str], run: RunFolder, force: bool) -> N
             metrics.setdefault("seconds", round(time.perf_counter() - started, 3))
     except Exception as error:
         if is_out_of_memory(error):
-            raise UserError(f"out of memory in {stage}; {_smaller(stage, run)}") from error
+            raise StageError(f"out of memory in {stage}; {_smaller(stage, run)}") from error
         raise
     print_summary(stage, metrics, run)
 

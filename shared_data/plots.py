@@ -9,6 +9,7 @@ and in dark. matplotlib is imported when the first plot is drawn: it takes half 
 
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,8 +60,8 @@ _LAYERS: tuple[dict[str, Any], ...] = (
 
 
 @contextmanager
-def _axes(path: Path | str, size: tuple[float, float] = _COLUMN) -> Iterator[Any]:
-    """Axes to draw on; the figure is written to the path when the block ends."""
+def _axes(path: Path | str, size: tuple[float, float] = _COLUMN, columns: int = 1) -> Iterator[Any]:
+    """Axes to draw on, or several side by side; the figure is written to the path when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -74,7 +75,7 @@ def _axes(path: Path | str, size: tuple[float, float] = _COLUMN) -> Iterator[Any
         # A letter that our font lacks is drawn by the reader's.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=size)
-        yield figure.subplots()
+        yield figure.subplots(ncols=columns, sharey=True)
         buffer = io.BytesIO()
         metadata = {"Date": None} if is_svg else None
         figure.savefig(buffer, format=path.suffix.lstrip("."), transparent=is_svg, metadata=metadata)
@@ -205,6 +206,33 @@ def plot_bars(
         axes.bar_label(bars, fmt="{:,.0f}", padding=3)
         axes.grid(visible=False, axis="y")
         axes.set(title=title, xlabel=x_label)
+
+
+def plot_panels(
+    names: Sequence[str],
+    panels: Mapping[str, Sequence[tuple[float | None, float | None, str]]],
+    path: Path | str,
+) -> None:
+    """Several amounts of each name: a panel of bars for each kind of amount, with the names at the left.
+
+    A panel has for each name the amount (None: no bar), its spread or None, and the label of the bar.
+    """
+    width = 0.075 * max(map(len, names)) + 1.5 * len(panels)
+    with _axes(path, (width, 1.0 + 0.32 * len(names)), columns=len(panels)) as all_axes:
+        for axes, (title, amounts) in zip(np.atleast_1d(all_axes), panels.items(), strict=True):
+            values = [value or 0.0 for value, _, _ in amounts]
+            spreads = [spread or 0.0 for _, spread, _ in amounts] if any(s for _, s, _ in amounts) else None
+            bars = axes.barh(range(len(names)), values, xerr=spreads, color=BLUE, alpha=0.85, ecolor=_INK)
+            labels = [text.partition(" ")[0] for _, _, text in amounts]  # the spread is drawn
+            axes.bar_label(bars, labels=labels, padding=3, fontsize=8)
+            axes.set_title(textwrap.fill(title, 16), fontsize=9)
+            axes.set_yticks(range(len(names)), labels=names, parse_math=False)
+            axes.set_xticks([])
+            axes.margins(x=0.45)  # room for the labels
+            axes.tick_params(axis="y", length=0)
+            axes.spines["bottom"].set_visible(False)
+            axes.grid(visible=False)
+        np.atleast_1d(all_axes)[0].invert_yaxis()  # the first name on top; the panels share the axis
 
 
 def plot_zipf(

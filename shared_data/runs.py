@@ -156,7 +156,7 @@ class RunFolder:
             if change is None:
                 continue
             remedy = f"run `uv run {self.command(earlier)}` first, or `uv run {self.command('run')}` for all stages"
-            if self._loss(earlier):
+            if self.would_lose(earlier):
                 remedy = (
                     f"use what it was made with, or run `uv run {self.command(earlier, '--force')}` first"
                 )
@@ -168,14 +168,14 @@ class RunFolder:
         `remedy` is the option that allows it.
         """
         check_only_ours(self, stage)
-        loss = self._loss(stage)
+        loss = self.would_lose(stage)
         if loss:
             raise UserError(
                 f"{self.path / stage} holds {loss}; add {remedy} to make it again, or choose another folder with --out"
             )
 
-    def _loss(self, stage: str) -> str | None:
-        """What would be thrown away, and why; None where what is damaged, or rests on a replaced result, is made again."""
+    def would_lose(self, stage: str) -> str | None:
+        """What doing this stage would throw away, and why; None where what is damaged, or rests on a replaced result, is made again."""
         folder = self.path / stage
         finished = read_finished(folder)
         if finished == OF_ANOTHER_VERSION:

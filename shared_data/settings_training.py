@@ -125,6 +125,11 @@ class PretrainSettings(OptimizerSettings):
         default=1, ge=1, description="passes whose gradients add up to one optimizer step"
     )
     sequence_length: int = Field(default=256, ge=2, description="T, tokens in a packed sequence")
+    index_warmup_steps: int = Field(
+        default=100,
+        ge=0,
+        description="indexed_attention: first steps in which attention reads everything, and the indexers learn from that",
+    )
     document_masks: bool = Field(
         default=True, description="attention stays inside a document, and positions restart with it"
     )

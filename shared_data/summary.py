@@ -144,12 +144,12 @@ def print_heading(stage: str, run: RunFolder, force: bool = False) -> None:
     """Announce a stage; `force` starts it over. Level 1's PPO cannot be continued."""
     continues = run.is_interrupted(stage) and not force and (run.level, stage) != ("v1", "ppo")
     continued = " (continuing where it was interrupted)" if continues else ""
-    _print_title(f"{run.level} {stage}", STAGES[stage].summary.partition(";")[0].rstrip(".") + continued)
+    print_title(f"{run.level} {stage}", STAGES[stage].summary.partition(";")[0].rstrip(".") + continued)
 
 
 def print_current(stage: str, run: RunFolder) -> None:
     """Say that a stage is up to date."""
-    _print_title(f"{run.level} {stage}", "nothing changed since it finished; kept (--force runs it again)")
+    print_title(f"{run.level} {stage}", "nothing changed since it finished; kept (--force runs it again)")
 
 
 def print_summary(stage: str, metrics: dict[str, float], run: RunFolder) -> None:
@@ -178,7 +178,7 @@ def print_next(run: RunFolder, finished: str) -> None:
 
 def print_finished(run: RunFolder, report: Path) -> None:
     """After the last stage, commands to try next."""
-    _print_title("finished", f"everything is in {run.path}")
+    print_title("finished", f"everything is in {run.path}")
     changed = ("run", "--from", "pretrain", "--set", "pretrain.learning_rate=1e-3")
     rows = [
         ("report of the run", str(report)),
@@ -214,7 +214,8 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
     Console(highlight=False).print(table)
 
 
-def _print_title(title: str, text: str) -> None:
+def print_title(title: str, text: str) -> None:
+    """Announce what comes next: a name, and a few words about it."""
     if not sys.stdout.isatty():
         print(f"\n== {title}: {text}", flush=True)
         return

@@ -15,9 +15,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(_name, "1")
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 from tests.parity.recorder import ParityRecorder
+
+# Without a GPU, Triton's kernels run on the CPU. This is decided when Triton is imported for the first time.
+os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
 
 # Every annotated function of the hand-written levels is checked against its shapes while tests run, so that the
 # annotations cannot drift from the code.

@@ -85,6 +85,7 @@ def tiles_of_text(
     length, first = stop - start, max(past - start, 0)
     size, sinks = pattern.size, min(pattern.num_sink_tokens, length)
     shape = (tile_queries, tile_keys)
+    tiles: Iterator[Tile]
     if pattern.is_full:
         tiles = _band(first, length, length, shape)
     elif pattern.kind == "sliding_attention":
@@ -114,13 +115,19 @@ def visible_pairs(pattern: AttentionPattern, T: int) -> int:
     return int(kept.sum())
 
 
+def cut(begin: int, end: int, size: int) -> list[tuple[int, int]]:
+    """Pieces of `size`, but the last of up to half as many more: fewer, larger products."""
+    starts = [begin, *range(begin + size, end - size // 2, size)]
+    return list(itertools.pairwise([*starts, end])) if begin < end else []
+
+
 def _band(
     first: int, stop: int, window: int, shape: tuple[int, int], origin: int = 0, step: int = 1
 ) -> Iterator[Tile]:
     """Queries [first, stop), each with the `window` last keys from `origin` on; with a step, of every step-th position."""
-    for begin, end in _cut(first, stop, shape[0]):
+    for begin, end in cut(first, stop, shape[0]):
         lowest = max(origin, begin - window + 1)
-        for a, b in _cut(0, end - lowest, shape[1]):  # from the diagonal backwards
+        for a, b in cut(0, end - lowest, shape[1]):  # from the diagonal backwards
             left, right = end - b, end - a
             edge = window if end - 1 - left >= window else 0
             hidden = _band_edges(begin - left, end - begin, right - left, edge)
@@ -133,11 +140,11 @@ def _chunks(first: int, stop: int, size: int, sinks: int, shape: tuple[int, int]
         end, query = min(begin + size, stop), max(begin, first)
         yield from _band(query, end, size, shape, origin=begin)
         if 0 < begin < sinks:
-            yield from (Tile(slice(*part), slice(0, begin), None) for part in _cut(query, end, shape[0]))
+            yield from (Tile(slice(*part), slice(0, begin), None) for part in cut(query, end, shape[0]))
     begin = max(first, -(-sinks // size) * size, size)
     if sinks:
         yield from (
-            Tile(slice(*part), slice(0, sinks), None) for part in _cut(begin, stop, _tall(sinks, shape))
+            Tile(slice(*part), slice(0, sinks), None) for part in cut(begin, stop, _tall(sinks, shape))
         )
 
 
@@ -146,12 +153,17 @@ def _strides(first: int, stop: int, stride: int, shape: tuple[int, int]) -> Iter
     for residue in range(min(stride, stop - stride)):
         length = -(-(stop - stride - residue) // stride)  # queries residue + stride, residue + 2 stride, …
         begin = max(0, -(-(first - stride - residue) // stride))
-        for tile in _band(begin, length, length, shape):
-            keys = slice(*(residue + stride * i for i in (tile.keys.start, tile.keys.stop)), stride)
-            queries = slice(
-                *(residue + stride * (i + 1) for i in (tile.queries.start, tile.queries.stop)), stride
+        for queries, keys, hidden in _band(begin, length, length, shape):
+            yield Tile(
+                _every(stride, queries, residue + stride),
+                _every(stride, keys, residue),
+                hidden,
             )
-            yield Tile(queries, keys, tile.hidden)
+
+
+def _every(stride: int, part: slice, first: int) -> slice:
+    """Positions first, first + stride, …, of which `part` are the numbers."""
+    return slice(first + stride * part.start, first + stride * part.stop, stride)
 
 
 def _sinks(
@@ -198,12 +210,6 @@ def _shared(hidden: Bool[np.ndarray, "t n"]) -> Bool[np.ndarray, "t n"] | None:
     """None where nothing is hidden; else read-only, since many tiles hold it."""
     hidden.flags.writeable = False
     return hidden if hidden.any() else None
-
-
-def _cut(begin: int, end: int, size: int) -> list[tuple[int, int]]:
-    """Pieces of `size`, but the last of up to half as many more: fewer, larger products."""
-    starts = [begin, *range(begin + size, end - size // 2, size)]
-    return list(itertools.pairwise([*starts, end])) if begin < end else []
 
 
 def _tall(sinks: int, shape: tuple[int, int]) -> int:

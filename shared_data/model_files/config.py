@@ -18,16 +18,10 @@ from typing import Any, get_args, get_origin
 from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
 from shared_data.files import is_number
+from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config
 from shared_data.model_files.config_file import read_config_json, write_config_json
-from shared_data.model_files.families import FAMILIES, Family
+from shared_data.model_files.families import CHOICES, FAMILIES, Family
 from shared_data.settings import ModelSettings
-
-# Kinds of rope_scaling, and the numbers that each must have.
-ROPE_TYPES: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 
 
 @dataclass(frozen=True)
@@ -44,16 +38,23 @@ class ModelConfig:
     head_dim: int = 0  # D; default C / H; of latent attention, the part that is rotated
     max_position_embeddings: int = 256
     rope_theta: float = 10_000.0
-    rope_scaling: dict[str, Any] | None = None  # {"rope_type": one of ROPE_TYPES, "factor": …, …}
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "yarn", "factor": …, …} (rope_scaling.py)
     no_rope_layers: list[int] = field(default_factory=list)  # smollm3, one a layer: 0 rotates nothing there
     rms_norm_eps: float = 1e-5
     layer_norm_epsilon: float = 1e-5  # gpt2
     tie_word_embeddings: bool = True  # the output matrix is the token embedding
     attention_bias: bool = False  # biases of q, k, v and o
     attention_output_bias: bool = True  # where there are biases, o has one too (not in qwen2)
+    attention_sinks: bool = False  # a learned logit of each head, beside those of the keys (gpt-oss)
     qk_norm: bool = False  # an RMSNorm of every query and key head (Qwen3)
+    query_pre_attn_scalar: int = 0  # gemma2: scores are divided by its root; default D
+    attn_logit_softcapping: float | None = None  # gemma2: scores become c tanh(s/c)
+    final_logit_softcapping: float | None = None  # gemma2: logits become c tanh(z/c)
+    post_norms: bool = False  # a norm of what each half of a block adds, too (Gemma 2)
+    norm_offset: bool = False  # norms multiply by 1 + weight (Gemma)
+    scale_embeddings: bool = False  # by √C (Gemma)
     mlp_bias: bool = False  # biases of gate, up and down
-    hidden_act: str = ""  # default gelu_new (gpt2), silu (the others)
+    hidden_act: str = ""  # default gelu_new (gpt2, gemma2), silu (the others)
     embd_pdrop: float = 0.0  # gpt2: dropout of the embeddings
     attention_dropout: float = 0.0  # dropout of the attention weights; `attn_pdrop` in a GPT-2 config.json
     resid_pdrop: float = 0.0  # gpt2: dropout of what a block adds to the residual stream
@@ -70,6 +71,9 @@ class ModelConfig:
     num_local_experts: int = 0  # E
     num_experts_per_tok: int = 2
     moe_intermediate_size: int = 0  # F of an expert; default intermediate_size
+    clamped_experts: bool = False  # gpt-oss's kind (blocks/clamped_experts.py)
+    swiglu_alpha: float = 1.702  # of clamped experts: gate · sigmoid(alpha gate),
+    swiglu_limit: float = 7.0  # and where gate and up are cut off
     mlp_only_layers: list[int] = field(default_factory=list)  # layers without experts
     scoring_func: str = "softmax"  # of the router: "softmax" or "sigmoid" (DeepSeek-V3)
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to 1
@@ -101,10 +105,14 @@ class ModelConfig:
             "num_key_value_heads": self.num_attention_heads,
             "head_dim": self.hidden_size // self.num_attention_heads,
             "hidden_act": self.family.activations[0],
-            "layer_types": [self._default_layer_type()] * L,
+            "layer_types": [self._default_layer_type(layer) for layer in range(L)],
         }
+        if self.family.window == "alternating":
+            fill["sliding_window"] = self.family.defaults["sliding_window"]
         if self._has("no_rope_layers"):
             fill["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(L)]
+        if self._has("query_pre_attn_scalar"):
+            fill["query_pre_attn_scalar"] = self.head_dim or self.hidden_size // self.num_attention_heads
         if self._has("num_local_experts"):
             fill["num_local_experts"] = 8
         self._fill(fill)
@@ -134,11 +142,12 @@ class ModelConfig:
         """Whether models of this family have a choice."""
         return name in self.family.names or name in self.family.blocks
 
-    def _default_layer_type(self) -> str:
+    def _default_layer_type(self, layer: int) -> str:
         """The kind of a layer's attention where nothing names it."""
-        kinds = self.family.layer_types
         has_window = self.family.window == "all" and self.sliding_window is not None
-        return "sliding_attention" if has_window else kinds[0]
+        if has_window or (self.family.window == "alternating" and layer % 2 == 0):
+            return "sliding_attention"
+        return self.family.layer_types[0]
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the feed-forward part of a layer is a mixture of experts."""
@@ -158,15 +167,28 @@ class ModelConfig:
         kind = self.layer_types[layer]
         if kind == "indexed_attention":  # which ones depends on the text: the indexer chooses among all
             return AttentionPattern()
-        size = getattr(self, _SIZE_OF_KIND[kind]) if kind in _SIZE_OF_KIND else 0
+        size = getattr(self, SIZE_OF_KIND[kind]) if kind in SIZE_OF_KIND else 0
         sinks = 0 if kind == "full_attention" else self.num_sink_tokens
         return AttentionPattern(kind, size, sinks)
 
     @property
+    def has_dynamic_rope(self) -> bool:
+        """Whether the rotary frequencies depend on the length of the text."""
+        return (self.rope_scaling or {}).get("rope_type") == "dynamic"
+
+    @property
+    def max_length(self) -> int:
+        """The longest text: with dynamic frequencies, `factor` times what the model was trained on; else its positions."""
+        factor = self.rope_scaling["factor"] if self.rope_scaling and self.has_dynamic_rope else 1
+        return int(factor * self.max_position_embeddings)
+
+    @property
     def has_plain_blocks(self) -> bool:
-        """Whether all blocks are GPT-2's or Llama's own: no experts, no latents, no norm of queries and keys, no pattern."""
+        """Whether all blocks are GPT-2's or Llama's own: no experts, no latents, no norm of queries and keys, no pattern, nothing of Gemma."""
         return (
-            not (self.num_local_experts or self.kv_lora_rank or self.qk_norm)
+            not (self.num_local_experts or self.kv_lora_rank or self.qk_norm or self.has_dynamic_rope)
+            and not (self.post_norms or self.norm_offset or self.scale_embeddings or self.attention_sinks)
+            and not (self.attn_logit_softcapping or self.final_logit_softcapping)
             and all(kind == "full_attention" for kind in self.layer_types)
             and all(self.has_rope(layer) for layer in range(self.num_hidden_layers))
         )
@@ -186,7 +208,7 @@ class ModelConfig:
         """Raise `UserError` for a choice that models of this family do not have."""
         for each in fields(self):
             default = each.default_factory() if each.default_factory is not MISSING else each.default
-            optional = each.name in _CHOICES and getattr(self, each.name) != default
+            optional = each.name in CHOICES and getattr(self, each.name) != default
             if optional and not self._has(each.name):
                 others = [name for name, family in FAMILIES.items() if each.name in family.names]
                 remedy = f"use model_type {' or '.join(others)}" if others else "leave it out"
@@ -236,137 +258,6 @@ class ModelConfig:
 def supported_families() -> str:
     """The families by name, for a message."""
     return ", ".join(FAMILIES)
-
-
-# What only some families can have: anything but the default is refused elsewhere.
-_CHOICES = frozenset(
-    [
-        "no_rope_layers",
-        "attention_bias",
-        "mlp_bias",
-        "sliding_window",
-        "attention_chunk_size",
-        "attention_stride",
-        "num_sink_tokens",
-        "index_topk",
-        "index_n_heads",
-        "index_head_dim",
-        "num_local_experts",
-        "num_experts_per_tok",
-        "mlp_only_layers",
-        "norm_topk_prob",
-        "router_aux_loss_coef",
-        "output_router_logits",
-        "n_shared_experts",
-        "routed_scaling_factor",
-        "n_group",
-        "topk_group",
-        "kv_lora_rank",
-        "q_lora_rank",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "v_head_dim",
-    ]
-)
-
-
-def check_config(config: ModelConfig) -> None:
-    """Raise `UserError` with the remedy for sizes or choices that no model can have."""
-    heads, groups, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    if config.hidden_size % heads:  # even where head_dim is given, as transformers has it
-        raise UserError(
-            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}; change one of them"
-        )
-    if heads % groups:
-        raise UserError(
-            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; change one of them"
-        )
-    if config.model_type == "gpt2" and (groups != heads or heads * D != config.hidden_size):
-        raise UserError(
-            "gpt2 has one key-value head per query head and head_dim = hidden_size / heads; use model_type llama"
-        )
-    if config.model_type != "gpt2" and D % 2:
-        raise UserError(f"rotary positions turn pairs, but head_dim is {D}; choose an even head_dim")
-    if config.hidden_act not in config.family.activations:
-        raise UserError(
-            f"activation {config.hidden_act!r} is not supported for {config.model_type}; "
-            f"supported: {', '.join(config.family.activations)}"
-        )
-    _check_rope(config.rope_scaling or {"rope_type": "default"})
-    _check_layers(config)
-    if config.num_local_experts:
-        _check_experts(config)
-
-
-def _check_rope(scaling: dict[str, Any]) -> None:
-    """The kind of scaling and its numbers."""
-    kind = scaling.get("rope_type")
-    if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        raise UserError(f"rope_scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
-    for name in ROPE_TYPES[kind]:
-        if not is_number(scaling.get(name)) or scaling[name] <= 0:
-            raise UserError(
-                f"rope_scaling of the type {kind} has {name} {scaling.get(name)!r:.60}, not a positive number; correct "
-                "config.json or copy it again"
-            )
-
-
-# The size that each kind of attention needs.
-_SIZE_OF_KIND = {
-    "sliding_attention": "sliding_window",
-    "chunked_attention": "attention_chunk_size",
-    "strided_attention": "attention_stride",
-    "indexed_attention": "index_topk",
-}
-
-
-def _check_layers(config: ModelConfig) -> None:
-    """One kind of attention for each layer, which the family has, with its size."""
-    L, family = config.num_hidden_layers, config.family
-    for name in ("layer_types", "no_rope_layers"):
-        if len(getattr(config, name)) not in (L, 0):
-            raise UserError(
-                f"{name} has {len(getattr(config, name))} entries for {L} layers; give one for each layer"
-            )
-    for kind in dict.fromkeys(config.layer_types):
-        if kind not in family.layer_types:
-            raise UserError(
-                f"{config.model_type} has no layer of the type {kind!r}; it has {', '.join(family.layer_types)}"
-            )
-        size = _SIZE_OF_KIND.get(kind)
-        if size is not None and not getattr(config, size):
-            raise UserError(f"{kind} needs {size}, a positive number; set it")
-    if family.window == "all" and len(set(config.layer_types)) > 1:
-        raise UserError(
-            f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama"
-        )
-
-
-def _check_experts(config: ModelConfig) -> None:
-    """A token chooses among the experts that there are."""
-    E, k = config.num_local_experts, config.num_experts_per_tok
-    if (
-        "moe_intermediate_size" not in config.family.names
-        and config.moe_intermediate_size != config.intermediate_size
-    ):
-        raise UserError(
-            f"the experts of {config.model_type} are intermediate_size wide; leave moe_intermediate_size out"
-        )
-    if k > E:
-        raise UserError(
-            f"num_experts_per_tok {k} is more than the {E} experts; lower it or raise num_local_experts"
-        )
-    if config.scoring_func == "sigmoid":
-        groups, chosen = config.n_group, config.topk_group
-        if E % groups or chosen > groups or E // groups < 2 or k > chosen * (E // groups):
-            raise UserError(
-                f"{E} experts in {groups} groups, of which {chosen} are chosen, do not give {k} experts per token; groups are of "
-                "equal size, of two or more experts; change n_group, topk_group or num_experts_per_tok"
-            )
-    if any(layer >= config.num_hidden_layers for layer in config.mlp_only_layers):
-        raise UserError(
-            f"mlp_only_layers {config.mlp_only_layers} names a layer that there is not; correct it"
-        )
 
 
 def _fits(value: Any, kind: Any, smallest: int) -> bool:

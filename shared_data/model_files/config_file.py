@@ -6,12 +6,48 @@ number is an error, unless it is empty. transformers would ignore it.
     uv run python -c "from shared_data.model_files.config_file import *; from shared_data.model_files.families import FAMILIES; print(read_config_json({}, FAMILIES['mistral']))"
 """
 
+import re
 from typing import Any
 
 from shared_data.errors import UserError
-from shared_data.model_files.families import EXPERT_ENTRIES, LATENT_ENTRIES, NEUTRAL, READ_APART, Family
+from shared_data.model_files.families import Family
+from shared_data.model_files.rope_scaling import WITH_ORIGINAL_LENGTH, check_rope_scaling
 
-_NULLABLE = ("bos_token_id", "eos_token_id", "sliding_window", "q_lora_rank")
+_NULLABLE = frozenset(
+    {"bos_token_id", "eos_token_id", "sliding_window", "q_lora_rank"}
+    | {"attn_logit_softcapping", "final_logit_softcapping"}
+)
+
+# Entries that change no number a model computes.
+_NEUTRAL = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        _attn_implementation _attn_implementation_autoset _name_or_path architectures attn_implementation auto_map
+        aux_loss_alpha cache_implementation dtype ep_size experts_per_token finetuning_task gradient_checkpointing
+        id2label initial_context_length is_decoder label2id max_window_layers model_type n_ctx no_rope_layer_interval
+        num_nextn_predict_layers output_attentions output_hidden_states pad_token_id prefix pretraining_tp
+        problem_type qk_head_dim reorder_and_upcast_attn return_dict sep_token_id seq_aux summary_activation
+        summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params
+        tokenizer_class torch_dtype transformers_version unk_token_id use_cache use_sliding_window
+        """,
+    )
+)
+# Entries that are read in ways of their own: of all families with rotary positions, with experts, with latent attention.
+_READ_APART = frozenset(
+    {"partial_rotary_factor", "quantization_config", "rope_parameters", "rope_scaling", "rope_theta"}
+)
+_EXPERT_ENTRIES = frozenset(
+    {
+        "decoder_sparse_step",
+        "first_k_dense_replace",
+        "mlp_layer_types",
+        "n_routed_experts",
+        "num_experts",
+        "num_local_experts",
+    }
+)
+_LATENT_ENTRIES = frozenset({"head_dim"})
 
 
 def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -22,9 +58,7 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
         name: value for name, value in values.items() if value is not None or name in _NULLABLE
     }
     if family.architecture != "GPT2LMHeadModel":
-        values["rope_theta"], values["rope_scaling"] = _read_rope(
-            hf, family.defaults.get("rope_theta", 10_000.0)
-        )
+        values["rope_theta"], values["rope_scaling"] = _read_rope(hf, family)
     if "kv_lora_rank" in family.names:  # what its head_dim says is derived
         values["head_dim"] = values["qk_rope_head_dim"]
     if values.get("hidden_act") == "gelu_pytorch_tanh":  # another name of the same function
@@ -45,6 +79,9 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
         found["sliding_window"] = window
         if family.window == "all":
             found["layer_types"] = ["full_attention" if window is None else "sliding_attention"] * L
+        elif family.window == "alternating":  # `ModelConfig` fills in which layers
+            if window is None:
+                raise UserError("sliding_attention needs sliding_window, a positive number; set it")
         elif not values.get("layer_types"):
             first = hf.get("max_window_layers", 28)  # Qwen: from this layer on
             no_rope = _no_rope_layers(hf, L)
@@ -92,6 +129,8 @@ def write_config_json(config: Any, family: Family) -> dict[str, Any]:
     """The contents of a config.json for this `ModelConfig`."""
     hf: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.model_type}
     hf |= {theirs: getattr(config, ours) for ours, theirs in family.names.items()}
+    if family.names["hidden_act"] == "hidden_activation":  # what other programs than transformers know it as
+        hf["hidden_activation"] = hf["hidden_activation"].replace("gelu_new", "gelu_pytorch_tanh")
     if family.architecture == "GPT2LMHeadModel":
         return hf
     # transformers 5 reads `rope_parameters`; earlier versions and other programs read the other two.
@@ -102,8 +141,8 @@ def write_config_json(config: Any, family: Family) -> dict[str, Any]:
     hf["rope_scaling"] = config.rope_scaling and dict(config.rope_scaling)
     if family.architecture.startswith(("Qwen", "SmolLM3")):
         hf["use_sliding_window"] = config.sliding_window is not None
-    if family.architecture.startswith("SmolLM3"):
-        hf["pad_token_id"] = None  # the library's default is a token of its own vocabulary
+    if family.architecture.startswith(("SmolLM3", "Gemma2")):
+        hf["pad_token_id"] = None  # the library's default is a token, whose embedding it would not train
     if "kv_lora_rank" in family.names:
         dense = hf.pop("mlp_only_layers")
         hf["first_k_dense_replace"] = len(dense)
@@ -117,21 +156,26 @@ def write_config_json(config: Any, family: Family) -> dict[str, Any]:
     return hf
 
 
-def _read_rope(hf: dict[str, Any], default_theta: float) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary frequencies, from the style of transformers 5 or the older one."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+def _read_rope(hf: dict[str, Any], family: Family) -> tuple[float, dict[str, Any] | None]:
+    """Base and scaling of the rotary frequencies, from the style of transformers 5 or the older one, which wins where both are there."""
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters")
+    rope = family.defaults.get("rope_scaling") or {} if rope is None else rope
     if not isinstance(rope, dict):
         raise UserError(f"rope_scaling is {rope!r:.60}, not an object; correct config.json or copy it again")
     rope = dict(rope)
-    theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or default_theta
+    theta = (
+        rope.pop("rope_theta", None) or hf.get("rope_theta") or family.defaults.get("rope_theta", 10_000.0)
+    )
     rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
-    if rope.get("partial_rotary_factor", 1.0) != 1.0 or hf.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.pop("partial_rotary_factor", 1.0) != 1.0 or hf.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("partial_rotary_factor is not supported; use a checkpoint that rotates whole heads")
     if rope_type == "default":
+        check_rope_scaling({"rope_type": "default", **rope}, head_dim=0)
         return theta, None
-    if rope_type == "llama3":  # the length the model was first trained on
-        rope.setdefault("original_max_position_embeddings", hf.get("max_position_embeddings", 2048))
+    if rope_type in WITH_ORIGINAL_LENGTH:  # the length the model was first trained on
+        positions = hf.get("max_position_embeddings", family.defaults["max_position_embeddings"])
+        rope.setdefault("original_max_position_embeddings", positions)
     return theta, {"rope_type": rope_type, **rope}
 
 
@@ -147,9 +191,9 @@ def _refuse_what_is_not_computed(hf: dict[str, Any], family: Family) -> None:
             raise UserError(
                 f"config.json sets {name} = {hf[name]}, which is not supported; it must be {usual}"
             )
-    known = {*family.names.values(), *family.only, *NEUTRAL, *READ_APART}
-    known |= EXPERT_ENTRIES if "num_local_experts" in family.names else set()
-    known |= LATENT_ENTRIES if "kv_lora_rank" in family.names else set()
+    known = {*family.names.values(), *family.only, *_NEUTRAL, *_READ_APART}
+    known |= _EXPERT_ENTRIES if "num_local_experts" in family.names else set()
+    known |= _LATENT_ENTRIES if "kv_lora_rank" in family.names else set()
     for name, value in hf.items():
         if name not in known and value not in (None, False, 0, "", [], {}):
             raise UserError(

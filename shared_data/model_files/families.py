@@ -18,7 +18,8 @@ class Family:
 
     names: field → its name in config.json. defaults: what the library assumes where config.json is silent. blocks: what the architecture
     decides; no config.json has it. layer_types: the kinds of attention that a layer can have. only: entries of a config.json that are
-    understood with this one value. window: whether `sliding_window` holds for "all" layers, or for those that `layer_types` names ("listed").
+    understood with this one value. window: whether `sliding_window` holds for "all" layers, for those that `layer_types` names ("listed"), or, where
+    it names none, for every other one ("alternating").
     """
 
     architecture: str
@@ -29,6 +30,7 @@ class Family:
     layer_types: tuple[str, ...] = ("full_attention",)
     window: str = "none"
     only: Mapping[str, Any] = field(default_factory=dict)
+    in_library: bool = True
 
     @property
     def classifier(self) -> str:
@@ -207,6 +209,35 @@ FAMILIES: dict[str, Family] = {
         layer_types=_WINDOWS,
         window="listed",
     ),
+    "gemma2": Family(
+        architecture="Gemma2ForCausalLM",
+        names={name: theirs for name, theirs in _HEADS.items() if name != "hidden_act"}
+        | {"hidden_act": "hidden_activation"}
+        | _same("attention_bias", "sliding_window", "layer_types", "query_pre_attn_scalar")
+        | _same("attn_logit_softcapping", "final_logit_softcapping"),
+        defaults={
+            "vocab_size": 256000,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": 4096,
+            "query_pre_attn_scalar": 256,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+        },
+        blocks={"post_norms": True, "norm_offset": True, "scale_embeddings": True},
+        activations=("gelu_new",),
+        layer_types=_WINDOWS,
+        window="alternating",
+        only={"hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": None},
+    ),
     "mixtral": Family(
         architecture="MixtralForCausalLM",
         names=_HEADS | _EXPERTS | _same("sliding_window", "num_local_experts"),
@@ -238,6 +269,41 @@ FAMILIES: dict[str, Family] = {
         blocks={"qk_norm": True},
         layer_types=_WINDOWS,
         window="all",
+    ),
+    "gpt_oss": Family(
+        architecture="GptOssForCausalLM",
+        names=_HEADS
+        | _EXPERTS
+        | _same("attention_bias", "sliding_window", "layer_types")
+        | _same("num_local_experts", "swiglu_alpha", "swiglu_limit"),
+        defaults={
+            "vocab_size": 201088,
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150_000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "sliding_window": 128,
+            "num_local_experts": 128,
+            "num_experts_per_tok": 4,
+        },
+        blocks={"attention_sinks": True, "clamped_experts": True},
+        layer_types=_WINDOWS,
+        window="alternating",
     ),
     "deepseek_v3": Family(
         architecture="DeepseekV3ForCausalLM",
@@ -274,68 +340,11 @@ FAMILIES: dict[str, Family] = {
         defaults=_LLAMA_DEFAULTS,
         layer_types=(*_WINDOWS, "chunked_attention", "strided_attention", "indexed_attention"),
         window="listed",
+        in_library=False,
     ),
 }
 
-# What a config.json may say that changes no number a model computes.
-NEUTRAL = frozenset(
-    [
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_name_or_path",
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "aux_loss_alpha",
-        "dtype",
-        "ep_size",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "id2label",
-        "is_decoder",
-        "label2id",
-        "max_window_layers",
-        "model_type",
-        "n_ctx",
-        "no_rope_layer_interval",
-        "num_nextn_predict_layers",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "prefix",
-        "pretraining_tp",
-        "problem_type",
-        "qk_head_dim",
-        "reorder_and_upcast_attn",
-        "return_dict",
-        "sep_token_id",
-        "seq_aux",
-        "summary_activation",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
-        "summary_type",
-        "summary_use_proj",
-        "task_specific_params",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-        "use_sliding_window",
-    ]
+# The fields that only some families have; what is derived from others is not among them.
+CHOICES = frozenset(name for family in FAMILIES.values() for name in family.names) - frozenset(
+    {*_DECODER, *FAMILIES["gpt2"].names, "head_dim", "layer_types", "moe_intermediate_size"}
 )
-# Entries that config_file.py reads in ways of their own: of all families with rotary positions, with experts, with latent attention.
-READ_APART = frozenset(
-    {"partial_rotary_factor", "quantization_config", "rope_parameters", "rope_scaling", "rope_theta"}
-)
-EXPERT_ENTRIES = frozenset(
-    {
-        "decoder_sparse_step",
-        "first_k_dense_replace",
-        "mlp_layer_types",
-        "n_routed_experts",
-        "num_experts",
-        "num_local_experts",
-    }
-)
-LATENT_ENTRIES = frozenset({"head_dim"})

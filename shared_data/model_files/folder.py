@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 
     path: Path
     name: str
-    index: Index
+    part: Index
 
 
 def write_folder(

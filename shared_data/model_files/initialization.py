@@ -49,8 +49,8 @@ def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Float
     for name, shape in parameter_shapes(config).items():
         if name.endswith("bias"):
             yield name, np.zeros(shape, np.float32)
-        elif len(shape) == 1:  # the gain of a norm
-            yield name, np.ones(shape, np.float32)
+        elif len(shape) == 1 and not name.endswith("sinks"):  # the gain of a norm, or what it adds to 1
+            yield name, (np.zeros if config.norm_offset else np.ones)(shape, np.float32)
         else:
             residual = math.sqrt(2 * config.num_hidden_layers) if name.endswith("c_proj.weight") else 1.0
             yield name, _normal(seed, name, shape, config.initializer_range / residual)
@@ -100,6 +100,8 @@ def _decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{block}.self_attn.{name}": shape for name, shape in attention.items()}
         shapes |= {f"{block}.mlp.{name}": shape for name, shape in feed_forward.items()}
         shapes |= {f"{block}.input_layernorm.weight": (C,), f"{block}.post_attention_layernorm.weight": (C,)}
+        if config.post_norms:
+            shapes |= {f"{block}.{place}_feedforward_layernorm.weight": (C,) for place in ("pre", "post")}
     shapes["model.norm.weight"] = (C,)
     return shapes | _output_shape(config)
 
@@ -109,7 +111,10 @@ def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     C, D = config.hidden_size, config.head_dim
     queries, keys = config.num_attention_heads * D, config.num_key_value_heads * D
     bias = config.attention_bias
-    shapes = _linear("q_proj", (queries, C), bias) | _linear("k_proj", (keys, C), bias)
+    shapes: dict[str, tuple[int, ...]] = (
+        {"sinks": (config.num_attention_heads,)} if config.attention_sinks else {}
+    )
+    shapes |= _linear("q_proj", (queries, C), bias) | _linear("k_proj", (keys, C), bias)
     shapes |= _linear("v_proj", (keys, C), bias)
     shapes |= _linear("o_proj", (C, queries), bias and config.attention_output_bias)
     return shapes | ({"q_norm.weight": (D,), "k_norm.weight": (D,)} if config.qk_norm else {})
@@ -149,6 +154,13 @@ def _indexer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def _expert_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The router, E experts side by side, and the experts that every token passes."""
     C, E, F = config.hidden_size, config.num_local_experts, config.moe_intermediate_size
+    if config.clamped_experts:
+        return _linear("router", (E, C), bias=True) | {
+            "experts.gate_up_proj": (E, C, 2 * F),
+            "experts.gate_up_proj_bias": (E, 2 * F),
+            "experts.down_proj": (E, F, C),
+            "experts.down_proj_bias": (E, C),
+        }
     shapes: dict[str, tuple[int, ...]] = {"gate.weight": (E, C)}
     if config.scoring_func == "sigmoid":
         shapes["gate.e_score_correction_bias"] = (E,)

@@ -36,7 +36,7 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
     N = config.vocab_size * config.hidden_size
     for name, shape in parameter_shapes(config).items():
         if len(shape) < 2 or name.endswith(
-            ("lm_head.weight", "embed_tokens.weight", "wte.weight", "wpe.weight")
+            ("lm_head.weight", "embed_tokens.weight", "wte.weight", "wpe.weight", "bias")
         ):
             continue
         share = config.num_experts_per_tok if ".experts." in name else 1

@@ -21,7 +21,7 @@ def stored_tensors(name: str, config: ModelConfig) -> list[tuple[str, Index]]:
     if config.model_type == "mixtral":
         name = name.replace(".mlp.", ".block_sparse_moe.")
     prefix, _, matrix = name.partition(".experts.")
-    if not matrix:
+    if not matrix or config.clamped_experts:  # gpt-oss stores them as it computes with them
         return [(name, ())]
     gate, up, down = _MATRICES.get(config.model_type, ("gate_proj", "up_proj", "down_proj"))
     F = config.moe_intermediate_size

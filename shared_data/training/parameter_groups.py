@@ -12,7 +12,7 @@ NOT_HIDDEN = frozenset({"embed_tokens", "lm_head", "wte", "wpe", "score"})
 def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices, embeddings among them, are decayed; biases and the weights of norms are not.
 
-    These are all the parameters of one dimension, and the rule picks what the Trainer of transformers picks by name. What is
+    These are all the parameters of one dimension and the biases of experts, and the rule picks what the Trainer of transformers picks by name. What is
     frozen, as under adapters, is in neither: it needs no moments.
     """
     groups: list[dict[str, Any]] = [
@@ -22,7 +22,8 @@ def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():  # a tied matrix is listed once
         if not parameter.requires_grad:
             continue
-        group = groups[0] if parameter.data.ndim >= 2 else groups[1]
+        is_decayed = parameter.data.ndim >= 2 and not name.endswith("bias")
+        group = groups[0 if is_decayed else 1]
         group["names"].append(name)
         group["parameters"].append(parameter)
     return groups
@@ -30,7 +31,8 @@ def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
 
 def is_hidden(name: str, parameter: Any) -> bool:
     """Whether Muon moves this parameter: a matrix between hidden states."""
-    return parameter.data.ndim == 2 and NOT_HIDDEN.isdisjoint(name.split("."))
+    is_matrix = parameter.data.ndim == 2 and not name.endswith("bias")
+    return is_matrix and NOT_HIDDEN.isdisjoint(name.split("."))
 
 
 def hidden_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from shared_data.errors import UserError
+from shared_data.errors import StageError, UserError
 from shared_data.metrics_log import MetricsLog
 from shared_data.progress import format_metric, progress
 from shared_data.runs import RunFolder
@@ -99,7 +99,7 @@ class TrainingRun:
     ) -> None:
         """One more step is done, and these are its metrics: log, evaluate, sample, save as the settings ask for.
 
-        Raises `UserError` where a metric is not finite, and `KeyboardInterrupt` once all is saved where Ctrl-C was pressed.
+        Raises `StageError` where a metric is not finite, and `KeyboardInterrupt` once all is saved where Ctrl-C was pressed.
         """
         stop_if_diverged(metrics, self.state.step + 1, self.section)
         seconds = time.perf_counter() - self._started
@@ -177,10 +177,10 @@ class TrainingRun:
 
 
 def stop_if_diverged(metrics: dict[str, float], step: int, section: OptimizerSettings) -> None:
-    """Raise `UserError` where a number of a step is not finite; checkpoints of earlier steps are kept."""
+    """Raise `StageError` where a number of a step is not finite; checkpoints of earlier steps are kept."""
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise UserError(
+            raise StageError(
                 f"training diverged: {name.replace('_', ' ')} is {value} at step {step}; lower {section.stage}.learning_rate "
                 f"(now {section.learning_rate:g}) or raise {section.stage}.warmup_steps (now {section.warmup_steps}); checkpoints of "
                 "earlier steps are kept"

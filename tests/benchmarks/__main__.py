@@ -55,6 +55,8 @@ def tokenizer(texts: list[Path]) -> Iterator[Row]:
 SUBJECTS: dict[str, Callable[..., Iterator[Row]]] = {
     "command_line": command_line,
     "kernels": rows_of("kernels"),
+    "mixture_of_experts": rows_of("mixture_of_experts"),
+    "attention_patterns": rows_of("attention_patterns"),
     "training_step": rows_of("training_step"),
     "stages": rows_of("stages"),
     "numpy_step": rows_of("numpy_step"),

@@ -98,11 +98,34 @@ def test_old_and_new_styles_of_rope_in_config_json_mean_the_same() -> None:
     ("change", "named"),
     [
         ({"model_type": "t5"}, "'t5'; supported are gpt2, llama, mistral"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+            "'longrope' is not supported; supported: ",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "type yarn has factor None, not a positive number"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 0.5}}, "dynamic has factor 0.5, not 1 or more"),
+        (
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "long_factor": [1.0]}},
+            r"dynamic has long_factor = \[1.0\], which is not supported; remove",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 1, "beta_slow": 2}},
+            "beta_fast 1, not at least beta_slow",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": "no"}}, "truncate 'no', not true"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": -1}},
+            "mscale -1, not a number from 0",
+        ),
+        (
+            {"rope_scaling": LLAMA3_SCALING | {"low_freq_factor": 4.0}},
+            "high_freq_factor 4.0, not more than low_freq_factor",
+        ),
+        ({"rope_scaling": {"type": "default", "mrope_section": [2]}}, "type default has mrope_section"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_key_value_heads": 5}, "num_key_value_heads 5"),
         ({"hidden_size": 4095}, "4095"),
-        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (
             {"rope_scaling": {"rope_type": "linear"}},
             "type linear has factor None, not a positive number; correct",

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.parity.arrays import array
@@ -18,10 +19,23 @@ def test_norms_and_their_gradients_equal_the_library(parity: ParityRecorder, ker
     for ours, theirs, tolerance in (
         (LayerNorm(16), torch.nn.LayerNorm(16), 4e-15),
         (RMSNorm(16), LlamaRMSNorm(16, eps=1e-5), 1e-6),  # the library's computes in float32 always
+        (RMSNorm(16, offset=True), Gemma2RMSNorm(16, eps=1e-5), 1e-6),
     ):
         ours.kernels = kernels
-        component = f"normalization, {kernels}, {type(ours).__name__}"
+        component = f"normalization, {kernels}, {type(theirs).__name__}"
         compare_modules(parity, component, ours.double(), randomise(theirs), X, tolerance)
+
+
+@pytest.mark.parametrize("kernels", ["plain", "fused", "library"])
+def test_one_plus_a_small_weight_is_not_rounded_to_one_in_bfloat16(kernels: str) -> None:
+    ours, theirs = RMSNorm(16, offset=True).bfloat16(), Gemma2RMSNorm(16, eps=1e-5).bfloat16()
+    ours.kernels = kernels
+    with torch.no_grad():
+        for norm in (ours, theirs):
+            norm.weight.fill_(2**-9)  # 1 + 2⁻⁹ is no bfloat16
+    x = (X * 100).bfloat16()
+    assert torch.equal(ours(x), theirs(x))
+    assert not torch.equal(ours(x), rms_norm(x, torch.ones(16), 1e-5))
 
 
 @each_kernel

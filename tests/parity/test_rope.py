@@ -1,14 +1,22 @@
 """Level 2 and the library: rotary frequencies, tables and rotations; the permutation between the two layouts of checkpoints."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import yarn_apply_mscale
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.rope import half_to_interleaved, interleaved_to_half, rotary_frequencies
+from shared_data.model_files.rope import (
+    attention_scale,
+    half_to_interleaved,
+    interleaved_to_half,
+    rotary_frequencies,
+    rotary_scale,
+)
 from tests.parity.arrays import array
 from tests.parity.block_checks import compare_functions, each_kernel
 from tests.parity.model_cases import LLAMA3_SCALING, config_of, library_config
@@ -23,26 +31,77 @@ LLAMA31 = ModelConfig(
     max_position_embeddings=131072,
     rope_scaling=LLAMA3_SCALING | {"original_max_position_embeddings": 8192},
 )
+YARN = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+
+
+def scaled(**rope_scaling: Any) -> ModelConfig:
+    """A model with heads of 64."""
+    return ModelConfig(
+        hidden_size=256, rope_theta=150_000.0, max_position_embeddings=131072, rope_scaling=rope_scaling
+    )
+
+
 CONFIGS = {
     "default": config_of("llama GQA"),
     "linear": config_of("llama GQA, linear rope"),
     "llama3": config_of("llama GQA, llama3 rope"),
     "llama3, D = 128": LLAMA31,
+    "dynamic": scaled(rope_type="dynamic", factor=4.0),
+    "yarn": scaled(**YARN),
+    "yarn, not truncated": scaled(**YARN, truncate=False),
+    "yarn, other ramp": scaled(**YARN, beta_fast=4.0, beta_slow=4),  # both ends are the same pair
+    "yarn, everything turns fast": scaled(**YARN | {"original_max_position_embeddings": 10**9}),
+    "yarn, nothing does": scaled(**YARN | {"original_max_position_embeddings": 1}),
+    "yarn, mscale": scaled(**YARN, mscale=1.0, mscale_all_dim=0.7),
+    "yarn, one mscale": scaled(**YARN, mscale=0.7),
+    "yarn, attention factor": scaled(**YARN, attention_factor=1.5),
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_frequencies_equal_the_library(parity: ParityRecorder, name: str) -> None:
+def test_frequencies_and_their_scale_equal_the_library(parity: ParityRecorder, name: str) -> None:
     config = CONFIGS[name]
-    expected = LlamaRotaryEmbedding(library_config(config)).inv_freq
+    library = LlamaRotaryEmbedding(library_config(config))
     parity(
         component=f"rope, {name}",
         quantity="frequencies, relative",
         levels="v2-v1",
-        actual=rotary_frequencies(config) / expected.double().numpy(),
+        actual=rotary_frequencies(config) / library.inv_freq.double().numpy(),
         expected=np.ones(config.head_dim // 2),
         tolerance=2e-6,  # the library computes in float32; its blend of two frequencies cancels digits
     )
+    assert rotary_scale(config) == pytest.approx(library.attention_scaling, rel=1e-15)
+
+
+@pytest.mark.parametrize("length", [1, 1000, 131071, 131072, 131073, 200_000, 524_288])
+def test_dynamic_frequencies_equal_the_library_at_every_length(parity: ParityRecorder, length: int) -> None:
+    config = CONFIGS["dynamic"]
+    library = LlamaRotaryEmbedding(library_config(config))
+    library(torch.zeros(1), torch.tensor([[length - 1]]))  # its frequencies change as it looks at positions
+    parity(
+        component=f"rope, dynamic, {length} tokens",
+        quantity="frequencies, relative",
+        levels="v2-v1",
+        actual=rotary_frequencies(config, length) / library.inv_freq.double().numpy(),
+        expected=np.ones(config.head_dim // 2),
+        tolerance=2e-6,
+    )
+    changed = not np.array_equal(rotary_frequencies(config, length), rotary_frequencies(config))
+    assert changed == (length > 131072)
+
+
+def test_latent_attention_puts_the_factor_of_yarn_on_its_scores() -> None:
+    for scaling in (
+        {**YARN, "mscale_all_dim": 0.7},
+        {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        YARN,
+        None,
+    ):
+        config = ModelConfig(
+            model_type="deepseek_v3", num_local_experts=4, n_group=1, topk_group=1, rope_scaling=scaling
+        )
+        expected = yarn_apply_mscale({"rope_type": "default", **(scaling or {})}, 1.0)
+        assert attention_scale(config) == pytest.approx(expected, rel=1e-15)
 
 
 def test_tables_equal_the_library_where_its_float32_angles_are_good(parity: ParityRecorder) -> None:

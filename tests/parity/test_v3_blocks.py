@@ -26,6 +26,7 @@ from v2_handwritten.models.blocks import feed_forward as feed_forward2
 from v2_handwritten.models.blocks import linear as linear2
 from v2_handwritten.models.blocks import normalization as normalization2
 from v2_handwritten.models.blocks import rope as rope2
+from v2_handwritten.models.blocks import transformer_block as transformer_block2
 from v3_numpy_deep.autograd import Module, Tensor
 from v3_numpy_deep.models import log_probs as log_probs3
 from v3_numpy_deep.models import packing as packing3
@@ -38,6 +39,7 @@ from v3_numpy_deep.models.blocks import feed_forward as feed_forward3
 from v3_numpy_deep.models.blocks import linear as linear3
 from v3_numpy_deep.models.blocks import normalization as normalization3
 from v3_numpy_deep.models.blocks import rope as rope3
+from v3_numpy_deep.models.blocks import transformer_block as transformer_block3
 
 # The largest measured errors are 9e-16 and 7e-15. The exact gelu ends at 1.1e-14: level 3 sums a series for erf.
 TOLERANCES = {"output": 8e-15, "gradient": 5e-14, "gelu": 8e-14}
@@ -68,6 +70,7 @@ LEVEL2: dict[str, Any] = {
     "linear": linear2,
     "normalization": normalization2,
     "rope": rope2,
+    "transformer_block": transformer_block2,
     "constant": torch.from_numpy,
     "float64": torch.float64,
 }
@@ -83,6 +86,7 @@ LEVEL3: dict[str, Any] = {
     "linear": linear3,
     "normalization": normalization3,
     "rope": rope3,
+    "transformer_block": transformer_block3,
     "constant": lambda x: x,
     "float64": np.float64,
 }
@@ -172,8 +176,8 @@ MODULES: dict[str, Callable] = {
     "LlamaAttention": lambda level: level["attention"].LlamaAttention(
         config(num_key_value_heads=2, attention_bias=True), 0
     ),
-    "Gpt2Block": lambda level: level["transformer"].Gpt2Block(config(model_type="gpt2"), 0),
-    "LlamaBlock": lambda level: level["transformer"].LlamaBlock(config(num_key_value_heads=1), 0),
+    "Gpt2Block": lambda level: level["transformer_block"].Gpt2Block(config(model_type="gpt2"), 0),
+    "LlamaBlock": lambda level: level["transformer_block"].LlamaBlock(config(num_key_value_heads=1), 0),
 }
 
 

@@ -16,6 +16,7 @@ from shared_data.plots import (
     plot_bars,
     plot_histogram,
     plot_lines,
+    plot_panels,
     plot_training,
     plot_zipf,
 )
@@ -27,6 +28,7 @@ ROWS = [
 ]
 MAPS = np.tril(np.full((2, 3, 4, 4), 0.25))  # two layers, three heads, four tokens
 TOKENS = ["<0xE7>", "␣fox", "$x$", "狐狸"]
+PANELS = {"bits per byte": [(0.5, 0.1, "0.5 ± 0.1"), (0.25, None, "0.25")], "tokens/s": [(7, None, "7")] * 2}
 PLOTS: dict[str, Callable[[Path], None]] = {
     "training": lambda path: plot_training(ROWS, 1.25, path),
     "histogram": lambda path: plot_histogram([1, 2, 2, 3], path, title="Lengths", x_label="words"),
@@ -36,6 +38,8 @@ PLOTS: dict[str, Callable[[Path], None]] = {
     "zipf": lambda path: plot_zipf({"the": 10, "a": 5, "dog": 1}, path),
     "lines": lambda path: plot_lines({"norm": ([1, 2], [0.5, 25.0])}, path, y_label="norm", log_y=True),
     "attention": lambda path: plot_attention(MAPS, TOKENS, [0, 5], [0, 1, 2], path),
+    "panels": lambda path: plot_panels(["a", "$b$"], PANELS, path),
+    "one panel": lambda path: plot_panels(["a"], {"tokens/s": [(None, None, "–")]}, path),
     "no rows": lambda path: plot_training([], None, path),
     "no words": lambda path: plot_zipf({}, path),
 }

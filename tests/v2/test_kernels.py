@@ -12,25 +12,37 @@ from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from tests.parity.arrays import array, integers
 from v2_handwritten.kernels import kernel
-from v2_handwritten.kernels.fused import attention, cross_entropy, feed_forward, log_probs
+from v2_handwritten.kernels.fused import (
+    attention,
+    cross_entropy,
+    feed_forward,
+    gathered_attention,
+    log_probs,
+    sparse_indexer,
+)
 from v2_handwritten.models.blocks.attention import causal_attention
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 from v2_handwritten.models.blocks.cross_entropy import linear_cross_entropy
 from v2_handwritten.models.blocks.embeddings import embed
 from v2_handwritten.models.blocks.feed_forward import gelu_new, swiglu
 from v2_handwritten.models.blocks.linear import Linear, merged_linear
+from v2_handwritten.models.blocks.mixture_of_experts import expert_mixture
 from v2_handwritten.models.blocks.normalization import layer_norm, rms_norm
 from v2_handwritten.models.blocks.rope import apply_rotary
+from v2_handwritten.models.blocks.selected_attention import selected_attention
+from v2_handwritten.models.blocks.sparse_indexer import attention_kl, select_keys
 from v2_handwritten.models.log_probs import linear_log_probs, selected_log_probs
 from v2_handwritten.models.packing import Packing
 from v2_handwritten.models.transformer import Transformer
 
 B, T, C, V = 2, 150, 6, 11  # T is two tiles of the fused attention, the second one not full
 ATTENTION = [(B, 4, T, 8), (B, 2, T, 8), (B, 2, T, 8)]
+INDEX = [(B, T, 3, 4), (B, T, 4), (B, T, 3)]
 PLACES = torch.arange(T).expand(B, T)
 TARGETS = torch.from_numpy(integers(1, V, 9))
 ANGLES = torch.from_numpy(array(5, B, T, 4))
 LAYERS = [Linear(C, 3), Linear(C, 5)]
+EXPERTS = torch.arange(40)[:, None] % 3 + torch.tensor([0, 2])  # of 6, the last of which nobody chose
 
 
 def masked(**options: Any) -> Callable[..., Tensor]:
@@ -64,6 +76,29 @@ def cross_entropy_of_some(function: Callable, hidden: Tensor, weight: Tensor) ->
     return function(hidden, weight, targets)
 
 
+def selected_keys(mask: AttentionMask) -> Tensor:
+    """Seven keys that each query may see, or fewer where it sees fewer."""
+    return select_keys(torch.from_numpy(array(7, B, T, T)), mask.allowed(), 7)
+
+
+def with_selection(function: Callable, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Queries of documents; of the second row, only some are wanted."""
+    mask = AttentionMask(T, T, packing=Packing(PLACES // 70, PLACES % 70 // 25))
+    wanted = (PLACES % 3 == 0) | (torch.arange(B).unsqueeze(1) == 0)
+    return function(q, k, v, selected_keys(mask), mask.only(wanted)).transpose(1, 2)[wanted]
+
+
+def indexer_learns(sparse: bool, **options: Any) -> Callable[..., Tensor]:
+    """The loss of an indexer beside an attention of four heads."""
+
+    def loss(function: Callable, queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
+        mask = AttentionMask(T, T, **options)
+        q, k = (torch.from_numpy(array(i, *shape)).to(queries) for i, shape in enumerate(ATTENTION[:2]))
+        return function(queries, keys, weights, q, k, selected_keys(mask) if sparse else None, mask)
+
+    return loss
+
+
 # Name → (plain function, how it is called, shapes of its inputs).
 CASES: dict[str, tuple[Callable, Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "attention": (causal_attention, lambda f, *qkv: f(*qkv), ATTENTION),
@@ -76,6 +111,15 @@ CASES: dict[str, tuple[Callable, Callable[..., Tensor], list[tuple[int, ...]]]] 
     ),
     "attention, padding": (causal_attention, masked(attention_mask=PLACES < 149), ATTENTION),
     "attention of some queries": (causal_attention, attention_of_some, ATTENTION),
+    "selected_attention": (selected_attention, with_selection, ATTENTION),
+    "selected_attention, one head of latents": (
+        selected_attention,
+        with_selection,
+        [(B, 4, T, 8), (B, 1, T, 8), (B, 1, T, 5)],
+    ),
+    "attention_kl": (attention_kl, indexer_learns(False, packing=Packing(PLACES // 70)), INDEX),
+    "attention_kl, padding": (attention_kl, indexer_learns(False, attention_mask=PLACES > 9), INDEX),
+    "attention_kl of selected keys": (attention_kl, indexer_learns(True, attention_mask=PLACES > 9), INDEX),
     "linear_cross_entropy": (linear_cross_entropy, cross_entropy_of_some, [(9, C), (V, C)]),
     "selected_log_probs": (selected_log_probs, lambda f, z: f(z, TARGETS, 0.7), [(9, V)]),
     "linear_log_probs": (linear_log_probs, lambda f, h, w: f(h, w, TARGETS, 0.7), [(9, C), (V, C)]),
@@ -86,6 +130,11 @@ CASES: dict[str, tuple[Callable, Callable[..., Tensor], list[tuple[int, ...]]]] 
     "apply_rotary": (apply_rotary, lambda f, x: f(x, ANGLES.cos().to(x), ANGLES.sin().to(x)), [(B, 3, T, 8)]),
     "embed": (embed, lambda f, w: f(w, TARGETS.view(3, 3)), [(V, C)]),
     "merged_linear": (merged_linear, with_layers, [(3, 7, C)]),
+    "expert_mixture": (
+        expert_mixture,
+        lambda f, x, w, *matrices: f(x, w, EXPERTS, *matrices),
+        [(40, C), (40, 2), (6, 2 * 7, C), (6, C, 7)],
+    ),
 }
 # Two rows of logits, one of activations, no attention weights kept.
 SMALL_CHUNKS = [
@@ -93,6 +142,8 @@ SMALL_CHUNKS = [
     (log_probs, "_CHUNK_ELEMENTS", 2 * V),
     (feed_forward, "_CHUNK_ELEMENTS", 1),
     (attention, "_KEEP_WEIGHTS", 0),
+    (gathered_attention, "_TILE_ELEMENTS", 2000),
+    (sparse_indexer, "_TILE_SCORES", 2**15),
 ]
 
 

@@ -4,11 +4,13 @@ import functools
 import gc
 import inspect
 import math
+import tracemalloc
 import weakref
 
 import numpy as np
 import pytest
 
+from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, fused, record
@@ -20,8 +22,11 @@ from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
 from v3_numpy_deep.models.blocks.cross_entropy import cross_entropy, linear_cross_entropy
 from v3_numpy_deep.models.blocks.feed_forward import gelu_new, swiglu
 from v3_numpy_deep.models.blocks.linear import Linear, linear, merged_linear
+from v3_numpy_deep.models.blocks.mixture_of_experts import expert_mixture
 from v3_numpy_deep.models.blocks.normalization import layer_norm, rms_norm
 from v3_numpy_deep.models.blocks.rope import apply_rotary, rotary_tables
+from v3_numpy_deep.models.blocks.selected_attention import selected_attention
+from v3_numpy_deep.models.blocks.sparse_indexer import attention_kl, select_keys
 from v3_numpy_deep.models.log_probs import linear_log_probs
 from v3_numpy_deep.models.packing import Packing
 
@@ -37,6 +42,11 @@ PLACES = np.tile(np.arange(T), (2, 1))
 PACKED = AttentionMask(T, T, packing=Packing(PLACES // 70, PLACES % 70 // 25))
 PADDED = AttentionMask(T, T, attention_mask=np.arange(T) >= np.array([[0], [20]]))
 KEPT = PLACES % 7 > 4
+SELECTED = select_keys(array(7, 2, T, T), PACKED.allowed(), 7)  # the first queries of a text see fewer
+INDEX = [array(1, 2, T, 3, 4), array(2, 2, T, 4), array(3, 2, T, 3)]
+EXPERTS = np.arange(9)[:, None] % 3 + np.array([0, 2])  # of 6, the last of which nobody chose
+PACKED_TEXTS = AttentionMask(T, T, packing=Packing(PLACES // 70))
+WINDOW, STRIDES = AttentionPattern("sliding_attention", 20, 2), AttentionPattern("strided_attention", 12, 2)
 
 OPERATIONS = {
     "add": (ops.add, [A, B]),
@@ -97,6 +107,22 @@ def kept_attention(choose, q, k, v):
     return choose(causal_attention)(q, k, v, PACKED.only(KEPT)).transpose(0, 2, 1, 3)[KEPT]
 
 
+def kept_selection(choose, q, k, v):
+    """Attention to selected keys of the queries that are wanted."""
+    output = choose(selected_attention)(q, k, v, SELECTED, PACKED.only(KEPT))
+    return output.transpose(0, 2, 1, 3)[KEPT]
+
+
+def indexer_learns(mask, selected=None):
+    """The loss of an indexer beside an attention of two heads."""
+
+    def loss(choose, queries, keys, weights):
+        q, k = (Tensor(x.astype(queries.dtype)) for x in heads(2, 1)[:2])
+        return choose(attention_kl)(queries, keys, weights, q, k, selected, mask)
+
+    return loss
+
+
 def merged(choose, x, *weights):
     """Two layers on one input."""
     layers = [Linear(4, 5), Linear(4, 3)]
@@ -133,6 +159,14 @@ FUSED = {
     "swiglu": (lambda choose, x: choose(swiglu)(x), [array(1, 2, 3, 8, scale=2.0)]),
     "swiglu in blocks": (lambda choose, x: choose(swiglu)(x), [array(1, 150, 1024, scale=2.0)]),
     "apply_rotary": (lambda choose, x: choose(apply_rotary)(x, COS, SIN), [array(1, 2, 3, 3, 4)]),
+    "expert_mixture": (
+        lambda choose, x, w, *matrices: choose(expert_mixture)(x, w, EXPERTS, *matrices),
+        [array(1, 9, 4), array(2, 9, 2), array(3, 6, 6, 4), array(4, 6, 4, 3)],
+    ),
+    "expert_mixture in blocks": (
+        lambda choose, x, w, *matrices: choose(expert_mixture)(x, w, np.zeros((150, 1), int), *matrices),
+        [array(1, 150, 4), array(2, 150, 1), array(3, 2, 1024, 4), array(4, 2, 4, 512)],
+    ),
     "cross_entropy": (
         lambda choose, z: choose(cross_entropy)(z, TARGETS),
         [array(1, 5, 7, scale=3.0)],
@@ -167,6 +201,33 @@ FUSED = {
         heads(2, 2, new=3),
     ),
     "causal_attention of some queries": (kept_attention, heads(2, 1)),
+    "causal_attention in a window": (
+        lambda choose, q, k, v: choose(causal_attention)(q, k, v, PACKED_TEXTS.of(WINDOW)),
+        heads(4, 2),
+    ),
+    "causal_attention in strides, sinks, soft cap": (
+        lambda choose, q, k, v, sinks: choose(causal_attention)(
+            q, k, v, AttentionMask(T, T).of(STRIDES), sinks=sinks, softcap=2.0
+        ),
+        [*heads(4, 2), array(5, 4)],
+    ),
+    "causal_attention in strides of some queries": (
+        lambda choose, q, k, v: choose(causal_attention)(
+            q, k, v, AttentionMask(T, T).of(STRIDES).only(KEPT)
+        ).transpose(0, 2, 1, 3)[KEPT],
+        heads(2, 1),
+    ),
+    "selected_attention": (
+        lambda choose, q, k, v: choose(selected_attention)(q, k, v, SELECTED, PACKED),
+        heads(4, 2),
+    ),
+    "selected_attention of some queries, one head of latents": (
+        kept_selection,
+        [*heads(4, 1)[:2], array(3, 2, 1, T, 3)],
+    ),
+    "attention_kl": (indexer_learns(PACKED), INDEX),
+    "attention_kl, padded": (indexer_learns(PADDED), INDEX),
+    "attention_kl of selected keys": (indexer_learns(PACKED, SELECTED), INDEX),
 }
 CHOICES = {choice: functools.partial(kernel, choice) for choice in ("plain", "fused")}
 EVERY = OPERATIONS | {
@@ -259,6 +320,26 @@ def test_attention_never_multiplies_hidden_keys():
     output = fused.causal_attention(q, k, v, mask).data
     assert np.isnan(output[:, :, :3]).all()
     assert np.isfinite(output[:, :, 3:]).all()
+
+
+@pytest.mark.parametrize("pattern", [AttentionPattern(), WINDOW, STRIDES], ids=["full", "window", "strides"])
+def test_memory_of_attention_grows_with_the_length_and_not_with_its_square(pattern):
+    """Forward and backward, planning included; NumPy tells tracemalloc of each array."""
+
+    def peak(T):
+        q, k, v = (
+            Tensor(array(seed, 1, 1, T, 8).astype(np.float32), requires_grad=True) for seed in (1, 2, 3)
+        )
+        tracemalloc.start()
+        fused.causal_attention(q, k, v, AttentionMask(T, T).of(pattern)).sum().backward()
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(256)  # edges that all lengths share
+    short, long = peak(2048), peak(4096)
+    assert long < 2.2 * short
+    assert long < 0.15 * 4096**2 * 4
 
 
 def test_a_query_that_sees_no_key_gets_zeros_and_no_gradient():

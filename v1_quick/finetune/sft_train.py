@@ -26,12 +26,7 @@ from v1_quick.models.checkpoint import model_options
 from v1_quick.models.peft.lora import inject_lora
 from v1_quick.models.peft.qlora import nf4_config
 from v1_quick.pretrain.components.muon import make_optimizer
-from v1_quick.pretrain.components.training import (
-    balanced_experts,
-    last_checkpoint,
-    logged_metrics,
-    trainer_arguments,
-)
+from v1_quick.pretrain.components.training import logged_metrics, train_and_evaluate, trainer_arguments
 
 
 def sft(settings: Settings, run: RunFolder) -> Metrics:
@@ -60,9 +55,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     )
     rows = min(len(trainer.eval_dataset), section.eval_batches * section.per_device_train_batch_size)
     trainer.eval_dataset = trainer.eval_dataset.select(range(rows))
-    with balanced_experts(model):
-        trainer.train(resume_from_checkpoint=last_checkpoint(arguments))
-        trainer.evaluate()
+    train_and_evaluate(trainer)
     metrics = logged_metrics(trainer, folder)
     metrics["conversations"] = len(train)
     metrics["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)

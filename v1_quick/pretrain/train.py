@@ -22,12 +22,7 @@ from v1_quick.inference.scoring import negative_log_probs
 from v1_quick.models.checkpoint import model_options
 from v1_quick.models.transformer import new_model
 from v1_quick.pretrain.components.muon import make_optimizer
-from v1_quick.pretrain.components.training import (
-    balanced_experts,
-    last_checkpoint,
-    logged_metrics,
-    trainer_arguments,
-)
+from v1_quick.pretrain.components.training import logged_metrics, train_and_evaluate, trainer_arguments
 from v1_quick.pretrain.data_loader import PackedRows
 
 
@@ -46,9 +41,7 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
         eval_dataset=validation,
         optimizers=(make_optimizer(model, section), None),
     )
-    with balanced_experts(model):
-        trainer.train(resume_from_checkpoint=last_checkpoint(arguments))
-        trainer.evaluate()
+    train_and_evaluate(trainer)
     metrics = logged_metrics(trainer, folder)
     trainer.save_model(folder)
     tokenizer.save_pretrained(folder)

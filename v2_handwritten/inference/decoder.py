@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.rope import rotary_frequencies
+from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v2_handwritten.inference.decoder_weights import fuse_weights
 from v2_handwritten.inference.kv_cache import KVCache
 from v2_handwritten.models.blocks.rope import rotary_tables
@@ -165,7 +165,8 @@ def _rotation_table(config: ModelConfig, length: int, like: dict[str, Any]) -> F
     """
     wide = torch.float64 if like["dtype"] == torch.float64 else torch.float32
     positions = torch.arange(length, device=like["device"])
-    cos, sin = (part[0] for part in rotary_tables(rotary_frequencies(config), positions[None], wide))
+    tables = rotary_tables(rotary_frequencies(config), positions[None], wide, rotary_scale(config))
+    cos, sin = (part[0] for part in tables)
     cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # [P, D]
     K, G = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     cos_of_group = [cos] * (G + 1) + [torch.ones_like(cos)]

@@ -62,7 +62,7 @@ def generate(
     """
     stop_ids = end_ids(model.config.eos_token_id if eos_token_id is None else eos_token_id)
     rows = prompt_ids(prompts, stop_ids, model.config.vocab_size)
-    limits = new_token_limits(rows, max_new_tokens, model.config.max_position_embeddings)
+    limits = new_token_limits(rows, max_new_tokens, model.config.max_length)
     check_seed(seed)
     if temperature != 0:
         check_sampling(temperature, top_k, top_p)
@@ -123,14 +123,16 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
     B, T = input_ids.shape
     repeated = len(prompts) > B
     cache = KVCache(model.config, B, T if repeated else T + max_new_tokens, weight.dtype, weight.device)
-    for begin in range(0, T, PREFILL_CHUNK):
-        end = min(begin + PREFILL_CHUNK, T)
+    # Dynamic frequencies depend on the length, so that the whole prompt needs the same ones.
+    chunk = T if model.config.has_dynamic_rope else PREFILL_CHUNK
+    for begin in range(0, T, chunk):
+        end = min(begin + chunk, T)
         ids = input_ids[:, begin:end]
         keep = torch.zeros_like(ids, dtype=torch.bool)
         keep[:, -1] = True
         padding = _padded_inputs(starts, begin, end)
         last = model.hidden_states(ids, cache=cache, logits_to_keep=keep, **padding)
-    logits = model.lm_head(last)
+    logits = model.logits(last)
     if repeated:
         number = {prompt: row for row, prompt in enumerate(distinct)}
         rows = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=weight.device)
@@ -143,16 +145,14 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
     while True:  # the ordinary forward pass of one token
         inputs = _padded_inputs(starts, cache.length, cache.length + 1)
         if inputs:  # a row that has stopped goes on with the others, to positions that the model may not have
-            inputs["position_ids"] = inputs["position_ids"].clamp(
-                max=model.config.max_position_embeddings - 1
-            )
+            inputs["position_ids"] = inputs["position_ids"].clamp(max=model.config.max_length - 1)
         chosen = yield model(chosen[:, None], cache=cache, **inputs)[:, -1]
 
 
 def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:
     """The ordinary forward pass over everything, for each token again: slow, and what the cache is tested against."""
     rows = [list(prompt) for prompt in prompts]
-    positions, device = model.config.max_position_embeddings, model.lm_head.weight.device
+    positions, device = model.config.max_length, model.lm_head.weight.device
     while True:
         input_ids, starts = pad_left([row[:positions] for row in rows], device)
         logits = model(input_ids, **_padded_inputs(starts, 0, input_ids.shape[1]))

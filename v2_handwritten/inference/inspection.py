@@ -33,7 +33,8 @@ from shared_data.settings import Settings
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.inference.loading import load_with_tokenizer
 from v2_handwritten.models.blocks.attention import Gpt2Attention, LlamaAttention, attention_weights
-from v2_handwritten.models.transformer import Gpt2Block, LlamaBlock, Transformer
+from v2_handwritten.models.blocks.transformer_block import Gpt2Block, LlamaBlock
+from v2_handwritten.models.transformer import Transformer
 
 STORY_TOKENS = 24  # of a held-out text, in the picture of the report
 
@@ -83,7 +84,7 @@ def inspect(model: Transformer, ids: Sequence[int]) -> Inspection:
     model.kernels = "plain"
     try:
         last = model.hidden_states(torch.as_tensor(ids, device=model.lm_head.weight.device)[None])
-        logits = model.lm_head(last)[0]
+        logits = model.logits(last)[0]
     finally:
         model.kernels = kernels
         model.train(was_training)

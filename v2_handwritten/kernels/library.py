@@ -11,7 +11,7 @@ from torch.nn import functional
 from v2_handwritten.kernels.fused.linear import merged_linear
 from v2_handwritten.models.blocks import attention as plain
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
-from v2_handwritten.models.blocks.cross_entropy import IGNORE_INDEX
+from v2_handwritten.models.blocks.cross_entropy import IGNORE_INDEX, soft_capped
 
 __all__ = ["merged_linear"]  # torch has none; the fused one is its matrix product
 
@@ -54,9 +54,10 @@ def linear_cross_entropy(
     weight: Float[Tensor, "V C"],
     targets: Int[Tensor, "N"],
     ignore_index: int = IGNORE_INDEX,
+    softcap: float | None = None,
 ) -> Float[Tensor, ""]:
-    """`cross_entropy` of the logits hidden · weightᵀ, in float32 or wider."""
-    logits = hidden @ weight.T
+    """`cross_entropy` of the logits hidden · weightᵀ, soft-capped, in float32 or wider."""
+    logits = soft_capped(hidden @ weight.T, softcap)
     return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, ignore_index)
 
 

@@ -8,7 +8,7 @@ Level 1: transformers' `gradient_checkpointing_enable`. Level 3 has none: its mo
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -23,11 +23,28 @@ def run_checkpointed(
     """`block(x, shared)` without keeping its activations."""
     if not x.requires_grad:  # from frozen embeddings: autograd would not record the block
         x = x.detach().requires_grad_()
-    y, *router_logits = _Checkpoint.apply(x, block, shared)
-    if router_logits:  # the balancing loss is derived through them
-        routings: Any = shared.routings
-        routings[-1] = replace(routings[-1], logits=router_logits[0])
+    side = _side_outputs(shared)
+    y, *added = _Checkpoint.apply(x, block, side)
+    for routing in side.routings or []:  # derivatives go through what `apply` returned
+        cast(Any, shared.routings).append(replace(routing, logits=added.pop(0)))
+    if shared.indexer_losses is not None:
+        shared.indexer_losses.extend(added)
     return y
+
+
+def _side_outputs(shared: SharedInputs) -> SharedInputs:
+    """The same inputs, with lists of their own for what a block adds to the loss: router logits and indexer losses."""
+    routings, losses = shared.routings, shared.indexer_losses
+    return replace(
+        shared,
+        routings=None if routings is None else [],
+        indexer_losses=None if losses is None else [],
+    )
+
+
+def _outputs(y: Tensor, side: SharedInputs) -> tuple[Tensor, ...]:
+    """All that a block has computed."""
+    return y, *(routing.logits for routing in side.routings or []), *(side.indexer_losses or [])
 
 
 class _Checkpoint(torch.autograd.Function):
@@ -38,23 +55,19 @@ class _Checkpoint(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.block, ctx.shared = block, shared
         ctx.generator_state = shared.generator.get_state() if shared.generator is not None else None
-        before = len(shared.routings or [])
-        y = block(x, shared)
-        return y, *(routing.logits for routing in (shared.routings or [])[before:])
+        return _outputs(block(x, shared), shared)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         x = ctx.saved_tensors[0].detach().requires_grad_()
-        routings: list[Any] | None = None if ctx.shared.routings is None else []
-        shared = replace(ctx.shared, routings=routings)
-        generator = shared.generator
+        shared = _side_outputs(ctx.shared)
+        generator: Any = shared.generator
         state_after_forward = generator.get_state() if generator is not None else None
         if generator is not None:
             generator.set_state(ctx.generator_state)
         with torch.enable_grad():
-            y = ctx.block(x, shared)
+            outputs = _outputs(ctx.block(x, shared), shared)
         if generator is not None:
             generator.set_state(state_after_forward)
-        # Adds to the gradients of the block's parameters.
-        torch.autograd.backward([y, *(routing.logits for routing in routings or [])], list(gradients))
+        torch.autograd.backward(outputs, list(gradients))  # adds to the gradients of the block's parameters
         return x.grad, None, None

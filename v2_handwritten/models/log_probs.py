@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from v2_handwritten.kernels import kernel
+from v2_handwritten.models.blocks.cross_entropy import soft_capped
 from v2_handwritten.models.packing import packed_hidden_states
 from v2_handwritten.models.transformer import Transformer
 
@@ -34,9 +35,10 @@ def linear_log_probs(
     weight: Float[Tensor, "V C"],
     ids: Int[Tensor, "N"],
     temperature: float = 1.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, "N"]:
-    """`selected_log_probs` of the logits hidden · weightᵀ."""
-    return selected_log_probs(hidden @ weight.T, ids, temperature)
+    """`selected_log_probs` of the logits hidden · weightᵀ, soft-capped."""
+    return selected_log_probs(soft_capped(hidden @ weight.T, softcap), ids, temperature)
 
 
 def completion_log_probs(
@@ -56,7 +58,11 @@ def completion_log_probs(
     hidden = packed_hidden_states(model, input_ids, attention_mask, logits_to_keep=before)
     dtype = model.compute_dtype or model.lm_head.weight.dtype
     log_probs = kernel(model.kernels, linear_log_probs)(
-        hidden.to(dtype), model.lm_head.weight.to(dtype), input_ids[:, 1:][counted], temperature
+        hidden.to(dtype),
+        model.lm_head.weight.to(dtype),
+        input_ids[:, 1:][counted],
+        temperature,
+        model.config.final_logit_softcapping,
     )
     return torch.zeros_like(counted, dtype=log_probs.dtype).masked_scatter(counted, log_probs)
 

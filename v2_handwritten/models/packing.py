@@ -40,12 +40,12 @@ class Packing:
         """Documents that share nothing."""
         return cls(document_ids)
 
-    def same_text(self) -> Bool[Tensor, "B T T"]:
-        """Whether the key (last axis) is part of the text that the query continues, seen from the query."""
-        same = self.document_ids.unsqueeze(-1) == self.document_ids.unsqueeze(-2)
+    def same_text(self, queries: slice = slice(None)) -> Bool[Tensor, "B t T"]:
+        """Whether the key (last axis) is part of the text that the query continues, seen from these queries."""
+        same = self.document_ids[:, queries, None] == self.document_ids.unsqueeze(-2)
         if self.branch_ids is not None:  # in the shared prefix, or in the query's branch
             keys = self.branch_ids.unsqueeze(-2)
-            same &= (keys == 0) | (self.branch_ids.unsqueeze(-1) == keys)
+            same &= (keys == 0) | (self.branch_ids[:, queries, None] == keys)
         return same
 
     def positions(self) -> Int[Tensor, "B T"]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.rope import rotary_frequencies
+from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.inference.decoder_weights import fuse_weights
@@ -187,9 +187,9 @@ def _rotation_table(config: ModelConfig, length: int, like: dict[str, Any]) -> F
     x · cos + other half · (-sin, sin) rotates the pairs (i, i + D/2); values are left alone by a cosine of 1, a sine of 0.
     """
     positions = np.arange(length)
-    cos, sin = (
-        part[0] for part in rotary_tables(rotary_frequencies(config), positions[None], like["dtype"].type)
-    )
+    scale = rotary_scale(config)
+    tables = rotary_tables(rotary_frequencies(config), positions[None], like["dtype"].type, scale)
+    cos, sin = (part[0] for part in tables)
     cos, sin = np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)  # [P, D]
     K, G = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     cos_of_group = [cos] * (G + 1) + [np.ones_like(cos)]

@@ -60,7 +60,7 @@ def generate(
     """
     stop_ids = end_ids(model.config.eos_token_id if eos_token_id is None else eos_token_id)
     rows = prompt_ids(prompts, stop_ids, model.config.vocab_size)
-    limits = new_token_limits(rows, max_new_tokens, model.config.max_position_embeddings)
+    limits = new_token_limits(rows, max_new_tokens, model.config.max_length)
     check_seed(seed)
     if temperature != 0:
         check_sampling(temperature, top_k, top_p)
@@ -121,15 +121,17 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
     B, T = input_ids.shape
     repeated = len(prompts) > B
     cache = KVCache(model.config, B, T if repeated else T + max_new_tokens, weight.dtype)
+    # Dynamic frequencies depend on the length, so that the whole prompt needs the same ones.
+    chunk = T if model.config.has_dynamic_rope else PREFILL_CHUNK
     with no_grad():
-        for begin in range(0, T, PREFILL_CHUNK):
-            end = min(begin + PREFILL_CHUNK, T)
+        for begin in range(0, T, chunk):
+            end = min(begin + chunk, T)
             ids = input_ids[:, begin:end]
             keep = np.zeros_like(ids, bool)
             keep[:, -1] = True
             padding = _padded_inputs(starts, begin, end)
             last = model.hidden_states(ids, cache=cache, logits_to_keep=keep, **padding)
-        logits = model.lm_head(last).data
+        logits = model.logits(last).data
     if repeated:
         number = {prompt: row for row, prompt in enumerate(distinct)}
         rows = np.array([number[tuple(prompt)] for prompt in prompts])
@@ -142,9 +144,7 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
     while True:  # the ordinary forward pass of one token
         inputs = _padded_inputs(starts, cache.length, cache.length + 1)
         if inputs:  # a row that has stopped goes on with the others, to positions that the model may not have
-            inputs["position_ids"] = np.minimum(
-                inputs["position_ids"], model.config.max_position_embeddings - 1
-            )
+            inputs["position_ids"] = np.minimum(inputs["position_ids"], model.config.max_length - 1)
         with no_grad():
             logits = model(chosen[:, None], cache=cache, **inputs).data[:, -1]
         chosen = yield logits
@@ -153,7 +153,7 @@ def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: 
 def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:
     """The ordinary forward pass over everything, for each token again: slow, and what the cache is tested against."""
     rows = [list(prompt) for prompt in prompts]
-    positions = model.config.max_position_embeddings
+    positions = model.config.max_length
     while True:
         input_ids, starts = pad_left([row[:positions] for row in rows])
         with no_grad():

@@ -43,11 +43,12 @@ class KVCache:
         self.max_length = max_length
         self.length = 0
 
-    def update(self, layer: int, *new: Float[Array, "B K T D"]) -> tuple[Float[Array, "B K S D"], ...]:
+    def update(self, layer: int, *new: Float[Array, "B _ T _"]) -> tuple[Float[Array, "B _ S _"], ...]:
         """Append the states of T new positions (keys already rotated, values); return those of all S positions so far."""
         start, end = self.length, self.length + new[0].shape[2]
         assert end <= self.max_length, f"the cache holds {self.max_length} positions, {end} are needed"
-        states = [state for group in self.states for state in group[layer]]
+        # A layer without an indexer has no key of one.
+        states = [state for group in self.states for state in group[layer]][: len(new)]
         for state, x in zip(states, new, strict=True):
             state[:, :, start:end] = x
         if layer == len(self.states[0]) - 1:

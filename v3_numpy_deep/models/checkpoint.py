@@ -111,7 +111,7 @@ def _tensors(model: CausalModel, folder: Path) -> Iterator[tuple[str, Array]]:
         if index:  # an expert's matrix of the layer's array
             whole = np.empty(shapes[name], array.dtype)
             for piece in pieces:
-                whole[piece.index] = read_tensor(piece.path, piece.name)
+                whole[piece.part] = read_tensor(piece.path, piece.name)
             array = whole
         yield name, array
 

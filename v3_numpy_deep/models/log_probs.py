@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.autograd.kernels import kernel
+from v3_numpy_deep.models.blocks.cross_entropy import soft_capped
 from v3_numpy_deep.models.packing import packed_hidden_states
 from v3_numpy_deep.models.sharding import rows_in_threads
 from v3_numpy_deep.models.transformer import Transformer
@@ -29,10 +30,14 @@ def selected_log_probs(
 
 
 def linear_log_probs(
-    hidden: Float[Tensor, "N C"], weight: Float[Tensor, "V C"], ids: Int[Array, "N"], temperature: float = 1.0
+    hidden: Float[Tensor, "N C"],
+    weight: Float[Tensor, "V C"],
+    ids: Int[Array, "N"],
+    temperature: float = 1.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, "N"]:
-    """`selected_log_probs` of the logits hidden · weightᵀ."""
-    return selected_log_probs(hidden @ ops.transpose(weight), ids, temperature)
+    """`selected_log_probs` of the logits hidden · weightᵀ, soft-capped."""
+    return selected_log_probs(soft_capped(hidden @ ops.transpose(weight), softcap), ids, temperature)
 
 
 @rows_in_threads
@@ -52,7 +57,11 @@ def completion_log_probs(
     before = np.pad(counted, ((0, 0), (0, 1)))  # one place before each token
     hidden = packed_hidden_states(model, input_ids, attention_mask, logits_to_keep=before)
     log_probs = kernel(model.kernels, linear_log_probs)(
-        hidden, model.lm_head.weight, input_ids[:, 1:][counted], temperature
+        hidden,
+        model.lm_head.weight,
+        input_ids[:, 1:][counted],
+        temperature,
+        model.config.final_logit_softcapping,
     )
     return ops.scatter(log_probs, counted)
 

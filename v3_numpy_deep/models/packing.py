@@ -46,12 +46,12 @@ class Packing:
         """Some rows and columns; the columns must be of whole documents."""
         return Packing(self.document_ids[part], None if self.branch_ids is None else self.branch_ids[part])
 
-    def same_text(self) -> Bool[Array, "B T T"]:
-        """Whether the key (last axis) is part of the text that the query continues, seen from the query."""
-        same = self.document_ids[:, :, None] == self.document_ids[:, None]
+    def same_text(self, queries: slice = slice(None)) -> Bool[Array, "B t T"]:
+        """Whether the key (last axis) is part of the text that the query continues, seen from these queries."""
+        same = self.document_ids[:, queries, None] == self.document_ids[:, None]
         if self.branch_ids is not None:  # in the shared prefix, or in the query's branch
             keys = self.branch_ids[:, None]
-            same &= (keys == 0) | (self.branch_ids[:, :, None] == keys)
+            same &= (keys == 0) | (self.branch_ids[:, queries, None] == keys)
         return same
 
     def positions(self) -> Int[Array, "B T"]:

@@ -13,7 +13,8 @@ Level 1 builds those library classes. Level 2: the same classes over torch, with
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,62 +23,22 @@ from jaxtyping import Bool, Float, Int
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import initial_weights
-from shared_data.model_files.rope import rotary_frequencies
+from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
 from v3_numpy_deep.autograd.kernels import KERNELS, kernel
 from v3_numpy_deep.autograd.memory import keep_freed_memory
-from v3_numpy_deep.models.blocks.attention import Cache, Gpt2Attention, LlamaAttention, SharedInputs
+from v3_numpy_deep.models.blocks.attention import Cache, SharedInputs
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
-from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy, soft_capped
 from v3_numpy_deep.models.blocks.dropout import dropout
 from v3_numpy_deep.models.blocks.embeddings import PositionEmbedding, TokenEmbedding
-from v3_numpy_deep.models.blocks.feed_forward import Gpt2FeedForward, LlamaFeedForward
 from v3_numpy_deep.models.blocks.linear import Linear
-from v3_numpy_deep.models.blocks.mixture_of_experts import MixtureOfExperts, Routing, load_balancing_loss
-from v3_numpy_deep.models.blocks.normalization import LayerNorm, RMSNorm
+from v3_numpy_deep.models.blocks.mixture_of_experts import Routing, load_balancing_loss
+from v3_numpy_deep.models.blocks.normalization import LayerNorm
 from v3_numpy_deep.models.blocks.rope import rotary_tables
+from v3_numpy_deep.models.blocks.transformer_block import Gpt2Block, LlamaBlock, residual_norm
 from v3_numpy_deep.models.packing import Packing
 from v3_numpy_deep.models.sharding import loss_in_threads
-
-
-class Gpt2Block(Module):
-    """Attention and feed-forward layer of GPT-2, each behind a LayerNorm."""
-
-    def __init__(self, config: ModelConfig, layer_index: int) -> None:
-        super().__init__()
-        self.ln_1 = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.attn = Gpt2Attention(config, layer_index)
-        self.ln_2 = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.mlp = Gpt2FeedForward(config)
-        self.is_last = layer_index == config.num_hidden_layers - 1
-
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
-        """Add the outputs of both layers to the residual stream; the last block does so only where logits are wanted."""
-        keep = shared.logits_to_keep if self.is_last else None
-        y = self.attn(self.ln_1(x), shared, keep)
-        x = (x if keep is None else x[keep]) + y
-        return x + self.mlp(self.ln_2(x), shared.generator)
-
-
-class LlamaBlock(Module):
-    """Attention and feed-forward layer of Llama and its relatives, each behind an RMSNorm; the latter may be a mixture of experts."""
-
-    def __init__(self, config: ModelConfig, layer_index: int) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, layer_index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.is_sparse = config.is_sparse(layer_index)
-        self.mlp = MixtureOfExperts(config) if self.is_sparse else LlamaFeedForward(config)
-        self.is_last = layer_index == config.num_hidden_layers - 1
-
-    def forward(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> Float[Tensor, "*rows C"]:
-        """Add the outputs of both layers to the residual stream; the last block does so only where logits are wanted."""
-        keep = shared.logits_to_keep if self.is_last else None
-        y = self.self_attn(self.input_layernorm(x), shared, keep)
-        x = (x if keep is None else x[keep]) + y
-        normalized = self.post_attention_layernorm(x)
-        return x + (self.mlp(normalized, shared.routings) if self.is_sparse else self.mlp(normalized))
 
 
 class Gpt2Body(Module):
@@ -107,17 +68,22 @@ class LlamaBody(Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size)
+        scale = math.sqrt(config.hidden_size) if config.scale_embeddings else None
+        self.embed_tokens = TokenEmbedding(config.vocab_size, config.hidden_size, scale)
         self.layers = ModuleList(LlamaBlock(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.frequencies = rotary_frequencies(config)
+        self.norm = residual_norm(config)
+        self.config = config
+        self.frequencies, self.rotary_scale = rotary_frequencies(config), rotary_scale(config)
 
     def forward(
         self, input_ids: Int[Array, "B T"], position_ids: Int[Array, "#B T"], shared: SharedInputs
     ) -> Float[Tensor, "*rows C"]:
         """Final hidden states."""
         x = self.embed_tokens(input_ids)
-        shared.rotary = rotary_tables(self.frequencies, position_ids, x.dtype.type)
+        frequencies = self.frequencies
+        if self.config.has_dynamic_rope:
+            frequencies = rotary_frequencies(self.config, int(position_ids.max()) + 1)
+        shared.rotary = rotary_tables(frequencies, position_ids, x.dtype.type, self.rotary_scale)
         for block in self.layers:
             x = block(x, shared)
         return self.norm(x)
@@ -135,12 +101,11 @@ class CausalModel(Module):
         keep_freed_memory()  # a training step allocates what the step before has freed
         self.config = config
         self.dropout_generator = np.random.default_rng(0)
-        self.balances_experts = (
-            config.output_router_logits
-        )  # `loss` adds the load-balancing loss; the training engine sets it
-        self.expert_loads: Sequence[
-            Any
-        ] = []  # of the last training pass: tokens sent to each expert, by layer
+        # What `loss` adds; the training engine sets it. With a dense indexer, attention reads everything, and indexers learn from that.
+        self.balances_experts, self.trains_indexers = config.output_router_logits, False
+        self.dense_indexer = False
+        # Of the last training pass: tokens sent to each expert, by layer.
+        self.expert_loads: Any = []
         if config.model_type == "gpt2":
             self.transformer = Gpt2Body(config)
         else:
@@ -181,20 +146,21 @@ class CausalModel(Module):
         attention_mask: Int[Array, "B S"] | Bool[Array, "B S"] | None = None,
         logits_to_keep: Bool[Array, "B T"] | None = None,
         routings: list[Routing] | None = None,
+        indexer_losses: list[Tensor] | None = None,
     ) -> Float[Tensor, "*rows C"]:
         """The residual stream after the last norm, which the output matrix reads. Arguments as of `Transformer.forward`.
 
         With `logits_to_keep`, only the states at these positions, as rows [N, C]: the last block computes no other. Each layer
-        of experts adds its routing to `routings`.
+        of experts adds its routing to `routings`, each indexer what it has to learn to `indexer_losses`.
         """
         T = input_ids.shape[1]
         past = 0 if cache is None else cache.length
         tokens = past + T
         if attention_mask is not None and position_ids is not None:  # padding takes no position
             tokens = int(position_ids.max()) + 1
-        if tokens > self.config.max_position_embeddings:
+        if tokens > self.config.max_length:
             raise UserError(
-                f"{tokens} tokens are more than the model's {self.config.max_position_embeddings} positions; shorten the "
+                f"{tokens} tokens are more than the model's {self.config.max_length} positions; shorten the "
                 "text or use a model with a larger max_position_embeddings"
             )
         if position_ids is None:
@@ -205,6 +171,8 @@ class CausalModel(Module):
             generator=self.dropout_generator if self.training else None,
             logits_to_keep=logits_to_keep,
             routings=routings,
+            indexer_losses=indexer_losses,
+            dense_indexer=self.dense_indexer and self.training,
         )
         return self.body(input_ids, position_ids, shared)
 
@@ -242,7 +210,11 @@ class Transformer(CausalModel):
         `cache`: the tokens follow those it holds, S = cached + T. `attention_mask`: 0 marks padding among the S keys.
         Raises `UserError` when the sequence is longer than the model's positions.
         """
-        return self.lm_head(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
+        return self.logits(self.hidden_states(input_ids, position_ids, packing, cache, attention_mask))
+
+    def logits(self, hidden: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows V"]:
+        """What the output matrix reads from hidden states; soft-capped where the configuration says so."""
+        return soft_capped(self.lm_head(hidden), self.config.final_logit_softcapping)
 
     @loss_in_threads
     def loss(
@@ -254,16 +226,23 @@ class Transformer(CausalModel):
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats. labels[t] is the token that follows input_ids[t]; -100 does not count.
 
-        In training mode, and where `balances_experts` is set, with the load-balancing loss, as transformers adds it.
+        In training mode, with the load-balancing loss where `balances_experts` is set, and the indexers' loss where `trains_indexers` is.
         """
         counted = labels != IGNORE_INDEX
         routings: list[Routing] | None = [] if self.training and self.config.num_local_experts else None
+        indexer_losses: list[Tensor] | None = [] if self.training and self.trains_indexers else None
         balanced = routings is not None and self.balances_experts
         keep = None if balanced or counted.all() else counted  # experts are balanced over all tokens
-        hidden = self.hidden_states(input_ids, position_ids, packing, logits_to_keep=keep, routings=routings)
+        hidden = self.hidden_states(
+            input_ids, position_ids, packing, None, None, keep, routings, indexer_losses
+        )
         rows = hidden.reshape(-1, hidden.shape[-1])
         targets = labels.reshape(-1) if keep is None else labels[keep]
-        loss = kernel(self.kernels, linear_cross_entropy)(rows, self.lm_head.weight, targets)
+        loss = kernel(self.kernels, linear_cross_entropy)(
+            rows, self.lm_head.weight, targets, IGNORE_INDEX, self.config.final_logit_softcapping
+        )
+        if indexer_losses:
+            loss = loss + sum(indexer_losses) / len(indexer_losses)
         return loss if routings is None else self._with_balance(loss, routings)
 
     def _with_balance(self, loss: Float[Tensor, ""], routings: list[Routing]) -> Float[Tensor, ""]:

@@ -9,13 +9,11 @@ Settings have the names of `TrainingArguments`, so most are passed as they are.
 import math
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from shared_data.device import resolve_device
 from shared_data.errors import UserError
@@ -60,15 +58,18 @@ def last_checkpoint(arguments: TrainingArguments) -> str | None:
     return max(map(str, whole), key=lambda name: int(name.rpartition("-")[2]), default=None)
 
 
-@contextmanager
-def balanced_experts(model: PreTrainedModel) -> Iterator[None]:
-    """The library adds its load-balancing loss here; not in the saved model, where it would stop batched generation (transformers 5.23)."""
-    has_experts = hasattr(model.config, "router_aux_loss_coef")
-    if has_experts:
-        model.config.output_router_logits = True
-    yield
-    if has_experts:
-        model.config.output_router_logits = False
+def train_and_evaluate(trainer: Trainer) -> None:
+    """Train from the last checkpoint, then evaluate. A mixture of experts is balanced by the library's loss meanwhile.
+
+    Not in the saved model: there the library's loss would stop batched generation (transformers 5.23).
+    """
+    config = trainer.model.config
+    if hasattr(config, "router_aux_loss_coef"):
+        config.output_router_logits = True
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
+    trainer.evaluate()
+    if hasattr(config, "router_aux_loss_coef"):
+        config.output_router_logits = False
 
 
 def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:

@@ -1,8 +1,8 @@
 """Attention in tiles of queries that never look at the keys after them, nor at those of other documents, with its derivative.
 
 FlashAttention's idea (Dao et al. 2022) for a CPU: a tile of 128 queries and the window of keys they can see is one matrix product
-that stays in the cache, and the square of all scores is never formed. Derivation: models/blocks/attention.md. Long rows, sparse
-patterns and variants of the softmax are left to flash_attention.py, which cuts the keys too and keeps no weights.
+that stays in the cache, and the square of all scores is never formed. Derivation: models/blocks/attention.md. Sparse patterns, variants of
+the softmax, and rows so long that the keys must be cut too are left to flash_attention.py.
 
 Level 3: the same over NumPy.
 
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from v2_handwritten.kernels.fused.attention_tiles import (
+    QUERY_TILE,
     Tile,
     by_position,
     keys_of,
@@ -26,10 +27,12 @@ from v2_handwritten.kernels.fused.attention_tiles import (
     queries_of,
 )
 from v2_handwritten.kernels.fused.flash_attention import flash_attention
+from v2_handwritten.kernels.triton import triton_attention
 from v2_handwritten.models.blocks import attention as plain
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 
-_KEEP_WEIGHTS = 2**26  # a layer with more attention weights keeps none of them for the backward pass
+_KEEP_WEIGHTS = 2**26  # a layer with more attention weights computes them again in the backward pass
+_TILE_WEIGHTS = 2**26  # with more in a single tile, the keys must be cut too
 _LOG2_E = math.log2(math.e)
 
 
@@ -48,8 +51,11 @@ def causal_attention(
     mask = mask or AttentionMask(T, k.shape[2], q.device)
     if dropout_p > 0:
         return plain.causal_attention(q, k, v, mask, dropout_p, generator, sinks, softcap)
+    if (on_gpu := triton_attention(q, v, mask)) is not None:
+        return on_gpu(q, k, v, mask, sinks, softcap)
     ordinary = mask.pattern.is_full and sinks is None and softcap is None and v.shape[-1] == D
-    if not ordinary or B * H * T * k.shape[2] > _KEEP_WEIGHTS:
+    rows = B if mask.packing is None else 1  # in a tile
+    if not ordinary or rows * H * min(T, QUERY_TILE) * k.shape[2] > _TILE_WEIGHTS:
         return flash_attention(q, k, v, mask, sinks, softcap)
     if "windows" not in mask.plans:  # the first block plans for all
         mask.plans["windows"] = plan_windows(mask)
@@ -73,11 +79,11 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[Tile], partial: bool) -> Tensor:
         B, H, T, D = q.shape
-        K = k.shape[1]
+        K, S = k.shape[1:3]
         queries = q.reshape(B, K, H // K, T, D)
         allocate = q.new_zeros if partial else q.new_empty
         output = allocate(B, T, K, H // K, D)  # in the order that the next projection reads
-        keep = any(ctx.needs_input_grad)
+        keep = any(ctx.needs_input_grad) and B * H * T * S <= _KEEP_WEIGHTS
         kept = []
         for tile in tiles:
             E, inverse_sum = _exponentials(queries, k, tile)
@@ -98,7 +104,7 @@ class _CausalAttention(torch.autograd.Function):
         d_k, d_v = k.new_zeros(k.shape), v.new_zeros(v.shape)
         delta = (d_output * output).sum(-1, keepdim=True)  # [B, T, K, G, 1]
         for index, tile in enumerate(ctx.tiles):
-            E, inverse_sum = kept[2 * index : 2 * index + 2]
+            E, inverse_sum = kept[2 * index : 2 * index + 2] or _exponentials(queries, k, tile)
             a = queries_of(d_output.permute(0, 2, 3, 1, 4), tile) * inverse_sum
             a_delta = queries_of(delta.permute(0, 2, 3, 1, 4), tile) * inverse_sum
             keys_of(d_v, tile).baddbmm_(E.transpose(1, 2), a)

@@ -3,7 +3,9 @@
 `plan_windows`: each query in one tile, with all the keys it can see. `plan_pieces`: windows cut among the keys too, and the tiles of
 sparse patterns, where a query is in several. Both are made once for a mask. Theory: attention.md, flash_attention.md.
 
-Level 3: in its fused attention.
+Level 3: autograd/fused/attention_tiles.py, for its one kernel.
+
+    plan_pieces(AttentionMask(T, T).of(AttentionPattern("sliding_attention", 512)))
 """
 
 import itertools
@@ -14,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shared_data.attention.patterns import tiles_of_text
+from shared_data.attention.patterns import cut, tiles_of_text
 from v2_handwritten.models.blocks.attention_mask import MASKED, AttentionMask
 from v2_handwritten.models.packing import Packing
 
 QUERY_TILE = 128  # queries in a tile
-KEY_TILE = 1024  # keys in a tile of the flash kernel
+KEY_TILE = 2048  # keys in a tile of the flash kernel
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _document_windows(packing: Packing) -> list[Tile]:
     tiles = []
     for row, begin, end in _documents(packing):
         fork = end if branch_ids is None else begin + int((branch_ids[row, begin:end] == 0).sum())
-        for start, stop in [*_cut(begin, fork), *_cut(fork, end)]:
+        for start, stop in [*cut(begin, fork, QUERY_TILE), *cut(fork, end, QUERY_TILE)]:
             hidden = triangle[:, : stop - start, : stop - start]
             if branch_ids is not None and start >= fork:
                 branches = Packing(document_ids[row, fork:stop], branch_ids[row, fork:stop])
@@ -96,14 +98,13 @@ def _document_windows(packing: Packing) -> list[Tile]:
     return tiles
 
 
-def _cut(begin: int, end: int, size: int = QUERY_TILE) -> list[tuple[int, int]]:
-    """Pieces of `size` positions, but the last of up to half as many more: fewer, larger products."""
-    starts = [begin, *range(begin + size, end - size // 2, size)]
-    return list(itertools.pairwise([*starts, end])) if begin < end else []
+def plan_pieces(mask: AttentionMask) -> list[list[Tile]]:
+    """Tiles of at most about `QUERY_TILE` queries and `KEY_TILE` keys, whatever the mask; those of the same queries together."""
+    groups = itertools.groupby(_pieces(mask), key=lambda tile: (tile.rows, tile.queries))
+    return [list(group) for _, group in groups]
 
 
-def plan_pieces(mask: AttentionMask) -> list[Tile]:
-    """Tiles of at most about `QUERY_TILE` queries and `KEY_TILE` keys, whatever the mask; empty ones are left out."""
+def _pieces(mask: AttentionMask) -> list[Tile]:
     packing = mask.packing
     if packing is None and mask.attention_mask is None:
         return _text_pieces(mask, [(slice(None), 0, mask.S)])
@@ -112,7 +113,7 @@ def plan_pieces(mask: AttentionMask) -> list[Tile]:
     if packing.branch_ids is None:
         return _text_pieces(mask, _documents(packing))
     if mask.pattern.is_full:
-        return [piece for window in _document_windows(packing) for piece in _pieces(window)]
+        return [piece for window in _document_windows(packing) for piece in _cut_window(window)]
     return _dense_pieces(mask)
 
 
@@ -124,7 +125,8 @@ def _text_pieces(mask: AttentionMask, texts: Sequence | Iterator) -> list[Tile]:
         past = mask.S - mask.T
         for queries, keys, hidden in tiles_of_text(mask.pattern, begin, end, past, QUERY_TILE, KEY_TILE):
             if hidden is not None and id(hidden) not in additive:
-                additive[id(hidden)] = _additive(torch.tensor(hidden, device=mask.device)).unsqueeze(0)
+                edge = hidden[:, hidden.any(axis=0).argmax() :]  # from the first key that a query may not see
+                additive[id(hidden)] = _additive(torch.tensor(edge, device=mask.device)).unsqueeze(0)
             tiles.append(Tile(rows, queries, keys, None if hidden is None else additive[id(hidden)]))
     return tiles
 
@@ -133,30 +135,29 @@ def _additive(hidden: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, MASKED)
 
 
-def _pieces(window: Tile) -> Iterator[Tile]:
+def _cut_window(window: Tile) -> Iterator[Tile]:
     """A window cut among its keys: those before the masked ones, which nothing hides, and these."""
     assert window.mask is not None, "the end of a window is masked"
     masked = window.keys.stop - window.mask.shape[-1]
-    for left, right in _cut(window.keys.start, masked, KEY_TILE):
+    for left, right in cut(window.keys.start, masked, KEY_TILE):
         yield Tile(window.rows, window.queries, slice(left, right), None)
-    for left, right in _cut(masked, window.keys.stop, KEY_TILE):
+    for left, right in cut(masked, window.keys.stop, KEY_TILE):
         part = window.mask[..., left - masked : right - masked]
         yield Tile(window.rows, window.queries, slice(left, right), part)
 
 
 def _dense_pieces(mask: AttentionMask) -> list[Tile]:
-    """Any mask as a whole, in blocks of which the empty ones are skipped: T · S booleans, and a GPU waits once for them."""
-    allowed = mask.allowed()
-    starts = itertools.product(range(0, mask.T, QUERY_TILE), range(0, mask.S, KEY_TILE // 2))
-    blocks = [(slice(t, t + QUERY_TILE), slice(s, s + KEY_TILE // 2)) for t, s in starts]
-    held = torch.stack(
-        [torch.stack((part.any(), part.all())) for part in (allowed[:, t, s] for t, s in blocks)]
-    )
-    return [
-        Tile(slice(None), t, s, None if every else _additive(~allowed[:, t, s]))
-        for (t, s), (some, every) in zip(blocks, held.tolist(), strict=True)
-        if some
-    ]
+    """Any mask, a few queries at a time, in blocks of keys of which the empty ones are skipped; a GPU waits for each to be known."""
+    tiles = []
+    for start in range(0, mask.T, QUERY_TILE):
+        queries = slice(start, min(start + QUERY_TILE, mask.T))
+        hidden = ~mask.allowed(queries)
+        for left, right in cut(0, mask.S, KEY_TILE // 4):
+            part = hidden[:, :, left:right]
+            if not part.all():
+                additive = _additive(part) if part.any() else None
+                tiles.append(Tile(slice(None), queries, slice(left, right), additive))
+    return tiles
 
 
 def partial_tiles(tiles: Sequence[Tile], wanted: Bool[Tensor, "B T"]) -> list[Tile]:

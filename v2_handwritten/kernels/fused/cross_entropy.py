@@ -23,11 +23,12 @@ def linear_cross_entropy(
     weight: Float[Tensor, "V C"],
     targets: Int[Tensor, "N"],
     ignore_index: int = IGNORE_INDEX,
+    softcap: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the logits hidden · weightᵀ, a few rows at a time, with both gradients computed on the way."""
+    """Cross-entropy of the logits hidden · weightᵀ, soft-capped, a few rows at a time, with both gradients computed on the way."""
     if not torch.is_grad_enabled():  # a Function's needs_input_grad is true of a parameter even then
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, softcap)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,7 +38,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, softcap: float | None
+    ) -> Tensor:
         ctx.count = (targets != ignore_index).sum().clamp(min=1)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         gradients = any(ctx.needs_input_grad)
@@ -48,7 +51,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
             logits = (hidden[chunk] @ weight.T).to(wide)
+            slope = None if softcap is None else cap_logits(logits, softcap)
             loss += _loss_and_gradient(logits, targets[chunk], ignore_index)
+            if slope is not None:
+                logits.mul_(slope)
             if d_hidden is not None:
                 d_logits = logits.to(weight.dtype)
                 torch.mm(d_logits, weight, out=d_hidden[chunk])
@@ -62,11 +68,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss / ctx.count
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         scale = d_loss / ctx.count
         d_weight = None if d_weight is None else (d_weight * scale).to(d_hidden.dtype)
-        return d_hidden * scale.to(d_hidden.dtype), d_weight, None, None
+        return d_hidden * scale.to(d_hidden.dtype), d_weight, None, None, None
+
+
+def cap_logits(logits: Float[Tensor, "n V"], softcap: float) -> Float[Tensor, "n V"]:
+    """Logits become c tanh(z/c), in place; returns the slope, 1 - tanh²(z/c)."""
+    logits.div_(softcap).tanh_()
+    slope = (logits * logits).neg_().add_(1)
+    logits.mul_(softcap)
+    return slope
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:

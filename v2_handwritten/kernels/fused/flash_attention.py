@@ -47,10 +47,10 @@ def flash_attention(
     """`causal_attention` of models/blocks/attention.py, without dropout. 0 for queries without keys, or not in `mask.queries`."""
     if "pieces" not in mask.plans:  # the first block plans for all
         mask.plans["pieces"] = plan_pieces(mask)
-    tiles = mask.plans["pieces"]
+    groups = mask.plans["pieces"]
     if mask.queries is not None and not q.is_cuda:  # a GPU does not wait for their number
-        tiles = partial_tiles(tiles, mask.queries)
-    return _FlashAttention.apply(q, k, v, sinks, tiles, softcap)
+        groups = [[tile] for group in groups for tile in partial_tiles(group, mask.queries)]
+    return _FlashAttention.apply(q, k, v, sinks, groups, softcap)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -73,13 +73,13 @@ class _FlashAttention(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         sinks: Tensor | None,
-        tiles: Sequence[Tile],
+        groups: Sequence[list[Tile]],
         softcap: float | None,
     ) -> Tensor:
         B, H, T, D = q.shape
         K, G, Dv = k.shape[1], H // k.shape[1], v.shape[-1]
         wide = torch.promote_types(q.dtype, torch.float32)
-        queries, keys, values = q.reshape(B, K, G, T, D), k.to(wide).contiguous(), v.to(wide).contiguous()
+        queries = q.reshape(B, K, G, T, D)
         output = q.new_zeros(B, T, K, G, Dv, dtype=wide)
         largest = torch.full_like(output[..., :1], _NOTHING_YET)
         total = torch.zeros_like(largest)
@@ -87,20 +87,22 @@ class _FlashAttention(torch.autograd.Function):
             largest.copy_(sinks.view(K, G, 1) * _LOG2_E)
             total.fill_(1)
         running = [x.permute(0, 2, 3, 1, 4) for x in (largest, total, output)]
-        for tile in tiles:
-            scores, _ = _scores(queries, keys, tile, softcap)
-            m, z, o = (queries_of(x, tile) for x in running)
-            new_m = torch.maximum(m, scores.amax(-1, keepdim=True))
-            shrink = torch.exp2(m - new_m)
-            weights = scores.sub_(new_m).exp2_()
-            z = (z * shrink).add_(weights.sum(-1, keepdim=True))
-            o = torch.baddbmm(o * shrink, weights, keys_of(values, tile))
-            for x, rows in ((largest, new_m), (total, z), (output, o)):
-                x[tile.rows, tile.queries] = by_position(rows, K, G)
+        for group in groups:
+            rows = queries_of(queries, group[0]).to(wide)
+            m, z, o = (queries_of(x, group[0]) for x in running)
+            for tile in group:
+                scores, _ = _scores(rows, k, tile, softcap)
+                new_m = torch.maximum(m, scores.amax(-1, keepdim=True))
+                weights, shrink = scores.sub_(new_m).exp2_(), m.sub(new_m).exp2_()
+                z = (z * shrink).add_(weights.sum(-1, keepdim=True))
+                o = torch.baddbmm(o * shrink, weights, keys_of(v, tile).to(wide))
+                m = new_m
+            for x, part in ((largest, m), (total, z), (output, o)):
+                x[group[0].rows, group[0].queries] = by_position(part, K, G)
         total.masked_fill_(total == 0, 1)
         output.div_(total)
         ctx.save_for_backward(q, k, v, sinks, output, largest.add_(total.log2_()))
-        ctx.tiles, ctx.softcap = tiles, softcap
+        ctx.groups, ctx.softcap = groups, softcap
         return output.to(q.dtype).view(B, T, H, Dv).transpose(1, 2)
 
     @staticmethod
@@ -108,25 +110,29 @@ class _FlashAttention(torch.autograd.Function):
         q, k, v, sinks, output, log_sums = ctx.saved_tensors
         (B, H, T, D), K, wide = q.shape, k.shape[1], output.dtype
         G, scale = H // K, 1 / math.sqrt(D)
-        queries, keys, values = q.reshape(B, K, G, T, D), k.to(wide).contiguous(), v.to(wide).contiguous()
+        queries = q.reshape(B, K, G, T, D)
         d_output = d_output.transpose(1, 2).reshape(output.shape).to(wide)
         delta = (d_output * output).sum(-1, keepdim=True)
         d_q, d_k, d_v = (
             torch.zeros(B, T, K, G, D, dtype=wide, device=q.device),
-            torch.zeros_like(keys),
-            torch.zeros_like(values),
+            k.new_zeros(k.shape, dtype=wide),
+            v.new_zeros(v.shape, dtype=wide),
         )
         by_head = [x.permute(0, 2, 3, 1, 4) for x in (log_sums, delta, d_output)]
-        for tile in ctx.tiles:
-            scores, slope = _scores(queries, keys, tile, ctx.softcap)
-            L, row_delta, d_o = (queries_of(x, tile) for x in by_head)
-            P = scores.sub_(L).exp2_()
-            keys_of(d_v, tile).baddbmm_(P.transpose(1, 2), d_o)
-            d_S = torch.bmm(d_o, keys_of(values, tile).transpose(1, 2)).sub_(row_delta).mul_(P)
-            if slope is not None:
-                d_S.mul_(slope)
-            keys_of(d_k, tile).baddbmm_(d_S.transpose(1, 2), queries_of(queries, tile).to(wide))
-            d_q[tile.rows, tile.queries] += by_position(torch.bmm(d_S, keys_of(keys, tile)), K, G)
+        for group in ctx.groups:
+            rows = queries_of(queries, group[0]).to(wide)
+            L, row_delta, d_o = (queries_of(x, group[0]) for x in by_head)
+            d_rows = torch.zeros_like(rows)
+            for tile in group:
+                scores, slope = _scores(rows, k, tile, ctx.softcap)
+                P = scores.sub_(L).exp2_()
+                keys_of(d_v, tile).baddbmm_(P.transpose(1, 2), d_o)
+                d_S = torch.bmm(d_o, keys_of(v, tile).to(wide).transpose(1, 2)).sub_(row_delta).mul_(P)
+                if slope is not None:
+                    d_S.mul_(slope)
+                keys_of(d_k, tile).baddbmm_(d_S.transpose(1, 2), rows)
+                d_rows.baddbmm_(d_S, keys_of(k, tile).to(wide))
+            d_q[group[0].rows, group[0].queries] += by_position(d_rows, K, G)
         d_sinks = None
         if sinks is not None:
             P = torch.exp2(sinks.view(K, G, 1) * _LOG2_E - log_sums)
@@ -136,19 +142,19 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def _scores(
-    queries: Float[Tensor, "B K G T D"], keys: Float[Tensor, "B K S D"], tile: Tile, softcap: float | None
+    rows: Float[Tensor, "BK Gt D"], k: Float[Tensor, "B K S D"], tile: Tile, softcap: float | None
 ) -> tuple[Float[Tensor, "BK Gt n"], Float[Tensor, "BK Gt n"] | None]:
     """log₂e (q kᵀ / √D + mask) of a tile, and the derivative of the soft cap, where there is one."""
-    K, G, D = queries.shape[1], queries.shape[2], queries.shape[-1]
-    rows, columns = queries_of(queries, tile).to(keys.dtype), keys_of(keys, tile).transpose(1, 2)
+    columns = keys_of(k, tile).to(rows.dtype).transpose(1, 2)
     scores = rows.new_empty(*rows.shape[:2], columns.shape[2])
     factor = _LOG2_E if softcap is None else 1 / softcap
-    torch.baddbmm(scores, rows, columns, beta=0, alpha=factor / math.sqrt(D), out=scores)
+    torch.baddbmm(scores, rows, columns, beta=0, alpha=factor / math.sqrt(rows.shape[-1]), out=scores)
     slope = None
     if softcap is not None:  # c tanh(s/c), whose derivative is 1 - tanh²
         slope = 1 - scores.tanh_().square()
         scores.mul_(softcap * _LOG2_E)
     if tile.mask is not None:
-        per_query = scores.view(-1, K, G, rows.shape[1] // G, scores.shape[-1])
+        t, n = tile.mask.shape[-2], scores.shape[-1]
+        per_query = scores.view(-1, k.shape[1], scores.shape[1] // t, t, n)
         per_query[..., -tile.mask.shape[-1] :].add_(tile.mask[:, None, None])
     return scores, slope

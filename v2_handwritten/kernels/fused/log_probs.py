@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from v2_handwritten.kernels.fused.cross_entropy import cap_logits
+
 _CHUNK_ELEMENTS = 2**18  # logits in memory at a time; 1 MB of float32 stays in a core's cache
 
 
@@ -22,9 +24,10 @@ def linear_log_probs(
     weight: Float[Tensor, "V C"],
     ids: Int[Tensor, "N"],
     temperature: float = 1.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, "N"]:
-    """Log-probabilities under the logits hidden · weightᵀ, of which only a few rows are in memory at any time."""
-    return _LinearLogProbs.apply(hidden, weight, ids, temperature)
+    """Log-probabilities under the logits hidden · weightᵀ, soft-capped, of which only a few rows are in memory at any time."""
+    return _LinearLogProbs.apply(hidden, weight, ids, temperature, softcap)
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -32,29 +35,35 @@ class _LinearLogProbs(torch.autograd.Function):
     in the backward pass: so the logits are made there a second time, a few rows at a time."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, softcap: float | None
+    ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         found = torch.empty(ids.shape, dtype=wide, device=ids.device)
         normalizer = torch.empty_like(found)
         for chunk in _chunks(len(ids), len(weight), hidden.device):
             logits = (hidden[chunk] @ weight.T).to(wide)
+            if softcap is not None:
+                cap_logits(logits, softcap)
             found[chunk], normalizer[chunk] = _forward_rows(logits, ids[chunk], temperature)
         ctx.save_for_backward(hidden, weight, ids, normalizer)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.softcap = temperature, softcap
         return found
 
     @staticmethod
-    def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden, weight, ids, normalizer = ctx.saved_tensors
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=d_found.dtype)
         for chunk in _chunks(len(ids), len(weight), hidden.device):
             logits = (hidden[chunk] @ weight.T).to(d_found.dtype)
+            slope = None if ctx.softcap is None else cap_logits(logits, ctx.softcap)
             d_logits = _backward_rows(logits, ids[chunk], ctx.temperature, normalizer[chunk], d_found[chunk])
+            d_logits = d_logits if slope is None else d_logits.mul_(slope)
             d_logits = d_logits.to(weight.dtype)
             torch.mm(d_logits, weight, out=d_hidden[chunk])
             d_weight += d_logits.T @ hidden[chunk]
-        return d_hidden, d_weight.to(weight.dtype), None, None
+        return d_hidden, d_weight.to(weight.dtype), None, None, None
 
 
 def _chunks(N: int, V: int, device: torch.device) -> Iterator[slice]:

@@ -12,6 +12,7 @@ Level 3: the same over NumPy, one product for each expert.
     expert_mixture(x, weights, experts, gate_up_proj, down_proj)   # as models/blocks/mixture_of_experts.py
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from v2_handwritten.kernels.fused.feed_forward import row_chunks
 from v2_handwritten.models.blocks.mixture_of_experts import by_expert
 
 _MOST_FILLING = 1.15  # rows of a batch with those of zeros, over those without
+_MOST_ROWS = 1024  # of a batch of several experts: a product of so many uses all cores by itself
 
 
 def expert_mixture(
@@ -43,24 +45,39 @@ class _ExpertMixture(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weights: Tensor, experts: Tensor, gate_up_proj: Tensor, down_proj: Tensor
     ) -> Tensor:
-        rows = _Rows(experts, len(gate_up_proj))
-        weight = weights.new_zeros(rows.number, 1).index_copy_(0, rows.of_assignment, weights.view(-1, 1))
-        gate_up = rows.products(rows.spread(x), gate_up_proj.mT)
+        layout = _Layout(experts, len(gate_up_proj))
+        weight = layout.weights(weights)
+        gate_up = x.new_empty(layout.number, gate_up_proj.shape[1])
+        outputs = x.new_empty(layout.number, x.shape[1])
+        for batch in layout.batches:  # one after the other: what is made on the way stays in the cache
+            torch.bmm(layout.rows(x, batch), gate_up_proj[batch.experts].mT, out=batch.of(gate_up))
+            hidden = _weighted_swiglu(gate_up[batch.rows], weight[batch.rows])
+            torch.bmm(batch.split(hidden), down_proj[batch.experts].mT, out=batch.of(outputs))
         ctx.save_for_backward(x, weight, gate_up, gate_up_proj, down_proj)
-        ctx.rows = rows
-        return rows.added_up(rows.products(_weighted_swiglu(gate_up, weight), down_proj.mT))
+        ctx.layout = layout
+        return layout.added_up(outputs)
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gate_up, gate_up_proj, down_proj = ctx.saved_tensors
-        rows, needs = ctx.rows, ctx.needs_input_grad  # frozen experts cost no product
-        d_output = rows.spread(d_y)
-        hidden, d_gate_up, d_weight = _backward_swiglu(gate_up, weight, rows.products(d_output, down_proj))
-        d_x = rows.added_up(rows.products(d_gate_up, gate_up_proj)) if needs[0] else None
-        d_weights = d_weight[rows.of_assignment].view(rows.shape)
-        d_gate_up_proj = rows.products_by_expert(d_gate_up, rows.spread(x)) if needs[3] else None
-        d_down_proj = rows.products_by_expert(d_output, hidden) if needs[4] else None
-        return d_x, d_weights, None, d_gate_up_proj, d_down_proj
+        layout, frozen = ctx.layout, not any(ctx.needs_input_grad[3:])  # frozen experts cost no product
+        d_x, d_weight = x.new_empty(layout.number, x.shape[1]), torch.empty_like(weight)
+        d_gate_up_proj = None if frozen else torch.empty_like(gate_up_proj)
+        d_down_proj = None if frozen else torch.empty_like(down_proj)
+        for batch in layout.batches:
+            d_output = layout.rows(d_y, batch)
+            d_hidden = torch.bmm(d_output, down_proj[batch.experts]).flatten(0, 1)
+            swiglu = (gate_up[batch.rows], weight[batch.rows], d_hidden, d_weight[batch.rows])
+            hidden, d_gate_up = map(batch.split, _backward_swiglu(*swiglu))
+            torch.bmm(d_gate_up, gate_up_proj[batch.experts], out=batch.of(d_x))
+            if d_gate_up_proj is not None and d_down_proj is not None:
+                torch.bmm(d_gate_up.mT, layout.rows(x, batch), out=d_gate_up_proj[batch.experts])
+                torch.bmm(d_output.mT, hidden, out=d_down_proj[batch.experts])
+        for gradient in (d_gate_up_proj, d_down_proj):
+            if gradient is not None:
+                gradient[layout.idle] = 0
+        d_weights = d_weight[layout.of_assignment].view(layout.shape)
+        return layout.added_up(d_x), d_weights, None, d_gate_up_proj, d_down_proj
 
 
 class _Batch(NamedTuple):
@@ -70,73 +87,68 @@ class _Batch(NamedTuple):
     rows: slice
     height: int
 
+    def split(self, rows: Tensor) -> Tensor:
+        """The rows of this batch by expert: [experts, height, C]."""
+        return rows.view(-1, self.height, rows.shape[1])
+
     def of(self, rows: Tensor) -> Tensor:
-        """[rows, C] → [experts, height, C]"""
-        return rows[self.rows].view(-1, self.height, rows.shape[1])
+        """The part of all rows that belongs to this batch, by expert."""
+        return self.split(rows[self.rows])
 
 
-class _Rows:
+class _Layout:
     """A row for each assignment of a token to an expert, in the order of the experts, and rows of zeros between."""
 
     def __init__(self, experts: Tensor, num_experts: int) -> None:
         order, load = by_expert(experts, num_experts)
-        self.shape, self.num_experts, self.batches = experts.shape, num_experts, list(_batches(load))
+        self.shape, self.batches = experts.shape, list(_batches(load))
         self.number = self.batches[-1].rows.stop
-        heights = [0] * num_experts
-        for batch in self.batches:
-            heights[batch.experts] = [batch.height] * len(heights[batch.experts])
-        counts, filled = torch.tensor([load, heights], device=experts.device)
-        shift = (filled.cumsum(0) - filled) - (counts.cumsum(0) - counts)
-        place = torch.arange(len(order), device=order.device) + shift.repeat_interleave(counts)
+        self.idle = [expert for expert, tokens in enumerate(load) if not tokens]
+        place = torch.arange(len(order), device=order.device)
+        if self.number > len(order):
+            place += self._shift(load, order)[experts.flatten()[order]]
         self.of_assignment = torch.empty_like(order).index_copy_(0, order, place)
         self.token = order.new_full((self.number,), -1).index_copy_(0, place, order // experts.shape[1])
 
-    def spread(self, x: Tensor) -> Tensor:
-        """[N, C] → the rows; those between are zeros."""
-        rows = x[self.token]
-        return (
-            rows if self.number == len(self.of_assignment) else rows.masked_fill_(self.token[:, None] < 0, 0)
-        )
+    def _shift(self, load: Sequence[int], like: Tensor) -> Tensor:
+        """How many rows of zeros stand before each expert's rows [E]."""
+        first = [0] * len(load)
+        for batch in self.batches:
+            first[batch.experts] = range(batch.rows.start, batch.rows.stop, batch.height)
+        before = itertools.accumulate([0, *load])
+        return like.new_tensor([row - start for row, start in zip(first, before, strict=False)])
+
+    def weights(self, weights: Tensor) -> Tensor:
+        """The weight of each row [rows, 1]."""
+        return weights.new_zeros(self.number, 1).index_copy_(0, self.of_assignment, weights.reshape(-1, 1))
+
+    def rows(self, x: Tensor, batch: _Batch) -> Tensor:
+        """The tokens of a batch [experts, height, C]."""
+        token = self.token[batch.rows]
+        rows = x[token]
+        if self.number > len(self.of_assignment):
+            rows.masked_fill_(token[:, None] < 0, 0)
+        return batch.split(rows)
 
     def added_up(self, rows: Tensor) -> Tensor:
         """The sum of each token's k rows [N, C]; gathered, since on a GPU `index_add_` adds in an order of chance."""
         return rows[self.of_assignment].view(*self.shape, -1).sum(1)
 
-    def products(self, rows: Tensor, matrices: Tensor) -> Tensor:
-        """Each row times the matrix [A, B] of its expert."""
-        result = rows.new_empty(len(rows), matrices.shape[2])
-        for batch in self.batches:
-            torch.bmm(batch.of(rows), matrices[batch.experts], out=batch.of(result))
-        return result
-
-    def products_by_expert(self, a: Tensor, b: Tensor) -> Tensor:
-        """aᵀ b over the rows of each expert [E, A, B]; zero where there are none."""
-        result = a.new_empty(self.num_experts, a.shape[1], b.shape[1])
-        done = 0
-        for batch in self.batches:
-            result[done : batch.experts.start].zero_()
-            torch.bmm(batch.of(a).mT, batch.of(b), out=result[batch.experts])
-            done = batch.experts.stop
-        result[done:].zero_()
-        return result
-
 
 def _batches(load: Sequence[int]) -> Iterator[_Batch]:
     """Neighbouring experts together as long as this adds few rows of zeros; those without tokens in none."""
-    start, end = 0, 0  # of the experts of a batch
-    row = 0
+    row = start = 0
     while start < len(load):
-        if not load[start]:
-            start += 1
-            continue
-        end, height, total = start + 1, load[start], load[start]
-        while end < len(load):
-            higher = max(height, load[end])
-            if higher * (end + 1 - start) > _MOST_FILLING * (total + load[end]):
+        end, height, tokens = start + 1, load[start], load[start]
+        while end < len(load) and height and load[end]:
+            higher, more = max(height, load[end]), tokens + load[end]
+            rows = higher * (end + 1 - start)
+            if rows > min(_MOST_FILLING * more, _MOST_ROWS):
                 break
-            end, height, total = end + 1, higher, total + load[end]
+            end, height, tokens = end + 1, higher, more
         rows = height * (end - start)
-        yield _Batch(slice(start, end), slice(row, row + rows), height)
+        if rows:
+            yield _Batch(slice(start, end), slice(row, row + rows), height)
         start, row = end, row + rows
 
 
@@ -149,10 +161,12 @@ def _weighted_swiglu(gate_up: Tensor, weight: Tensor) -> Tensor:
     return hidden
 
 
-def _backward_swiglu(gate_up: Tensor, weight: Tensor, d_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From a = `d_hidden`, which is overwritten: w h again, the gradient of gate and up, and that of the weight, h · a."""
+def _backward_swiglu(
+    gate_up: Tensor, weight: Tensor, d_hidden: Tensor, d_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """From a = `d_hidden`, which is overwritten: w h again, and the gradient of gate and up; `d_weight` receives h · a."""
     gates, ups = gate_up.chunk(2, dim=-1)
-    hidden, d_gate_up, d_weight = (torch.empty_like(array) for array in (d_hidden, gate_up, weight))
+    hidden, d_gate_up = torch.empty_like(d_hidden), torch.empty_like(gate_up)
     d_gates, d_ups = d_gate_up.chunk(2, dim=-1)
     one = gate_up.new_ones(())
     for rows in row_chunks(gates):
@@ -164,4 +178,4 @@ def _backward_swiglu(gate_up: Tensor, weight: Tensor, d_hidden: Tensor) -> tuple
         torch.mul(dh.mul_(weight[rows]), silu_gate, out=d_ups[rows])
         slope = torch.lerp(s, one, silu_gate, out=silu_gate)  # s + silu (1 - s)
         torch.mul(slope.mul_(dh), ups[rows], out=d_gates[rows])
-    return hidden, d_gate_up, d_weight
+    return hidden, d_gate_up

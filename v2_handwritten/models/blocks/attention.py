@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import attention_scale
 from v2_handwritten.kernels import kernel
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 from v2_handwritten.models.blocks.dropout import dropout
@@ -45,6 +46,8 @@ class SharedInputs:
     cache: Cache | None = None
     generator: torch.Generator | None = None  # draws the dropout masks
     logits_to_keep: Bool[Tensor, "B T"] | None = None  # the last block's output only here, as rows [N, C]
+    indexer_losses: list[Tensor] | None = None  # in training, each layer with an indexer appends its loss
+    dense_indexer: bool = False  # its warm-up: attention to all keys, and it learns to rank these
     routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
     gradient_checkpointing: bool = False
 
@@ -132,7 +135,8 @@ class Gpt2Attention(nn.Module):
 class LlamaAttention(nn.Module):
     """Llama's attention, and that of its relatives: grouped key-value heads, rotary positions. q, k and v are one matrix product.
 
-    Qwen3 normalizes each query and key head (`qk_norm`, Dehghani et al. 2023, section 2.1); some layers of SmolLM3 rotate nothing.
+    Qwen3 normalizes each query and key head (`qk_norm`, Dehghani et al. 2023, section 2.1); some layers of SmolLM3 rotate nothing; Gemma 2
+    caps its scores and may scale them by another size than D; gpt-oss learns a sink for each head.
     """
 
     kernels = "fused"
@@ -148,11 +152,13 @@ class LlamaAttention(nn.Module):
         self.o_proj = Linear(
             self.num_heads * D, C, bias=config.attention_bias and config.attention_output_bias
         )
+        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if config.attention_sinks else None
         self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
         self.has_rope = config.has_rope(layer_index)
         self.pattern = config.pattern(layer_index)
         self.attention_dropout = config.attention_dropout
+        self.softcap, self.scale = config.attn_logit_softcapping, attention_scale(config)
 
     def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are normalized and rotated."""
@@ -163,6 +169,8 @@ class LlamaAttention(nn.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.scale != 1:
+            q = q * self.scale
         if not self.has_rope:
             return q, k, v
         assert shared.rotary is not None, "Llama's attention needs the rotary tables"
@@ -179,7 +187,8 @@ class LlamaAttention(nn.Module):
         mask = shared.mask.of(self.pattern)
         mask = mask if keep is None else mask.only(keep)
         p = self.attention_dropout if self.training else 0.0
-        y = kernel(self.kernels, causal_attention)(q, k, v, mask, p, shared.generator)
+        attend = kernel(self.kernels, causal_attention)
+        y = attend(q, k, v, mask, p, shared.generator, self.sinks, self.softcap)
         return self.o_proj(join_heads(y, keep))
 
 

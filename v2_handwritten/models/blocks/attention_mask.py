@@ -45,12 +45,12 @@ class AttentionMask:
         self.T, self.S, self.device = T, S, device
         self.attention_mask = attention_mask
         self.packing = packing
-        self.pattern = AttentionPattern()
         self.queries: Bool[Tensor, "B T"] | None = None  # those whose outputs are wanted; None is all
-        self._forget()
+        self._restrict(AttentionPattern())
 
-    def _forget(self) -> None:
-        """Start without anything that is derived from the mask."""
+    def _restrict(self, pattern: AttentionPattern) -> None:
+        """Take this pattern, and forget what was derived from the mask without it."""
+        self.pattern = pattern
         self.plans: dict[str, Any] = {}  # what each kernel has derived from this mask
         self._additive: dict[torch.dtype, Tensor] = {}
         self._restricted: dict[AttentionPattern, AttentionMask] = {}
@@ -66,9 +66,8 @@ class AttentionMask:
             return self
         assert self.pattern.is_full, "this mask has a pattern already"
         if pattern not in self._restricted:
-            mask = self._restricted[pattern] = copy.copy(self)
-            mask.pattern = pattern
-            mask._forget()
+            self._restricted[pattern] = mask = copy.copy(self)
+            mask._restrict(pattern)
         return self._restricted[pattern]
 
     def only(self, queries: Bool[Tensor, "B T"]) -> "AttentionMask":
@@ -87,15 +86,18 @@ class AttentionMask:
             keys = torch.arange(self.S, device=self.device).unsqueeze(0)
         return keys[:, self.S - self.T :], keys
 
-    def allowed(self) -> Bool[Tensor, "#B T S"]:
-        """Whether query t may see key s."""
+    def allowed(self, queries: slice = slice(None)) -> Bool[Tensor, "#B t S"]:
+        """Whether query t may see key s, for these of the T queries."""
         positions = torch.arange(self.S, device=self.device)
-        seen = (positions <= positions[self.S - self.T :, None]).unsqueeze(0)
+        seen = (positions <= positions[self.S - self.T :][queries, None]).unsqueeze(0)
         if self.attention_mask is not None:
             seen = seen & self.attention_mask.bool().unsqueeze(1)
         if self.packing is not None:
-            seen = seen & self.packing.same_text()
-        return seen if self.pattern.is_full else seen & visible(self.pattern, *self.text_positions())
+            seen = seen & self.packing.same_text(queries)
+        if self.pattern.is_full:
+            return seen
+        query_positions, key_positions = self.text_positions()
+        return seen & visible(self.pattern, query_positions[:, queries], key_positions)
 
     def additive(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "#B T S"]:
         """0 where query t may see key s, `MASKED` elsewhere (in float16, its smallest number); made once."""

@@ -27,11 +27,17 @@ def cross_entropy(
     return (nats * counted).sum() / counted.sum().clamp(min=1)
 
 
+def soft_capped(logits: Float[Tensor, "*rows V"], softcap: float | None) -> Float[Tensor, "*rows V"]:
+    """c tanh(z/c), which is never beyond ±c and nearly z where z is small (Gemma 2); z itself where there is no cap."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 def linear_cross_entropy(
     hidden: Float[Tensor, "N C"],
     weight: Float[Tensor, "V C"],
     targets: Int[Tensor, "N"],
     ignore_index: int = IGNORE_INDEX,
+    softcap: float | None = None,
 ) -> Float[Tensor, ""]:
-    """`cross_entropy` of the logits hidden · weightᵀ."""
-    return cross_entropy(hidden @ weight.T, targets, ignore_index)
+    """`cross_entropy` of the logits hidden · weightᵀ, soft-capped."""
+    return cross_entropy(soft_capped(hidden @ weight.T, softcap), targets, ignore_index)

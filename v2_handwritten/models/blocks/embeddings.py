@@ -22,17 +22,20 @@ def embed(weight: Float[Tensor, "V C"], ids: Int[Tensor, "*shape"]) -> Float[Ten
 
 
 class TokenEmbedding(nn.Module):
-    """A vector of size C for each of V tokens."""
+    """A vector of size C for each of V tokens, times `scale` (Gemma), which is rounded to the type of the table, as in transformers."""
 
     kernels = "fused"
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, scale: float | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(vocab_size, hidden_size))
+        self.scale = scale
 
     def forward(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         """Look the tokens up."""
-        return kernel(self.kernels, embed)(self.weight, input_ids)
+        vectors = kernel(self.kernels, embed)(self.weight, input_ids)
+        # A tensor: a number would be multiplied with in float32 and rounded afterwards.
+        return vectors if self.scale is None else vectors * vectors.new_tensor(self.scale)
 
 
 class PositionEmbedding(nn.Module):

@@ -118,7 +118,9 @@ class Router(nn.Module):
     """One logit an expert, in float32 at least, and the choice among them."""
 
     e_score_correction_bias: Tensor  # [E], sigmoid only
-    load: Tensor  # [E] tokens of each expert since the last `update_bias`; no part of a checkpoint
+    load: Tensor | None = (
+        None  # [E] tokens of each expert since the last `update_bias`; no part of a checkpoint
+    )
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -127,7 +129,6 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.zeros(E, config.hidden_size))
         if config.scoring_func == "sigmoid":
             self.register_buffer("e_score_correction_bias", torch.zeros(E))
-            self.register_buffer("load", torch.zeros(E, dtype=torch.long), persistent=False)
 
     def forward(self, x: Float[Tensor, "N C"]) -> Routing:
         """Route every row."""
@@ -139,7 +140,8 @@ class Router(nn.Module):
         factor, bias = config.routed_scaling_factor, self.e_score_correction_bias
         routing = sigmoid_routing(logits, bias, k, config.norm_topk_prob, factor, *groups)
         if self.training:
-            self.load += routing.experts.flatten().bincount(minlength=len(bias))
+            counts = routing.experts.flatten().bincount(minlength=len(bias))
+            self.load = counts if self.load is None else self.load + counts
         return routing
 
 
@@ -192,5 +194,6 @@ class MixtureOfExperts(nn.Module):
     def update_bias(self, speed: float) -> None:
         """After an optimizer step: balance by the load since the last call, and count anew."""
         bias, load = self.gate.e_score_correction_bias, self.gate.load
-        bias.copy_(updated_bias(bias, load, speed))
-        load.zero_()
+        if load is not None:
+            bias.copy_(updated_bias(bias, load, speed))
+        self.gate.load = None

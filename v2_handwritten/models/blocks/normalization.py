@@ -51,15 +51,22 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm with gain (Llama)."""
+    """RMSNorm with gain (Llama). With `offset`, the gain is 1 + weight (Gemma), so that weight decay pulls it to 1.
+
+    1 + w is added in float32 at least: in bfloat16, 1.004 would already be 1.
+    """
 
     kernels = "fused"
 
-    def __init__(self, hidden_size: int, eps: float = 1e-5) -> None:
+    def __init__(self, hidden_size: int, eps: float = 1e-5, offset: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(hidden_size) if offset else torch.ones(hidden_size))
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
         """Normalize the last axis."""
-        return kernel(self.kernels, rms_norm)(x, self.weight, self.eps)
+        norm = kernel(self.kernels, rms_norm)
+        if not self.offset:
+            return norm(x, self.weight, self.eps)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return norm(x.to(wide), self.weight.to(wide) + 1, self.eps).to(x.dtype)

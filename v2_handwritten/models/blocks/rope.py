@@ -21,15 +21,16 @@ def rotary_tables(
     frequencies: Float[np.ndarray, "half"],
     position_ids: Int[Tensor, "B T"],
     dtype: torch.dtype = torch.float32,
+    scale: float = 1.0,
 ) -> tuple[Float[Tensor, "B T half"], Float[Tensor, "B T half"]]:
-    """cos and sin of every angle, computed in float64: at position 100,000 a float32 angle is off by 0.004 radians.
+    """cos and sin of every angle, times `scale`, computed in float64: at position 100,000 a float32 angle is off by 0.004 radians.
 
     (An Apple GPU has float32 only.)
     """
     wide, device = widest_float(position_ids.device), position_ids.device
     turn = torch.from_numpy(frequencies).to(wide).to(device)
     angles = position_ids.to(wide).unsqueeze(-1) * turn
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
 def apply_rotary(

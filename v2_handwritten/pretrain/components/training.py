@@ -92,6 +92,7 @@ class Training:
             self.scaler.load_state_dict(training.state.loss_scaler)
             for number in training.steps():
                 model.train(dropout)
+                _warm_up_indexers(model, number < getattr(section, "index_warmup_steps", 0))
                 _seed_dropout(model, section.seed, number)
                 self.optimizer.learning_rate = learning_rate(
                     number,
@@ -152,6 +153,13 @@ def balance_experts(model: Any, speed: float) -> None:
             module.update_bias(speed)
 
 
+def _warm_up_indexers(model: Any, dense: bool) -> None:
+    """Whether attention still reads everything, and the indexers learn from that (DeepSeek-V3.2, section 2.1.1)."""
+    for module in model.modules():
+        if isinstance(module, CausalModel):
+            module.dense_indexer = dense
+
+
 def train_step(model: Transformer, optimizer: AdamW, batch: Tensor, max_grad_norm: float = 1.0) -> float:
     """One optimizer step on token ids [B, T + 1], each predicted from those before it; the mean loss in nats, for notebooks.
 
@@ -203,6 +211,7 @@ def _configure(model: nn.Module, section: Any) -> None:
             module.compute_dtype = compute_dtype(section, next(module.parameters()).device)
             module.gradient_checkpointing = section.gradient_checkpointing
             module.balances_experts = module.config.has_balancing_loss
+            module.trains_indexers = module.config.index_topk > 0
 
 
 def _seed_dropout(model: nn.Module, seed: int, step: int) -> None:

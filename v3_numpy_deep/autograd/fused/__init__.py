@@ -9,14 +9,17 @@ far shorter than its composition's. Each has the name and signature of the formu
 from v3_numpy_deep.autograd.fused.attention import causal_attention
 from v3_numpy_deep.autograd.fused.cross_entropy import cross_entropy, linear_cross_entropy
 from v3_numpy_deep.autograd.fused.feed_forward import gelu_new, swiglu
+from v3_numpy_deep.autograd.fused.gathered_attention import selected_attention
 from v3_numpy_deep.autograd.fused.linear import linear, merged_linear
 from v3_numpy_deep.autograd.fused.log_probs import linear_log_probs
 from v3_numpy_deep.autograd.fused.mixture_of_experts import expert_mixture
 from v3_numpy_deep.autograd.fused.normalization import layer_norm, rms_norm
 from v3_numpy_deep.autograd.fused.rope import apply_rotary
+from v3_numpy_deep.autograd.fused.sparse_indexer import attention_kl
 
 __all__ = [
     "apply_rotary",
+    "attention_kl",
     "causal_attention",
     "cross_entropy",
     "expert_mixture",
@@ -27,5 +30,6 @@ __all__ = [
     "linear_log_probs",
     "merged_linear",
     "rms_norm",
+    "selected_attention",
     "swiglu",
 ]

@@ -34,8 +34,12 @@ def linear_cross_entropy(
     weight: Float[Tensor, "V C"],
     targets: Int[Array, "N"],
     ignore_index: int = -100,
+    softcap: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the logits z = hidden · Wᵀ, a few rows at a time;  ∂hidden = ∂z W,  ∂W = ∂zᵀ hidden"""
+    """Cross-entropy of the logits z = hidden · Wᵀ, a few rows at a time;  ∂hidden = ∂z W,  ∂W = ∂zᵀ hidden
+
+    With a cap c, of c t, where t = tanh(z/c):  ∂z = (1 − t²) ∂(c t)
+    """
     h, W = hidden.data, weight.data
     scale = _scale(targets, ignore_index, W.dtype)
     needs_gradient = is_recording() and (hidden.requires_grad or weight.requires_grad)
@@ -44,7 +48,10 @@ def linear_cross_entropy(
     loss = W.dtype.type(0)
     for rows in row_blocks(len(h), len(W), LOGITS_BLOCK):
         logits = h[rows] @ W.T
+        slope = None if softcap is None else cap_logits(logits, softcap)
         loss += _loss_and_gradient(logits, targets[rows], ignore_index, scale)  # logits are now ∂z
+        if slope is not None:
+            logits *= slope
         if grad_hidden is not None:
             np.matmul(logits, W, out=grad_hidden[rows])
         if grad_weight is not None:
@@ -52,6 +59,15 @@ def linear_cross_entropy(
     return record(
         loss, (hidden, weight), lambda g: (grad_hidden * g, None if grad_weight is None else grad_weight * g)
     )
+
+
+def cap_logits(logits: Float[Array, "n V"], softcap: float) -> Float[Array, "n V"]:
+    """Logits z become c tanh(z/c), in place; returns the slope, 1 − tanh²(z/c)."""
+    logits /= softcap
+    np.tanh(logits, out=logits)
+    slope = 1.0 - logits * logits
+    logits *= softcap
+    return slope
 
 
 def _scale(targets: Array, ignore_index: int, dtype: np.dtype) -> Any:

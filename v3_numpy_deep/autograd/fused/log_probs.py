@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from v3_numpy_deep.autograd.fused.blocks import LOGITS_BLOCK, row_blocks
+from v3_numpy_deep.autograd.fused.cross_entropy import cap_logits
 from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 
 
@@ -20,18 +21,26 @@ def linear_log_probs(
     weight: Float[Tensor, "V C"],
     ids: Int[Array, "N"],
     temperature: float = 1.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, "N"]:
-    """ln softmax(z/τ)_y of the logits z = hidden · Wᵀ;  ∂hidden = ∂z W,  ∂W = ∂zᵀ hidden"""
+    """ln softmax(z/τ)_y of the logits z = hidden · Wᵀ, soft-capped;  ∂hidden = ∂z W,  ∂W = ∂zᵀ hidden"""
     h, W = hidden.data, weight.data
     needs_weight = weight.requires_grad
     log_probs, normalizer = np.empty((2, len(ids)), h.dtype)
     for rows in row_blocks(len(ids), len(W), LOGITS_BLOCK):
-        log_probs[rows], normalizer[rows] = _forward_rows(h[rows] @ W.T, ids[rows], temperature)
+        logits = h[rows] @ W.T
+        if softcap is not None:
+            cap_logits(logits, softcap)
+        log_probs[rows], normalizer[rows] = _forward_rows(logits, ids[rows], temperature)
 
     def derivative(g: Array) -> tuple[Array, Array | None]:
         grad_hidden, grad_weight = np.empty_like(h), np.zeros_like(W) if needs_weight else None
         for rows in row_blocks(len(ids), len(W), LOGITS_BLOCK):
-            grad_logits = _backward_rows(h[rows] @ W.T, ids[rows], temperature, normalizer[rows], g[rows])
+            logits = h[rows] @ W.T
+            slope = None if softcap is None else cap_logits(logits, softcap)
+            grad_logits = _backward_rows(logits, ids[rows], temperature, normalizer[rows], g[rows])
+            if slope is not None:
+                grad_logits *= slope
             np.matmul(grad_logits, W, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ h[rows]

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from shared_data.model_files.config import ModelConfig
-from v3_numpy_deep.autograd import Array, Module, Tensor
+from shared_data.model_files.rope import attention_scale
+from v3_numpy_deep.autograd import Array, Module, Parameter, Tensor
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.autograd.kernels import kernel
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
@@ -46,14 +47,18 @@ class SharedInputs:
     cache: Cache | None = None
     generator: np.random.Generator | None = None  # draws the dropout masks
     logits_to_keep: Bool[Array, "B T"] | None = None  # the last block's output only here, as rows [N, C]
+    indexer_losses: list[Tensor] | None = None  # in training, each layer with an indexer appends its loss
+    dense_indexer: bool = False  # its warm-up: attention to all keys, and it learns to rank these
     routings: list[Any] | None = None  # where a list, each mixture of experts adds its `Routing`
 
 
+# In shapes, heads=H where H would do: the shape checker of the tests knows `Float[Tensor, "H"] | None` by its text, and would take it
+# for the torch tensor of level 2.
 def attention_weights(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B K S D"],
     mask: AttentionMask | None = None,
-    sinks: Float[Tensor, "H"] | None = None,
+    sinks: Float[Tensor, "heads=H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B K G T S"]:
     """softmax(q kᵀ / √D + mask): how much each query reads from each position; G = H/K query heads share a key-value head.
@@ -82,7 +87,7 @@ def causal_attention(
     mask: AttentionMask | None = None,
     dropout_p: float = 0.0,
     generator: np.random.Generator | None = None,
-    sinks: Float[Tensor, "H"] | None = None,
+    sinks: Float[Tensor, "heads=H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T Dv"]:
     """Attention of T queries, the last of S positions: softmax(q kᵀ / √D + mask) v. Without a mask, plain causal."""
@@ -125,7 +130,8 @@ class Gpt2Attention(Module):
 class LlamaAttention(Module):
     """Llama's attention, and that of its relatives: grouped key-value heads, rotary positions. q, k and v are one matrix product.
 
-    Qwen3 normalizes each query and key head (`qk_norm`, Dehghani et al. 2023, section 2.1); some layers of SmolLM3 rotate nothing.
+    Qwen3 normalizes each query and key head (`qk_norm`, Dehghani et al. 2023, section 2.1); some layers of SmolLM3 rotate nothing; Gemma 2
+    caps its scores and may scale them by another size than D; gpt-oss learns a sink for each head.
     """
 
     kernels = "fused"
@@ -139,12 +145,14 @@ class LlamaAttention(Module):
         )
         self.q_proj, self.k_proj, self.v_proj = (Linear(C, heads * D, bias) for heads in (H, K, K))
         self.o_proj = Linear(H * D, C, bias and config.attention_output_bias)
+        self.sinks = Parameter(np.zeros(H, np.float32)) if config.attention_sinks else None
         self.q_norm, self.k_norm = (
             RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None for _ in range(2)
         )
         self.has_rope = config.has_rope(layer_index)
         self.pattern = config.pattern(layer_index)
         self.head_dim, self.layer_index, self.attention_dropout = D, layer_index, config.attention_dropout
+        self.softcap, self.scale = config.attn_logit_softcapping, attention_scale(config)
 
     def project(self, x: Float[Tensor, "B T C"], shared: SharedInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, T, D], keys and values [B, K, T, D] of these positions; queries and keys are normalized and rotated."""
@@ -153,6 +161,8 @@ class LlamaAttention(Module):
         q, k, v = (split_heads(part, part.shape[-1] // D) for part in ops.split(qkv, [H * D, K * D, K * D]))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.scale != 1:
+            q = q * self.scale
         if not self.has_rope:
             return q, k, v
         assert shared.rotary is not None, "Llama's attention needs the rotary tables"
@@ -169,7 +179,8 @@ class LlamaAttention(Module):
         mask = shared.mask.of(self.pattern)
         mask = mask if keep is None else mask.only(keep)
         p = self.attention_dropout if self.training else 0.0
-        y = kernel(self.kernels, causal_attention)(q, k, v, mask, p, shared.generator)
+        attend = kernel(self.kernels, causal_attention)
+        y = attend(q, k, v, mask, p, shared.generator, self.sinks, self.softcap)
         return self.o_proj(join_heads(y, keep))
 
 

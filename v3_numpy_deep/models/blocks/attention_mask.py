@@ -42,12 +42,12 @@ class AttentionMask:
         assert attention_mask is None or packing is None, "packed rows mark padding by a document of its own"
         assert packing is None or T == S, "packed rows have no past"
         self.T, self.S, self.attention_mask, self.packing = T, S, attention_mask, packing
-        self.pattern = AttentionPattern()
         self.queries: Bool[Array, "B T"] | None = None  # those whose outputs are wanted; None is all
-        self._forget()
+        self._restrict(AttentionPattern())
 
-    def _forget(self) -> None:
-        """Start without anything that is derived from the mask."""
+    def _restrict(self, pattern: AttentionPattern) -> None:
+        """Take this pattern, and forget what was derived from the mask without it."""
+        self.pattern = pattern
         self.plan: Any = None  # what the fused kernel has derived from this mask
         self._restricted: dict[AttentionPattern, AttentionMask] = {}
         self._allowed: Bool[Array, "#B T S"] | None = None
@@ -59,9 +59,8 @@ class AttentionMask:
             return self
         assert self.pattern.is_full, "this mask has a pattern already"
         if pattern not in self._restricted:
-            mask = self._restricted[pattern] = copy.copy(self)
-            mask.pattern = pattern
-            mask._forget()
+            self._restricted[pattern] = mask = copy.copy(self)
+            mask._restrict(pattern)
         return self._restricted[pattern]
 
     def only(self, queries: Bool[Array, "B T"]) -> "AttentionMask":
@@ -79,18 +78,22 @@ class AttentionMask:
             keys = positions_of(self.attention_mask)
         return keys[:, self.S - self.T :], keys
 
-    def allowed(self) -> Bool[Array, "#B T S"]:
-        """Whether query t may see key s; made once."""
-        if self._allowed is None:
-            allowed = np.tri(self.T, self.S, self.S - self.T, dtype=bool)[None]
-            if self.attention_mask is not None:
-                allowed = allowed & self.attention_mask.astype(bool)[:, None]
-            if self.packing is not None:
-                allowed = allowed & self.packing.same_text()
-            if not self.pattern.is_full:
-                allowed = allowed & visible(self.pattern, *self.text_positions())
+    def allowed(self, queries: slice = slice(None)) -> Bool[Array, "#B t S"]:
+        """Whether query t may see key s, for these of the T queries; for all of them, made once."""
+        if self._allowed is not None:
+            return self._allowed[:, queries]
+        places = np.arange(self.S)
+        allowed = (places <= places[self.S - self.T :][queries, None])[None]
+        if self.attention_mask is not None:
+            allowed = allowed & self.attention_mask.astype(bool)[:, None]
+        if self.packing is not None:
+            allowed = allowed & self.packing.same_text(queries)
+        if not self.pattern.is_full:
+            query_positions, key_positions = self.text_positions()
+            allowed = allowed & visible(self.pattern, query_positions[:, queries], key_positions)
+        if queries == slice(None):
             self._allowed = allowed
-        return self._allowed
+        return allowed
 
     def additive(self, dtype: Any = np.float32) -> Float[Array, "#B T S"]:
         """0 where query t may see key s, `MASKED` elsewhere; made once."""

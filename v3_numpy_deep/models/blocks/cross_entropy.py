@@ -26,11 +26,17 @@ def cross_entropy(
     return (nats * counted).sum() / max(1, int(counted.sum()))
 
 
+def soft_capped(logits: Float[Tensor, "*rows V"], softcap: float | None) -> Float[Tensor, "*rows V"]:
+    """c tanh(z/c), which is never beyond ±c and nearly z where z is small (Gemma 2); z itself where there is no cap."""
+    return logits if softcap is None else softcap * ops.tanh(logits / softcap)
+
+
 def linear_cross_entropy(
     hidden: Float[Tensor, "N C"],
     weight: Float[Tensor, "V C"],
     targets: Int[Array, "N"],
     ignore_index: int = IGNORE_INDEX,
+    softcap: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the logits hidden · weightᵀ."""
-    return cross_entropy(hidden @ ops.transpose(weight), targets, ignore_index)
+    """Cross-entropy of the logits hidden · weightᵀ, soft-capped."""
+    return cross_entropy(soft_capped(hidden @ ops.transpose(weight), softcap), targets, ignore_index)

@@ -22,15 +22,17 @@ def embed(weight: Float[Tensor, "V C"], ids: Int[Array, "*shape"]) -> Float[Tens
 
 
 class TokenEmbedding(Module):
-    """A vector of size C for each of V tokens."""
+    """A vector of size C for each of V tokens, times `scale` (Gemma)."""
 
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, hidden_size: int, scale: float | None = None) -> None:
         super().__init__()
         self.weight = Parameter(np.zeros((vocab_size, hidden_size), np.float32))
+        self.scale = scale
 
     def forward(self, input_ids: Int[Array, "B T"]) -> Float[Tensor, "B T C"]:
         """Look the tokens up."""
-        return embed(self.weight, input_ids)
+        vectors = embed(self.weight, input_ids)
+        return vectors if self.scale is None else vectors * self.scale
 
 
 class PositionEmbedding(Module):

@@ -1,7 +1,7 @@
 """The feed-forward layer: two matrices with a GELU between (GPT-2), or three with a gated SiLU, SwiGLU (Llama).
 
     GPT-2   y = gelu(x W_fc + b_fc) W_proj + b_proj            gelu: Hendrycks & Gimpel 2016, the tanh form ("gelu_new")
-    Llama   y = (silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ          SwiGLU: Shazeer 2020, equation 6
+    Llama   y = (silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ          SwiGLU: Shazeer 2020, equation 6; GEGLU (Gemma) has gelu for silu
 
 The fused versions of `gelu_new` and `swiglu` have derivatives of their own and keep no more than the input
 (autograd/fused/feed_forward.py).
@@ -48,6 +48,13 @@ def swiglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
     return silu(gate) * up
 
 
+def geglu(gate_up: Float[Tensor, "*rows twoF"]) -> Float[Tensor, "*rows F"]:
+    """gelu_new(gate) · up (Shazeer 2020; Gemma)."""
+    F = gate_up.shape[-1] // 2
+    gate, up = ops.split(gate_up, [F, F], axis=-1)
+    return gelu_new(gate) * up
+
+
 class Gpt2FeedForward(Module):
     """C → F → C with a GELU between."""
 
@@ -79,8 +86,9 @@ class LlamaFeedForward(Module):
         self.gate_proj = Linear(C, F, bias=config.mlp_bias)
         self.up_proj = Linear(C, F, bias=config.mlp_bias)
         self.down_proj = Linear(F, C, bias=config.mlp_bias)
+        self.activation = geglu if config.hidden_act == "gelu_new" else swiglu
 
     def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
-        """(silu(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ"""
+        """(act(x W_gateᵀ) · (x W_upᵀ)) W_downᵀ"""
         gate_up = kernel(self.kernels, merged_linear)(x, [self.gate_proj, self.up_proj])
-        return self.down_proj(kernel(self.kernels, swiglu)(gate_up))
+        return self.down_proj(kernel(self.kernels, self.activation)(gate_up))

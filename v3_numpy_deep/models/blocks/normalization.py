@@ -50,15 +50,16 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """RMSNorm with gain (Llama)."""
+    """RMSNorm with gain (Llama). With `offset`, the gain is 1 + weight (Gemma), so that weight decay pulls it to 1."""
 
     kernels = "fused"
 
-    def __init__(self, hidden_size: int, eps: float = 1e-5) -> None:
+    def __init__(self, hidden_size: int, eps: float = 1e-5, offset: bool = False) -> None:
         super().__init__()
-        self.weight = Parameter(np.ones(hidden_size, np.float32))
-        self.eps = eps
+        self.weight = Parameter((np.zeros if offset else np.ones)(hidden_size, np.float32))
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
         """Normalize the last axis."""
-        return kernel(self.kernels, rms_norm)(x, self.weight, self.eps)
+        weight = self.weight + 1.0 if self.offset else self.weight
+        return kernel(self.kernels, rms_norm)(x, weight, self.eps)

@@ -17,11 +17,14 @@ from v3_numpy_deep.autograd import operations as ops
 
 
 def rotary_tables(
-    frequencies: Float[np.ndarray, "half"], position_ids: Int[Array, "B T"], dtype: type = np.float32
+    frequencies: Float[np.ndarray, "half"],
+    position_ids: Int[Array, "B T"],
+    dtype: type = np.float32,
+    scale: float = 1.0,
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """cos and sin of every angle, computed in float64: at position 100,000 a float32 angle is off by 0.004 radians."""
+    """cos and sin of every angle, times `scale`, computed in float64: at position 100,000 a float32 angle is off by 0.004 radians."""
     angles = position_ids[..., None] * frequencies
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    return (np.cos(angles) * scale).astype(dtype), (np.sin(angles) * scale).astype(dtype)
 
 
 def apply_rotary(

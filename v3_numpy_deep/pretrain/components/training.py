@@ -79,6 +79,8 @@ class Training:
         for module in model.modules():
             if isinstance(module, CausalModel):
                 module.balances_experts = module.config.has_balancing_loss
+                module.trains_indexers = module.config.index_topk > 0
+            module.trains_indexers = module.config.index_topk > 0
         if section.bf16 or section.fp16:
             raise UserError(
                 "NumPy multiplies matrices in 32 bits only; leave bf16 and fp16 out, or use level 1 or 2"
@@ -97,6 +99,7 @@ class Training:
         ) as training:
             for number in training.steps():
                 model.train(dropout)
+                _warm_up_indexers(model, number < getattr(section, "index_warmup_steps", 0))
                 _seed_dropout(model, section.seed, number)
                 self.optimizer.learning_rate = learning_rate(
                     number,
@@ -152,6 +155,13 @@ def balance_experts(model: Any, speed: float) -> None:
     for module in model.modules():
         if isinstance(module, MixtureOfExperts) and module.is_balanced_by_bias:
             module.update_bias(speed)
+
+
+def _warm_up_indexers(model: Any, dense: bool) -> None:
+    """Whether attention still reads everything, and the indexers learn from that (DeepSeek-V3.2, section 2.1.1)."""
+    for module in model.modules():
+        if isinstance(module, CausalModel):
+            module.dense_indexer = dense
 
 
 def train_step(
