@@ -3,7 +3,9 @@
 `plan_windows`: each query in one tile, with all the keys it can see. `plan_pieces`: windows cut among the keys too, and the tiles of
 sparse patterns, where a query is in several. Both are made once for a mask. Theory: attention.md, flash_attention.md.
 
-Level 3: in its fused attention.
+Level 3: autograd/fused/attention_tiles.py, for its one kernel.
+
+    plan_pieces(AttentionMask(T, T).of(AttentionPattern("sliding_attention", 512)))
 """
 
 import itertools
@@ -145,18 +147,17 @@ def _cut_window(window: Tile) -> Iterator[Tile]:
 
 
 def _dense_pieces(mask: AttentionMask) -> list[Tile]:
-    """Any mask as a whole, in blocks of which the empty ones are skipped: T · S booleans, and a GPU waits once for them."""
-    allowed = mask.allowed()
-    starts = itertools.product(range(0, mask.T, QUERY_TILE), range(0, mask.S, KEY_TILE // 4))
-    blocks = [(slice(t, t + QUERY_TILE), slice(s, s + KEY_TILE // 4)) for t, s in starts]
-    held = torch.stack(
-        [torch.stack((part.any(), part.all())) for part in (allowed[:, t, s] for t, s in blocks)]
-    )
-    return [
-        Tile(slice(None), t, s, None if every else _additive(~allowed[:, t, s]))
-        for (t, s), (some, every) in zip(blocks, held.tolist(), strict=True)
-        if some
-    ]
+    """Any mask, a few queries at a time, in blocks of keys of which the empty ones are skipped; a GPU waits for each to be known."""
+    tiles = []
+    for start in range(0, mask.T, QUERY_TILE):
+        queries = slice(start, min(start + QUERY_TILE, mask.T))
+        hidden = ~mask.allowed(queries)
+        for left, right in cut(0, mask.S, KEY_TILE // 4):
+            part = hidden[:, :, left:right]
+            if not part.all():
+                additive = _additive(part) if part.any() else None
+                tiles.append(Tile(slice(None), queries, slice(left, right), additive))
+    return tiles
 
 
 def partial_tiles(tiles: Sequence[Tile], wanted: Bool[Tensor, "B T"]) -> list[Tile]:

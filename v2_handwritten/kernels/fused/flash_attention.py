@@ -79,7 +79,7 @@ class _FlashAttention(torch.autograd.Function):
         B, H, T, D = q.shape
         K, G, Dv = k.shape[1], H // k.shape[1], v.shape[-1]
         wide = torch.promote_types(q.dtype, torch.float32)
-        queries, keys, values = q.reshape(B, K, G, T, D), k.to(wide).contiguous(), v.to(wide).contiguous()
+        queries = q.reshape(B, K, G, T, D)
         output = q.new_zeros(B, T, K, G, Dv, dtype=wide)
         largest = torch.full_like(output[..., :1], _NOTHING_YET)
         total = torch.zeros_like(largest)
@@ -91,11 +91,11 @@ class _FlashAttention(torch.autograd.Function):
             rows = queries_of(queries, group[0]).to(wide)
             m, z, o = (queries_of(x, group[0]) for x in running)
             for tile in group:
-                scores, _ = _scores(rows, keys, tile, G, softcap)
+                scores, _ = _scores(rows, k, tile, softcap)
                 new_m = torch.maximum(m, scores.amax(-1, keepdim=True))
                 weights, shrink = scores.sub_(new_m).exp2_(), m.sub(new_m).exp2_()
                 z = (z * shrink).add_(weights.sum(-1, keepdim=True))
-                o = torch.baddbmm(o * shrink, weights, keys_of(values, tile))
+                o = torch.baddbmm(o * shrink, weights, keys_of(v, tile).to(wide))
                 m = new_m
             for x, part in ((largest, m), (total, z), (output, o)):
                 x[group[0].rows, group[0].queries] = by_position(part, K, G)
@@ -110,13 +110,13 @@ class _FlashAttention(torch.autograd.Function):
         q, k, v, sinks, output, log_sums = ctx.saved_tensors
         (B, H, T, D), K, wide = q.shape, k.shape[1], output.dtype
         G, scale = H // K, 1 / math.sqrt(D)
-        queries, keys, values = q.reshape(B, K, G, T, D), k.to(wide).contiguous(), v.to(wide).contiguous()
+        queries = q.reshape(B, K, G, T, D)
         d_output = d_output.transpose(1, 2).reshape(output.shape).to(wide)
         delta = (d_output * output).sum(-1, keepdim=True)
         d_q, d_k, d_v = (
             torch.zeros(B, T, K, G, D, dtype=wide, device=q.device),
-            torch.zeros_like(keys),
-            torch.zeros_like(values),
+            k.new_zeros(k.shape, dtype=wide),
+            v.new_zeros(v.shape, dtype=wide),
         )
         by_head = [x.permute(0, 2, 3, 1, 4) for x in (log_sums, delta, d_output)]
         for group in ctx.groups:
@@ -124,14 +124,14 @@ class _FlashAttention(torch.autograd.Function):
             L, row_delta, d_o = (queries_of(x, group[0]) for x in by_head)
             d_rows = torch.zeros_like(rows)
             for tile in group:
-                scores, slope = _scores(rows, keys, tile, G, ctx.softcap)
+                scores, slope = _scores(rows, k, tile, ctx.softcap)
                 P = scores.sub_(L).exp2_()
                 keys_of(d_v, tile).baddbmm_(P.transpose(1, 2), d_o)
-                d_S = torch.bmm(d_o, keys_of(values, tile).transpose(1, 2)).sub_(row_delta).mul_(P)
+                d_S = torch.bmm(d_o, keys_of(v, tile).to(wide).transpose(1, 2)).sub_(row_delta).mul_(P)
                 if slope is not None:
                     d_S.mul_(slope)
                 keys_of(d_k, tile).baddbmm_(d_S.transpose(1, 2), rows)
-                d_rows.baddbmm_(d_S, keys_of(keys, tile))
+                d_rows.baddbmm_(d_S, keys_of(k, tile).to(wide))
             d_q[group[0].rows, group[0].queries] += by_position(d_rows, K, G)
         d_sinks = None
         if sinks is not None:
@@ -142,10 +142,10 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def _scores(
-    rows: Float[Tensor, "BK Gt D"], keys: Float[Tensor, "B K S D"], tile: Tile, G: int, softcap: float | None
+    rows: Float[Tensor, "BK Gt D"], k: Float[Tensor, "B K S D"], tile: Tile, softcap: float | None
 ) -> tuple[Float[Tensor, "BK Gt n"], Float[Tensor, "BK Gt n"] | None]:
     """log₂e (q kᵀ / √D + mask) of a tile, and the derivative of the soft cap, where there is one."""
-    columns = keys_of(keys, tile).transpose(1, 2)
+    columns = keys_of(k, tile).to(rows.dtype).transpose(1, 2)
     scores = rows.new_empty(*rows.shape[:2], columns.shape[2])
     factor = _LOG2_E if softcap is None else 1 / softcap
     torch.baddbmm(scores, rows, columns, beta=0, alpha=factor / math.sqrt(rows.shape[-1]), out=scores)
@@ -154,6 +154,7 @@ def _scores(
         slope = 1 - scores.tanh_().square()
         scores.mul_(softcap * _LOG2_E)
     if tile.mask is not None:
-        per_query = scores.view(-1, keys.shape[1], G, rows.shape[1] // G, scores.shape[-1])
+        t, n = tile.mask.shape[-2], scores.shape[-1]
+        per_query = scores.view(-1, k.shape[1], scores.shape[1] // t, t, n)
         per_query[..., -tile.mask.shape[-1] :].add_(tile.mask[:, None, None])
     return scores, slope
