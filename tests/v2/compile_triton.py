@@ -57,7 +57,7 @@ def arguments_of(kernel: Any, D: int, dtype: torch.dtype, with_options: bool) ->
 if __name__ == "__main__":
     for capability, D, dtype, with_options in (
         (86, 80, torch.bfloat16, True),
-        (80, 64, torch.float16, False),
+        (120, 64, torch.float16, False),
     ):
         driver.set_active(GpuOnPaper(capability))
         for kernel in (blocks.forward, blocks.query_gradients, blocks.key_value_gradients):

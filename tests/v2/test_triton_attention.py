@@ -47,19 +47,19 @@ def padding() -> dict[str, Any]:
 
 # Name → number of heads, of key-value heads, of queries; head sizes of keys and values; mask; pattern; sinks; cap.
 CASES: dict[str, dict[str, Any]] = {
-    "causal": {"H": 2, "K": 2},
-    "grouped heads": {"B": 1, "H": 4, "K": 2},
+    "causal": {"B": 2, "K": 2},
+    "grouped heads": {"H": 4, "K": 2},
     "head sizes 20 and 12": {"D": 20, "Dv": 12},
     "after a cache": {"T": 5},
     "window": {"pattern": WINDOW},
     "window and first tokens": {"pattern": WINDOW_AND_FIRST},
     "window after a cache": {"T": 18, "pattern": WINDOW_AND_FIRST},
     "chunks and first tokens": {"pattern": CHUNKS},
-    "documents": {"mask": documents},
-    "documents, window and first tokens": {"mask": documents, "pattern": WINDOW_AND_FIRST},
-    "padding": {"mask": padding},
-    "padding, window and first tokens": {"mask": padding, "pattern": WINDOW_AND_FIRST},
-    "long": {"B": 1, "H": 1, "T": 100, "S": 150, "pattern": AttentionPattern("sliding_attention", 60, 4)},
+    "documents": {"B": 2, "mask": documents},
+    "documents, window and first tokens": {"B": 2, "mask": documents, "pattern": WINDOW_AND_FIRST},
+    "padding": {"B": 2, "mask": padding},
+    "padding, window and first tokens": {"B": 2, "mask": padding, "pattern": WINDOW_AND_FIRST},
+    "long": {"H": 1, "T": 100, "S": 150, "pattern": AttentionPattern("sliding_attention", 60, 4)},
     "sinks and soft cap": {"pattern": WINDOW, "sinks": True, "softcap": 2.0},
 }
 
@@ -73,7 +73,7 @@ def mask_of(case: dict[str, Any]) -> AttentionMask:
 
 def inputs_of(case: dict[str, Any], dtype: torch.dtype) -> list[Tensor]:
     """q, k and v, strided as a projection leaves them, and sinks."""
-    B, H, K, D = (case.get(name, default) for name, default in (("B", 2), ("H", 2), ("K", 1), ("D", 16)))
+    B, H, K, D = (case.get(name, default) for name, default in (("B", 1), ("H", 2), ("K", 1), ("D", 16)))
     S = case.get("S", T)
     shapes = (B, case.get("T", T), H, D), (B, S, K, D), (B, S, K, case.get("Dv", D))
     inputs = [torch.from_numpy(array(i, *shape)).transpose(1, 2) for i, shape in enumerate(shapes)]
@@ -197,7 +197,7 @@ def test_blocks_of_the_default_size_equal_the_formula(parity: ParityRecorder) ->
 
 def test_a_query_without_any_key_gets_zeros_and_no_gradient() -> None:
     mask = AttentionMask(T, T, DEVICE, attention_mask=(torch.arange(T) >= 30).expand(1, T).to(DEVICE))
-    q, k, v = inputs_of({"B": 1, "H": 1}, torch.float32)
+    q, k, v = inputs_of({"H": 1}, torch.float32)
     output = triton_kernel.flash_attention(q, k, v, mask)
     assert (output[:, :, :30] == 0).all()
     found = torch.autograd.grad(output.sum(), (q, k, v))
@@ -208,6 +208,7 @@ def test_a_query_without_any_key_gets_zeros_and_no_gradient() -> None:
 def test_it_is_the_fused_kernel_of_a_gpu_for_all_that_it_covers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU, tensors that say they were on one."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True), raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     called = []
 
     def flash_attention(*arguments: Any) -> Tensor:
@@ -215,7 +216,7 @@ def test_it_is_the_fused_kernel_of_a_gpu_for_all_that_it_covers(monkeypatch: pyt
         return arguments[0]
 
     monkeypatch.setattr(triton_kernel, "flash_attention", flash_attention)
-    fused, (q, k, v) = kernel("fused", causal_attention), inputs_of({}, torch.float32)
+    fused, (q, k, v) = kernel("fused", causal_attention), inputs_of({"B": 2}, torch.float32)
     mask = AttentionMask(T, T, DEVICE)
     fused(q, k, v, mask)
     assert len(called) == 1
@@ -227,7 +228,10 @@ def test_it_is_the_fused_kernel_of_a_gpu_for_all_that_it_covers(monkeypatch: pyt
         (q, torch.zeros(2, 1, T, 320), mask),
     ):
         assert triton_attention(*not_covered) is None
-    monkeypatch.setattr("v2_handwritten.kernels.triton._is_installed", lambda name: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert triton_attention(q, v, mask) is None
+    monkeypatch.setattr("v2_handwritten.kernels.triton.HAS_TRITON", False)
     assert triton_attention(q, v, mask) is None
 
 

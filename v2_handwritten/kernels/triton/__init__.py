@@ -7,26 +7,24 @@ of the commands. Theory: kernels/fused/flash_attention.md, its section on GPUs.
 """
 
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 
-_is_installed = cache(find_spec)
+OLDEST_GPU = (8, 0)  # Ampere, 2020: those before have too little fast memory for the blocks
+HAS_TRITON = find_spec("triton") is not None  # looked for, not imported
 
 
 def triton_attention(
     q: Float[Tensor, "B H T D"], v: Float[Tensor, "B K S Dv"], mask: AttentionMask
 ) -> Callable[..., Tensor] | None:
     """`flash_attention` in Triton where it runs and covers the case; else None, and attention stays with torch's tiles."""
-    if not q.is_cuda or not _is_installed("triton"):
+    if not q.is_cuda or not HAS_TRITON or torch.cuda.get_device_capability(q.device) < OLDEST_GPU:
         return None
-    from v2_handwritten.kernels.triton.flash_attention import (
-        covers,
-        flash_attention,
-    )  # only now: it needs Triton
+    from v2_handwritten.kernels.triton import flash_attention  # only now: it imports Triton
 
-    return flash_attention if covers(q, v, mask) else None
+    return flash_attention.flash_attention if flash_attention.covers(q, v, mask) else None

@@ -7,7 +7,7 @@ once they have left the near one. A document is nothing but a bound on both. Thr
 (Wang et al. 2024) does the same for each key. What is no interval, padding among the keys, is one boolean a key.
 
 From the intervals' bounds over a block follows which pairs of blocks hold a visible pair. They become lists, as in FlexAttention's
-`BlockMask` (He et al. 2024), so that a program walks through what it must compute and nothing else. No step waits for the GPU.
+`BlockMask` (Dong et al. 2024), so that a program walks through what it must compute and nothing else. No step waits for the GPU.
 
     visible_keys(AttentionMask(T, S).of(AttentionPattern("sliding_attention", 512)), block=64)
 """

@@ -76,11 +76,7 @@ class Training:
         self.model = model
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.parameters, self.optimizer = parameters, make_optimizer(model, section)
-        for module in model.modules():
-            if isinstance(module, CausalModel):
-                module.balances_experts = module.config.has_balancing_loss
-                module.trains_indexers = module.config.index_topk > 0
-            module.trains_indexers = module.config.index_topk > 0
+        _configure(model)
         if section.bf16 or section.fp16:
             raise UserError(
                 "NumPy multiplies matrices in 32 bits only; leave bf16 and fp16 out, or use level 1 or 2"
@@ -155,6 +151,14 @@ def balance_experts(model: Any, speed: float) -> None:
     for module in model.modules():
         if isinstance(module, MixtureOfExperts) and module.is_balanced_by_bias:
             module.update_bias(speed)
+
+
+def _configure(model: Module) -> None:
+    """What the loss of every model among the modules adds: the balance of experts, what indexers learn."""
+    for module in model.modules():
+        if isinstance(module, CausalModel):
+            module.balances_experts = module.config.has_balancing_loss
+            module.trains_indexers = module.config.index_topk > 0
 
 
 def _warm_up_indexers(model: Any, dense: bool) -> None:
