@@ -3,6 +3,7 @@
 print_patterns(config, tokenizer)
 """
 
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from shared_data.attention.patterns import KINDS, AttentionPattern
 from shared_data.evaluation.kept_answers import (
     Kept,
+    VisibleRows,
     answer_prompts,
     kept_answers,
     of_equal_cost,
@@ -25,9 +27,12 @@ _SHARES = (0.5, 0.25, 0.125)  # of the pairs, where all layers of the model are 
 _LEARNED = "indexed_attention"  # which keys it sees depends on the text
 
 
-def print_patterns(config: ModelConfig, tokenizer: Any, count: int = QUESTIONS) -> None:
+def print_patterns(
+    config: ModelConfig, tokenizer: Any, selected: VisibleRows | None = None, count: int = QUESTIONS
+) -> None:
     """Print a table: the patterns of the model's layers, then a window, chunks and strides that keep as many pairs.
 
+    selected: what the indexers of the layers that have one select for the last token; without it they are left out.
     Raises `UserError` where the tokenizer is not byte-level.
     """
     from rich.console import Console
@@ -35,10 +40,17 @@ def print_patterns(config: ModelConfig, tokenizer: Any, count: int = QUESTIONS) 
 
     prompts = answer_prompts(tokenizer, islice(questions(0, "test"), count))
     T = round(np.mean([len(prompt.ids) for prompt in prompts]))
-    own = own_patterns(config)
-    groups = {"the model's layers": own, **equal_families(own, T)}
-    every = {name: pattern for patterns in groups.values() for name, pattern in patterns.items()}
-    kept = kept_answers(pattern_rows(every), prompts)
+    own, learned = own_patterns(config), {} if selected is None else selected(prompts[0].ids)
+    costs = {name: share_of_pairs(pattern, T) for name, pattern in own.items()}
+    costs |= dict.fromkeys(
+        learned, share_of_pairs(AttentionPattern("sliding_attention", config.index_topk or T), T)
+    )
+    families = equal_families([share for share in costs.values() if share < 1], T)
+    others = {name: pattern for family in families.values() for name, pattern in family.items()}
+    costs |= {name: share_of_pairs(pattern, T) for name, pattern in others.items()}
+    kept = kept_answers(pattern_rows(own | others), prompts)
+    if selected is not None and learned:
+        kept |= kept_answers(selected, prompts)
     print(
         f"{len(prompts)} held-out questions that their story answers; a prompt has {T} tokens on average.\n"
         "How often the last token of the prompt sees the answer directly, in one layer:"
@@ -46,13 +58,13 @@ def print_patterns(config: ModelConfig, tokenizer: Any, count: int = QUESTIONS) 
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for title in ("attention", "pairs", "keys seen", "all of the answer", "any of it"):
         table.add_column(title, justify="left" if title == "attention" else "right", no_wrap=True)
-    for title, patterns in groups.items():
+    for title, names in {"the model's layers": [*own, *learned], **families}.items():
         table.add_row(title, style="bold")
-        for name, pattern in patterns.items():
-            table.add_row(f"  {name}", *_cells(share_of_pairs(pattern, T), kept[name]))
+        for name in names:
+            table.add_row(f"  {name}", *_cells(costs[name], kept[name]))
     Console(highlight=False, width=110).print(table)
-    if _LEARNED in config.layer_types:
-        print(f"{_LEARNED} chooses its keys by the text and is not among them.")
+    if _LEARNED in config.layer_types and not learned:
+        print(f"The keys of {_LEARNED} depend on what the model has learned; name a model with --model.")
 
 
 def own_patterns(config: ModelConfig) -> dict[str, AttentionPattern]:
@@ -67,15 +79,14 @@ def own_patterns(config: ModelConfig) -> dict[str, AttentionPattern]:
     }
 
 
-def equal_families(own: dict[str, AttentionPattern], T: int) -> dict[str, dict[str, AttentionPattern]]:
-    """For each share of the pairs of T tokens that an own sparse pattern keeps, a pattern of each sparse kind that keeps as many."""
-    costs = {share_of_pairs(pattern, T) for pattern in own.values() if not pattern.is_full} or set(_SHARES)
+def equal_families(costs: Iterable[float], T: int) -> dict[str, dict[str, AttentionPattern]]:
+    """For each share of the pairs of T tokens, a pattern of each sparse kind that keeps as many; for no share, for a half and less."""
     kinds = [kind for kind in KINDS if kind != "full_attention"]
     return {
         f"about {share:.0%} of the pairs": {
             _name(pattern): pattern for pattern in (of_equal_cost(kind, share, T) for kind in kinds)
         }
-        for share in sorted(costs, reverse=True)
+        for share in sorted(set(costs) or _SHARES, reverse=True)
     }
 
 

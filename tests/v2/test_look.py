@@ -4,14 +4,20 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from shared_data.settings import SPECIAL_TOKENS
 from v2_handwritten.cli import app
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v2_handwritten.inference.inspection import selected_rows
+from v2_handwritten.models.blocks import sparse_indexer
+from v2_handwritten.models.blocks.sparse_indexer import selected_keys
 from v2_handwritten.models.checkpoint import save_model
-from v2_handwritten.models.transformer import ModelConfig, new_model
+from v2_handwritten.models.transformer import ModelConfig, Transformer, new_model
 
 Look = Callable[..., int]
 
@@ -96,6 +102,53 @@ def test_patterns_of_a_model_and_others_of_equal_cost_are_a_table(
     assert [pairs for pairs, *_ in kept] == pytest.approx([50, 25, 12.5], abs=0.3)
     assert kept == sorted(kept, reverse=True), "a smaller window keeps less"
     assert not [path for path in Path("runs").rglob("*") if path.is_file()]
+
+
+def selected_by_the_layer(model: Transformer, ids: list[int]) -> list[bool]:
+    """Which keys the attention of the last layer gets from its indexer for the last token."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = []
+
+        def record(*arguments: Any) -> torch.Tensor:
+            found.append(selected_keys(*arguments))
+            return found[-1]
+
+        patch.setattr(sparse_indexer, "selected_keys", record)
+        model.eval()(torch.tensor([ids]))
+    return [place in found[0][0, -1] for place in range(len(ids))]
+
+
+def test_what_an_indexer_selects_is_measured_beside_the_patterns(
+    look: Look, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer(Path("model"))
+    config = ModelConfig(
+        model_type="sparse_llama",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        layer_types=["full_attention", "indexed_attention"],
+        index_topk=8,
+        index_n_heads=2,
+        index_head_dim=8,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.end_of_text_id,
+    )
+    model = new_model(config)
+    ids = tokenizer.encode("Once there was a fox. Once there was a cat.")
+    (row,) = selected_rows(model, ids).values()
+    assert (len(row), row.sum()) == (len(ids), 8)
+    assert row.tolist() == selected_by_the_layer(model, ids)
+    save_model(model, Path("indexed"), Path("model"))
+    assert look("--patterns", "--model", "indexed") == 0
+    out = capsys.readouterr().out
+    learned = re.search(r"indexer 8, layer 1 +(\S+)% +(\S+)% +(\S+)% +(\S+)%", out)
+    window = re.search(r"sliding_attention 8 +(\S+)% +(\S+)%", out)
+    assert learned is not None
+    assert window is not None
+    assert learned.groups()[:2] == window.groups(), "as many pairs, and as many keys"
 
 
 @pytest.mark.parametrize(

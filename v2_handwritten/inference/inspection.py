@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shared_data.corpus.splits import read_documents
@@ -24,15 +25,13 @@ from shared_data.evaluation.look_patterns import print_patterns
 from shared_data.inference.look import chosen_maps, print_look, some_of, token_name
 from shared_data.inference.prompts import encode_prompt
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.folder import read_config
-from shared_data.model_names import find_model
-from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.plots import plot_attention
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.inference.loading import load_with_tokenizer
 from v2_handwritten.models.blocks.attention import Gpt2Attention, LlamaAttention, attention_weights
+from v2_handwritten.models.blocks.sparse_indexer import Indexer, IndexInputs, index_scores, select_keys
 from v2_handwritten.models.blocks.transformer_block import Gpt2Block, LlamaBlock
 from v2_handwritten.models.transformer import Transformer
 
@@ -117,15 +116,43 @@ def look_command(
     print_look(name, ids, log_probs, maps, layers, heads)
 
 
+@torch.no_grad()
+def selected_rows(model: Transformer, ids: Sequence[int]) -> dict[str, Bool[np.ndarray, " T"]]:
+    """Which of T tokens the last one reads, by the choice of the indexer, for each layer that has one (shared_data/evaluation/kept_answers.py)."""
+    rows: dict[str, Bool[np.ndarray, " T"]] = {}
+    T = len(ids)
+
+    def record_selection(name: str, indexer: Indexer, _: Any, index: IndexInputs) -> None:
+        scores = index_scores(index.queries[:, -1:], index.keys, index.weights[:, -1:])
+        allowed = torch.ones(1, 1, T, dtype=torch.bool, device=scores.device)  # the last token may see all
+        keys = select_keys(scores, allowed, indexer.index_topk).flatten().cpu().numpy()
+        rows[name] = np.isin(np.arange(T), keys)
+
+    hooks = [
+        module.register_forward_hook(partial(record_selection, f"indexer {module.index_topk}, layer {layer}"))
+        for layer, block in enumerate(
+            module for module in model.body.modules() if isinstance(module, Gpt2Block | LlamaBlock)
+        )
+        for module in block.modules()
+        if isinstance(module, Indexer)
+    ]
+    try:
+        if hooks:
+            model.eval().hidden_states(torch.as_tensor(ids, device=model.lm_head.weight.device)[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
 def patterns_command(settings: Settings, run: RunFolder, model_name: str | Path | None) -> None:
     """Command `look --patterns`: how often the attention of the settings' layers, or of a model's, sees the answer of a question."""
-    if model_name is None:  # nothing of it is learned, so the run's tokenizer is enough
+    if model_name is None:  # fixed patterns have learned nothing, so the run's tokenizer is enough
         tokenizer = load_tokenizer(run.tokenizer)
-        config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size)
+        print_patterns(ModelConfig.from_settings(settings.model, tokenizer.vocab_size), tokenizer)
     else:
-        folder, tokenizer_folder = find_model(run, model_name)
-        tokenizer, config = load_tokenizer(tokenizer_folder), read_config(base_of_adapter(folder) or folder)
-    print_patterns(config, tokenizer)
+        model, tokenizer = load_with_tokenizer(settings, run, model_name)
+        print_patterns(model.config, tokenizer, partial(selected_rows, model))
 
 
 def draw_attention(model: Transformer, tokenizer: Tokenizer, run: RunFolder, picture: Path) -> None:
