@@ -8,13 +8,13 @@ The derivative that the engine asks for later is then only a product: âˆ‚x = g Â
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from v3_numpy_deep.autograd.fused.gathered_attention import add_rows, places, tiles
-from v3_numpy_deep.autograd.tensor import Array, Gradient, Tensor, record
+from v3_numpy_deep.autograd.tensor import Array, Tensor, record
 from v3_numpy_deep.models.blocks import sparse_indexer as plain
 from v3_numpy_deep.models.blocks.attention import attention_weights
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
@@ -46,7 +46,8 @@ def attention_kl(
     """Mean KL of what the attention reads to what the indexer ranks; q and k are constants."""
     index = (queries.data, keys.data, weights.data)
     gradients = [np.zeros((x.shape[0] * x.shape[1], *x.shape[2:]), x.dtype) for x in index]
-    total, count = np.zeros((), q.dtype), 0
+    total: Any = np.zeros((), q.dtype)
+    count = 0
     parts = (
         _dense(index, q.data, k.data, mask)
         if selected is None
@@ -64,7 +65,7 @@ def attention_kl(
                 add_rows(gradient, rows, found[leaf])
     count = max(1, count)
 
-    def derivative(g: Gradient) -> tuple[Array | None, ...]:
+    def derivative(g: Any) -> tuple[Array | None, ...]:
         by_input = (gradient.reshape(x.shape) for gradient, x in zip(gradients, index, strict=True))
         return *(gradient * (g / count) for gradient in by_input), None, None
 
