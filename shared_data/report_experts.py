@@ -69,7 +69,7 @@ def _reading(reading: dict[str, Any]) -> Iterator[str]:
     yield "<h3>Which expert reads what</h3>"
     yield html.paragraph(
         f"The {reading['tokens']:,} tokens of {reading['stories']:,} held-out stories, by the kind of segment they belong to. A row says "
-        "where the tokens of a kind are sent; it adds up to 100%. The darker, the more."
+        "where the tokens of a kind are sent; it adds up to 100%. The bluer, the more."
     )
     for layer in reading["layers"]:
         yield html.paragraph(

@@ -95,7 +95,7 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), numbers: bool
 
 
 def shaded_table(rows: Iterable[tuple[str, str, Sequence[float]]], head: Sequence[str]) -> str:
-    """Rows of (label, text, shares in [0, 1]); the darker a share, the larger it is beside the largest of the table."""
+    """Rows of (label, text, shares in [0, 1]); the bluer a share, the larger it is beside the largest of the table."""
     rows, number = list(rows), ' class="number"'
     largest = max((share for _, _, shares in rows for share in shares), default=0) or 1
     top = "".join(f"<th{number if place else ''}>{escape(text)}</th>" for place, text in enumerate(head))

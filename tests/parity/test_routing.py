@@ -1,5 +1,7 @@
 """Which experts tokens are sent to: levels 2 and 3 against transformers' router, and the table that follows from it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from shared_data.errors import UserError
 from shared_data.evaluation.expert_reading import read_experts
+from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.story_world.world import StoryWorld
 from tests.parity.arrays import integers
+from tests.parity.stage_cases import StageRun, prepare
+from tests.parity.training_cases import LEVELS
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v2_handwritten.inference.routing import chosen_experts as chosen_v2
 from v2_handwritten.models.transformer import new_model as new_v2
@@ -51,6 +56,22 @@ def test_levels_2_and_3_have_the_same_table() -> None:
     assert ours == deep
     assert [layer["layer"] for layer in ours["layers"]] == [0, 2]
     assert all(layer["bits"] > layer["bits_by_chance"] > 0 for layer in ours["layers"])
+
+
+def test_pretraining_ends_with_the_same_table_at_levels_2_and_3(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path / "prepared")
+    overrides = ("model.model_type=mixtral", "model.num_local_experts=4")
+    readings = []
+    for level in LEVELS:
+        stage = StageRun(level, "pretrain", prepared, tmp_path / level, *overrides)
+        metrics, reading = stage(), read_json(stage.folder / "experts.json")
+        assert metrics["expert_bits"] == reading["layers"][0]["bits"] > 0
+        readings.append(reading)
+    two, three = readings
+    assert two["stories"] == 3
+    assert two["kinds"] == three["kinds"]
+    # In float32, a token between two experts may go to either.
+    assert two["layers"][0]["load"] == pytest.approx(three["layers"][0]["load"], abs=0.005)
 
 
 @pytest.mark.parametrize(("new", "chosen"), [(new_v2, chosen_v2), (new_v3, chosen_v3)], ids=["v2", "v3"])
