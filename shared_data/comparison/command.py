@@ -135,16 +135,9 @@ def _compare(
         write_comparison(rows, root, title=trial.run.settings.name, command=command)
     print_title("compared", f"{len(rows)} choices")
     print_table(rows)
-    first = trials[0].run
-    print_rows(
-        [
-            *(
-                (name, str(root / file))
-                for name, file in (("table", TABLE), ("numbers", NUMBERS), ("plot", PLOT))
-            ),
-            ("look inside one", f"uv run {first.command('look', 'Once upon a time')}"),
-        ]
-    )
+    files = (("table", TABLE), ("numbers", NUMBERS), ("plot", PLOT))
+    look = trials[0].run.command("look", "Once upon a time")
+    print_rows([*((name, str(root / file)) for name, file in files), ("look inside one", f"uv run {look}")])
     for name, message in failures.items():
         raise UserError(f"{len(failures)} of {len(trials)} trainings failed; {name}: {message}")
 

@@ -78,8 +78,8 @@ def plan(
     return trials
 
 
-def train(trial: Trial, stages: dict[str, str], root: Path, force: bool = False) -> bool:
-    """Train one, or continue its interrupted training, if that is not done yet with these settings; tell whether it was to do.
+def train(trial: Trial, stages: dict[str, str], root: Path, force: bool = False) -> None:
+    """Train one, or continue its interrupted training, if that is not done yet with these settings.
 
     stages: `module:function` by stage, of the level.  root: the folder of the comparison.  force: train it again in any case.
     Raises `StageError` where the training diverges or memory runs out.
@@ -88,7 +88,7 @@ def train(trial: Trial, stages: dict[str, str], root: Path, force: bool = False)
         for stage in NEEDED:
             if not trial.run.is_current(stage) and not _link_from_another(trial.run, stage, root):
                 _make(stage, stages, trial.run)
-        return _make(TRAINED, stages, trial.run, force)
+        _make(TRAINED, stages, trial.run, force)
 
 
 def _check_sizes(choice: Choice, settings: Settings) -> None:
@@ -108,9 +108,9 @@ def _with_seeds(name: str, settings: Settings, seeds: list[int]) -> Iterator[tup
         yield f"{name}, seed {seed}", settings.model_copy(update={TRAINED: section})
 
 
-def _make(stage: str, stages: dict[str, str], run: RunFolder, force: bool = False) -> bool:
+def _make(stage: str, stages: dict[str, str], run: RunFolder, force: bool = False) -> None:
     """Do a stage if need be, also where its last result is of other settings: a comparison shows one set of them."""
-    return run_stage(stage, stages, run, force or run.would_lose(stage) is not None)
+    run_stage(stage, stages, run, force or run.would_lose(stage) is not None)
 
 
 def _link_from_another(run: RunFolder, stage: str, root: Path) -> bool:

@@ -25,6 +25,7 @@ from tests.parity.latent_cases import (
 )
 from tests.parity.model_cases import library_config
 from tests.parity.recorder import ParityRecorder
+from v2_handwritten.inference.inspection import inspect
 from v2_handwritten.inference.kv_cache import KVCache, bytes_per_token
 from v2_handwritten.models.blocks import latent_attention as v2
 from v2_handwritten.models.blocks.attention import causal_attention
@@ -239,3 +240,17 @@ def test_the_cache_holds_latents_and_rotated_keys_only() -> None:
     cache = KVCache(config, 1, 10)
     assert [tuple(state.shape) for state in cache.states] == [(2, 1, 1, 1, 10, 24), (2, 1, 1, 1, 10, 4)]
     assert bytes_per_token(config) == 2 * (24 + 4) * 4
+
+
+def test_attention_maps_of_latent_attention_are_those_of_the_library(parity: ParityRecorder) -> None:
+    case, ids = "deepseek_v3", token_ids(B=1)
+    with torch.no_grad():
+        expected = library_model(case)(torch.from_numpy(ids), output_attentions=True).attentions
+    parity(
+        component=case,
+        quantity="attention maps",
+        levels="v2-v1",
+        actual=inspect(models(case)[0], ids[0].tolist()).attentions,
+        expected=torch.cat(expected),
+        tolerance=2e-6,
+    )

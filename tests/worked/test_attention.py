@@ -8,6 +8,7 @@ import torch
 from tests.worked import agrees
 from v2_handwritten.models.blocks.attention import causal_attention, join_heads, softmax, split_heads
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
+from v2_handwritten.models.blocks.cross_entropy import soft_capped
 
 PAGE = "v2_handwritten/models/blocks/attention.md"
 
@@ -37,3 +38,13 @@ def test_scores_weights_and_output() -> None:
     np.testing.assert_allclose(joined, join_heads(weights @ v)[0], atol=1e-6)
     agrees(PAGE, "heads", joined)
     agrees(PAGE, "output", joined @ W_O.T)
+
+
+def test_soft_capped_scores_and_weights() -> None:
+    scores = torch.tensor([0.0, 2 * math.sqrt(2), 10, 100])
+    rows = []
+    for cap in (2.0, 50.0):
+        rows += [soft_capped(scores, cap), 1 - torch.tanh(scores / cap) ** 2]
+    agrees(PAGE, "capped", torch.stack(rows))
+    of_sat = scores[[0, 1, 0]]
+    agrees(PAGE, "weights of sat", torch.stack([softmax(of_sat), softmax(soft_capped(of_sat, 2.0))]))

@@ -5,7 +5,7 @@ import torch
 
 from tests.worked import agrees
 from v2_handwritten.kernels import kernel
-from v2_handwritten.models.blocks.normalization import layer_norm, rms_norm
+from v2_handwritten.models.blocks.normalization import RMSNorm, layer_norm, rms_norm
 
 PAGE = "v2_handwritten/models/blocks/normalization.md"
 
@@ -42,3 +42,16 @@ def test_gradients(kernels: str) -> None:
         assert weight.grad is not None
         rows += [x.grad, weight.grad]
     agrees(PAGE, "gradients", torch.stack(rows))
+
+
+def test_normalized_queries_have_scores_of_one_size() -> None:
+    q, k, ones = torch.tensor([[2.0, 0], [20, 0]]), torch.tensor([2.0, 0]), torch.ones(2)
+    normalized = rms_norm(q, ones, 0.0)
+    before, after = q @ k / 2**0.5, normalized @ rms_norm(k, ones, 0.0) / 2**0.5
+    agrees(PAGE, "QK-norm", torch.cat([q, normalized, before[:, None], after[:, None]], dim=1))
+
+
+def test_a_norm_whose_gain_is_one_plus_its_weight() -> None:
+    norm = RMSNorm(5, eps=0.0, offset=True)
+    norm.load_state_dict({"weight": GAIN - 1})
+    agrees(PAGE, "as Gemma has it", torch.stack([GAIN - 1, norm(A).detach()]))

@@ -41,6 +41,26 @@ def test_scores_depend_on_the_distance_only() -> None:
         np.testing.assert_allclose(torch.diagonal(scores, -distance), expected)
 
 
+def test_scaled_frequencies() -> None:
+    def frequencies(length: int | None = None, **scaling: object) -> np.ndarray:
+        config = ModelConfig(
+            hidden_size=8,
+            num_attention_heads=1,
+            rope_theta=100.0,
+            max_position_embeddings=64,
+            rope_scaling=scaling or None,
+        )
+        found = rotary_frequencies(config, length)
+        return np.append(found, 255 * found[-1])
+
+    trained = {"factor": 4.0, "original_max_position_embeddings": 64}
+    dynamic = [frequencies(length, rope_type="dynamic", factor=4.0) for length in (64, 128, 256)]
+    rows = [frequencies(), frequencies(rope_type="linear", factor=4.0), *dynamic]
+    rows.append(frequencies(rope_type="yarn", **trained))
+    rows.append(frequencies(rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0, **trained))
+    agrees(PAGE, "radians per position", rows)
+
+
 @pytest.mark.parametrize("kernels", ["plain", "fused"])
 def test_the_gradient_is_turned_back(kernels: str) -> None:
     q = Q.clone().requires_grad_()

@@ -31,6 +31,7 @@ from shared_data.settings import Settings
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.inference.loading import load_with_tokenizer
 from v2_handwritten.models.blocks.attention import Gpt2Attention, LlamaAttention, attention_weights
+from v2_handwritten.models.blocks.latent_attention import LatentAttention
 from v2_handwritten.models.blocks.sparse_indexer import Indexer, IndexInputs, index_scores, select_keys
 from v2_handwritten.models.blocks.transformer_block import Gpt2Block, LlamaBlock
 from v2_handwritten.models.transformer import Transformer
@@ -67,7 +68,9 @@ def inspect(model: Transformer, ids: Sequence[int]) -> Inspection:
     def record_input(block: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         hidden_states.append(inputs[0][0])
 
-    def record_weights(attention: Gpt2Attention | LlamaAttention, inputs: tuple[Any, ...]) -> None:
+    def record_weights(
+        attention: Gpt2Attention | LlamaAttention | LatentAttention, inputs: tuple[Any, ...]
+    ) -> None:
         x, shared = inputs[:2]
         q, k, _ = attention.project(x, shared)
         attentions.append(attention_weights(q, k, shared.mask)[0].flatten(0, 1))  # [H, T, T]
@@ -76,7 +79,7 @@ def inspect(model: Transformer, ids: Sequence[int]) -> Inspection:
     for module in model.body.modules():
         if isinstance(module, Gpt2Block | LlamaBlock):
             hooks.append(module.register_forward_pre_hook(record_input))
-        elif isinstance(module, Gpt2Attention | LlamaAttention):
+        elif isinstance(module, Gpt2Attention | LlamaAttention | LatentAttention):
             hooks.append(module.register_forward_pre_hook(record_weights))
     was_training, kernels = model.training, model.kernels
     model.eval()

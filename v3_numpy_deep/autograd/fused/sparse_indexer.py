@@ -46,7 +46,8 @@ def attention_kl(
     """Mean KL of what the attention reads to what the indexer ranks; q and k are constants."""
     index = (queries.data, keys.data, weights.data)
     gradients = [np.zeros((x.shape[0] * x.shape[1], *x.shape[2:]), x.dtype) for x in index]
-    total, count = np.zeros((), q.dtype), 0
+    total: Any = np.zeros((), q.dtype)
+    count = 0
     parts = (
         _dense(index, q.data, k.data, mask)
         if selected is None
