@@ -187,3 +187,16 @@ def test_greedy_decoding_with_a_cache_writes_what_the_library_writes(tmp_path: P
     level2, level3 = load_model(tmp_path).double(), v3.load_model(tmp_path).to(np.float64)
     for generate, model in ((generate2, level2), (generate3, level3)):
         assert generate(model, prompt.tolist(), max_new_tokens=new, eos_token_id=[]) == [expected]
+
+
+@pytest.mark.parametrize("case", ["gemma2", "gpt_oss"])
+def test_sampling_with_a_cache_draws_what_it_draws_without(tmp_path: Path, case: str) -> None:
+    """Greedy decoding would not notice a cap of the logits that is missing after the prompt; the first draw does."""
+    saved(case, tmp_path)
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 2.0, "eos_token_id": []}
+    prompts = batch()[0][:, :4].repeat(12, 1).tolist()  # 24 rows, each with draws of its own
+    for generate, model in (
+        (generate2, load_model(tmp_path).double()),
+        (generate3, v3.load_model(tmp_path).to(np.float64)),
+    ):
+        assert generate(model, prompts, **options) == generate(model, prompts, use_cache=False, **options)
