@@ -115,6 +115,9 @@ class ModelConfig:
             fill["query_pre_attn_scalar"] = self.head_dim or self.hidden_size // self.num_attention_heads
         if self._has("num_local_experts"):
             fill["num_local_experts"] = 8
+        if len(set(self.layer_types)) == 1:  # one kind is that of all layers, however many
+            fill["layer_types"] = self.layer_types[:1] * L
+            object.__setattr__(self, "layer_types", [])
         self._fill(fill)
         if self._has("kv_lora_rank"):  # the proportions of DeepSeek-V2, section 3.1.2
             D = self.hidden_size // self.num_attention_heads

@@ -72,6 +72,11 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
 def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: int) -> dict[str, Any]:
     """What differs from layer to layer, for each of L layers."""
     found: dict[str, Any] = {}
+    kinds = values.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) not in (0, L):
+        raise UserError(
+            f"layer_types has {len(kinds)} entries for {L} layers; correct config.json or copy it again"
+        )
     if family.window != "none":
         window = values.get("sliding_window")
         if "use_sliding_window" in hf or family.architecture.startswith(("Qwen", "SmolLM3")):

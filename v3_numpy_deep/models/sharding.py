@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from jaxtyping import Int
 
-from v3_numpy_deep.autograd import Array, Module, Tensor
+from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd.parallel import available_threads, in_threads, shards
 from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX
 
@@ -30,13 +30,13 @@ def draws_dropout(model: Any) -> bool:
     return own or any(getattr(module, "draws_masks", False) for module in model.modules())
 
 
-def threads_for(model: Module) -> int:
-    """One for the plain formulas, where dropout masks are drawn one after the other, and where experts are balanced over the whole batch.
+def threads_for(model: Any) -> int:
+    """What the processor offers; one for the plain formulas, and where dropout masks are drawn one after the other.
 
-    Else what the processor offers.
+    One, too, where training adds a loss that is no mean over the targets: the balance of experts, what indexers learn.
     """
-    balances = model.training and model.config.num_local_experts > 0
-    return 1 if model.kernels == "plain" or draws_dropout(model) or balances else available_threads()
+    whole_batch = model.training and (model.config.num_local_experts > 0 or model.trains_indexers)
+    return 1 if model.kernels == "plain" or draws_dropout(model) or whole_batch else available_threads()
 
 
 def loss_in_threads(loss: F) -> F:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from v2_handwritten.models.blocks.attention_mask import AttentionMask
 
@@ -90,16 +89,30 @@ def _held_blocks(
     """
     T, S = mask.T, mask.S
     rest = -T % block
-    near_start = pad(intervals[:, 0], (0, rest), value=S).unflatten(-1, (-1, block)).amin(-1, keepdim=True)
-    far_start = pad(intervals[:, 1], (0, rest), value=S).unflatten(-1, (-1, block)).amin(-1, keepdim=True)
-    far_end = pad(intervals[:, 2], (0, rest), value=0).unflatten(-1, (-1, block)).amax(-1, keepdim=True)
+    near_start = (
+        torch.nn.functional.pad(intervals[:, 0], (0, rest), value=S)
+        .unflatten(-1, (-1, block))
+        .amin(-1, keepdim=True)
+    )
+    far_start = (
+        torch.nn.functional.pad(intervals[:, 1], (0, rest), value=S)
+        .unflatten(-1, (-1, block))
+        .amin(-1, keepdim=True)
+    )
+    far_end = (
+        torch.nn.functional.pad(intervals[:, 2], (0, rest), value=0)
+        .unflatten(-1, (-1, block))
+        .amax(-1, keepdim=True)
+    )
     first_key = torch.arange(0, S, block, device=intervals.device)  # of each block of keys
     last_query = S - T + torch.arange(block - 1, T + rest, block, device=intervals.device).clamp(max=T - 1)
     near = (first_key + block > near_start) & (first_key <= last_query[:, None])
     far = (first_key + block > far_start) & (first_key < far_end)
     held = near | far
     if is_real is not None:
-        held &= pad(is_real, (0, -S % block)).unflatten(-1, (-1, block)).any(-1).unsqueeze(1)
+        held &= (
+            torch.nn.functional.pad(is_real, (0, -S % block)).unflatten(-1, (-1, block)).any(-1).unsqueeze(1)
+        )
     return held
 
 
