@@ -30,14 +30,41 @@ from shared_data.peft.target_modules import (
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _TENSORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
-# Settings of PEFT that change what is computed, with the values that mean "not used" (besides null, absent and empty).
-_NOT_USED = {"bias": "none", "lora_bias": False, "use_qalora": False, "use_bdlora": False}
-_UNKNOWN_TO_US = (
-    *_NOT_USED,
-    *("alpha_pattern", "arrow_config", "alora_invocation_tokens", "exclude_modules", "kasa_config"),
-    *("layer_replication", "layers_to_transform", "monteclora_config", "rank_pattern"),
-    *("target_parameters", "trainable_token_indices", "velora_config"),
+# Settings of PEFT that are computed here, and those that change no number of a trained adapter. All others must be empty.
+_COMPUTED = frozenset(
+    {
+        "base_model_name_or_path",
+        "ensure_weight_tying",
+        "lora_alpha",
+        "lora_dropout",
+        "modules_to_save",
+        "peft_type",
+        "r",
+    }
+    | {"target_modules", "use_dora", "use_rslora"}
 )
+_NEUTRAL = frozenset(
+    {
+        "auto_mapping",
+        "corda_config",
+        "eva_config",
+        "fan_in_fan_out",
+        "inference_mode",
+        "layers_pattern",
+        "lora_ga_config",
+    }
+    | {
+        "megatron_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    }
+)
+# "bias": that of PEFT's default. Ways to begin that leave the base alone; the others (PiSSA, OLoRA, LoftQ, …) move a part of it.
+_USUAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal")}
 
 
 def base_of_adapter(folder: Path | str) -> Path | None:
@@ -154,9 +181,10 @@ def _read_config(settings: Any, folder: Path) -> LoraConfig:
     file = folder / "adapter_config.json"
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         raise UserError(f"{file} is not the configuration of a LoRA adapter; choose a folder that PEFT wrote")
-    for key in _UNKNOWN_TO_US:
-        if settings.get(key) and settings[key] != _NOT_USED.get(key):
-            raise UserError(f"{file}: {key} is {settings[key]!r}, which cannot be loaded; train without it")
+    for key, value in settings.items():
+        is_used = value not in (None, False, 0, "", [], {}) and value not in _USUAL.get(key, ())
+        if is_used and key not in _COMPUTED | _NEUTRAL:
+            raise UserError(f"{file}: {key} is {value!r:.60}, which cannot be loaded; train without it")
     targets = settings.get("target_modules")
     try:
         if isinstance(targets, str):

@@ -250,6 +250,7 @@ def broken(saved: Path, folder: Path, fault: str) -> Path:
         }
         changes |= {"unknown whole module": {"modules_to_save": ["nothing"]}}
         changes |= {"ranks by layer": {"rank_pattern": {"q_proj": 4}}, "trained biases": {"bias": "all"}}
+        changes |= {"changed base": {"init_lora_weights": "pissa"}, "a later setting": {"use_new_lora": 3}}
         settings_file.write_text(json.dumps(settings | changes[fault]))
     return folder
 
@@ -266,6 +267,8 @@ FAULTS = {
     "other target": "none of its target modules",
     "ranks by layer": "rank_pattern",
     "trained biases": "bias is 'all'",
+    "changed base": "init_lora_weights is 'pissa'",
+    "a later setting": "use_new_lora is 3",
     "unknown whole module": "cannot bring 'nothing'",
     "whole embedding of another shape": "has shape",
     "whole embedding by half": "has no tensor base_model.model.lm_head.weight",
