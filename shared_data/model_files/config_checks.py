@@ -20,6 +20,11 @@ def check_config(config: Any) -> None:
         raise UserError(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}; change one of them"
         )
+    if config.kv_lora_rank and groups != heads:
+        raise UserError(
+            f"latent attention makes a key and a value for each of its {heads} heads, but num_key_value_heads is {groups}; leave it "
+            "out (--set model.num_key_value_heads=none)"
+        )
     if config.model_type == "gpt2" and (groups != heads or heads * D != config.hidden_size):
         raise UserError(
             "gpt2 has one key-value head per query head and head_dim = hidden_size / heads; use model_type llama"

@@ -194,3 +194,19 @@ def test_a_dense_warm_up_attends_to_everything_in_training_only() -> None:
     assert model.eval().loss(ids, labels).item() != pytest.approx(
         llama.eval().loss(ids, labels).item(), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+def test_experts_without_a_target_cost_nothing_and_give_no_loss(family: str, kernels: str) -> None:
+    """A row of a prompt alone, or a thread whose documents have no label that counts: no expert gets a token of the last layer."""
+    config = ModelConfig(**ROUTED | {"model_type": family})
+    ids, labels = np.zeros((2, 6), np.int64), np.full((2, 6), -100)
+    ours, arrays = (
+        new_model(config, kernels=kernels).train(),
+        new_array_model(config, kernels=kernels).train(),
+    )
+    losses = ours.loss(torch.from_numpy(ids), torch.from_numpy(labels)), arrays.loss(ids, labels)
+    for loss in losses:
+        assert loss.item() == 0
+        loss.backward()

@@ -36,8 +36,6 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def model_options(settings: Settings) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a model that is trained: weights in float32, and which attention computes it."""
-    return {
-        "dtype": torch.float32,
-        "attn_implementation": "eager" if settings.kernels == "plain" else "sdpa",
-    }
+    """Arguments of `from_pretrained` for a model that is trained: weights in float32, and the plain attention where it is wanted, else the library's choice."""
+    options: dict[str, Any] = {"dtype": torch.float32}
+    return options | ({"attn_implementation": "eager"} if settings.kernels == "plain" else {})

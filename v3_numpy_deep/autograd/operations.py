@@ -11,6 +11,7 @@ own. Levels 1 and 2 use torch's operations.
     uv run python -c "from v3_numpy_deep.autograd import operations as ops; print(ops.softmax(ops.Tensor([1.0, 2.0])))"
 """
 
+import builtins
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -185,7 +186,7 @@ def sum(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = F
 def mean(x: Tensor, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
     """Σ x / n;  ∂x = g / n, repeated"""
     total = sum(x, axis, keepdims)
-    return total * (total.size / x.size)
+    return total * (total.size / builtins.max(1, x.size))  # of no rows, no mean
 
 
 def max(x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:

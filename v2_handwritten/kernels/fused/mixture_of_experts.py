@@ -35,6 +35,8 @@ def expert_mixture(
     down_proj: Float[Tensor, "E C F"],
 ) -> Float[Tensor, "N C"]:
     """Σ_k weight · SwiGLU_expert(x)"""
+    if not len(x):  # a row without a target
+        return x
     return _ExpertMixture.apply(x, weights, experts, gate_up_proj, down_proj)
 
 

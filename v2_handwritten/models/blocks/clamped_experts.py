@@ -64,6 +64,8 @@ class ClampedExperts(nn.Module):
     ) -> Float[Tensor, "N C"]:
         """Each row through its experts, whose outputs are weighted and added up."""
         dtype = self.compute_dtype or self.gate_up_proj.dtype
+        if not len(x):  # a thread or a row without a target
+            return x
         order, load = by_expert(experts, len(self.gate_up_proj))
         parts = x.to(dtype)[order // experts.shape[1]].split(load)
         # `unbind`, as in `expert_mixture`: one gradient for the matrices of all experts.

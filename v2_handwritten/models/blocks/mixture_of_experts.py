@@ -105,6 +105,8 @@ def expert_mixture(
     down_proj: Float[Tensor, "E C F"],
 ) -> Float[Tensor, "N C"]:
     """Σ_k weight · SwiGLU_expert(x): an expert computes the tokens that chose it; one that nobody chose costs nothing."""
+    if not len(x):  # a thread or a row without a target
+        return x
     order, load = by_expert(experts, len(gate_up_proj))
     parts = x[order // experts.shape[1]].split(load)
     # `gate_up_proj[e]` would have a gradient of the size of all experts, for each e; `unbind` has one for all.

@@ -61,6 +61,8 @@ class ClampedExperts(Module):
         self, x: Float[Tensor, "N C"], weights: Float[Tensor, "N k"], experts: Int[Array, "N k"]
     ) -> Float[Tensor, "N C"]:
         """Each row through its experts, whose outputs are weighted and added up."""
+        if not len(x):  # a thread or a row without a target
+            return x
         order, load = by_expert(experts, len(self.gate_up_proj))
         outputs = []
         for e, rows in enumerate(ops.split(x[order // experts.shape[1]], load, axis=0)):

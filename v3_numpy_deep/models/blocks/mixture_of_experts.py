@@ -119,6 +119,8 @@ def expert_mixture(
     down_proj: Float[Tensor, "E C F"],
 ) -> Float[Tensor, "N C"]:
     """Σ_k weight · SwiGLU_expert(x): an expert computes the tokens that chose it; one that nobody chose costs nothing."""
+    if not len(x):  # a thread or a row without a target
+        return x
     order, load = by_expert(experts, len(gate_up_proj))
     parts = ops.split(x[order // experts.shape[1]], load, axis=0)
     outputs = [  # a slice such as gate_up_proj[e] sends back only its part of the gradient (`Part` in the engine)
