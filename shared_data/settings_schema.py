@@ -69,7 +69,7 @@ class ModelSettings(Section):
     attention_stride: int | None = Field(
         default=None,
         ge=1,
-        description="strided_attention: the last so many tokens, and every so-manieth before",
+        description="strided_attention: the last n tokens, and every n-th before them",
     )
     num_sink_tokens: int | None = Field(
         default=None, ge=0, description="the first tokens of a text, which its sparse layers see besides"
@@ -98,7 +98,7 @@ class ModelSettings(Section):
         default=None, ge=0, description="weight of the load-balancing loss; default 0.001"
     )
     n_shared_experts: int | None = Field(
-        default=None, ge=0, description="deepseek_v3: experts that every token passes"
+        default=None, ge=1, description="deepseek_v3: experts that every token passes; default 1"
     )
     routed_scaling_factor: float | None = Field(
         default=None, gt=0, description="deepseek_v3: factor of the weights of the experts"

@@ -123,6 +123,8 @@ class ModelConfig:
             D = self.hidden_size // self.num_attention_heads
             self._fill({"kv_lora_rank": 4 * D, "qk_nope_head_dim": D, "v_head_dim": D})
             self._fill({"qk_rope_head_dim": 2 * math.ceil(D / 4)})
+            if self._has("index_topk"):  # V3.2 compresses its queries always
+                self._fill({"q_lora_rank": max(1, self.hidden_size // 2)})
             object.__setattr__(self, "head_dim", self.qk_rope_head_dim)
         if self.num_local_experts:
             self._fill({"moe_intermediate_size": self.intermediate_size})
@@ -155,6 +157,11 @@ class ModelConfig:
     def is_sparse(self, layer: int) -> bool:
         """Whether the feed-forward part of a layer is a mixture of experts."""
         return self.num_local_experts > 0 and layer not in self.mlp_only_layers
+
+    @property
+    def has_sparse_layers(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return any(map(self.is_sparse, range(self.num_hidden_layers)))
 
     def has_rope(self, layer: int) -> bool:
         """Whether a layer rotates its queries and keys."""
@@ -232,6 +239,10 @@ class ModelConfig:
             values["layer_types"] = [
                 kind for _, kind in zip(range(L), itertools.cycle(values["layer_types"]), strict=False)
             ]
+        if (
+            "n_shared_experts" in FAMILIES[settings.model_type].names
+        ):  # as DeepSeek-V3; the library cannot do without
+            values.setdefault("n_shared_experts", 1)
         gpt2_dropout = settings.dropout if settings.model_type == "gpt2" else 0.0
         return cls(
             **values,

@@ -210,3 +210,14 @@ def test_experts_without_a_target_cost_nothing_and_give_no_loss(family: str, ker
     for loss in losses:
         assert loss.item() == 0
         loss.backward()
+
+
+def test_a_model_of_the_family_without_any_sparse_layer_trains() -> None:
+    """`v2 compare` of latent attention alone: deepseek_v3 whose layers are all dense."""
+    config = ModelConfig(**ROUTED | {"mlp_only_layers": [0, 1]})
+    ids, labels = batch()
+    ours, arrays = new_model(config).train(), new_array_model(config).train()
+    assert ours.loss(ids, labels).item() == pytest.approx(
+        arrays.loss(ids.numpy(), labels.numpy()).item(), rel=1e-5
+    )
+    assert load_metrics(ours.expert_loads) == {}

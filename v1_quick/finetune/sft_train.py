@@ -42,6 +42,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         **trainer_arguments(settings, "sft", run),
         max_length=min(section.max_length, model.config.max_position_embeddings),
         packing=True,
+        router_aux_loss_coef=getattr(model.config, "router_aux_loss_coef", 0.0),
         assistant_only_loss=True,
         eos_token="<|im_end|>",  # a chat model ends its turn, not the document
     )

@@ -229,7 +229,7 @@ class Transformer(CausalModel):
         In training mode, with the load-balancing loss where `balances_experts` is set, and the indexers' loss where `trains_indexers` is.
         """
         counted = labels != IGNORE_INDEX
-        routings: list[Routing] | None = [] if self.training and self.config.num_local_experts else None
+        routings: list[Routing] | None = [] if self.training and self.config.has_sparse_layers else None
         indexer_losses: list[Tensor] | None = [] if self.training and self.trains_indexers else None
         balanced = routings is not None and self.balances_experts
         keep = None if balanced or counted.all() else counted  # experts are balanced over all tokens

@@ -64,11 +64,12 @@ def train_and_evaluate(trainer: Trainer) -> None:
     Not in the saved model: there the library's loss would stop batched generation (transformers 5.23).
     """
     config = trainer.model.config
-    if hasattr(config, "router_aux_loss_coef"):
+    is_balanced = getattr(config, "router_aux_loss_coef", 0) > 0
+    if is_balanced:
         config.output_router_logits = True
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
     trainer.evaluate()
-    if hasattr(config, "router_aux_loss_coef"):
+    if is_balanced:
         config.output_router_logits = False
 
 
