@@ -24,6 +24,7 @@ from shared_data.device import resolve_device
 from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.families import FAMILIES
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.needs_records import STAGES_WITH_RECORDS, check_records, is_on_this_disk
 from shared_data.runs import RunFolder
@@ -103,6 +104,11 @@ def _check_device(run: RunFolder) -> None:
 
 def _check_level_1(run: RunFolder, stage: str) -> None:
     """What the libraries do not do is said before hours of training, not when their stage begins."""
+    family = FAMILIES[run.settings.model.model_type]
+    if stage == "reward" and not family.has_classifier:
+        raise UserError(
+            f"transformers has no reward model of {run.settings.model.model_type}; stop before it, or use level 2 or 3"
+        )
     for name, only in _ONLY_AT_LEVEL_1.get(stage, {}).items():
         value = attrgetter(f"{stage}.{name}")(run.settings)
         if value != only:

@@ -20,6 +20,7 @@ class Family:
     decides; no config.json has it. layer_types: the kinds of attention that a layer can have. only: entries of a config.json that are
     understood with this one value. window: whether `sliding_window` holds for "all" layers, for those that `layer_types` names ("listed"), or, where
     it names none, for every other one ("alternating").
+    in_library, has_classifier: whether transformers has it, and a sequence classifier of it, which a reward model is.
     """
 
     architecture: str
@@ -31,6 +32,7 @@ class Family:
     window: str = "none"
     only: Mapping[str, Any] = field(default_factory=dict)
     in_library: bool = True
+    has_classifier: bool = True
 
     @property
     def classifier(self) -> str:
@@ -330,6 +332,7 @@ FAMILIES: dict[str, Family] = {
         blocks={"scoring_func": "sigmoid"},
         layer_types=("indexed_attention",),
         only={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "mlp_bias": False},
+        has_classifier=False,
     ),
     # Ours: Llama with kinds of attention that transformers lacks. It refuses the name, where it would else attend to everything.
     "sparse_llama": Family(

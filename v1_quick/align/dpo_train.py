@@ -39,6 +39,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
         **trainer_arguments(settings, "dpo", run),
         max_length=min(section.max_length, positions),
         beta=section.beta,
+        router_aux_loss_coef=0.0,
         loss_type=[section.loss_type],
         precompute_ref_log_probs=section.precompute_ref_log_probs,
     )

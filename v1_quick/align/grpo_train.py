@@ -53,6 +53,7 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
         scale_rewards=section.scale_rewards,
         loss_type=section.loss_type,
         beta=section.beta,
+        router_aux_loss_coef=0.0,
         use_bias_correction_kl=section.use_bias_correction_kl,
         epsilon=section.epsilon,
         epsilon_high=section.epsilon_high,
