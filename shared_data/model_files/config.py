@@ -23,6 +23,8 @@ from shared_data.model_files.config_file import read_config_json, write_config_j
 from shared_data.model_files.families import CHOICES, FAMILIES, Family
 from shared_data.settings import ModelSettings
 
+MOST_LAYERS = 10_000  # what differs from layer to layer stands in lists
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -98,6 +100,10 @@ class ModelConfig:
         if self.model_type not in FAMILIES:
             raise UserError(f"model_type {self.model_type!r} is not supported; choose {supported_families()}")
         self._check_types()
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise UserError(
+                f"num_hidden_layers is {self.num_hidden_layers}; correct config.json or copy it again"
+            )
         self._check_family()
         L = self.num_hidden_layers
         fill = {
@@ -128,6 +134,7 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.qk_rope_head_dim)
         if self.num_local_experts:
             self._fill({"moe_intermediate_size": self.intermediate_size})
+        object.__setattr__(self, "mlp_only_layers", sorted(set(self.mlp_only_layers)))
         for name, value in self.family.blocks.items():
             object.__setattr__(self, name, value)
         check_config(self)
@@ -208,7 +215,9 @@ class ModelConfig:
         for each in fields(self):
             value = getattr(self, each.name)
             # Some folders write -1 for an id that there is not.
-            smallest = -1 if each.default is None else 0 if each.default in (0, MISSING) else 1
+            smallest = (
+                -1 if each.name.endswith("token_id") else 0 if each.default in (0, None, MISSING) else 1
+            )
             if not _fits(value, each.type, smallest):
                 raise UserError(
                     f"the model's {each.name} is {value!r:.60}; correct its config.json or copy it again"

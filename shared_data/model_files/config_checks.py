@@ -73,6 +73,11 @@ def _check_layers(config: Any) -> None:
             raise UserError(f"{kind} needs {size}, a positive number; set it")
     if "indexed_attention" in config.layer_types:
         _check_indexer(config)
+    if family.window == "all" and config.sliding_window and "full_attention" in config.layer_types:
+        raise UserError(
+            f"{config.model_type} has a window in all layers or in none; leave out sliding_window or layer_types, or use model_type "
+            "qwen3 or sparse_llama"
+        )
     if family.window == "all" and len(set(config.layer_types)) > 1:
         raise UserError(
             f"{config.model_type} has one kind of attention in all layers; use model_type qwen3 or sparse_llama"
@@ -112,6 +117,11 @@ def _check_experts(config: Any) -> None:
                 f"{E} experts in {groups} groups, of which {chosen} are chosen, do not give {k} experts per token; groups are of "
                 "equal size, of two or more experts; change n_group, topk_group or num_experts_per_tok"
             )
+    dense = config.mlp_only_layers
+    if "kv_lora_rank" in config.family.names and dense != list(range(len(dense))):
+        raise UserError(
+            f"{config.model_type} has its dense layers first, not {dense}; set mlp_only_layers to [0], [0, 1], … or []"
+        )
     if any(layer >= config.num_hidden_layers for layer in config.mlp_only_layers):
         raise UserError(
             f"mlp_only_layers {config.mlp_only_layers} names a layer that there is not; correct it"

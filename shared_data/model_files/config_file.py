@@ -59,6 +59,8 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
     }
     if family.architecture != "GPT2LMHeadModel":
         values["rope_theta"], values["rope_scaling"] = _read_rope(hf, family)
+    if "num_key_value_heads" in family.names and hf.get("num_key_value_heads", 1) is None:
+        values["num_key_value_heads"] = 0  # as many as there are query heads
     if "kv_lora_rank" in family.names:  # what its head_dim says is derived
         values["head_dim"] = values["qk_rope_head_dim"]
     if values.get("hidden_act") == "gelu_pytorch_tanh":  # another name of the same function
@@ -72,6 +74,7 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
 def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: int) -> dict[str, Any]:
     """What differs from layer to layer, for each of L layers."""
     found: dict[str, Any] = {}
+    _check_entries(hf)
     kinds = values.get("layer_types")
     if isinstance(kinds, list) and len(kinds) not in (0, L):
         raise UserError(
@@ -88,8 +91,14 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
             if window is None:
                 raise UserError("sliding_attention needs sliding_window, a positive number; set it")
         elif not values.get("layer_types"):
-            first = hf.get("max_window_layers", 28)  # Qwen: from this layer on
-            no_rope = _no_rope_layers(hf, L)
+            first = (
+                28 if hf.get("max_window_layers") is None else hf["max_window_layers"]
+            )  # Qwen: from this layer on
+            no_rope = _no_rope_layers(hf, L) if "no_rope_layers" in family.names else []
+            if no_rope and len(no_rope) < L:
+                raise UserError(
+                    f"no_rope_layers has {len(no_rope)} entries for {L} layers; correct config.json or copy it again"
+                )
             slides = [
                 (not no_rope[layer] if "no_rope_layers" in family.names else layer >= first)
                 and window is not None
@@ -110,9 +119,29 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
     return found
 
 
+def _check_entries(hf: dict[str, Any]) -> None:
+    """What counts or lists layers is a whole number, or a list of numbers or kinds, where it is not left out."""
+    counts = {
+        "max_window_layers": 0,
+        "first_k_dense_replace": 0,
+        "no_rope_layer_interval": 1,
+        "decoder_sparse_step": 1,
+    }
+    for name, smallest in counts.items():
+        value = hf.get(name)
+        if value is not None and (type(value) is not int or value < smallest):
+            raise UserError(f"{name} is {value!r:.60}; correct config.json or copy it again")
+    for name in ("no_rope_layers", "mlp_only_layers", "mlp_layer_types"):
+        value = hf.get(name)
+        if value is not None and not (
+            isinstance(value, list) and all(type(each) in (int, str) for each in value)
+        ):
+            raise UserError(f"{name} is {value!r:.60}; correct config.json or copy it again")
+
+
 def _no_rope_layers(hf: dict[str, Any], L: int) -> list[int]:
     """SmolLM3: 1 where a layer rotates queries and keys."""
-    interval = hf.get("no_rope_layer_interval", 4)
+    interval = hf.get("no_rope_layer_interval") or 4
     return hf.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(L)]
 
 
@@ -124,7 +153,9 @@ def _dense_layers(hf: dict[str, Any], family: Family, L: int) -> list[int]:
         kinds = hf.get("mlp_layer_types")
         if kinds is not None:
             return [layer for layer, kind in enumerate(kinds) if kind == "dense"]
-        return list(range(min(L, hf.get("first_k_dense_replace", 3))))
+        return list(
+            range(min(L, 3 if hf.get("first_k_dense_replace") is None else hf["first_k_dense_replace"]))
+        )
     step = hf.get("decoder_sparse_step") or 1
     listed = hf.get("mlp_only_layers") or []
     return sorted({*listed, *(layer for layer in range(L) if (layer + 1) % step)})
@@ -173,7 +204,10 @@ def _read_rope(hf: dict[str, Any], family: Family) -> tuple[float, dict[str, Any
     )
     rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
-    if rope.pop("partial_rotary_factor", 1.0) != 1.0 or hf.get("partial_rotary_factor", 1.0) != 1.0:
+    if any(
+        part not in (None, 1.0)
+        for part in (rope.pop("partial_rotary_factor", None), hf.get("partial_rotary_factor"))
+    ):
         raise UserError("partial_rotary_factor is not supported; use a checkpoint that rotates whole heads")
     if rope_type == "default":
         check_rope_scaling({"rope_type": "default", **rope}, head_dim=0)

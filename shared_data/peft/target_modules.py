@@ -16,6 +16,7 @@ from shared_data.peft.layers import AdaptedLayer, ReplacesLinear
 
 _LINEAR_CLASSES = ("Linear", "Conv1D")  # the names of both levels
 _OUTPUT_LAYERS = ("lm_head", "score")
+_NAMES_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ def linear_layers(model: Any) -> list[LayerPlace]:
 def select_layers(model: Any, target_modules: Sequence[str] | str) -> list[LayerPlace]:
     """The layers that `target_modules` means. Raises `UserError` for a target that is the name of no layer."""
     layers = linear_layers(model)
+    if getattr(
+        model.config, "num_local_experts", 0
+    ):  # PEFT takes these names for the experts' matrices, which are no layers
+        layers = [place for place in layers if place.attribute not in _NAMES_OF_EXPERTS]
     if target_modules == "all-linear":
         return layers
     targets = [target_modules] if isinstance(target_modules, str) else list(target_modules)

@@ -16,6 +16,7 @@ from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.peft.adapted_model import lora_parameters, merge_lora, set_adapter
 from shared_data.peft.config import LoraConfig, QuantizationConfig
+from shared_data.peft.target_modules import select_layers
 from shared_data.training.parameter_groups import parameter_groups
 from tests.parity.model_cases import CASES as MODEL_CASES
 from tests.parity.model_cases import batch, pair
@@ -315,3 +316,15 @@ def test_what_cannot_be_saved_or_loaded_now_is_said(saved: Path, tmp_path: Path)
     merge_lora(ours)
     with pytest.raises(UserError, match="unmerge_lora"):
         adapters.load_adapter(ours, saved, "second")
+
+
+def test_all_linear_leaves_names_of_experts_to_peft() -> None:
+    """PEFT takes gate_proj, up_proj and down_proj of a mixture for the experts' own matrices, also in dense layers."""
+    config = ModelConfig(
+        model_type="qwen3_moe", vocab_size=96, hidden_size=32, num_hidden_layers=2, mlp_only_layers=[0]
+    )
+    for model in (Transformer(config), Transformer3(config)):
+        names = {place.attribute for place in select_layers(model, "all-linear")}
+        assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+        with pytest.raises(UserError, match="target module 'down_proj' is no linear layer"):
+            select_layers(model, ["down_proj"])

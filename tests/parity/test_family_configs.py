@@ -128,7 +128,7 @@ def test_entries_that_change_no_number_and_empty_ones_are_read_over(family: str)
         ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise = 0.1"),
         ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok 9 is more than the 8 experts"),
         ("mistral", {"sliding_window": 0}, "sliding_attention needs sliding_window, a positive number"),
-        ("mistral", {"sliding_window": -1}, "sliding_attention needs sliding_window, a positive number"),
+        ("mistral", {"sliding_window": -1}, "sliding_window is -1; correct"),
         ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
     ],
@@ -145,3 +145,51 @@ def test_gpt_oss_has_yarn_unless_its_config_names_another_kind() -> None:
     config = ModelConfig.from_hf({"model_type": "gpt_oss", "rope_parameters": plain})
     assert (config.rope_scaling, config.rope_theta) == (None, 1e4)
     assert ModelConfig.from_hf(config.to_hf()) == config
+
+
+ODD = {
+    "qwen2": [{"max_window_layers": "all"}, {"use_sliding_window": True, "max_window_layers": [1]}],
+    "smollm3": [
+        {"no_rope_layers": 3},
+        {"no_rope_layers": [1]},
+        {"no_rope_layer_interval": 0},
+        {"no_rope_layer_interval": "4"},
+    ],
+    "qwen3_moe": [{"decoder_sparse_step": "2"}, {"mlp_only_layers": 3}],
+    "deepseek_v3": [{"first_k_dense_replace": "3"}, {"q_lora_rank": -1}],
+    "deepseek_v32": [{"mlp_layer_types": True}],
+    "llama": [{"num_hidden_layers": 2_000_000_000}],
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "entry"), [(name, entry) for name, entries in ODD.items() for entry in entries]
+)
+def test_an_odd_value_is_one_clear_line(family: str, entry: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{list(entry)[-1]} (is|has) .*; correct"):
+        ModelConfig.from_hf({"model_type": family} | entry)
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral", "qwen2", "qwen3", "llama"])
+def test_null_key_value_heads_mean_as_many_as_query_heads(family: str) -> None:
+    config = ModelConfig.from_hf(
+        {"model_type": family, "num_key_value_heads": None, "partial_rotary_factor": None}
+    )
+    assert config.num_key_value_heads == config.num_attention_heads
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"model_type": "mistral", "sliding_window": 4, "layer_types": ["full_attention"]},
+            "in all layers or in none",
+        ),
+        ({"model_type": "deepseek_v3", "mlp_only_layers": [1]}, "has its dense layers first, not \\[1\\]"),
+        ({"model_type": "deepseek_v3", "num_key_value_heads": 2}, "leave it out"),
+    ],
+)
+def test_what_a_folder_could_not_say_is_refused_before_training(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ModelConfig(**values)
+    assert ModelConfig(model_type="deepseek_v3", mlp_only_layers=[1, 0, 0]).mlp_only_layers == [0, 1]

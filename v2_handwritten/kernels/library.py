@@ -26,11 +26,12 @@ def causal_attention(
     sinks: Float[Tensor, "H"] | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H T Dv"]:
-    """FlashAttention on a GPU, where no mask is needed. Dropout draws from torch's global generator, not from `generator`.
+    """FlashAttention on a GPU, where no mask is needed.
 
-    torch's function has neither sinks nor soft-capped scores; with them, the plain formula is computed.
+    torch's function has neither sinks nor soft-capped scores, and drops weights by a generator that no run restores: with these, the
+    plain formula is computed.
     """
-    if sinks is not None or softcap is not None:
+    if sinks is not None or softcap is not None or dropout_p > 0:
         return plain.causal_attention(q, k, v, mask, dropout_p, generator, sinks, softcap)
     T, S = q.shape[2], k.shape[2]
     mask = mask or AttentionMask(T, S, q.device)
