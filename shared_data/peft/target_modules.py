@@ -45,9 +45,8 @@ def linear_layers(model: Any) -> list[LayerPlace]:
 def select_layers(model: Any, target_modules: Sequence[str] | str) -> list[LayerPlace]:
     """The layers that `target_modules` means. Raises `UserError` for a target that is the name of no layer."""
     layers = linear_layers(model)
-    if getattr(
-        model.config, "num_local_experts", 0
-    ):  # PEFT takes these names for the experts' matrices, which are no layers
+    # PEFT takes these names for the experts' matrices, which are no layers.
+    if getattr(getattr(model, "config", None), "num_local_experts", 0):
         layers = [place for place in layers if place.attribute not in _NAMES_OF_EXPERTS]
     if target_modules == "all-linear":
         return layers
