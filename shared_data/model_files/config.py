@@ -19,11 +19,9 @@ from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
 from shared_data.files import is_number
 from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config
-from shared_data.model_files.config_file import read_config_json, write_config_json
+from shared_data.model_files.config_file import MOST_LAYERS, read_config_json, write_config_json
 from shared_data.model_files.families import CHOICES, FAMILIES, Family
 from shared_data.settings import ModelSettings
-
-MOST_LAYERS = 10_000  # what differs from layer to layer stands in lists
 
 
 @dataclass(frozen=True)
@@ -248,9 +246,8 @@ class ModelConfig:
             values["layer_types"] = [
                 kind for _, kind in zip(range(L), itertools.cycle(values["layer_types"]), strict=False)
             ]
-        if (
-            "n_shared_experts" in FAMILIES[settings.model_type].names
-        ):  # as DeepSeek-V3; the library cannot do without
+        # One, as DeepSeek-V3: the library cannot do without.
+        if "n_shared_experts" in FAMILIES[settings.model_type].names:
             values.setdefault("n_shared_experts", 1)
         gpt2_dropout = settings.dropout if settings.model_type == "gpt2" else 0.0
         return cls(

@@ -13,6 +13,7 @@ from shared_data.errors import UserError
 from shared_data.model_files.families import Family
 from shared_data.model_files.rope_scaling import WITH_ORIGINAL_LENGTH, check_rope_scaling
 
+MOST_LAYERS = 10_000  # what differs from layer to layer stands in lists
 _NULLABLE = frozenset(
     {"bos_token_id", "eos_token_id", "sliding_window", "q_lora_rank"}
     | {"attn_logit_softcapping", "final_logit_softcapping"}
@@ -66,7 +67,7 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
     if values.get("hidden_act") == "gelu_pytorch_tanh":  # another name of the same function
         values["hidden_act"] = "gelu_new"
     layers = values.get("num_hidden_layers")
-    if isinstance(layers, int) and 0 < layers < 10_000:  # else `ModelConfig` refuses it
+    if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:  # else `ModelConfig` refuses it
         values |= _read_layers(hf, family, values, layers)
     return values
 
@@ -91,9 +92,7 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
             if window is None:
                 raise UserError("sliding_attention needs sliding_window, a positive number; set it")
         elif not values.get("layer_types"):
-            first = (
-                28 if hf.get("max_window_layers") is None else hf["max_window_layers"]
-            )  # Qwen: from this layer on
+            first = _count(hf, "max_window_layers", 28)  # Qwen: from this layer on
             no_rope = _no_rope_layers(hf, L) if "no_rope_layers" in family.names else []
             if no_rope and len(no_rope) < L:
                 raise UserError(
@@ -108,11 +107,8 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
     if "no_rope_layers" in family.names:
         found["no_rope_layers"] = _no_rope_layers(hf, L)
     if "num_local_experts" in family.names:
-        for name in (
-            "num_experts",
-            "n_routed_experts",
-            "num_local_experts",
-        ):  # as versions of transformers have called it
+        # As versions of transformers have called it.
+        for name in ("num_experts", "n_routed_experts", "num_local_experts"):
             if hf.get(name) is not None:
                 found["num_local_experts"] = hf[name]
         found["mlp_only_layers"] = _dense_layers(hf, family, L)
@@ -139,6 +135,11 @@ def _check_entries(hf: dict[str, Any]) -> None:
             raise UserError(f"{name} is {value!r:.60}; correct config.json or copy it again")
 
 
+def _count(hf: dict[str, Any], name: str, default: int) -> int:
+    """A number of layers; null is the default, 0 is not."""
+    return default if hf.get(name) is None else hf[name]
+
+
 def _no_rope_layers(hf: dict[str, Any], L: int) -> list[int]:
     """SmolLM3: 1 where a layer rotates queries and keys."""
     interval = hf.get("no_rope_layer_interval") or 4
@@ -153,9 +154,7 @@ def _dense_layers(hf: dict[str, Any], family: Family, L: int) -> list[int]:
         kinds = hf.get("mlp_layer_types")
         if kinds is not None:
             return [layer for layer, kind in enumerate(kinds) if kind == "dense"]
-        return list(
-            range(min(L, 3 if hf.get("first_k_dense_replace") is None else hf["first_k_dense_replace"]))
-        )
+        return list(range(min(L, _count(hf, "first_k_dense_replace", 3))))
     step = hf.get("decoder_sparse_step") or 1
     listed = hf.get("mlp_only_layers") or []
     return sorted({*listed, *(layer for layer in range(L) if (layer + 1) % step)})
@@ -185,10 +184,6 @@ def write_config_json(config: Any, family: Family) -> dict[str, Any]:
         if "index_topk" in family.names:
             L = config.num_hidden_layers
             hf["mlp_layer_types"] = ["dense" if layer in dense else "sparse" for layer in range(L)]
-        elif dense != list(range(len(dense))):
-            raise UserError(
-                f"{config.model_type} has its dense layers first, not {dense}; correct mlp_only_layers"
-            )
     return hf
 
 

@@ -1,4 +1,4 @@
-"""The language model: transformers' `GPT2LMHeadModel` or `LlamaForCausalLM`, whichever the configuration names.
+"""The language model: the class of transformers that the configuration names (`LlamaForCausalLM`, `MixtralForCausalLM`, …).
 
 uv run python -c "from v1_quick.models.transformer import *; print(new_model(ModelConfig(num_hidden_layers=1), seed=0))"
 """

@@ -120,9 +120,8 @@ class Router(nn.Module):
     """One logit an expert, in float32 at least, and the choice among them."""
 
     e_score_correction_bias: Tensor  # [E], sigmoid only
-    load: Tensor | None = (
-        None  # [E] tokens of each expert since the last `update_bias`; no part of a checkpoint
-    )
+    # [E], the tokens of each expert since the last `update_bias`; no part of a checkpoint.
+    load: Tensor | None = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

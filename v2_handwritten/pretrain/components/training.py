@@ -205,7 +205,7 @@ def _to(array: Any, device: torch.device) -> Tensor:
 
 
 def _configure(model: nn.Module, section: Any) -> None:
-    """Precision, gradient checkpointing and the balance of experts, of every model among the modules."""
+    """Precision, gradient checkpointing and what the loss adds, of every model among the modules."""
     for module in model.modules():
         if isinstance(module, CausalModel):
             module.compute_dtype = compute_dtype(section, next(module.parameters()).device)

@@ -140,9 +140,8 @@ class Router(Module):
         E = config.num_local_experts
         self.config = config
         self.weight = Parameter(np.zeros((E, config.hidden_size), np.float32))
-        if (
-            config.scoring_func == "sigmoid"
-        ):  # a parameter, so that it has a name in a checkpoint; no optimizer moves it
+        # A parameter, so that it has a name in a checkpoint; no optimizer moves it.
+        if config.scoring_func == "sigmoid":
             self.e_score_correction_bias = Parameter(np.zeros(E, np.float32), requires_grad=False)
             # The tokens of each expert since the last `update_bias`; no part of a checkpoint.
             self.load = np.zeros(E, np.int64)
