@@ -8,7 +8,7 @@ the names of Hugging Face configurations. Sizes that cannot work together are re
     uv run python -c "from shared_data.settings_schema import ModelSettings; print(ModelSettings(hidden_size=64))"
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,6 +40,15 @@ class ModelSettings(Section):
     head_dim: int | None = Field(default=None, ge=1, description="D, size of a head; default C / H")
     max_position_embeddings: int = Field(default=256, ge=2, description="the longest sequence")
     rope_theta: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies")
+    rope_scaling: dict[str, Any] | None = Field(
+        default=None,
+        description='longer texts than trained on, as in config.json: {rope_type = "yarn", factor = 4.0}; also linear, dynamic, llama3',
+    )
+    no_rope_layers: list[Literal[0, 1]] | None = Field(
+        default=None,
+        min_length=1,
+        description="smollm3: 1 where a layer rotates queries and keys, 0 where not, repeated; default [1, 1, 1, 0]",
+    )
     rms_norm_eps: float = Field(default=1e-5, gt=0, description="added to the mean square of an RMSNorm")
     layer_norm_epsilon: float = Field(
         default=1e-5, gt=0, description="added to the variance of a LayerNorm (gpt2)"
@@ -53,6 +62,21 @@ class ModelSettings(Section):
     )
     initializer_range: float = Field(
         default=0.02, gt=0, description="standard deviation of the initial weights"
+    )
+    attention_bias: bool | None = Field(
+        default=None, description="biases of q, k, v and o; default false, but for gpt2 and qwen2"
+    )
+    mlp_bias: bool | None = Field(
+        default=None, description="biases of gate, up and down; default false, but for gpt2"
+    )
+    query_pre_attn_scalar: int | None = Field(
+        default=None, ge=1, description="gemma2: scores are divided by its root; default head_dim"
+    )
+    attn_logit_softcapping: float | None = Field(
+        default=None, ge=0, description="gemma2: scores s become c tanh(s/c); 0 is no cap; default 50"
+    )
+    final_logit_softcapping: float | None = Field(
+        default=None, ge=0, description="gemma2: logits z become c tanh(z/c); 0 is no cap; default 30"
     )
     layer_types: list[str] | None = Field(
         default=None,

@@ -18,6 +18,7 @@ from shared_data.stages import STAGES, WITHOUT_EFFECT, upstream
 
 TRAINED = "pretrain"  # the stage that a comparison trains
 NEEDED = tuple(upstream(TRAINED))  # those before it
+LONGEST_NAME = 120  # of a choice; it is a folder, and in bytes three times as long in Chinese
 # Sections, and settings outside of sections, that change a pretraining or its speed.
 _COMPARABLE = {section for stage in (*NEEDED, TRAINED) for section in STAGES[stage].sections} | {
     "kernels",
@@ -74,7 +75,7 @@ def read_choices(varied: list[str], named: list[str]) -> list[Choice]:
             "there is nothing to compare; add for example --vary pretrain.optim=adamw,muon, or two --choice (see `compare --help`)"
         )
     _check_keys_differ(choices)
-    _check_names_differ(choices)
+    _check_names(choices)
     return choices
 
 
@@ -150,11 +151,20 @@ def _check_keys_differ(choices: list[Choice]) -> None:
                 raise UserError(f"the choice {choice.name!r} sets {key} twice; name it in one place")
 
 
-def _check_names_differ(choices: list[Choice]) -> None:
+def _check_names(choices: list[Choice]) -> None:
     """Each choice needs a row and a folder of its own, on disks that do not tell capitals apart, too."""
     seen: dict[str, str] = {}
     for choice in choices:
-        other = seen.setdefault(folder_of(choice.name).casefold(), choice.name)
+        folder = folder_of(choice.name)
+        if len(folder) > LONGEST_NAME:
+            raise UserError(
+                f'the name {choice.name[:40]!r}… is longer than {LONGEST_NAME} characters; give the choice a short one: --choice "NAME: KEY=VALUE"'
+            )
+        if folder.casefold().startswith("compare.") or "|" in choice.name:
+            raise UserError(
+                f"a choice cannot be called {choice.name!r}: tables and files of the comparison need that; give it another name"
+            )
+        other = seen.setdefault(folder.casefold(), choice.name)
         if other != choice.name:
             raise UserError(
                 f"the choices {other!r} and {choice.name!r} would have the same folder; give one another name"

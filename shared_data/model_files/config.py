@@ -21,6 +21,7 @@ from shared_data.files import is_number
 from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config
 from shared_data.model_files.config_file import MOST_LAYERS, read_config_json, write_config_json
 from shared_data.model_files.families import CHOICES, FAMILIES, Family
+from shared_data.model_files.rope_scaling import with_original_length
 from shared_data.settings import ModelSettings
 
 
@@ -241,13 +242,21 @@ class ModelConfig:
             for name, value in settings.model_dump(exclude={"dropout"}).items()
             if value is not None
         }
-        L = settings.num_hidden_layers
-        if "layer_types" in values:  # a pattern of layers, repeated
-            values["layer_types"] = [
-                kind for _, kind in zip(range(L), itertools.cycle(values["layer_types"]), strict=False)
-            ]
+        family, L = FAMILIES[settings.model_type], settings.num_hidden_layers
+        for name, fixed in family.blocks.items():
+            if values.get(name, fixed) != fixed:
+                raise UserError(f"{settings.model_type} has {name} = {fixed} always; leave it out")
+        for name in {"layer_types", "no_rope_layers"} & set(values):  # a pattern of layers, repeated
+            values[name] = list(itertools.islice(itertools.cycle(values[name]), L))
+        if "rope_scaling" in values:
+            values["rope_scaling"] = with_original_length(
+                values["rope_scaling"], settings.max_position_embeddings
+            )
+        for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if name in family.names:
+                values[name] = values.get(name, family.defaults[name]) or None
         # One, as DeepSeek-V3: the library cannot do without.
-        if "n_shared_experts" in FAMILIES[settings.model_type].names:
+        if "n_shared_experts" in family.names:
             values.setdefault("n_shared_experts", 1)
         gpt2_dropout = settings.dropout if settings.model_type == "gpt2" else 0.0
         return cls(

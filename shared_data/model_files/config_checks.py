@@ -29,6 +29,10 @@ def check_config(config: Any) -> None:
         raise UserError(
             "gpt2 has one key-value head per query head and head_dim = hidden_size / heads; use model_type llama"
         )
+    if config.model_type == "gpt2" and config.rope_scaling:
+        raise UserError(
+            "gpt2 learns its positions and has no rope_scaling; leave it out or use model_type llama"
+        )
     if config.model_type != "gpt2" and D % 2:
         name = "qk_rope_head_dim" if config.kv_lora_rank else "head_dim"
         raise UserError(f"rotary positions turn pairs, but {name} is {D}; choose an even {name}")

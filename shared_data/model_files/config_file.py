@@ -11,7 +11,7 @@ from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.model_files.families import Family
-from shared_data.model_files.rope_scaling import WITH_ORIGINAL_LENGTH, check_rope_scaling
+from shared_data.model_files.rope_scaling import check_rope_scaling, with_original_length
 
 MOST_LAYERS = 10_000  # what differs from layer to layer stands in lists
 _NULLABLE = frozenset(
@@ -207,10 +207,8 @@ def _read_rope(hf: dict[str, Any], family: Family) -> tuple[float, dict[str, Any
     if rope_type == "default":
         check_rope_scaling({"rope_type": "default", **rope}, head_dim=0)
         return theta, None
-    if rope_type in WITH_ORIGINAL_LENGTH:  # the length the model was first trained on
-        positions = hf.get("max_position_embeddings", family.defaults["max_position_embeddings"])
-        rope.setdefault("original_max_position_embeddings", positions)
-    return theta, {"rope_type": rope_type, **rope}
+    positions = hf.get("max_position_embeddings", family.defaults["max_position_embeddings"])
+    return theta, with_original_length({"rope_type": rope_type, **rope}, positions)
 
 
 def _refuse_what_is_not_computed(hf: dict[str, Any], family: Family) -> None:

@@ -30,9 +30,16 @@ ROPE_TYPES: dict[str, RopeType] = {
     ),
     "llama3": RopeType(("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")),
 }
-# Types whose original length is that of the model where nothing else is said, as in transformers.
+# Types that need to know the length the model was first trained on.
 WITH_ORIGINAL_LENGTH = ("yarn", "llama3")
 _NEUTRAL = frozenset({"rope_type", "finetuned"})  # the second says that training has followed
+
+
+def with_original_length(scaling: dict[str, Any], positions: int) -> dict[str, Any]:
+    """The same scaling; where it names no original length and needs one, that is the number of positions of the model."""
+    if scaling.get("rope_type") in WITH_ORIGINAL_LENGTH:
+        return {"original_max_position_embeddings": positions} | scaling
+    return scaling
 
 
 def check_rope_scaling(scaling: dict[str, Any], head_dim: int) -> None:
@@ -68,6 +75,4 @@ def check_rope_scaling(scaling: dict[str, Any], head_dim: int) -> None:
 
 
 def _bad(kind: str, name: str, value: Any, wanted: str) -> UserError:
-    return UserError(
-        f"rope_scaling of the type {kind} has {name} {value!r:.60}, not {wanted}; correct config.json or copy it again"
-    )
+    return UserError(f"rope_scaling of the type {kind} has {name} {value!r:.60}, not {wanted}; correct it")

@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
 from tests.parity.model_cases import CASES, batch, pair
 from tests.parity.recorder import ParityRecorder
 from tests.parity.test_transformer import TOLERANCES
 from v2_handwritten.models.checkpoint import load_model, save_model
+from v2_handwritten.models.transformer import Transformer
 
 Edit = Callable[[Path], None]
 
@@ -83,6 +85,17 @@ def test_the_first_gpt2_checkpoints_without_prefix_and_with_buffers_load(tmp_pat
     model = load_model(tmp_path)
     assert torch.equal(logits(model, "gpt2"), logits(ours, "gpt2"))
     assert model.lm_head.weight is model.token_embedding.weight
+
+
+def test_a_loaded_model_has_no_dropout_until_it_is_trained(tmp_path: Path) -> None:
+    config = ModelConfig(
+        model_type="gpt2", vocab_size=50, hidden_size=16, num_attention_heads=2, resid_pdrop=0.5
+    )
+    save_model(Transformer(config), tmp_path)
+    model, ids = load_model(tmp_path), torch.arange(12)[None]
+    torch.testing.assert_close(model(ids), model(ids), rtol=0, atol=0)
+    library = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.training == library.training
 
 
 def test_a_loaded_model_trains_like_the_saved_one(tmp_path: Path) -> None:

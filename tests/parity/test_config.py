@@ -51,6 +51,10 @@ def test_flops_per_token_equal_the_counted_products_of_the_library_model(case: s
         {"model_type": "gpt2", "intermediate_size": 96, "tie_word_embeddings": False},
         {"model_type": "llama", "num_key_value_heads": 2, "rope_theta": 5e5},
         {"model_type": "llama", "head_dim": 16, "dropout": 0.2},
+        {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+        {"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"model_type": "gemma2", "query_pre_attn_scalar": 48, "attn_logit_softcapping": 20.0},
+        {"model_type": "smollm3", "num_hidden_layers": 2, "no_rope_layers": [1, 0]},
     ],
 )
 def test_settings_give_an_architecture_that_the_library_builds(values: dict[str, Any]) -> None:
@@ -61,6 +65,39 @@ def test_settings_give_an_architecture_that_the_library_builds(values: dict[str,
     }
     assert config.attention_dropout == values.get("dropout", 0.0)
     assert ModelConfig.from_hf(library_config(config).to_dict()) == config
+
+
+def test_settings_mean_what_the_families_do_where_they_are_silent() -> None:
+    def config(**values: Any) -> ModelConfig:
+        return ModelConfig.from_settings(
+            ModelSettings(hidden_size=96, num_attention_heads=4, **values), vocab_size=300
+        )
+
+    gemma = config(model_type="gemma2", final_logit_softcapping=0)
+    assert (gemma.attn_logit_softcapping, gemma.final_logit_softcapping) == (50.0, None)
+    assert config(model_type="smollm3", no_rope_layers=[1, 1, 0]).no_rope_layers == [1, 1, 0, 1]
+    yarn = config(rope_scaling={"rope_type": "yarn", "factor": 4.0}, max_position_embeddings=64).rope_scaling
+    assert yarn == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "qwen2", "attention_bias": False}, "qwen2 has attention_bias = True always"),
+        ({"model_type": "mixtral", "norm_topk_prob": False}, "mixtral has norm_topk_prob = True always"),
+        ({"attn_logit_softcapping": 30}, "llama has no attn_logit_softcapping; use model_type gemma2"),
+        ({"no_rope_layers": [0]}, "llama has no no_rope_layers; use model_type smollm3"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling None is not supported; supported: default, linear"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn has factor None, not a positive number; correct it"),
+        (
+            {"model_type": "gpt2", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "gpt2 learns its positions and has no rope_scaling",
+        ),
+    ],
+)
+def test_settings_that_a_family_does_not_have_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ModelConfig.from_settings(ModelSettings(**values), vocab_size=300)
 
 
 LLAMA31 = {  # the fields of the 8B model's config.json

@@ -334,6 +334,18 @@ MISTAKES = {
         ["--choice", "a b: pretrain.optim=muon", "--choice", "A-b:"],
         "would have the same folder; give",
     ),
+    "the file of the numbers": (
+        ["--choice", "a:", "--choice", "Compare.json: kernels=plain"],
+        "a choice cannot be called",
+    ),
+    "the border of a table": (
+        ["--choice", "a:", "--choice", "b|c: kernels=plain"],
+        r"cannot be called 'b\|c'",
+    ),
+    "a long name": (
+        ["--vary", f"tokenizer.load=/a,/{'b' * 120}"],
+        "longer than 120 characters; give the choice a short one",
+    ),
     "set twice": (
         ["--choice", "a:", "--choice", "b: pretrain.optim=muon", "--vary", "pretrain.optim=adamw,muon"],
         "sets pretrain.optim twice; name",

@@ -59,6 +59,7 @@ def load_model(
 ) -> Transformer:
     """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py). `dtype` None keeps the checkpoint's own type.
 
+    The model is in evaluation mode (no dropout), as from transformers; `train_step` and `model.train()` change that.
     Raises `UserError` for another architecture, a missing, superfluous or wrongly shaped tensor, or a damaged file.
     """
     with torch.device("meta"):  # shapes without memory: the weights are put in place, not copied
@@ -103,7 +104,7 @@ def _fill(model: M, folder: Path, dtype: torch.dtype | None, device: str | torch
     model.load_state_dict(tensors, strict=False, assign=True)
     if isinstance(model, Transformer):
         model.tie_weights()
-    return model.requires_grad_()
+    return model.requires_grad_().eval()
 
 
 def _tensors(model: CausalModel, folder: Path) -> Iterator[tuple[str, Tensor]]:
