@@ -4,7 +4,10 @@ python -m shared_data.figures
 """
 
 from pathlib import Path
+from typing import Any
 
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.rope import rotary_frequencies
 from shared_data.plots import plot_lines
 
 _ROOT = Path(__file__).parent.parent
@@ -40,6 +43,29 @@ def draw_newton_schulz(path: Path) -> None:
     _recolor(path)
 
 
+def draw_rope_scaling(path: Path) -> None:
+    """How fast each plane of a head turns with each kind of scaling, beside how fast it turned in training (`models/blocks/rope.md`)."""
+    length, factor = 8192, 8.0  # Llama 3's, and eight times as much
+    model: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 1, "rope_theta": 500_000.0}
+    model |= {"max_position_embeddings": length}
+    original = {"factor": factor, "original_max_position_embeddings": length}
+    kinds: dict[str, dict[str, float]] = {
+        "linear": {"factor": factor},
+        "dynamic": {"factor": factor},
+        "llama3": original | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "yarn": original,
+    }
+    before = rotary_frequencies(ModelConfig(**model))
+    curves = {}
+    for kind, entries in kinds.items():
+        config = ModelConfig(**model, rope_scaling={"rope_type": kind, **entries})
+        after = rotary_frequencies(config, length=int(factor * length))
+        curves[kind] = (list(range(len(before))), (after / before).tolist())
+    plot_lines(curves, path, x_label="plane i", y_label="θ′ ÷ θ", wide=True)
+    _recolor(path)
+
+
 if __name__ == "__main__":
     draw_s_curves(_ROOT / "v2_handwritten/data_pipeline/processing/s_curves.svg")
     draw_newton_schulz(_ROOT / "v2_handwritten/pretrain/components/newton_schulz.svg")
+    draw_rope_scaling(_ROOT / "v2_handwritten/models/blocks/rope_scaling.svg")

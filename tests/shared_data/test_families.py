@@ -56,7 +56,7 @@ def _feed_forward(family: Family) -> str:
 def table() -> str:
     """The rows of the page, from the table of the families."""
     rows = [
-        "| `model_type` | class | attention | biases | feed-forward | norms |",
+        "| `model_type` | class | attention | biases of attention | feed-forward | norms |",
         "|---|---|---|---|---|---|",
     ]
     for name, family in FAMILIES.items():

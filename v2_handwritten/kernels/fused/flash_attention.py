@@ -2,7 +2,7 @@
 
 Dao et al. 2022, and Dao 2023 (FlashAttention-2), whose algorithms 1 and 2 these are; the online softmax is Milakov & Gimelshein's
 (2018). A query meets its keys tile by tile and carries three things along: the largest score so far m, the sum z of exp(score - m),
-and the sum o of exp(score - m) v. Where a new tile raises m, what was summed before shrinks by exp(old m - new m). Theory:
+and the sum o of exp(score - m) v. Where a new tile raises m, what was summed before is multiplied by exp(old m - new m). Theory:
 flash_attention.md.
 
 Since the tiles may be any, this is also the kernel of sparse patterns: it computes the tiles that the pattern keeps. Learned sinks and
