@@ -6,11 +6,13 @@ Nothing heavy is imported before a command runs (`--help` answers in a fraction 
     app = build_app("v2", "Every algorithm by hand, in PyTorch.", stages={"data": "v2_handwritten.data_pipeline.prepare:prepare_documents"})
 """
 
+import json
 import platform
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -88,6 +90,8 @@ def build_app(level: str, summary: str, stages: dict[str, str]) -> typer.Typer:
             add_generate(app, level, stages)
         elif stage == "evaluate" and stage in stages:
             add_evaluate(app, level, stages)
+        elif stage in stages and STAGES[stage].resumable:
+            _add_training(app, level, stage, stages)
         elif stage in stages:
             _add_stage(app, level, stage, stages)
     if "sft" in stages:
@@ -137,12 +141,38 @@ def _add_stage(app: typer.Typer, level: str, stage: str, stages: dict[str, str])
         device: Device = None,
         force: Force = False,
     ) -> None:
-        do_stage(
-            stage,
-            stages,
-            open_folder(level, config, overrides, out, seed, device, force, announce=True),
-            force,
-        )
+        run = open_folder(level, config, overrides, out, seed, device, force, announce=True)
+        do_stage(stage, stages, run, force)
+
+
+def _add_training(app: typer.Typer, level: str, stage: str, stages: dict[str, str]) -> None:
+    """The same of a stage that can start from any model."""
+
+    @app.command(stage, help=STAGES[stage].summary)
+    def training_command(
+        config: Config = None,
+        overrides: Overrides = None,
+        out: Out = None,
+        seed: Seed = None,
+        device: Device = None,
+        force: Force = False,
+        model: Annotated[
+            str | None,
+            typer.Option(
+                "--model",
+                "-m",
+                metavar="X",
+                help="Start from this model instead of the stage before: a folder, a GGUF file, a stage, a name on the hub.",
+            ),
+        ] = None,
+    ) -> None:
+        assignments = list(overrides or [])
+        if model is not None:  # quoted, since a name such as 7 would be read as a number
+            path = Path(model).expanduser()  # whole, since the next command may be given elsewhere
+            named = str(path.resolve()) if path.exists() else model
+            assignments.append(f"{stage}.model_name_or_path={json.dumps(named, ensure_ascii=False)}")
+        run = open_folder(level, config, assignments, out, seed, device, force, announce=True)
+        do_stage(stage, stages, run, force)
 
 
 def _add_report(app: typer.Typer, level: str) -> None:

@@ -4,7 +4,7 @@
 
 Two results with the same inputs are the same result, so `make`-like decisions and resumable trainings compare these.
 
-    uv run python -c "from shared_data.fingerprints import *; from shared_data.settings import Settings; print(stage_inputs('v2', Settings(), 'data', None))"
+    uv run python -c "from shared_data.fingerprints import *; from shared_data.settings import Settings; print(stage_inputs('v2', Settings(), 'data'))"
 """
 
 import glob
@@ -20,8 +20,13 @@ Inputs = dict[str, Any]
 RESULT_OF = "result of "
 
 
-def stage_inputs(level: str, settings: Settings, stage: str, result_before: str | None) -> Inputs:
-    """The inputs of a stage, as they look after a trip through a JSON file; `result_before` is the id of the stage before."""
+def stage_inputs(
+    level: str, settings: Settings, stage: str, before: str | None = None, result: str | None = None
+) -> Inputs:
+    """The inputs of a stage, as they look after a trip through a JSON file.
+
+    before: the stage whose result it reads, if any.  result: the id of that result.
+    """
     spec = STAGES[stage]
     values: Inputs = {"level": level}
     for section in spec.sections:
@@ -30,8 +35,8 @@ def stage_inputs(level: str, settings: Settings, stage: str, result_before: str 
     for key in spec.local_paths:
         section, _, name = key.rpartition(".")
         values |= _local_files(key, getattr(getattr(settings, section), name))
-    if spec.after:
-        values[RESULT_OF + spec.after] = result_before
+    if before:
+        values[RESULT_OF + before] = result
     return json.loads(json.dumps(values))
 
 

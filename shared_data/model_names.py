@@ -9,13 +9,16 @@ always a path.
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from shared_data.errors import UserError
+from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.folder import read_config
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
+from shared_data.stages import MODEL_STAGES, STARTS_FROM
 from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 
-MODEL_STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -47,7 +50,44 @@ def resolve_model(run: RunFolder, name: str | Path) -> Path:
     raise UserError(f"there is no model {str(name)!r}; name a stage ({', '.join(MODEL_STAGES)}) or a folder")
 
 
-def find_model(run: RunFolder, name: str | Path) -> tuple[Path, Path]:
+class FoundModel(NamedTuple):
+    """Where a model is, and the tokenizer that belongs to it."""
+
+    folder: Path
+    tokenizer: Path
+
+
+def find_model(run: RunFolder, name: str | Path) -> FoundModel:
     """The folder of a model and that of its tokenizer: the same, or that of an adapter's base, or that of the run."""
     folder = resolve_model(run, name)
-    return folder, tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer.parent)
+    return FoundModel(folder, tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer.parent))
+
+
+def tokenizer_of(run: RunFolder, stage: str) -> Path:
+    """The tokenizer of the model that a stage trains: its folder, or a file that holds it."""
+    return run.tokenizer.parent if stage == "pretrain" else starting_model(run, stage).tokenizer
+
+
+def origin(run: RunFolder, stage: str) -> FoundModel | None:
+    """The model from elsewhere with which the trainings up to this stage began; None where the run makes its own of `[model]`."""
+    named = getattr(run.settings, stage).model_name_or_path
+    if named is None or (named in MODEL_STAGES and not Path(named).exists()):
+        return None if stage == "pretrain" else origin(run, named or STARTS_FROM[stage])
+    return find_model(run, named)
+
+
+def starting_config(run: RunFolder, stage: str) -> ModelConfig:
+    """The architecture of the model that a stage trains, known before anything is trained. Raises `UserError` for an unsupported one."""
+    elsewhere = origin(run, stage)
+    if elsewhere is None:
+        return ModelConfig.from_settings(run.settings.model, vocab_size=1)
+    return read_config(base_of_adapter(elsewhere.folder) or elsewhere.folder)
+
+
+def starting_model(run: RunFolder, stage: str) -> FoundModel:
+    """The model that a stage trains further: that of its `model_name_or_path`, else the result of the stage before."""
+    named = getattr(run.settings, stage).model_name_or_path
+    if named is None:
+        folder = run.model(STARTS_FROM[stage])
+        return FoundModel(folder, tokenizer_beside(folder, run.tokenizer.parent))
+    return find_model(run, named)

@@ -22,14 +22,13 @@ from shared_data.alignment.rewards import open_reward
 from shared_data.corpus.conversations import read_conversations
 from shared_data.device import resolve_device
 from shared_data.errors import UserError
-from shared_data.files import read_json
-from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.families import FAMILIES
 from shared_data.model_files.initialization import parameter_shapes
+from shared_data.model_names import origin, starting_config
 from shared_data.needs_records import STAGES_WITH_RECORDS, check_records, is_on_this_disk
 from shared_data.runs import RunFolder
 from shared_data.stages import STAGES
-from shared_data.tokenizer.tokenizer_file import added_tokens_of, read_tokenizer
+from shared_data.tokenizer.chat_template import CHAT_TEMPLATE, ChatTemplate, template_of
+from shared_data.tokenizer.tokenizer_file import added_tokens_of, new_config, read_tokenizer
 from shared_data.training.chat_data import check_turns
 
 _LIBRARIES = {
@@ -47,7 +46,6 @@ _LIBRARIES = {
     "v2": ("torch",),
 }
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_END_OF_TURN = "<|im_end|>"
 # The libraries of level 1 have no other value of these.
 _ONLY_AT_LEVEL_1: dict[str, dict[str, Any]] = {
     "sft": {"adapter.bnb_4bit_blocksize": 64},
@@ -82,10 +80,12 @@ def check_needs(
         if stage in _OF_STAGE:
             _OF_STAGE[stage](run, stage)
         if stage in STAGES_WITH_RECORDS:
-            special_tokens = _check_chat_tokens(run, stage, path)
+            elsewhere = origin(run, stage)
+            own = elsewhere.tokenizer if elsewhere else path
+            special_tokens = _check_chat_tokens(run, stage, own)
             tokenizer = None
-            if path and load_tokenizer and stage != stages[0]:
-                tokenizer = load_tokenizer(path)
+            if own and load_tokenizer and stage != stages[0]:
+                tokenizer = load_tokenizer(own)
             check_records(run, stage, special_tokens, tokenizer)
 
 
@@ -104,10 +104,9 @@ def _check_device(run: RunFolder) -> None:
 
 def _check_level_1(run: RunFolder, stage: str) -> None:
     """What the libraries do not do is said before hours of training, not when their stage begins."""
-    family = FAMILIES[run.settings.model.model_type]
-    if stage == "reward" and not family.has_classifier:
+    if stage == "reward" and not starting_config(run, stage).family.has_classifier:
         raise UserError(
-            f"transformers has no reward model of {run.settings.model.model_type}; stop before it, or use level 2 or 3"
+            f"transformers has no reward model of {starting_config(run, stage).model_type}; stop before it, or use level 2 or 3"
         )
     for name, only in _ONLY_AT_LEVEL_1.get(stage, {}).items():
         value = attrgetter(f"{stage}.{name}")(run.settings)
@@ -126,15 +125,20 @@ def _finished_tokenizer(run: RunFolder, is_made_again: bool) -> Path | None:
 
 
 def _check_chat_tokens(run: RunFolder, stage: str, path: Path | None) -> list[str]:
-    """The special tokens of the tokenizer that the run has or will have, one of which must end a turn."""
-    where, tokens = "tokenizer.special_tokens", list(run.settings.tokenizer.special_tokens)
+    """The special tokens of the tokenizer that the run has or will have: those that its chat template writes must be among them."""
+    where, tokens, config = (
+        "tokenizer.special_tokens",
+        list(run.settings.tokenizer.special_tokens),
+        new_config([]),
+    )
     if path is not None:
-        added = added_tokens_of(read_tokenizer(path)[0])
-        where, tokens = str(path), [token.content for token in added if token.special]
-    if _END_OF_TURN not in tokens:
+        definition, config = read_tokenizer(path)
+        where, tokens = str(path), [token.content for token in added_tokens_of(definition) if token.special]
+    template = template_of(config) or ChatTemplate(CHAT_TEMPLATE)
+    if "<|im_end|>" in template.literals and "<|im_end|>" not in tokens:
         raise UserError(
-            f"{where} has no special token {_END_OF_TURN}, with which {stage} ends a turn; add it, or do the stages up to "
-            f"pretrain one by one, as in `uv run {run.command('pretrain')}`"
+            f"{where} has no special token <|im_end|>, with which the chat template of {stage} ends a turn; add it, or do the stages up "
+            f"to pretrain one by one, as in `uv run {run.command('pretrain')}`"
         )
     return tokens
 
@@ -165,20 +169,21 @@ def _check_training(run: RunFolder, stage: str) -> None:
 
 
 def _check_pretrain(run: RunFolder, stage: str) -> None:
-    section = run.settings.pretrain
-    config = ModelConfig.from_settings(run.settings.model, vocab_size=1)
+    section, config = run.settings.pretrain, starting_config(run, stage)
     if run.level == "v1" and not config.family.in_library:
         raise UserError(
             f"transformers has no {config.model_type}; use level 2 or 3, or another model.model_type"
         )
-    if section.init_from is not None:
-        ModelConfig.from_hf(read_json(Path(section.init_from) / "config.json"))
+    if section.sequence_length > config.max_position_embeddings:
+        raise UserError(
+            f"pretrain.sequence_length {section.sequence_length} is above the model's {config.max_position_embeddings} positions; lower it"
+        )
 
 
 def _check_sft(run: RunFolder, stage: str) -> None:
     adapter = run.settings.sft.adapter
     if adapter.method != "none":
-        names = parameter_shapes(ModelConfig.from_settings(run.settings.model, vocab_size=1))
+        names = parameter_shapes(starting_config(run, stage))
         modules = {name.rpartition(".")[0] for name in names} | {"lm_head"}
         targets = [] if adapter.target_modules == "all-linear" else adapter.target_modules
         for setting, wanted in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save)):
@@ -196,12 +201,12 @@ def _closest(name: str, modules: set[str]) -> str:
 
 
 def _check_policy(run: RunFolder, stage: str) -> None:
-    section, positions = getattr(run.settings, stage), run.settings.model.max_position_embeddings
+    section, positions = getattr(run.settings, stage), starting_config(run, stage).max_position_embeddings
     length = section.max_completion_length
     if length >= positions:
         raise UserError(
-            f"{stage}.max_completion_length {length} leaves no room for a prompt in model.max_position_embeddings {positions}; "
-            "lower the first or raise the second"
+            f"{stage}.max_completion_length {length} leaves no room for a prompt in the model's {positions} positions "
+            "(model.max_position_embeddings); lower the first or raise the second"
         )
     if stage != "dpo" and section.reward != "reward_model":
         open_reward(section.reward)

@@ -15,6 +15,7 @@ from shared_data.alignment.pairs import check_texts, open_pairs
 from shared_data.alignment.prompts import check_lengths, read_prompts
 from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.open_corpus import find_files
+from shared_data.model_names import starting_config
 from shared_data.runs import RunFolder
 from shared_data.training.chat_data import check_content, check_conversation, check_turns, encode_conversation
 
@@ -46,7 +47,7 @@ def check_records(
 
 def _check_conversations(run: RunFolder, special_tokens: list[str], tokenizer: Any | None) -> None:
     section, data = run.settings.sft, run.settings.data
-    length = min(section.max_length, run.settings.model.max_position_embeddings)
+    length = min(section.max_length, starting_config(run, "sft").max_position_embeddings)
     for where, messages in islice(read_conversations(data, section.source), section.conversations):
         check_conversation(messages, special_tokens, where)
         if tokenizer is not None and run.level != "v1":  # its trainer cuts off what is too long
@@ -54,7 +55,7 @@ def _check_conversations(run: RunFolder, special_tokens: list[str], tokenizer: A
 
 
 def _check_pairs(run: RunFolder, stage: str, special_tokens: list[str], tokenizer: Any | None) -> None:
-    positions = run.settings.model.max_position_embeddings
+    positions = starting_config(run, stage).max_position_embeddings
     length = min(getattr(run.settings, stage).max_length, positions)
     for pairs in open_pairs(run.settings, stage):
         for pair in pairs:
@@ -70,5 +71,5 @@ def _check_prompts(run: RunFolder, stage: str, special_tokens: list[str], tokeni
         for where, text in prompts:
             check_content([text], special_tokens, where)
         if tokenizer is not None:
-            positions = run.settings.model.max_position_embeddings
+            positions = starting_config(run, stage).max_position_embeddings
             check_lengths(prompts, run.settings, stage, tokenizer, positions)

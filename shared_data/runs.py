@@ -34,7 +34,7 @@ from shared_data.finished import (
 )
 from shared_data.run_writing import SETTINGS, check_only_ours, in_a_fresh_folder, in_place, recover
 from shared_data.settings import Settings, available_configs, load_settings, settings_to_toml
-from shared_data.stages import STAGES, upstream
+from shared_data.stages import MODEL_STAGES, STAGES, STARTS_FROM
 
 _NOT_FINISHED = "it has not finished yet"
 
@@ -98,12 +98,13 @@ class RunFolder:
     def metrics(self) -> dict[str, dict[str, float]]:
         """The numbers of every finished stage, by stage; without those that rest on a result that has been replaced."""
         numbers: dict[str, dict[str, float]] = {}
-        for stage, spec in STAGES.items():
+        for stage in STAGES:
             record = read_finished(self.path / stage)
-            before = read_finished(self.path / spec.after) if spec.after else None
-            if record is None or (before and spec.after not in numbers):
+            name = self.before(stage)
+            before = read_finished(self.path / name) if name else None
+            if record is None or (before and name not in numbers):
                 continue
-            if record.metrics and record.inputs.get(f"{RESULT_OF}{spec.after}") == (before and before.id):
+            if record.metrics and record.inputs.get(f"{RESULT_OF}{name}") == (before and before.id):
                 numbers[stage] = record.metrics
         return numbers
 
@@ -118,11 +119,26 @@ class RunFolder:
 
     # Which inputs made which result
 
+    def before(self, stage: str) -> str | None:
+        """The stage whose result this one reads; None where it begins with a corpus, or with a model from elsewhere."""
+        after = STAGES[stage].after
+        named = getattr(getattr(self.settings, stage), "model_name_or_path", None)
+        if named is None or stage not in STARTS_FROM:
+            return after
+        if stage == "ppo" and self.settings.ppo.reward == "reward_model":
+            return after
+        return named if named in MODEL_STAGES and not Path(named).exists() else None
+
+    def upstream(self, stage: str) -> list[str]:
+        """The stages that must be finished before this one, the first one first."""
+        before = self.before(stage)
+        return [*self.upstream(before), before] if before else []
+
     def inputs(self, stage: str) -> Inputs:
         """Everything the result of a stage depends on: settings, local files, the result before it."""
-        after = STAGES[stage].after
-        before = read_finished(self.path / after) if after else None
-        return stage_inputs(self.level, self.settings, stage, before.id if before else None)
+        name = self.before(stage)
+        before = read_finished(self.path / name) if name else None
+        return stage_inputs(self.level, self.settings, stage, name, before.id if before else None)
 
     def fingerprint(self, stage: str) -> str:
         """The inputs of a stage as a short text, for a training state that must not be continued with others."""
@@ -134,7 +150,7 @@ class RunFolder:
 
     def why_not_current(self, stage: str) -> str | None:
         """What is different from when the stage last finished, the first difference; None where nothing is."""
-        for earlier in upstream(stage):
+        for earlier in self.upstream(stage):
             if self._own_change(earlier) is not None:
                 return f"stage {earlier} has changed"
         return self._own_change(stage)
@@ -151,7 +167,7 @@ class RunFolder:
 
     def require(self, stage: str) -> None:
         """Raise a `UserError` unless every stage before this one is finished and current."""
-        for earlier in upstream(stage):
+        for earlier in self.upstream(stage):
             change = self._own_change(earlier)
             if change is None:
                 continue

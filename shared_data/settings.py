@@ -116,6 +116,7 @@ _RENAMED = {
     f"{stage}.{old}": f"{stage}.{new}" for stage in _TRAINING for old, new in _RENAMED_IN_ALL.items()
 } | {
     "sft.sequence_length": "sft.max_length",
+    "pretrain.init_from": "pretrain.model_name_or_path",
     "ppo.epochs": "ppo.num_ppo_epochs",
     "grpo.epochs": "grpo.num_iterations",
     "pretrain.precision": "pretrain.bf16 or pretrain.fp16",

@@ -26,6 +26,11 @@ class OptimizerSettings(Section):
 
     stage: ClassVar[str] = "pretrain"  # the section's name, for messages
 
+    model_name_or_path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the model to start from, as for --model: a folder, a GGUF file, a stage, a name on the hub; default the stage before",
+    )
     max_steps: int = Field(default=600, ge=1, description="optimizer steps")
     learning_rate: float = Field(default=3e-3, gt=0, description="the peak of the learning rate")
     lr_scheduler_type: SchedulerType = Field(default="linear", description="shape of the learning rate")
@@ -139,9 +144,6 @@ class PretrainSettings(OptimizerSettings):
         default="Once", description="the beginning that samples continue; may be empty"
     )
     sample_tokens: int = Field(default=60, ge=1, description="tokens of a sample")
-    init_from: str | None = Field(
-        default=None, description="start from the weights of this Hugging Face folder"
-    )
 
 
 class AdapterSettings(Section):

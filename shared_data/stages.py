@@ -37,42 +37,42 @@ STAGES = {
         "Train the language model; continues from its last checkpoint.",
         after="tokenizer",
         sections=("model", "pretrain"),
-        local_paths=("pretrain.init_from",),
+        local_paths=("pretrain.model_name_or_path",),
         resumable=True,
     ),
     "sft": Stage(
         "Fine-tune the model on conversations, so that it answers; continues from its last checkpoint.",
         after="pretrain",
         sections=("sft",),
-        local_paths=("sft.source",),
+        local_paths=("sft.source", "sft.model_name_or_path"),
         resumable=True,
     ),
     "reward": Stage(
         "Train a reward model on preference pairs; continues from its last checkpoint.",
         after="sft",
         sections=("reward",),
-        local_paths=("reward.source",),
+        local_paths=("reward.source", "reward.model_name_or_path"),
         resumable=True,
     ),
     "dpo": Stage(
         "Align the fine-tuned model with preference pairs (DPO); continues from its last checkpoint.",
         after="sft",
         sections=("dpo",),
-        local_paths=("dpo.source",),
+        local_paths=("dpo.source", "dpo.model_name_or_path"),
         resumable=True,
     ),
     "ppo": Stage(
         "Align the fine-tuned model with scores of its completions (PPO); continues from its last checkpoint (levels 2 and 3).",
         after="reward",
         sections=("ppo",),
-        local_paths=("ppo.source", "ppo.reward"),
+        local_paths=("ppo.source", "ppo.reward", "ppo.model_name_or_path"),
         resumable=True,
     ),
     "grpo": Stage(
         "Align the fine-tuned model with a reward function (GRPO); continues from its last checkpoint.",
         after="sft",
         sections=("grpo",),
-        local_paths=("grpo.source", "grpo.reward"),
+        local_paths=("grpo.source", "grpo.reward", "grpo.model_name_or_path"),
         resumable=True,
     ),
     "evaluate": Stage(
@@ -86,6 +86,10 @@ STAGES = {
         sections=("generate",),
     ),
 }
+
+# The stages that leave a language model, and which of them each of these starts from where the settings name no other model.
+MODEL_STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo")
+STARTS_FROM = {"sft": "pretrain", "reward": "sft", "dpo": "sft", "ppo": "sft", "grpo": "sft"}
 
 # Settings that change how a run goes but not what comes out; a result stays current when they change.
 WITHOUT_EFFECT = {"data.hub_cache"} | {

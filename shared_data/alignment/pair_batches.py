@@ -18,8 +18,8 @@ from jaxtyping import Float, Int64
 from shared_data.alignment.pairs import PairRecord, check_texts
 from shared_data.alignment.token_policy import pad_completions
 from shared_data.errors import UserError
+from shared_data.inference.prompts import check_template
 from shared_data.settings import PreferenceSettings
-from shared_data.tokenizer.chat_template import render_chat
 from shared_data.tokenizer.tokenizer import Tokenizer
 from shared_data.training.chat_data import check_turns
 from shared_data.training.data_order import DataOrder
@@ -94,11 +94,15 @@ class PairBatches:
 def encode_pair(tokenizer: Tokenizer, record: PairRecord) -> Pair:
     """The ids of a record's three parts. Raises `UserError` for an empty part, turns out of order, or a template's token in a text."""
     check_texts(record, tokenizer.special_tokens)
-    ids = [tokenizer.encode(render_chat(record["prompt"], add_generation_prompt=True))]
+    check_template(tokenizer)
+    template = tokenizer.chat_template
+    ids = [tokenizer.encode(template.render(record["prompt"], add_generation_prompt=True))]
     for part in ("chosen", "rejected"):
-        check_turns([*record["prompt"], *record[part]], record["where"])
-        completion = render_chat(record[part]).removeprefix("<|im_start|>assistant\n").removesuffix("\n")
-        ids.append(tokenizer.encode(completion))
+        messages = [*record["prompt"], *record[part]]
+        check_turns(messages, record["where"])
+        text, spans = template.render_with_spans(messages)
+        # Not with the line break after it: a sampled completion ends with the token that ends the turn.
+        ids.append(tokenizer.encode(text[slice(*spans[-1])].removesuffix("\n")))
     return ids[0], ids[1], ids[2]
 
 

@@ -38,7 +38,7 @@ class TokenPolicy:
         self, prompts: Sequence[str], max_completion_length: int, temperature: float, seed: int
     ) -> list[Completion]:
         """One sampled completion of each prompt."""
-        prompt_ids, stops = encode_prompts(self.tokenizer, prompts), stop_ids(self.tokenizer)
+        prompt_ids, stops = encode_prompts(self.tokenizer, prompts), stop_ids(self.model, self.tokenizer)
         options = {"max_new_tokens": max_completion_length, "temperature": temperature, "seed": seed}
         completions = self.generate(self.model, prompt_ids, eos_token_id=stops, **options)
         texts = decode_completions(self.tokenizer, completions)
@@ -55,17 +55,17 @@ class TokenPolicy:
 
     def bits_per_byte(self, texts: Sequence[str]) -> float:
         """Of documents, each read by itself."""
-        positions, end = self.model.config.max_position_embeddings, stop_ids(self.tokenizer)[-1]
-        tokens = np.array([id for text in texts for id in (*self.tokenizer.encode(text), end)])
+        positions, end = self.model.config.max_position_embeddings, self.tokenizer.eos_token_id
+        ends = [] if end is None else [end]
+        tokens = np.array([id for text in texts for id in (*self.tokenizer.encode(text), *ends)])
         stride = max(1, positions // 2)
         score = score_tokens(self.negative_log_probs, self.model, tokens, positions, stride, 2, end)
         return bits_per_byte(score, sum(len(text.encode()) for text in texts))
 
 
 def decode_completions(tokenizer: Any, completions: Sequence[Sequence[int]]) -> list[str]:
-    """The texts of completions, without the token that ended them."""
-    ends = set(stop_ids(tokenizer))
-    return [tokenizer.decode([id for id in ids if id not in ends]) for ids in completions]
+    """The texts of completions, without the token that ended them and other special ones, as TRL has them."""
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in completions]
 
 
 def pad_completions(

@@ -20,7 +20,6 @@ from shared_data.errors import UserError
 from shared_data.inference.prompts import encode_chat
 from shared_data.story_world.evidence import answer_spans
 from shared_data.story_world.records import Task
-from shared_data.tokenizer.chat_template import render_chat
 
 # From the T ids of a prompt to what its last token sees of them, under a name for each layer or pattern.
 VisibleRows = Callable[[Sequence[int]], Mapping[str, Bool[np.ndarray, " T"]]]
@@ -50,7 +49,8 @@ def answer_prompts(tokenizer: Any, tasks: Iterable[Task]) -> list[AnswerPrompt]:
     for task in tasks:
         if spans := answer_spans(task):
             messages = [{"role": "user", "content": task.prompt}]
-            text, ids = render_chat(messages, add_generation_prompt=True), encode_chat(tokenizer, messages)
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = encode_chat(tokenizer, messages)
             token_of_byte = np.repeat(np.arange(len(ids)), tokenizer.byte_lengths[ids])
             if len(token_of_byte) != len(text.encode()):
                 raise UserError(

@@ -1,6 +1,6 @@
 """Conversations: the chat template around a level's `generate`, and the loop of the command `chat`.
 
-A completion is what the model writes after the template's `<|im_start|>assistant`, up to `<|im_end|>`. The whole conversation
+A completion is what the model writes after the template's generation prompt, up to the token that ends a turn. The whole conversation
 so far is the prompt of the next one; when it outgrows the model's positions, the oldest turns are forgotten.
 
 `generate` is a level's function: `generate(model, prompts, *, max_new_tokens, temperature, top_k, top_p, seed, eos_token_id, on_token)`.
@@ -14,7 +14,6 @@ from typing import Any
 
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
-from shared_data.inference.arguments import end_ids
 from shared_data.inference.prompts import encode_chat, stop_ids
 from shared_data.inference.streaming import TextStream
 from shared_data.settings import GenerateSettings
@@ -34,7 +33,7 @@ def complete_chat(
 
     `on_text` receives the text of the first completion piece by piece.
     """
-    ends = {*stop_ids(tokenizer), *end_ids(model.config.eos_token_id)}
+    ends = stop_ids(model, tokenizer)
     stream = TextStream(tokenizer)
 
     def write(row: int, id: int) -> None:
@@ -42,7 +41,7 @@ def complete_chat(
             on_text(stream.add(id))
 
     prompts = [encode_chat(tokenizer, messages) for messages in conversations]
-    new_ids = generate(model, prompts, eos_token_id=sorted(ends), on_token=write, **options)
+    new_ids = generate(model, prompts, eos_token_id=ends, on_token=write, **options)
     if on_text is not None:
         on_text(stream.finish())
     return [tokenizer.decode([id for id in ids if id not in ends]) for ids in new_ids]

@@ -10,8 +10,8 @@ from typing import Any
 
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
-from shared_data.tokenizer.chat_template import render_chat
-from shared_data.tokenizer.tokenizer import END_OF_TEXT_NAMES
+from shared_data.inference.arguments import end_ids
+from shared_data.tokenizer.tokenizer import NO_TEMPLATE
 
 
 def encode_prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
@@ -30,13 +30,36 @@ def encode_prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The ids of a conversation up to where the assistant's next turn begins."""
-    return tokenizer.encode(render_chat(messages, add_generation_prompt=True), add_special_tokens=False)
-
-
-def stop_ids(tokenizer: Any) -> list[int]:
-    """The ids that end a completion: that of the end of the turn first, then of the text."""
-    encoded = (
-        tokenizer.encode(name, add_special_tokens=False) for name in ("<|im_end|>", *END_OF_TEXT_NAMES)
+    """The ids of a conversation in the model's template, up to where the assistant's next turn begins. What users typed is text."""
+    check_template(tokenizer)
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )
-    return [ids[0] for ids in encoded if len(ids) == 1]  # a token that the tokenizer does not have is several
+
+
+def check_template(tokenizer: Any) -> None:
+    """Raise `UserError` for a model that has no chat template."""
+    if tokenizer.chat_template is None:
+        raise UserError(NO_TEMPLATE)
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end a turn of the assistant, from all places that say so: the template, the model's files, the tokenizer's.
+
+    The one with which the template ends a turn comes first.
+    """
+    generation = getattr(
+        model, "generation_config", model.config
+    )  # of the library; ours are read into the config
+    named = [*end_ids(model.config.eos_token_id), *end_ids(generation.eos_token_id), tokenizer.eos_token_id]
+    return list(dict.fromkeys(id for id in [*end_of_turn(tokenizer), *named] if id is not None))
+
+
+def end_of_turn(tokenizer: Any) -> list[int]:
+    """The control token that the template writes after what the assistant says, as a list; empty where it writes none."""
+    if tokenizer.chat_template is None:
+        return []
+    turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "REPLY"}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    after = tokenizer.encode(text.rpartition("REPLY")[2].strip(), add_special_tokens=False)[:1]
+    return [id for id in after if not tokenizer.decode([id], skip_special_tokens=True)]

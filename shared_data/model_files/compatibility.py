@@ -12,33 +12,15 @@ from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.tokenizer.tokenizer_file import read_tokenizer
 
-_SIZES = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "tie_word_embeddings",
-)
-
 
 def initial_config(folder: Path, config: ModelConfig, tokenizer: Path) -> ModelConfig:
-    """The configuration of the checkpoint that training starts from, with the dropout of the settings.
+    """The configuration of the checkpoint that pretraining starts from: its own sizes, with the dropout of the settings.
 
-    Raises `UserError` where the checkpoint has another vocabulary than the tokenizer, another architecture than the settings, or a
-    tensor that is missing, superfluous or of another shape.
+    Raises `UserError` where the checkpoint has another vocabulary than the tokenizer, or a tensor that is missing, superfluous or of another
+    shape.
     """
     source = read_config(folder)
     _check_same_vocabulary(folder, source.vocab_size, tokenizer, config.vocab_size)
-    for name in _SIZES:
-        found, expected = getattr(source, name), getattr(config, name)
-        if found != expected:
-            raise UserError(
-                f"{folder} has {name} {found}, the settings have {expected}; use --set model.{name}={str(found).lower()}"
-            )
     find_tensors(folder, source, parameter_shapes(source))
     dropout = {name: getattr(config, name) for name in ("embd_pdrop", "attention_dropout", "resid_pdrop")}
     return replace(source, **dropout)
@@ -56,5 +38,5 @@ def _check_same_vocabulary(folder: Path, model_size: int, tokenizer: Path, vocab
     if not same:
         raise UserError(
             f"{folder} was trained with another tokenizer than {tokenizer}; start from that tokenizer with "
-            f"--set tokenizer.load={folder}, or leave pretrain.init_from out"
+            f"--set tokenizer.load={folder}, or leave pretrain.model_name_or_path out"
         )

@@ -90,7 +90,7 @@ def _pad_token_id(tokenizer_folder: Path) -> int | None:
 def read_config(folder: Path) -> ModelConfig:
     """The architecture that a folder's `config.json` describes; `UserError` where it is not one of ours.
 
-    The ids of a `generation_config.json`, which the library reads when it loads a model, must be ids, too.
+    Where `generation_config.json` names the tokens that begin and end a text, those are the model's, as in the library.
     """
     config, generation = (
         ModelConfig.from_hf(read_json(folder / "config.json")),
@@ -98,10 +98,13 @@ def read_config(folder: Path) -> ModelConfig:
     )
     if generation.is_file():
         values = read_json(generation)
+        if not isinstance(values, dict):
+            raise UserError(f"{generation} is not a JSON object; correct it or copy it again")
+        named = {
+            name: values[name] for name in ("bos_token_id", "eos_token_id") if values.get(name) is not None
+        }
         try:
-            replace(
-                config, **{name: values[name] for name in ("bos_token_id", "eos_token_id") if name in values}
-            )
+            config = replace(config, **named)
         except UserError as error:
             raise UserError(f"{generation}: {error}") from error
     if config.tie_word_embeddings and not _output_is_embedding(folder):

@@ -51,8 +51,10 @@ class AddedTokens:
             {normalize(token.content): token for token in everyone if token.normalized}
         )
 
-    def split(self, text: str, allow_special: bool = True) -> list[Piece]:
-        """Normalized text and ids, in order; with `allow_special=False` special tokens are text like any other."""
+    def split(self, text: str, allow_special: bool = True, allow_added: bool = True) -> list[Piece]:
+        """Normalized text and ids, in order; with `allow_special=False` special tokens are text like any other, or all added ones."""
+        if not allow_added:
+            return [self._normalize(text)]
         pieces: list[Piece] = []
         for piece in self._raw.split(text, allow_special):
             if isinstance(piece, int):

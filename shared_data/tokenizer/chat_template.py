@@ -1,23 +1,32 @@
-"""The chat template: a conversation as one text, in ChatML.
+"""The chat template: a conversation as one text, by the model's own template in Jinja.
 
     <|im_start|>user
     Who has the red ball?<|im_end|>
     <|im_start|>assistant
     Mia has it.<|im_end|>
 
-A model only ever continues text, so a conversation becomes text with special tokens where turns begin and end. The words of users
-who are not to be trusted are encoded with `allow_special=False`, so that they cannot type those ids. With
-`add_generation_prompt` the text ends where the assistant's answer begins.
+A model only ever continues text, so a conversation becomes text with control tokens where turns begin and end. Which ones, and what
+else stands there (a default system message, tools, the date), differs from model to model; the template is saved with the tokenizer
+and must be the one that the model was tuned with. `CHAT_TEMPLATE` (ChatML) is that of the models that are tuned here.
 
-`CHAT_TEMPLATE` is the same rule in Jinja; it is saved with the tokenizer, so `apply_chat_template` of transformers
-(which is what level 1 calls), vLLM and others render conversations as the model was trained. A test holds both equal.
+A template comes from strangers, so it runs in Jinja's sandbox, which keeps it from files and from Python's own objects. What a user types is
+text: control tokens in it are marked before the template sees them, and encoded as text after it (`marked`, `split_marked`).
 
-    uv run python -c "from shared_data.tokenizer.chat_template import render_chat; print(render_chat([{'role': 'user', 'content': 'Hi'}], True))"
+Level 1: `apply_chat_template` of transformers, whose text and ids these are. Theory: chat_template.md.
+
+    uv run python -c "from shared_data.tokenizer.chat_template import *; print(ChatTemplate(CHAT_TEMPLATE).render([{'role': 'user', 'content': 'Hi'}], True))"
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import jinja2
+import jinja2.nodes
 
 from shared_data.errors import UserError
+from shared_data.tokenizer.jinja_sandbox import GENERATION, sandbox
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -29,19 +38,172 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+_TYPED = (
+    "\U000f0000",
+    "\U000f0001",
+)  # characters for private use, which stand around control tokens that users typed
+
+Message = Mapping[str, Any]
+Span = tuple[int, int]  # characters of a text, from and up to
 
 
-def render_chat(messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = False) -> str:
-    """The text of a conversation; each message has a `role` (system, user, assistant) and a `content`."""
-    turns = []
-    for number, message in enumerate(messages, 1):
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
+class ChatTemplate:
+    """One template with the tokens that it may name."""
+
+    def __init__(
+        self, source: str, variables: Mapping[str, str] | None = None, where: str = "the chat template"
+    ) -> None:
+        """source: Jinja.  variables: `bos_token`, `eos_token`, …  where: names it in an error."""
+        self.source, self.variables, self.where = source, dict(variables or {}), where
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        try:
+            return sandbox().from_string(self.source)
+        except jinja2.TemplateError as error:
             raise UserError(
-                f"message {number} of the conversation lacks a text 'role' or 'content'; write both, as in"
-                ' {"role": "user", "content": "Hello"}'
+                f"{self.where} is no valid Jinja ({error}); correct it or copy it again"
+            ) from error
+
+    @cached_property
+    def literals(self) -> str:
+        """All text that stands in the template itself, with null characters between."""
+        nodes = sandbox().parse(self.source)
+        texts = {node.data for node in nodes.find_all(jinja2.nodes.TemplateData)}
+        texts |= {node.value for node in nodes.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+        return "\0".join(texts)
+
+    @cached_property
+    def marks_generation(self) -> bool:
+        """Whether the template says itself which part of its text the assistant says."""
+        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation; with `add_generation_prompt` it ends where the assistant's next turn begins.
+
+        tools: JSON schemas of functions.  variables: what else the template asks for (`enable_thinking`, `documents`, …).
+        Raises `UserError` for a conversation that the template refuses.
+        """
+        marked = self._render(messages, add_generation_prompt, tools, variables)
+        return marked.translate(dict.fromkeys(map(ord, GENERATION)))
+
+    def render_with_spans(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any
+    ) -> tuple[str, list[Span]]:
+        """The text of a conversation, and where in it the assistant speaks, the token that ends its turn included.
+
+        Where the template does not mark that (`{% generation %}`), a turn is what follows the text of all turns before it and the
+        generation prompt. Raises `UserError` where a template writes earlier turns differently when later ones follow.
+        """
+        if self.marks_generation:
+            return _take_marks(self._render(messages, False, tools, variables))
+        text, spans = self.render(messages, tools=tools, **variables), []
+        for number, message in enumerate(messages):
+            if message.get("role") == "assistant":
+                before = self.render(messages[:number], True, tools, **variables)
+                after = self.render(messages[: number + 1], False, tools, **variables)
+                if not (after.startswith(before) and text.startswith(after)):
+                    raise UserError(
+                        f"{self.where} writes a turn of the assistant differently once other turns follow, so there is no telling which "
+                        "tokens to train; mark them in the template with {% generation %}, or keep conversations to one reply"
+                    )
+                spans.append((len(before), len(after)))
+        return text, spans
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+    ) -> str:
+        """The text with the marks of what the assistant says."""
+        if not messages:
+            raise UserError("the conversation is empty; give it at least one message")
+        try:
+            return self._template.render(
+                messages=[_plain(message) for message in messages],
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{**self.variables, **variables},
             )
-        turns.append(f"<|im_start|>{role}\n{content}<|im_end|>\n")
-    if add_generation_prompt:
-        turns.append("<|im_start|>assistant\n")
-    return "".join(turns)
+        except jinja2.TemplateError as error:
+            raise UserError(f"{self.where} refuses this conversation: {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise UserError(
+                f"{self.where} cannot write this conversation ({error}); each message needs a 'role' and a text 'content'"
+            ) from error
+
+
+def template_of(config: Mapping[str, Any], where: str = "the chat template") -> ChatTemplate | None:
+    """The template of a tokenizer_config.json, where it has one; of several with names, `default`."""
+    source = config.get("chat_template")
+    if isinstance(source, list):  # an older form of the same
+        source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+    if isinstance(source, dict):
+        source = source.get("default")
+    if not isinstance(source, str):
+        return None
+    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    named = {f"{name}_token": config.get(f"{name}_token") for name in names}
+    tokens = {
+        name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()
+    }
+    return ChatTemplate(
+        source, {name: token for name, token in tokens.items() if isinstance(token, str)}, where
+    )
+
+
+def marked(value: Any, tokens: Iterable[str]) -> Any:
+    """The same strings, lists and dictionaries with marks around each of these tokens."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, str):  # a mark that was typed would be forged
+            text = value.translate(dict.fromkeys(map(ord, _TYPED)))
+            return pattern.sub(lambda match: f"{_TYPED[0]}{match.group()}{_TYPED[1]}", text)
+        if isinstance(value, Mapping):
+            return {key: mark(entry) for key, entry in value.items()}
+        return [mark(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+    return mark(value)
+
+
+def split_marked(text: str, tokens: Iterable[str]) -> list[tuple[str, bool]]:
+    """A text in pieces: (piece, whether a user typed this token). A mark that has lost its other half only parts the text."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
+    pieces = re.split(f"{_TYPED[0]}({pattern}){_TYPED[1]}|[{''.join(_TYPED)}]", text)
+    return [(piece, number % 2 == 1) for number, piece in enumerate(pieces) if piece]
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message without its empty fields, with its reasoning under both names that templates know."""
+    if not isinstance(message, Mapping):
+        raise TypeError(f"{message!r:.60} is no message")
+    given = {name: value for name, value in message.items() if value is not None}
+    thought = next(
+        (given[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given), None
+    )
+    return given if thought is None else {"thinking": thought, **given, "reasoning_content": thought}
+
+
+def _take_marks(text: str) -> tuple[str, list[Span]]:
+    """A text without its marks, and where they stood, in characters of the new text."""
+    spans, clean, begin = [], "", 0
+    for part in re.split(f"([{''.join(GENERATION)}])", text):
+        if part == GENERATION[0]:
+            begin = len(clean)
+        elif part == GENERATION[1]:
+            spans.append((begin, len(clean)))
+        else:
+            clean += part
+    return clean, spans

@@ -13,10 +13,10 @@ all of them together as arrays. Level 1 uses `tokenizers`.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Int64, UInt32
@@ -24,6 +24,7 @@ from jaxtyping import Int64, UInt32
 from shared_data.errors import UserError
 from shared_data.tokenizer.added_tokens import AddedTokens, Piece
 from shared_data.tokenizer.byte_level import symbols_to_bytes
+from shared_data.tokenizer.chat_template import ChatTemplate, marked, split_marked, template_of
 from shared_data.tokenizer.pre_tokenizer import Normalizer, PreTokenizer
 from shared_data.tokenizer.split_patterns import cut_long_text
 from shared_data.tokenizer.tokenizer_file import (
@@ -31,12 +32,13 @@ from shared_data.tokenizer.tokenizer_file import (
     added_tokens_of,
     merges_of,
     read_tokenizer,
-    template_of,
+    surrounding_ids,
     write_tokenizer,
 )
 from shared_data.tokenizer.word_encoder import MergeWords, WordEncoder
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+NO_TEMPLATE = "the model has no chat template: it continues text and was not tuned to answer; use `generate`, or tune it with `sft`"
 
 
 class Tokenizer:
@@ -53,7 +55,7 @@ class Tokenizer:
         self._pre_tokenizer = PreTokenizer(definition.get("pre_tokenizer"))
         normalize = Normalizer(definition.get("normalizer"))
         self._added = AddedTokens(added, normalize)
-        self._before, self._after = template_of(definition)
+        self._before, self._after = surrounding_ids(definition)
         self._words = _WordMemory(
             WordEncoder(
                 *self.bpe,
@@ -106,14 +108,77 @@ class Tokenizer:
         """The token of an id as the file writes it, or None."""
         return self._tokens.get(id)
 
-    def encode(self, text: str, allow_special: bool = True, add_special_tokens: bool = False) -> list[int]:
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the token that tokenizer_config.json names as the end of a text (of a chat model, of a turn); None without one."""
+        named = self.config.get("eos_token")
+        return self._ids.get(named.get("content") if isinstance(named, dict) else named)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """How the model writes a conversation; None for one that has not been tuned to."""
+        return template_of(self.config)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        sanitize_control_tokens: bool = False,
+        return_dict: bool = False,
+        **variables: Any,
+    ) -> Any:
+        """The text of a conversation in the model's own template, or its ids: arguments and result as in transformers.
+
+        sanitize_control_tokens: control tokens inside of messages are text.  return_dict: the library's default; here there are ids only.
+        Raises `UserError` where there is no template, and for a conversation that it refuses.
+        """
+        assert not return_dict, "pass return_dict=False: a list of ids"
+        if self.chat_template is None:
+            raise UserError(NO_TEMPLATE)
+        control = self._control_tokens if sanitize_control_tokens else []
+        messages, tools, variables = (marked(part, control) for part in (messages, tools, variables))
+        text = self.chat_template.render(messages, add_generation_prompt, tools, **variables)
+        if not tokenize:
+            return text
+        ids: list[int] = []
+        for piece, typed in split_marked(text, control):
+            ids += self._encode_after_text(piece, not typed) if ids else self.encode(piece)
+        return ids
+
+    @cached_property
+    def _control_tokens(self) -> list[str]:
+        """What users may not type: the special tokens, and added ones that the template writes."""
+        assert self.chat_template is not None
+        added, named = self._added.by_content.values(), self.config.get("chat_control_tokens")
+        literals = self.chat_template.literals if named is None else "\0".join(named)
+        written = {
+            token.content for token in added if token.content in literals and not token.content.isspace()
+        }
+        return [token.content for token in added if token.special or token.content in written]
+
+    def _encode_after_text(self, text: str, allow_added: bool) -> list[int]:
+        """The ids of a text in the middle of another: after a line break, which is taken away again, no tokenizer puts a space before it."""
+        line = self.encode("\n")
+        ids = self.encode(f"\n{text}", allow_added=allow_added)
+        return ids[len(line) :] if ids[: len(line)] == line else self.encode(text, allow_added=allow_added)
+
+    def encode(
+        self,
+        text: str,
+        allow_special: bool = True,
+        add_special_tokens: bool = False,
+        *,
+        allow_added: bool = True,
+    ) -> list[int]:
         """The ids of a text.
 
-        With `allow_special=False` a special token typed in the text is text like any other. `add_special_tokens` adds what
-        the file puts around each text (nothing in ours; `<|begin_of_text|>` in Llama-3's). Raises `UserError` for a
-        text that is no Unicode text (lone surrogates).
+        With `allow_special=False` a special token typed in the text is text like any other; with `allow_added=False`, every added
+        one. `add_special_tokens` adds what the file puts around each text (nothing in ours; `<|begin_of_text|>` in Llama-3's).
+        Raises `UserError` for a text that is no Unicode text (lone surrogates).
         """
-        ids = np.frombuffer(self._encode_packed(text, allow_special), np.uint32).tolist()
+        ids = np.frombuffer(self._encode_packed(text, allow_special, allow_added), np.uint32).tolist()
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
     def encode_batch(
@@ -134,10 +199,10 @@ class Tokenizer:
         packed = (before + self._encode_packed(text, allow_special) + after for text in texts)
         return np.frombuffer(b"".join(packed), np.uint32)
 
-    def _encode_packed(self, text: str, allow_special: bool) -> bytes:
+    def _encode_packed(self, text: str, allow_special: bool, allow_added: bool = True) -> bytes:
         """The ids as 32-bit numbers in a row."""
         split = self._pre_tokenizer.split
-        pieces: Sequence[Piece] = self._added.split(text, allow_special)
+        pieces: Sequence[Piece] = self._added.split(text, allow_special, allow_added)
         packed = []
         try:
             for piece in pieces:

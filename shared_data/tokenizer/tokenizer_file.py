@@ -215,7 +215,7 @@ def added_tokens_of(definition: Definition) -> list[AddedToken]:
     ]
 
 
-def template_of(definition: Definition) -> tuple[list[int], list[int]]:
+def surrounding_ids(definition: Definition) -> tuple[list[int], list[int]]:
     """The ids that the post-processor puts before and after a text (Llama-3 begins each with <|begin_of_text|>)."""
     post_processor = definition.get("post_processor") or {}
     parts = post_processor.get("processors", [post_processor] if post_processor else [])

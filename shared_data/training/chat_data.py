@@ -1,7 +1,7 @@
 """Conversations as training examples: ids, the mask of the assistant's tokens, and packed batches of both.
 
-A conversation becomes one text (`chat_template.py`) and then tokens. The loss counts only what the assistant says, its
-closing `<|im_end|>` included: a model trained on the prompts too would learn to ask questions. A packed row holds whole
+A conversation becomes one text (`chat_template.py`) and then tokens. The loss counts only what the assistant says, the token that
+ends its turn included: a model trained on the prompts too would learn to ask questions. A packed row holds whole
 conversations one after the other; document masks keep them apart, and none is cut in two.
 
 Level 1: `apply_chat_template(..., return_assistant_tokens_mask=True)` of transformers, as TRL's `SFTTrainer` calls it. Level 3:
@@ -23,8 +23,7 @@ from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.settings import Settings
-from shared_data.tokenizer.chat_template import render_chat
-from shared_data.tokenizer.tokenizer import Tokenizer
+from shared_data.tokenizer.tokenizer import NO_TEMPLATE, Tokenizer
 from shared_data.training.data_loader import IGNORED_LABEL, Batch
 from shared_data.training.data_order import DataOrder
 
@@ -84,7 +83,9 @@ def encode_conversation(
     begins only after `max_length`.
     """
     check_conversation(messages, tokenizer.special_tokens, where)
-    text, spans = render_chat(messages), assistant_spans(messages)
+    if tokenizer.chat_template is None:
+        raise UserError(NO_TEMPLATE)
+    text, spans = tokenizer.chat_template.render_with_spans(messages)
     tokens = tokenizer.encode(text)
     ids = np.array(tokens, dtype=np.int64)
     lengths = tokenizer.byte_lengths[ids]
@@ -93,7 +94,7 @@ def encode_conversation(
         f"{where}: the tokens do not spell the text; is the tokenizer byte-level?"
     )
     trained = np.zeros(len(ids), dtype=bool)
-    for begin, end in spans:
+    for begin, end in ((len(text[:place].encode()) for place in span) for span in spans):
         trained |= (ends > begin) & (ends - lengths < end)
     if not trained[:max_length].any():
         raise UserError(
@@ -101,18 +102,6 @@ def encode_conversation(
             "holds; shorten it or raise sft.max_length"
         )
     return Example(ids[:max_length], trained[:max_length])
-
-
-def assistant_spans(messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Where the assistant speaks in the text of `render_chat`, as bytes from and up to; `<|im_end|>` included."""
-    spans, position = [], 0
-    for message in messages:
-        size = len(render_chat([message]).encode())
-        if message["role"] == "assistant":
-            begin = position + len(b"<|im_start|>assistant\n")
-            spans.append((begin, position + size - len(b"\n")))
-        position += size
-    return spans
 
 
 class PackedConversations:

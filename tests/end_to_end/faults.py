@@ -122,7 +122,9 @@ def deleted(file: str, *words: str) -> Fault:
 def start_from(file: str, change: Change, *words: str) -> Fault:
     """Pretraining starts from a copy of the finished model with one file changed."""
     return _from_changed_model(
-        file, change, lambda model: ["pretrain", "--force", "--set", f"pretrain.init_from={model}", *words]
+        file,
+        change,
+        lambda model: ["pretrain", "--force", "--set", f"pretrain.model_name_or_path={model}", *words],
     )
 
 
@@ -288,7 +290,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "report with a stray word": (arguments("report", "v3"), r"takes no argument 'v3'; write --compare v3"),
     # models and tokenizers from elsewhere
     "missing tokenizer": (arguments("tokenizer", "--set", "tokenizer.load=nowhere"), r"nowhere.*; "),
-    "start from no model": (arguments("pretrain", "--set", "pretrain.init_from=nowhere"), r"nowhere.*; "),
+    "start from no model": (arguments("pretrain", "--set", "pretrain.model_name_or_path=nowhere"), r"nowhere.*; "),
     "start from another shape": (start_from("config.json", same, "--set", "model.hidden_size=32"), r"hidden_size 16.* 32; "),
     "start from another vocabulary": (
         start_from("tokenizer.json", without_the_last_merge),

@@ -186,5 +186,5 @@ def test_the_oldest_turns_are_forgotten_and_the_system_message_stays(
 
 def test_a_completion_ends_with_its_turn_or_with_the_text(levels: list[tuple[Any, Any, Any]]) -> None:
     """The end of the turn comes first: it is what a finished completion ends with."""
-    for _, _, tokenizer in levels:
-        assert stop_ids(tokenizer) == [3, 0]
+    for _, model, tokenizer in levels:
+        assert stop_ids(model, tokenizer) == [3, 0]

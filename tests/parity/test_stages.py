@@ -162,7 +162,7 @@ def test_pretraining_returns_its_metrics_and_writes_no_pickle(
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_pretraining_starts_from_the_weights_of_a_folder(level: str, prepared: Path, tmp_path: Path) -> None:
-    options = [f"init_from={prepared / 'pretrain'}", "max_steps=1", "learning_rate=1e-9"]
+    options = [f"model_name_or_path={prepared / 'pretrain'}", "max_steps=1", "learning_rate=1e-9"]
     stage = StageRun(level, "pretrain", prepared, tmp_path / "run", *options)
     before = stage.weights()
     stage()

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from shared_data.story_world.questions import KINDS as QUESTION_KINDS
 from shared_data.story_world.questions import question_prompt, questions, read_question
 from shared_data.story_world.records import Task
 from shared_data.story_world.world import StoryWorld
+from shared_data.tokenizer.chat_template import CHAT_TEMPLATE, ChatTemplate
 from v2_handwritten.models.blocks.attention_patterns import visible as visible_v2
 from v3_numpy_deep.models.blocks.attention_patterns import visible as visible_v3
 
@@ -37,8 +39,14 @@ class _Bytes:
 
     byte_lengths = np.ones(256, dtype=np.int64)
 
+    chat_template = ChatTemplate(CHAT_TEMPLATE)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
+
+    def apply_chat_template(self, messages: Any, tokenize: bool = True, **_: Any) -> Any:
+        text = self.chat_template.render(messages, add_generation_prompt=True)
+        return self.encode(text) if tokenize else text
 
 
 def ask(question: str, seed: int = 4) -> Task:

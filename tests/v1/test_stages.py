@@ -165,7 +165,7 @@ def test_an_adapter_is_kept_and_merged(finished: Any, tmp_path: Path, method: st
 def test_pretraining_starts_from_another_model(finished: Any, tmp_path: Path) -> None:
     source = finished[0].model("pretrain")
     settings, run = copied(
-        finished[0], tmp_path, f"pretrain.init_from={source}", "pretrain.learning_rate=1e-9"
+        finished[0], tmp_path, f"pretrain.model_name_or_path={source}", "pretrain.learning_rate=1e-9"
     )
     stage("pretrain")(settings, run)
     expected = load_file(source / "model.safetensors")

@@ -5,20 +5,19 @@ TRL's sigmoid loss has no label smoothing; levels 2 and 3 have it.
     uv run v1 dpo --config tiny
 """
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import evaluation_prompts
 from shared_data.alignment.rewards import open_reward
 from shared_data.errors import UserError
+from shared_data.model_names import starting_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v1_quick.align.policy import as_policy
 from v1_quick.align.preference_data import preference_datasets
-from v1_quick.inference.loading import load_for_inference
-from v1_quick.models.checkpoint import model_options
+from v1_quick.inference.loading import load_for_inference, load_to_train
 from v1_quick.pretrain.components.muon import make_optimizer
 from v1_quick.pretrain.components.training import last_checkpoint, logged_metrics, trainer_arguments
 
@@ -28,9 +27,8 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     section, folder = settings.dpo, run.stage("dpo")
     if section.label_smoothing:
         raise UserError("level 1 has no dpo.label_smoothing; leave it out, or use level 2")
-    tokenizer = AutoTokenizer.from_pretrained(run.model("sft"))
+    model, tokenizer = load_to_train(settings, run, "dpo")
     train, held_out = preference_datasets(settings, "dpo", tokenizer)
-    model = AutoModelForCausalLM.from_pretrained(run.model("sft"), **model_options(settings))
     positions = model.config.max_position_embeddings
     # What a completion of a user's own prompt is worth is not known.
     on_stories = section.source == "story_world"
@@ -58,8 +56,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     metrics |= {"pairs": len(train), "accuracy": metrics["eval_rewards/accuracies"]}
     if not prompts:
         return metrics
-    policy, reference = (
-        as_policy(load_for_inference(settings, run.model(stage)), tokenizer) for stage in ("dpo", "sft")
-    )
+    folders = (folder, starting_model(run, "dpo").folder)
+    policy, reference = (as_policy(load_for_inference(settings, each), tokenizer) for each in folders)
     reward = open_reward("story_world")
     return metrics | evaluate_policy(settings, run, "dpo", policy, reference, prompts, reward)

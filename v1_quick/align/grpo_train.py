@@ -9,19 +9,18 @@ matter. Its steps are the optimizer's, of which an update has `num_iterations`.
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import open_prompts
 from shared_data.alignment.rewards import open_reward, score_completions
 from shared_data.errors import UserError
+from shared_data.model_names import starting_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v1_quick.align.policy import as_policy
-from v1_quick.inference.loading import load_for_inference
-from v1_quick.models.checkpoint import model_options
+from v1_quick.inference.loading import load_for_inference, load_to_train
 from v1_quick.pretrain.components.muon import make_optimizer
 from v1_quick.pretrain.components.training import last_checkpoint, logged_metrics, trainer_arguments
 
@@ -29,9 +28,8 @@ from v1_quick.pretrain.components.training import last_checkpoint, logged_metric
 def grpo(settings: Settings, run: RunFolder) -> Metrics:
     """Improve the tuned model of the run by comparing its own completions; returns the metrics of the stage."""
     section, folder = settings.grpo, run.stage("grpo")
-    tokenizer = AutoTokenizer.from_pretrained(run.model("sft"))
+    model, tokenizer = load_to_train(settings, run, "grpo")
     reward = open_reward(section.reward)
-    model = AutoModelForCausalLM.from_pretrained(run.model("sft"), **model_options(settings))
     prompts, held_out = open_prompts(settings, "grpo", tokenizer, model.config.max_position_embeddings)
     messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
 
@@ -71,7 +69,6 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     trainer.train(resume_from_checkpoint=last_checkpoint(arguments))
     metrics = logged_metrics(trainer, folder)
     trainer.save_model(folder)
-    policy, reference = (
-        as_policy(load_for_inference(settings, run.model(stage)), tokenizer) for stage in ("grpo", "sft")
-    )
+    folders = (folder, starting_model(run, "grpo").folder)
+    policy, reference = (as_policy(load_for_inference(settings, each), tokenizer) for each in folders)
     return metrics | evaluate_policy(settings, run, "grpo", policy, reference, held_out, reward)

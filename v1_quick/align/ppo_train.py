@@ -7,18 +7,19 @@ model only; levels 2 and 3 take reward functions too.
 """
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import encode_prompts, open_prompts
 from shared_data.alignment.rewards import open_reward
 from shared_data.errors import UserError
+from shared_data.model_names import starting_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v1_quick.align.policy import as_policy
-from v1_quick.inference.loading import load_for_inference
+from v1_quick.inference.loading import load_for_inference, load_to_train
 from v1_quick.models.checkpoint import model_options
 from v1_quick.pretrain.components.training import logged_metrics, trainer_arguments
 
@@ -28,10 +29,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     section, folder = settings.ppo, run.stage("ppo")
     if section.reward != "reward_model":
         raise UserError("PPO of level 1 takes the reward model only; leave ppo.reward out, or use level 2")
-    tokenizer = AutoTokenizer.from_pretrained(run.model("sft"), padding_side="left")
-    model, ref_model = (
-        AutoModelForCausalLM.from_pretrained(run.model("sft"), **model_options(settings)) for _ in range(2)
-    )
+    (model, tokenizer), (ref_model, _) = (load_to_train(settings, run, "ppo") for _ in range(2))
+    tokenizer.padding_side = "left"
     reward_model, value_model = (
         AutoModelForSequenceClassification.from_pretrained(run.model("reward"), **model_options(settings))
         for _ in range(2)
@@ -78,9 +77,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     trainer.save_model(str(folder))
     if section.source != "story_world":  # what a completion of a user's own prompt is worth is not known
         return metrics
-    policy, reference = (
-        as_policy(load_for_inference(settings, run.model(stage)), tokenizer) for stage in ("ppo", "sft")
-    )
+    folders = (folder, starting_model(run, "ppo").folder)
+    policy, reference = (as_policy(load_for_inference(settings, each), tokenizer) for each in folders)
     return metrics | evaluate_policy(
         settings, run, "ppo", policy, reference, held_out, open_reward("story_world")
     )

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from shared_data.evaluation.answers import evaluate_answers
+from shared_data.inference.prompts import end_of_turn
 from shared_data.model_files.folder import read_config
+from shared_data.model_names import starting_model, tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import check_conversation, split_conversations
@@ -32,7 +34,7 @@ from v1_quick.pretrain.components.training import logged_metrics, train_and_eval
 def sft(settings: Settings, run: RunFolder) -> Metrics:
     """Tune the pretrained model of the run on conversations; returns the metrics of the stage."""
     section, folder = settings.sft, run.stage("sft")
-    tokenizer = load_tokenizer(run.tokenizer.parent)
+    tokenizer = load_tokenizer(tokenizer_of(run, "sft"))
     train, held_out = split_conversations(settings)
     for where, messages in [*train, *held_out]:
         check_conversation(messages, tokenizer.get_added_vocab(), where)
@@ -44,7 +46,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         packing=True,
         router_aux_loss_coef=getattr(model.config, "router_aux_loss_coef", 0.0),
         assistant_only_loss=True,
-        eos_token="<|im_end|>",  # a chat model ends its turn, not the document
+        eos_token=tokenizer.decode(end_of_turn(tokenizer)),  # a chat model ends its turn, not the document
     )
     trainer = SFTTrainer(
         model,
@@ -54,12 +56,14 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         processing_class=tokenizer,
         optimizers=(make_optimizer(model, section), None),
     )
-    rows = min(len(trainer.eval_dataset), section.eval_batches * section.per_device_train_batch_size)
-    trainer.eval_dataset = trainer.eval_dataset.select(range(rows))
+    rows = range(min(len(held_out), section.eval_batches * section.per_device_train_batch_size))
+    trainer.eval_dataset = trainer.eval_dataset.select(rows)
     train_and_evaluate(trainer)
     metrics = logged_metrics(trainer, folder)
-    metrics["conversations"] = len(train)
-    metrics["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    metrics |= {
+        "conversations": len(train),
+        "trainable_parameters": model.num_parameters(only_trainable=True),
+    }
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     trainer.save_model(folder / "adapter" if adapted else folder)
     if adapted:
@@ -69,13 +73,15 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         merged.config.eos_token_id = merged.generation_config.eos_token_id = tokenizer.eos_token_id
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    before, after = (load_for_inference(settings, run.model(stage)) for stage in ("pretrain", "sft"))
+    before, after = (
+        load_for_inference(settings, each) for each in (starting_model(run, "sft").folder, folder)
+    )
     return metrics | evaluate_answers(settings, run, generate, before, after, tokenizer)
 
 
 def load_base(settings: Settings, run: RunFolder) -> PreTrainedModel:
     """The pretrained model, for QLoRA in 4 bits."""
-    folder, options = run.model("pretrain"), model_options(settings)
+    folder, options = starting_model(run, "sft").folder, model_options(settings)
     if settings.sft.adapter.method == "qlora":
         options["quantization_config"] = nf4_config(settings.sft.adapter, read_config(folder))
     return AutoModelForCausalLM.from_pretrained(folder, **options)

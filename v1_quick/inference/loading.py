@@ -10,13 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import check_vocabulary
-from shared_data.model_names import resolve_model
+from shared_data.model_names import resolve_model, starting_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v1_quick.models.checkpoint import load_model, merge_adapter
+from v1_quick.models.checkpoint import load_model, merge_adapter, model_options
 
 
 def load_for_inference(settings: Settings, folder: Path) -> PreTrainedModel:
@@ -24,6 +24,16 @@ def load_for_inference(settings: Settings, folder: Path) -> PreTrainedModel:
     base, device = base_of_adapter(folder), resolve_device(settings.device)
     model = load_model(base or folder, "auto" if device.type == "cuda" else torch.float32).to(device)
     return (merge_adapter(model, folder) if base else model).eval()
+
+
+def load_to_train(
+    settings: Settings, run: RunFolder, stage: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model that a stage trains further, in float32 whatever its files have, and its tokenizer."""
+    start = starting_model(run, stage)
+    base = base_of_adapter(start.folder)
+    model = load_model(base or start.folder, **model_options(settings))
+    return merge_adapter(model, start.folder) if base else model, load_tokenizer(start.tokenizer)
 
 
 def load_with_tokenizer(

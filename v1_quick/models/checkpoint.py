@@ -15,7 +15,9 @@ from shared_data.model_files.initialization import parameter_shapes
 from shared_data.settings import Settings
 
 
-def load_model(folder: Path | str, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+def load_model(
+    folder: Path | str, dtype: torch.dtype | str = torch.float32, **options: Any
+) -> PreTrainedModel:
     """The language model of a folder, ready to generate.
 
     The library would fill missing tensors with random numbers. Raises `UserError` where one is missing or of another shape, and where the
@@ -24,7 +26,7 @@ def load_model(folder: Path | str, dtype: torch.dtype | str = torch.float32) -> 
     config = read_config(Path(folder))
     find_tensors(Path(folder), config, parameter_shapes(config))
     with library_errors(str(folder), "correct what it names, or copy the folder again"):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -6,13 +6,12 @@ a cache. The rows and the initial weights are those of levels 2 and 3.
     uv run v1 pretrain --config tiny
 """
 
-from pathlib import Path
-
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import initial_config
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_names import find_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import read_token_facts
@@ -50,12 +49,12 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
 
 
 def build_model(settings: Settings, run: RunFolder) -> PreTrainedModel:
-    """A new model of the settings, or that of `init_from`, which must have the same architecture and vocabulary."""
+    """A new model of the settings, or that of `model_name_or_path`, which must have the vocabulary of the tokenizer."""
     facts = read_token_facts(run.tokens("train"))
     config = ModelConfig.from_settings(settings.model, facts["vocab_size"], facts["end_of_text_id"])
-    if settings.pretrain.init_from is None:
+    if settings.pretrain.model_name_or_path is None:
         return new_model(config, settings.pretrain.seed, **model_options(settings))
-    folder = Path(settings.pretrain.init_from)
+    folder = find_model(run, settings.pretrain.model_name_or_path).folder
     # The library would fill missing tensors with random numbers, so the folder is checked first.
     config = AutoConfig.for_model(**initial_config(folder, config, run.tokenizer).to_hf())
     return AutoModelForCausalLM.from_pretrained(folder, config=config, **model_options(settings))

@@ -17,14 +17,14 @@ from shared_data.alignment.pairs import open_pairs
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import evaluation_prompts
 from shared_data.alignment.rewards import open_reward
-from shared_data.device import resolve_device
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v2_handwritten.align.algorithms.dpo import dpo_loss
 from v2_handwritten.align.policy import as_policy
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v2_handwritten.models.checkpoint import load_model, save_model
+from v2_handwritten.inference.loading import load_to_train
+from v2_handwritten.models.checkpoint import save_model
 from v2_handwritten.models.log_probs import completion_log_probs
 from v2_handwritten.models.transformer import Transformer, frozen_copy
 from v2_handwritten.pretrain.components.training import Training
@@ -36,8 +36,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.
     """
     section = settings.dpo
-    tokenizer = load_tokenizer(run.model("sft"))
-    policy = load_model(run.model("sft"), kernels=settings.kernels).to(resolve_device(settings.device))
+    policy, tokenizer = load_to_train(settings, run, "dpo")
     reference = frozen_copy(policy)
     records, held_out = open_pairs(settings, "dpo")
     positions = policy.config.max_position_embeddings
@@ -82,7 +81,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     metrics = Training("dpo", settings, run).fit(
         policy, pairs, step, evaluate=evaluate, shown=("loss", "rewards/accuracies"), dropout=False
     )
-    save_model(policy, run.stage("dpo"), run.model("sft"))
+    save_model(policy, run.stage("dpo"), tokenizer_of(run, "dpo"))
     metrics |= {"pairs": len(pairs.pairs), "accuracy": metrics["eval_accuracy"]}
     if not prompts:
         return metrics

@@ -24,6 +24,7 @@ from shared_data.alignment.prompts import PromptBatch, PromptBatches, encode_pro
 from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
 from shared_data.alignment.token_policy import decode_completions, pad_completions
 from shared_data.device import resolve_device
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import PpoSettings, Settings
 from shared_data.training.training_run import Metrics
@@ -31,8 +32,9 @@ from v2_handwritten.align.algorithms.ppo import make_experience, penalize_missin
 from v2_handwritten.align.algorithms.rollout import Rollout, collect
 from v2_handwritten.align.grpo_train import rollout_log_probs
 from v2_handwritten.align.policy import as_policy
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v2_handwritten.models.checkpoint import load_model, load_reward_model, load_weights, save_model
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v2_handwritten.inference.loading import load_to_train
+from v2_handwritten.models.checkpoint import load_reward_model, load_weights, save_model
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import Transformer, frozen_copy
 from v2_handwritten.pretrain.components.training import Training
@@ -46,8 +48,7 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.
     """
     section, device = settings.ppo, resolve_device(settings.device)
-    tokenizer = load_tokenizer(run.model("sft"))
-    policy = load_model(run.model("sft"), kernels=settings.kernels).to(device)
+    policy, tokenizer = load_to_train(settings, run, "ppo")
     reference = frozen_copy(policy)
     reward_model = load_reward_model(run.model("reward"), kernels=settings.kernels).to(device).eval()
     # What a whole completion is worth is a good guess for its beginning.
@@ -66,8 +67,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
         nn.init.zeros_(value_model.score.weight)
 
     def save(folder: Path) -> None:
-        save_model(policy, folder, run.model("sft"))
-        save_model(value_model, folder / "value_model", run.model("sft"))
+        save_model(policy, folder, tokenizer_of(run, "ppo"))
+        save_model(value_model, folder / "value_model", tokenizer_of(run, "ppo"))
 
     def load(folder: Path) -> None:
         load_weights(policy, folder)
@@ -78,7 +79,7 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     metrics = Training("ppo", settings, run).fit(
         models, prompts, step, save=save, load=load, shown=("reward", "objective/kl"), dropout=False
     )
-    save_model(policy, run.stage("ppo"), run.model("sft"))
+    save_model(policy, run.stage("ppo"), tokenizer_of(run, "ppo"))
     policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)
     return metrics | evaluate_policy(settings, run, "ppo", *policies, held_out, reward)
 

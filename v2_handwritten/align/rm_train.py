@@ -18,12 +18,13 @@ from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_
 from shared_data.alignment.pairs import open_pairs
 from shared_data.device import resolve_device
 from shared_data.files import write_json
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v2_handwritten.align.algorithms.reward_loss import reward_loss
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v2_handwritten.models.checkpoint import load_model, save_model
+from v2_handwritten.inference.loading import load_to_train
+from v2_handwritten.models.checkpoint import save_model
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.pretrain.components.training import Training
 
@@ -34,8 +35,7 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.
     """
     section = settings.reward
-    tokenizer = load_tokenizer(run.model("sft"))
-    tuned = load_model(run.model("sft"), kernels=settings.kernels)
+    tuned, tokenizer = load_to_train(settings, run, "reward")
     model = RewardModel.from_transformer(tuned, section.seed).to(resolve_device(settings.device))
     records, held_out = open_pairs(settings, "reward")
     positions = model.config.max_position_embeddings
@@ -57,7 +57,7 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     metrics = Training("reward", settings, run).fit(
         model, pairs, step, evaluate=evaluate, shown=("loss", "accuracy"), dropout=False
     )
-    save_model(model, run.stage("reward"), run.model("sft"))
+    save_model(model, run.stage("reward"), tokenizer_of(run, "reward"))
     write_json(run.stage("reward") / "accuracy.json", accuracy_by_reason(model, eval_pairs))
     metrics |= {"pairs": len(pairs.pairs), "eval_pairs": len(eval_pairs.pairs)}
     return metrics | {name: metrics[f"eval_{name}"] for name in ("accuracy", "margin")}

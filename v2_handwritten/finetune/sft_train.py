@@ -11,7 +11,6 @@ Level 1: TRL's `SFTTrainer`; level 3: the same as here over NumPy.
 """
 
 import shutil
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from shared_data.device import resolve_device
 from shared_data.evaluation.answers import evaluate_answers
+from shared_data.model_names import starting_model
 from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.config import LoraConfig, QuantizationConfig
 from shared_data.peft.memory import memory_bytes
@@ -29,9 +29,10 @@ from shared_data.training.data_loader import Batch
 from shared_data.training.expert_load import load_metrics
 from shared_data.training.parameter_groups import is_hidden
 from shared_data.training.training_run import Metrics
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.inference.generate import generate
-from v2_handwritten.models.checkpoint import load_model, save_model
+from v2_handwritten.inference.loading import load_to_train
+from v2_handwritten.models.checkpoint import save_model
 from v2_handwritten.models.peft.adapters import restore_adapter, save_adapter
 from v2_handwritten.models.peft.lora import inject_lora
 from v2_handwritten.models.peft.qlora import quantize_model
@@ -45,8 +46,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a record that is no conversation or does not fit, a missing checkpoint, a diverged loss.
     """
     section, device = settings.sft, resolve_device(settings.device)
-    tokenizer = load_tokenizer(run.tokenizer)
-    model = model_to_tune(settings, run).to(device)
+    model, tokenizer = model_to_tune(settings, run)
     train, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
     mean_loss = torch.compile(model.loss) if section.torch_compile else model.loss
 
@@ -55,12 +55,12 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         return loss, load_metrics(model.expert_loads)
 
     folder, adapted = run.stage("sft"), section.adapter.method != "none"
-    base = str(run.model("pretrain"))
+    start = starting_model(run, "sft")
     metrics = Training("sft", settings, run).fit(
         model,
         train,
         step,
-        save=partial(save_adapter, model, base_name=base) if adapted else None,
+        save=partial(save_adapter, model, base_name=str(start.folder)) if adapted else None,
         load=partial(restore_adapter, model) if adapted else None,
         evaluate=partial(evaluate_loss, model, validation, section.eval_batches),
     )
@@ -69,20 +69,18 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     metrics["training_bytes"] = memory_bytes(model, is_hidden if section.optim == "muon" else None)["total"]
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     if adapted:
-        save_adapter(model, folder / "adapter", base_name=base)
+        save_adapter(model, folder / "adapter", base_name=str(start.folder))
         plain = Transformer(model.config, settings.kernels).to(model.lm_head.weight)
         plain.load_state_dict(merged_state_dict(model))
         model = plain
-    ends = [tokenizer.special_tokens["<|im_end|>"], tokenizer.end_of_text_id]
-    model.config = replace(model.config, eos_token_id=ends)  # a chat model ends its turn, not the document
-    save_model(model, folder, run.tokenizer.parent)
-    before = load_model(run.model("pretrain"), kernels=settings.kernels).to(device)
+    save_model(model, folder, start.tokenizer)
+    before, _ = load_to_train(settings, run, "sft")
     return metrics | evaluate_answers(settings, run, generate, before, model.eval(), tokenizer)
 
 
-def model_to_tune(settings: Settings, run: RunFolder) -> Transformer:
-    """The pretrained model, with the adapters that the settings ask for."""
-    model = load_model(run.model("pretrain"), kernels=settings.kernels)
+def model_to_tune(settings: Settings, run: RunFolder) -> tuple[Transformer, Tokenizer]:
+    """The model that the stage starts from, with the adapters that the settings ask for, and its tokenizer."""
+    model, tokenizer = load_to_train(settings, run, "sft")
     adapter = settings.sft.adapter
     if adapter.method == "qlora":
         quantize_model(
@@ -90,4 +88,4 @@ def model_to_tune(settings: Settings, run: RunFolder) -> Transformer:
         )
     if adapter.method != "none":
         inject_lora(model, LoraConfig.from_settings(adapter), settings.sft.seed)
-    return model
+    return model, tokenizer

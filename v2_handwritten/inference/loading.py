@@ -3,13 +3,15 @@
 model, tokenizer = load_with_tokenizer(settings, run, "sft")
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import check_vocabulary
-from shared_data.model_names import find_model
+from shared_data.inference.prompts import stop_ids
+from shared_data.model_names import find_model, starting_model
 from shared_data.peft.adapted_model import merge_lora
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
@@ -22,13 +24,32 @@ from v2_handwritten.models.transformer import Transformer
 
 def load_for_inference(settings: Settings, folder: Path) -> Transformer:
     """The model of a folder on the settings' device; an adapter is loaded with its base and merged into it."""
-    base, device = base_of_adapter(folder), resolve_device(settings.device)
+    device = resolve_device(settings.device)
     dtype = torch.float32 if device.type == "cpu" else None  # a CPU computes bfloat16 many times slower
-    model = load_model(base or folder, dtype, device, settings.kernels)
+    return _load_merged(folder, dtype, device, settings.kernels)
+
+
+def _load_merged(folder: Path, dtype: torch.dtype | None, device: torch.device, kernels: str) -> Transformer:
+    base = base_of_adapter(folder)
+    model = load_model(base or folder, dtype, device, kernels)
     if base:
         load_adapter(model, folder)
         merge_lora(model)
     return model.eval()
+
+
+def load_to_train(settings: Settings, run: RunFolder, stage: str) -> tuple[Transformer, Tokenizer]:
+    """The model that a stage trains further, in float32 whatever its files have, and its tokenizer.
+
+    It stops where its template ends a turn, too. Raises `UserError` where either is missing or damaged, or they do not belong together.
+    """
+    start = starting_model(run, stage)
+    model = _load_merged(start.folder, torch.float32, resolve_device(settings.device), settings.kernels)
+    tokenizer = load_tokenizer(start.tokenizer)
+    check_vocabulary(start.folder, model.config.vocab_size, start.tokenizer, tokenizer.vocab_size)
+    if tokenizer.chat_template is not None:
+        model.config = replace(model.config, eos_token_id=stop_ids(model, tokenizer))
+    return model, tokenizer
 
 
 def load_with_tokenizer(

@@ -8,8 +8,6 @@ Level 1 hands the training to `transformers.Trainer`; level 3 is the same over N
     uv run v2 pretrain --config tiny
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from shared_data.evaluation.expert_reading import write_expert_reading
 from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import initial_config
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_names import find_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import Batch, open_documents
@@ -65,14 +64,14 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
 
 
 def build_model(settings: Settings, run: RunFolder, tokenizer: Tokenizer) -> Transformer:
-    """A new model of the settings, or that of `init_from`.
+    """A new model of the settings, or that of `model_name_or_path`, which brings its own sizes.
 
-    Raises `UserError` where `init_from` has another architecture than `[model]` or another vocabulary than the tokenizer.
+    Raises `UserError` where that has another vocabulary than the tokenizer of the run.
     """
     config = ModelConfig.from_settings(settings.model, tokenizer.vocab_size, tokenizer.end_of_text_id)
-    if settings.pretrain.init_from is None:
+    if settings.pretrain.model_name_or_path is None:
         return new_model(config, settings.pretrain.seed, settings.kernels)
-    folder = Path(settings.pretrain.init_from)
+    folder = find_model(run, settings.pretrain.model_name_or_path).folder
     model = Transformer(initial_config(folder, config, run.tokenizer), settings.kernels)
     load_weights(model, folder)
     return model

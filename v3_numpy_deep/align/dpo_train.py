@@ -16,14 +16,15 @@ from shared_data.alignment.pairs import open_pairs
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import evaluation_prompts
 from shared_data.alignment.rewards import open_reward
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v3_numpy_deep.align.algorithms.dpo import dpo_loss
 from v3_numpy_deep.align.policy import as_policy
 from v3_numpy_deep.autograd import Array, Tensor, no_grad
-from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.inference.loading import load_to_train
+from v3_numpy_deep.models.checkpoint import save_model
 from v3_numpy_deep.models.log_probs import completion_log_probs
 from v3_numpy_deep.models.transformer import Transformer, frozen_copy
 from v3_numpy_deep.pretrain.components.training import Training
@@ -35,8 +36,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a record that is no pair or does not fit, a missing checkpoint, a diverged loss.
     """
     section = settings.dpo
-    tokenizer = load_tokenizer(run.model("sft"))
-    policy = load_model(run.model("sft"), kernels=settings.kernels)
+    policy, tokenizer = load_to_train(settings, run, "dpo")
     reference = frozen_copy(policy)
     records, held_out = open_pairs(settings, "dpo")
     positions = policy.config.max_position_embeddings
@@ -80,7 +80,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     metrics = Training("dpo", settings, run).fit(
         policy, pairs, step, evaluate=evaluate, shown=("loss", "rewards/accuracies"), dropout=False
     )
-    save_model(policy, run.stage("dpo"), run.model("sft"))
+    save_model(policy, run.stage("dpo"), tokenizer_of(run, "dpo"))
     metrics |= {"pairs": len(pairs.pairs), "accuracy": metrics["eval_accuracy"]}
     if not prompts:
         return metrics

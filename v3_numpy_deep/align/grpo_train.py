@@ -19,6 +19,7 @@ from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts
 from shared_data.alignment.rewards import RewardFunction, open_reward, score_completions
 from shared_data.alignment.token_policy import decode_completions
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import GrpoSettings, Settings
 from shared_data.training.training_run import Metrics
@@ -26,8 +27,9 @@ from v3_numpy_deep.align.algorithms.grpo import group_advantages, grpo_loss
 from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
 from v3_numpy_deep.align.policy import as_policy
 from v3_numpy_deep.autograd import Tensor, no_grad
-from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v3_numpy_deep.models.checkpoint import load_model, save_model
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v3_numpy_deep.inference.loading import load_to_train
+from v3_numpy_deep.models.checkpoint import save_model
 from v3_numpy_deep.models.log_probs import completion_log_probs
 from v3_numpy_deep.models.transformer import Transformer, frozen_copy
 from v3_numpy_deep.pretrain.components.training import Training
@@ -39,8 +41,7 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.
     """
     section = settings.grpo
-    tokenizer = load_tokenizer(run.model("sft"))
-    policy = load_model(run.model("sft"), kernels=settings.kernels)
+    policy, tokenizer = load_to_train(settings, run, "grpo")
     reference = frozen_copy(policy)
     positions = policy.config.max_position_embeddings
     train, held_out = open_prompts(settings, "grpo", tokenizer, positions)
@@ -52,7 +53,7 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     metrics = Training("grpo", settings, run).fit(
         policy, prompts, step, shown=("reward", "kl"), dropout=False
     )
-    save_model(policy, run.stage("grpo"), run.model("sft"))
+    save_model(policy, run.stage("grpo"), tokenizer_of(run, "grpo"))
     policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)
     return metrics | evaluate_policy(settings, run, "grpo", *policies, held_out, reward)
 

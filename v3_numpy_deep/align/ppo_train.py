@@ -21,6 +21,7 @@ from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import PromptBatch, PromptBatches, encode_prompts, open_prompts
 from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
 from shared_data.alignment.token_policy import decode_completions, pad_completions
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import PpoSettings, Settings
 from shared_data.training.training_run import Metrics
@@ -29,8 +30,9 @@ from v3_numpy_deep.align.algorithms.rollout import Rollout, collect
 from v3_numpy_deep.align.grpo_train import rollout_log_probs
 from v3_numpy_deep.align.policy import as_policy
 from v3_numpy_deep.autograd import ModuleDict, Tensor, no_grad
-from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from v3_numpy_deep.models.checkpoint import load_model, load_reward_model, load_weights, save_model
+from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer
+from v3_numpy_deep.inference.loading import load_to_train
+from v3_numpy_deep.models.checkpoint import load_reward_model, load_weights, save_model
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import Transformer, frozen_copy
 from v3_numpy_deep.pretrain.components.training import Training
@@ -44,8 +46,7 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a wrong prompt, a reward function that cannot be used, a missing checkpoint, a diverged update.
     """
     section = settings.ppo
-    tokenizer = load_tokenizer(run.model("sft"))
-    policy = load_model(run.model("sft"), kernels=settings.kernels)
+    policy, tokenizer = load_to_train(settings, run, "ppo")
     reference = frozen_copy(policy)
     reward_model = load_reward_model(run.model("reward"), kernels=settings.kernels).eval()
     # What a whole completion is worth is a good guess for its beginning.
@@ -64,8 +65,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
         value_model.score.weight.data[:] = 0
 
     def save(folder: Path) -> None:
-        save_model(policy, folder, run.model("sft"))
-        save_model(value_model, folder / "value_model", run.model("sft"))
+        save_model(policy, folder, tokenizer_of(run, "ppo"))
+        save_model(value_model, folder / "value_model", tokenizer_of(run, "ppo"))
 
     def load(folder: Path) -> None:
         load_weights(policy, folder)
@@ -76,7 +77,7 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     metrics = Training("ppo", settings, run).fit(
         models, prompts, step, save=save, load=load, shown=("reward", "objective/kl"), dropout=False
     )
-    save_model(policy, run.stage("ppo"), run.model("sft"))
+    save_model(policy, run.stage("ppo"), tokenizer_of(run, "ppo"))
     policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)
     return metrics | evaluate_policy(settings, run, "ppo", *policies, held_out, reward)
 

@@ -3,10 +3,12 @@
 model, tokenizer = load_with_tokenizer(settings, run, "sft")
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from shared_data.evaluation.held_out import check_vocabulary
-from shared_data.model_names import find_model
+from shared_data.inference.prompts import stop_ids
+from shared_data.model_names import find_model, starting_model
 from shared_data.peft.adapted_model import merge_lora
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
@@ -25,6 +27,20 @@ def load_for_inference(settings: Settings, folder: Path) -> Transformer:
         load_adapter(model, folder)
         merge_lora(model)
     return model.eval()
+
+
+def load_to_train(settings: Settings, run: RunFolder, stage: str) -> tuple[Transformer, Tokenizer]:
+    """The model that a stage trains further, and its tokenizer.
+
+    It stops where its template ends a turn, too. Raises `UserError` where either is missing or damaged, or they do not belong together.
+    """
+    start = starting_model(run, stage)
+    model = load_for_inference(settings, start.folder)
+    tokenizer = load_tokenizer(start.tokenizer)
+    check_vocabulary(start.folder, model.config.vocab_size, start.tokenizer, tokenizer.vocab_size)
+    if tokenizer.chat_template is not None:
+        model.config = replace(model.config, eos_token_id=stop_ids(model, tokenizer))
+    return model, tokenizer
 
 
 def load_with_tokenizer(

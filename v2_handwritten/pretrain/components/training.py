@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import Batch, check_token_batch
@@ -79,7 +80,7 @@ class Training:
         _configure(model, section)
 
         def write(folder: Path) -> None:
-            save(folder) if save else save_model(model, folder, self.run.tokenizer.parent)
+            save(folder) if save else save_model(model, folder, tokenizer_of(self.run, self.stage))
             self.optimizer.save(folder / "optimizer.safetensors")
 
         def restore(folder: Path) -> None:

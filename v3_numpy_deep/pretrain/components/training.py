@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from shared_data.errors import UserError
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.data_loader import Batch, check_token_batch
@@ -83,7 +84,7 @@ class Training:
             )
 
         def write(folder: Path) -> None:
-            save(folder) if save else save_model(model, folder, self.run.tokenizer.parent)
+            save(folder) if save else save_model(model, folder, tokenizer_of(self.run, self.stage))
             self.optimizer.save(folder / "optimizer.safetensors")
 
         def restore(folder: Path) -> None:
