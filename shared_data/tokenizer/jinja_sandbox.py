@@ -8,7 +8,7 @@ The same functions and filters as in transformers, which templates are written f
 
 import json
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
@@ -45,7 +45,7 @@ def _raise(message: str) -> None:
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}…{% endgeneration %}`: marks around what stands between."""
 
-    tags = frozenset({"generation"})
+    tags: ClassVar[set[str]] = {"generation"}  # type: ignore[misc]
 
     def parse(self, parser: Any) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno

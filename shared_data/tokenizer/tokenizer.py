@@ -112,7 +112,8 @@ class Tokenizer:
     def eos_token_id(self) -> int | None:
         """The id of the token that tokenizer_config.json names as the end of a text (of a chat model, of a turn); None without one."""
         named = self.config.get("eos_token")
-        return self._ids.get(named.get("content") if isinstance(named, dict) else named)
+        token = named.get("content") if isinstance(named, dict) else named
+        return self._ids.get(token) if isinstance(token, str) else None
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:

@@ -56,11 +56,11 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         processing_class=tokenizer,
         optimizers=(make_optimizer(model, section), None),
     )
-    rows = range(min(len(held_out), section.eval_batches * section.per_device_train_batch_size))
-    trainer.eval_dataset = trainer.eval_dataset.select(rows)
+    trainer.eval_dataset = trainer.eval_dataset.select(
+        range(min(len(trainer.eval_dataset), section.eval_batches * section.per_device_train_batch_size))
+    )
     train_and_evaluate(trainer)
-    metrics = logged_metrics(trainer, folder)
-    metrics |= {
+    metrics = logged_metrics(trainer, folder) | {
         "conversations": len(train),
         "trainable_parameters": model.num_parameters(only_trainable=True),
     }
