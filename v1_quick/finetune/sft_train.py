@@ -56,14 +56,11 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         processing_class=tokenizer,
         optimizers=(make_optimizer(model, section), None),
     )
-    trainer.eval_dataset = trainer.eval_dataset.select(
-        range(min(len(trainer.eval_dataset), section.eval_batches * section.per_device_train_batch_size))
-    )
+    rows = min(len(trainer.eval_dataset), section.eval_batches * section.per_device_train_batch_size)
+    trainer.eval_dataset = trainer.eval_dataset.select(range(rows))
     train_and_evaluate(trainer)
-    metrics = logged_metrics(trainer, folder) | {
-        "conversations": len(train),
-        "trainable_parameters": model.num_parameters(only_trainable=True),
-    }
+    metrics = logged_metrics(trainer, folder) | {"conversations": len(train)}
+    metrics["trainable_parameters"] = model.num_parameters(only_trainable=True)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     trainer.save_model(folder / "adapter" if adapted else folder)
     if adapted:
@@ -73,9 +70,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         merged.config.eos_token_id = merged.generation_config.eos_token_id = tokenizer.eos_token_id
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    before, after = (
-        load_for_inference(settings, each) for each in (starting_model(run, "sft").folder, folder)
-    )
+    before, after = (load_for_inference(settings, f) for f in (starting_model(run, "sft").folder, folder))
     return metrics | evaluate_answers(settings, run, generate, before, after, tokenizer)
 
 
