@@ -9,7 +9,7 @@ uv run v2 look "Once upon a time" --model sft
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from shared_data.command_options import (
 from shared_data.errors import UserError
 from shared_data.seeds import LARGEST_SEED
 from shared_data.stages import STAGES
+
+if TYPE_CHECKING:
+    from shared_data.runs import RunFolder
 
 # Options that `generate` and `chat` share.
 Temperature = Annotated[
@@ -129,14 +132,17 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
             "seed": seed,
         }
         chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
-        run = open_folder(level, config, [*(overrides or []), *chosen], out, device=device)
+        chosen = [*(overrides or []), *chosen]
+        run = open_folder(level, config, chosen, out, device=device)
+        name = model or "pretrain"
+        _sample_as_asked(run, name, chosen)
         written: list[str] = []
         write = _write_at_once if stream else written.append
         load_function(f"{module}:generate_command")(
             run.settings,
             run,
             prompt or run.settings.generate.prompts,
-            model or "pretrain",
+            name,
             not no_cache,
             write,
         )
@@ -160,8 +166,10 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
 
         options = {"temperature": temperature, "seed": seed}
         chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
-        run = open_folder(level, config, [*(overrides or []), *chosen], out, device=device)
+        chosen = [*(overrides or []), *chosen]
+        run = open_folder(level, config, chosen, out, device=device)
         name = model or "sft"
+        _sample_as_asked(run, name, chosen)
         # The first is read when the model is loaded.
         user_messages = typed_messages(lambda: print_welcome(run, name))
         load_function(f"{package}.inference.chat:chat_command")(
@@ -223,6 +231,15 @@ def add_look(app: typer.Typer, level: str, function: str, patterns_function: str
         load_function(function)(run.settings, run, text, name, layer, head, picture)
         print()
         print_rows([("picture", str(picture))])
+
+
+def _sample_as_asked(run: "RunFolder", name: str, chosen: list[str]) -> None:
+    """Sample as the model's own files ask, but for what the user has chosen."""
+    from shared_data.inference.generation_config import sample_as_asked
+
+    keys = [assignment.partition("=")[0].strip() for assignment in chosen]
+    if asked := sample_as_asked(run, name, keys):
+        print(f"[the model asks for {', '.join(asked)}, which is not computed]", file=sys.stderr)
 
 
 def _write_at_once(text: str) -> None:

@@ -7,19 +7,17 @@ always a path.
     resolve_model(run, "~/models/gpt2")
 """
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.folder import read_config
+from shared_data.model_files.hub import download_model, is_hub_name
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.stages import MODEL_STAGES, STARTS_FROM
 from shared_data.tokenizer.tokenizer_file import tokenizer_beside
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve_model(run: RunFolder, name: str | Path) -> Path:
@@ -42,12 +40,11 @@ def resolve_model(run: RunFolder, name: str | Path) -> Path:
                 f"no model in {folder}; run `uv run {run.command('run')}` first, or name a folder with --model"
             )
         return folder
-    if _HUB_NAME.fullmatch(str(name)):
-        raise UserError(
-            f"{str(name)!r} is no folder here, and models are not downloaded from the hub yet; download it (`hf download {name} "
-            f"--local-dir DIR`) and use --model DIR"
-        )
-    raise UserError(f"there is no model {str(name)!r}; name a stage ({', '.join(MODEL_STAGES)}) or a folder")
+    if is_hub_name(str(name)):
+        return download_model(str(name))
+    raise UserError(
+        f"there is no model {str(name)!r}; name a stage ({', '.join(MODEL_STAGES)}), a folder, or owner/name of the hub"
+    )
 
 
 class FoundModel(NamedTuple):

@@ -11,19 +11,21 @@ from typing import Any
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.inference.arguments import end_ids
-from shared_data.tokenizer.tokenizer import NO_TEMPLATE
+from shared_data.tokenizer.tokenizer import NO_TEMPLATE, Tokenizer
 
 
 def encode_prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
     """The ids of a text after the token that begins a document in pretraining, `config.bos_token_id`.
 
-    A text that begins with a special token already, typed or of the tokenizer's template, begins with no other.
+    Special tokens that a user typed are text. Where the tokenizer puts one before each text, it begins with no other.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt {text!r:.60} is not UTF-8; type it in a terminal with UTF-8") from error
-    ids = tokenizer.encode(text, add_special_tokens=True)
+    ours = isinstance(tokenizer, Tokenizer)
+    typed_is_text = {"allow_special": False} if ours else {"split_special_tokens": True}  # of transformers
+    ids = tokenizer.encode(text, add_special_tokens=True, **typed_is_text)
     begins = bool(ids) and not tokenizer.decode(ids[:1], skip_special_tokens=True)
     first = model.config.bos_token_id
     return ids if begins or first is None or first < 0 else [first, *ids]

@@ -17,6 +17,7 @@ from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
+from shared_data.model_files.hub import download_model, is_hub_name
 from shared_data.peft.config import LoraConfig
 from shared_data.peft.layers import AdaptedLayer, copied_weights
 from shared_data.peft.target_modules import (
@@ -70,12 +71,14 @@ _USUAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva
 def base_of_adapter(folder: Path | str) -> Path | None:
     """The folder of the model that an adapter belongs to; None where the folder holds no adapter, or a whole model beside it.
 
-    Raises `UserError` where the adapter names a base that is not on this disk.
+    A base of the hub is downloaded. Raises `UserError` where the adapter names one that is nowhere.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         return None
     base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if isinstance(base, str) and not Path(base).is_dir() and is_hub_name(base):
+        return download_model(base)
     if not isinstance(base, str) or not base or not Path(base).is_dir():
         raise UserError(
             f"{folder} is an adapter of {base}, and there is no such folder; correct base_model_name_or_path in its "

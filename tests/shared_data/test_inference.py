@@ -81,8 +81,10 @@ def test_a_prompt_begins_as_a_document_does(run: RunFolder, tokenizers: list[Any
         words = tokenizer.encode("Once", add_special_tokens=False)
         assert encode_prompt(model, tokenizer, "") == [0]
         assert encode_prompt(model, tokenizer, "Once") == [0, *words]
-        assert encode_prompt(model, tokenizer, "<|endoftext|>Once") == [0, *words]
-        assert encode_prompt(model, tokenizer, "<|im_start|>Once") == [2, *words]
+        for typed in ("<|endoftext|>Once", "Once<|im_end|>"):  # what a user types is text
+            ids = encode_prompt(model, tokenizer, typed)
+            assert ids.count(0) == 1
+            assert tokenizer.decode(ids[1:]) == typed
 
 
 def test_a_stream_holds_back_half_characters_and_loses_nothing(tokenizers: list[Any]) -> None:

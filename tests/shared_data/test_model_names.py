@@ -43,9 +43,12 @@ def test_a_path_comes_before_a_stage_and_a_stage_before_the_hub(run: RunFolder) 
         ),
         (
             "openai-community/gpt2",
-            r"'openai-community/gpt2' is no folder here, and .*; download it .*--model DIR",
+            r"there is no folder openai-community/gpt2 here, and the hub cannot be reached .*; connect, or download .*--model DIR",
         ),
-        ("./sft", r"there is no model './sft'; name a stage \(pretrain, sft, .*\) or a folder"),
+        (
+            "./sft",
+            r"there is no model './sft'; name a stage \(pretrain, sft, .*\), a folder, or owner/name of the hub",
+        ),
         ("runs", r"runs is no model: it has no config.json; name a Hugging Face folder or a PEFT adapter"),
     ],
 )

@@ -1,0 +1,77 @@
+"""How a model from elsewhere asks to be sampled: `generation_config.json` of its folder.
+
+The library's `generate` obeys this file; so do `generate` and `chat` here, for whatever the user has not chosen. What the file asks for and no
+level computes is named.
+
+    uv run python -c "from pathlib import Path; from shared_data.inference.generation_config import *; print(read_sampling(Path('runs/v2/tiny/sft')))"
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from shared_data.errors import UserError
+from shared_data.files import read_json
+from shared_data.model_names import find_model
+from shared_data.runs import RunFolder
+
+SAMPLING = ("temperature", "top_k", "top_p")
+# What changes which text is written, with the values that change nothing.
+_NOT_COMPUTED: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "typical_p": (None, 1.0),
+    "min_p": (None, 0, 0.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "num_beams": (None, 1),
+    "penalty_alpha": (None, 0.0),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "bad_words_ids": (None, []),
+    "sequence_bias": (None, {}),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+}
+
+
+def read_sampling(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a folder's generation_config.json says of sampling, by our settings; and what it asks for that is not computed, in words."""
+    path = folder / "generation_config.json"
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object; correct it or copy it again")
+    asked = [
+        f"{name} = {values[name]}" for name, usual in _NOT_COMPUTED.items() if values.get(name) not in usual
+    ]
+    if "do_sample" not in values:
+        return {}, asked
+    if not values["do_sample"]:
+        return {"temperature": 0.0}, asked
+    return {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | {
+        name: values[name] or None for name in SAMPLING if name in values
+    }, asked
+
+
+def sample_as_asked(run: RunFolder, name: str | Path, chosen: Collection[str]) -> list[str]:
+    """Let `run.settings.generate` be what a model from elsewhere asks for, but for the settings that the user has chosen.
+
+    Returns what it asks for that is not computed, in words. Raises `UserError` for values that cannot be.
+    """
+    folder = find_model(run, name).folder
+    if folder.parent == run.path:  # a stage of the run: its settings are those of the run
+        return []
+    found, asked = read_sampling(folder)
+    values = {f"generate.{key}": value for key, value in found.items() if f"generate.{key}" not in chosen}
+    section = run.settings.generate
+    try:
+        generate = type(section).model_validate(
+            section.model_dump() | {key.partition(".")[2]: value for key, value in values.items()}
+        )
+    except ValueError as error:
+        raise UserError(
+            f"{folder / 'generation_config.json'} asks for sampling that cannot be ({values}); correct it or copy it again"
+        ) from error
+    run.settings = run.settings.model_copy(update={"generate": generate})
+    return asked

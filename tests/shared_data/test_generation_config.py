@@ -1,0 +1,82 @@
+"""`generation_config.json` of a model from elsewhere decides how it is sampled, where the user has not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared_data.errors import UserError
+from shared_data.inference.generation_config import read_sampling, sample_as_asked
+from shared_data.model_files.folder import read_config
+from shared_data.runs import RunFolder
+from shared_data.settings import load_settings
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = {
+        "model_type": "llama",
+        "vocab_size": 300,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "eos_token_id": 2,
+    }
+    config |= {"num_attention_heads": 1, "intermediate_size": 8, "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def asks(folder: Path, **values: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "sampling", "asked"),
+    [
+        ({"eos_token_id": 2}, {}, []),
+        ({"do_sample": False}, {"temperature": 0.0}, []),
+        ({"do_sample": True}, {"temperature": 1.0, "top_k": 50, "top_p": 1.0}, []),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 0},
+            {"temperature": 0.6, "top_k": None, "top_p": 0.9},
+            [],
+        ),
+        (
+            {"repetition_penalty": 1.1, "num_beams": 1, "no_repeat_ngram_size": 3},
+            {},
+            ["repetition_penalty = 1.1", "no_repeat_ngram_size = 3"],
+        ),
+    ],
+)
+def test_what_the_file_asks_for(
+    folder: Path, values: dict[str, Any], sampling: dict[str, Any], asked: list[str]
+) -> None:
+    asks(folder, **values)
+    assert read_sampling(folder) == (sampling, asked)
+
+
+def test_the_user_s_choice_comes_first(folder: Path, tmp_path: Path) -> None:
+    asks(folder, do_sample=True, temperature=0.6, top_p=0.9)
+    run = RunFolder("v2", load_settings("smoke"), tmp_path / "run")
+    sample_as_asked(run, folder, ["generate.top_p"])
+    section = run.settings.generate
+    assert (section.temperature, section.top_k, section.top_p) == (0.6, 50, 0.95)
+
+
+def test_values_that_cannot_be_are_one_line(folder: Path, tmp_path: Path) -> None:
+    asks(folder, do_sample=True, temperature=-1)
+    run = RunFolder("v2", load_settings("smoke"), tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"generation_config.json asks for sampling that cannot be .*; correct"
+    ):
+        sample_as_asked(run, folder, [])
+
+
+def test_the_ends_that_the_file_names_are_the_model_s(folder: Path) -> None:
+    assert read_config(folder).eos_token_id == 2
+    asks(folder, eos_token_id=[2, 7])
+    assert read_config(folder).eos_token_id == [2, 7]
+    asks(folder, eos_token_id=[2, "7"])
+    with pytest.raises(UserError, match=r"generation_config.json: the model's eos_token_id is"):
+        read_config(folder)
