@@ -25,6 +25,8 @@ from shared_data.model_files.folder import (
     reward_model_to_hf,
     write_folder,
 )
+from shared_data.model_files.gguf import is_gguf
+from shared_data.model_files.gguf_model import read_weight
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
 from shared_data.model_files.stored_names import stored_tensors
 from v2_handwritten.models.reward_model import RewardModel
@@ -88,11 +90,13 @@ def load_weights(model: CausalModel, folder: Path | str) -> None:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file whose header was read before, in memory of torch's own.
+    """One tensor of a safetensors or GGUF file whose header was read before, in memory of torch's own.
 
     In a file tensors begin anywhere, in torch's memory at multiples of 64 bytes. Matrix products of one and the same matrix may round
     differently by where it begins (they do on an AMD EPYC), and a run that was killed would not end as if it never was.
     """
+    if is_gguf(path):
+        return torch.from_numpy(read_weight(path, name)).clone()
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name).clone()
 

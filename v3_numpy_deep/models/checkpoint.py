@@ -25,6 +25,8 @@ from shared_data.model_files.folder import (
     reward_model_to_hf,
     write_folder,
 )
+from shared_data.model_files.gguf import is_gguf
+from shared_data.model_files.gguf_model import read_weight
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
 from shared_data.model_files.stored_names import stored_tensors
 from v3_numpy_deep.autograd import Array
@@ -78,10 +80,12 @@ def load_weights(model: CausalModel, folder: Path | str) -> None:
 
 
 def read_tensor(path: Path, name: str) -> Float[Array, "..."]:
-    """One tensor of a safetensors file whose header was read (and found sound) before.
+    """One tensor of a safetensors or GGUF file whose header was read (and found sound) before.
 
-    A file is the length of its header (8 bytes), the header (JSON: type, shape and place of each tensor), and the numbers.
+    A safetensors file is the length of its header (8 bytes), the header (JSON: type, shape and place of each tensor), and the numbers.
     """
+    if is_gguf(path):
+        return read_weight(path, name)
     with open(path, "rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         entry: dict[str, Any] = json.loads(file.read(header_size))[name]
