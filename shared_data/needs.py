@@ -22,9 +22,9 @@ from shared_data.alignment.rewards import open_reward
 from shared_data.corpus.conversations import read_conversations
 from shared_data.device import resolve_device
 from shared_data.errors import UserError
-from shared_data.files import read_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.families import FAMILIES
+from shared_data.model_files.folder import read_config
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.needs_records import STAGES_WITH_RECORDS, check_records, is_on_this_disk
 from shared_data.runs import RunFolder
@@ -172,7 +172,7 @@ def _check_pretrain(run: RunFolder, stage: str) -> None:
             f"transformers has no {config.model_type}; use level 2 or 3, or another model.model_type"
         )
     if section.init_from is not None:
-        ModelConfig.from_hf(read_json(Path(section.init_from) / "config.json"))
+        read_config(Path(section.init_from))
 
 
 def _check_sft(run: RunFolder, stage: str) -> None:

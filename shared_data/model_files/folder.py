@@ -138,7 +138,9 @@ def _bytes_of(path: Path, name: str) -> tuple[str, bytes]:
 def read_reward_config(folder: Path) -> ModelConfig:
     """The same of a reward model's folder; `UserError` for a language model and a classifier with more labels than one."""
     if is_gguf(folder):
-        raise UserError(f"{folder} is a language model; train a reward model with `reward`")
+        raise UserError(
+            f"{folder} is a GGUF file, which holds a language model; train a reward model with `reward`"
+        )
     names = read_json(folder / "config.json").get("id2label", {"0": ""})
     if not isinstance(names, dict):
         raise UserError(

@@ -137,7 +137,9 @@ class _Header:
         if parts not in (0, 1):
             raise UserError(f"{self.path} is one of {parts} parts of a model; merge them into one file first")
         found = [self._tensor() for _ in range(tensors)]
-        return GgufFile(self.path, metadata, self._places(found, metadata.get("general.alignment", _ALIGNMENT)))
+        return GgufFile(
+            self.path, metadata, self._places(found, metadata.get("general.alignment", _ALIGNMENT))
+        )
 
     def _take(self, size: int) -> bytes:
         """The next bytes of the file."""
@@ -207,7 +209,9 @@ class _Header:
             if name in tensors:
                 raise _damaged(self.path, f"it has two tensors {name!r:.60}")
             if not size or shape[-1] % block.weights:
-                raise _damaged(self.path, f"tensor {name!r:.60} of type {type_name} has the shape {list(shape)}")
+                raise _damaged(
+                    self.path, f"tensor {name!r:.60} of type {type_name} has the shape {list(shape)}"
+                )
             if offset % alignment or start + offset + size > len(self.data):
                 raise _damaged(self.path, f"tensor {name!r:.60} lies outside of the file or is not aligned")
             tensors[name] = TensorInfo(type_name, shape, start + offset, size)

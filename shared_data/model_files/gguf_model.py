@@ -137,7 +137,9 @@ def _rope_scaling(file: GgufFile, entries: dict[str, Any]) -> dict[str, Any] | N
     betas = {name: entries.pop(f"rope.scaling.yarn_{name}", None) for name in ("beta_fast", "beta_slow")}
     if ROPE_FACTORS in file.tensors:
         if kind not in (None, "none"):
-            raise UserError(f"{file.path} has {ROPE_FACTORS} and rope scaling {kind!r:.60}, which is not supported")
+            raise UserError(
+                f"{file.path} has {ROPE_FACTORS} and rope scaling {kind!r:.60}, which is not supported"
+            )
         return _llama3(file, entries, original)
     if kind is None and old_factor not in (None, 0.0, 1.0):
         kind, factor = "linear", old_factor

@@ -61,7 +61,9 @@ _GPT2 = Names(
     "transformer.h.",
 )
 ARCHITECTURES = {"llama": _DECODER, "qwen2": _DECODER, "qwen3": _DECODER, "gpt2": _GPT2}
-ROPE_FACTORS = "rope_freqs.weight"  # by which llama.cpp divides the rotary frequencies: no parameter of the model
+ROPE_FACTORS = (
+    "rope_freqs.weight"  # by which llama.cpp divides the rotary frequencies: no parameter of the model
+)
 
 
 def hf_name(architecture: str, name: str) -> str:

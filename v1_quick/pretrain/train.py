@@ -19,7 +19,7 @@ from shared_data.training.data_loader import read_token_facts
 from shared_data.training.training_run import Metrics
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v1_quick.inference.scoring import negative_log_probs
-from v1_quick.models.checkpoint import model_options
+from v1_quick.models.checkpoint import model_options, source
 from v1_quick.models.transformer import new_model
 from v1_quick.pretrain.components.muon import make_optimizer
 from v1_quick.pretrain.components.training import logged_metrics, train_and_evaluate, trainer_arguments
@@ -58,4 +58,4 @@ def build_model(settings: Settings, run: RunFolder) -> PreTrainedModel:
     folder = Path(settings.pretrain.init_from)
     # The library would fill missing tensors with random numbers, so the folder is checked first.
     config = AutoConfig.for_model(**initial_config(folder, config, run.tokenizer).to_hf())
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, **model_options(settings))
+    return AutoModelForCausalLM.from_pretrained(**source(folder), config=config, **model_options(settings))

@@ -1,4 +1,4 @@
-"""Models in and out of Hugging Face folders: the numbers of their tensors.
+"""Models in and out of Hugging Face folders, and out of GGUF files: the numbers of their tensors.
 
 What we save, `AutoModelForCausalLM.from_pretrained(folder)` loads (of a reward model, `AutoModelForSequenceClassification`); what
 transformers saves of our families, we load. What a folder must hold is checked first, in shared_data/model_files/folder.py. No
@@ -59,7 +59,9 @@ def load_model(
     device: str | torch.device = "cpu",
     kernels: str = "fused",
 ) -> Transformer:
-    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py). `dtype` None keeps the checkpoint's own type.
+    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py), or a GGUF file.
+
+    `dtype` None keeps the checkpoint's own type; GGUF's, quantized or not, become float32.
 
     The model is in evaluation mode (no dropout), as from transformers; `train_step` and `model.train()` change that.
     Raises `UserError` for another architecture, a missing, superfluous or wrongly shaped tensor, or a damaged file.

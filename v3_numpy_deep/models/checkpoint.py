@@ -1,4 +1,4 @@
-"""Models in and out of Hugging Face folders: the numbers of their tensors.
+"""Models in and out of Hugging Face folders, and out of GGUF files: the numbers of their tensors.
 
 What we save, `AutoModelForCausalLM.from_pretrained(folder)` loads (of a reward model, `AutoModelForSequenceClassification`); what
 transformers saves of GPT-2 and Llama, we load. What a folder must hold is checked first, in shared_data/model_files/folder.py. No
@@ -58,7 +58,9 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
 def load_model(
     folder: Path | str, dtype: type | None = None, device: str = "cpu", kernels: str = "fused"
 ) -> Transformer:
-    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py). `dtype` None keeps float32 and float64, and widens the rest.
+    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py), or a GGUF file.
+
+    `dtype` None keeps float32 and float64, and widens the rest; quantized numbers become float32.
 
     Raises `UserError` for another architecture, a missing, superfluous or wrongly shaped tensor, or a damaged file.
     """
