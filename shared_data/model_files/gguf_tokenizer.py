@@ -7,19 +7,19 @@
     tokenizer.ggml.*_token_id        bos, eos, unknown, padding; add_bos_token, add_eos_token: what is put around a text
     tokenizer.chat_template          in Jinja
 
-A name of `pre` that is not in the table below is refused: with another cut the same text has other ids, and no error would show it.
+Names of `pre`: gguf_pre_tokenizers.py; SentencePiece: gguf_sentencepiece.py.
 
-    uv run python -c "from shared_data.model_files.gguf_tokenizer import *; print(*PRE_TOKENIZERS)"
+    uv run python -c "from shared_data.model_files.gguf import *; from shared_data.model_files.gguf_tokenizer import *; print(tokenizer_from_gguf(read_gguf('model.gguf'))[1])"
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.model_files.gguf import GgufFile
+from shared_data.model_files.gguf_pre_tokenizers import PRE_TOKENIZERS, pre_tokenizing_of, with_pre_tokenizing
 from shared_data.model_files.gguf_sentencepiece import sentencepiece_definition
 from shared_data.tokenizer.added_tokens import AddedToken
-from shared_data.tokenizer.split_patterns import GPT2_PATTERN, GPT4_PATTERN
 from shared_data.tokenizer.tokenizer_file import (
     Definition,
     added_tokens_of,
@@ -29,31 +29,6 @@ from shared_data.tokenizer.tokenizer_file import (
 )
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-_DIGIT = r"\p{N}"  # each digit by itself
-QWEN_PATTERN = GPT4_PATTERN.replace(r"\p{N}{1,3}", _DIGIT)
-
-
-class PreTokenizing(NamedTuple):
-    """What happens to text before BPE: the patterns cut one after the other; whether a word that is a token is not merged."""
-
-    patterns: tuple[str, ...]
-    normalizers: tuple[str, ...] = ()
-    ignore_merges: bool = False
-
-
-# The first name of each kind is the one that is written.
-PRE_TOKENIZERS = {
-    "gpt-2": PreTokenizing((GPT2_PATTERN,)),
-    "smollm": PreTokenizing((_DIGIT, GPT2_PATTERN)),
-    "starcoder": PreTokenizing((_DIGIT, GPT2_PATTERN)),
-    "refact": PreTokenizing((_DIGIT, GPT2_PATTERN)),
-    "dbrx": PreTokenizing((GPT4_PATTERN,)),
-    "smaug-bpe": PreTokenizing((GPT4_PATTERN,)),
-    "llama-bpe": PreTokenizing((GPT4_PATTERN,), ignore_merges=True),
-    "llama3": PreTokenizing((GPT4_PATTERN,), ignore_merges=True),
-    "llama-v3": PreTokenizing((GPT4_PATTERN,), ignore_merges=True),
-    "qwen2": PreTokenizing((QWEN_PATTERN,), normalizers=("NFC",)),
-}
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -136,22 +111,8 @@ def _byte_level_definition(file: GgufFile, entries: dict[str, Any], vocab: dict[
         raise UserError(
             f"{file.path} has no merges of two tokens each (tokenizer.ggml.merges); copy it again"
         )
-    patterns, normalizers, ignore_merges = PRE_TOKENIZERS[pre]
-    definition = new_definition(vocab, [(m.split(" ")[0], m.split(" ")[1]) for m in merges], "gpt4", [])
-    definition["model"]["ignore_merges"] = ignore_merges
-    # ByteLevel has GPT-2's pattern in itself.
-    *splits, byte_level = definition["pre_tokenizer"]["pretokenizers"]
-    steps = [
-        {"type": "Digits", "individual_digits": True}
-        if pattern == _DIGIT
-        else splits[0] | {"pattern": {"Regex": pattern}}
-        for pattern in patterns
-        if pattern != GPT2_PATTERN
-    ]
-    steps.append(byte_level | {"use_regex": GPT2_PATTERN in patterns})
-    definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
-    definition["normalizer"] = {"type": normalizers[0]} if normalizers else None
-    return definition
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    return with_pre_tokenizing(new_definition(vocab, pairs, "gpt4", []), PRE_TOKENIZERS[pre])
 
 
 def _template(before: list[str], after: list[str], vocab: dict[str, int]) -> Definition | None:
@@ -175,7 +136,7 @@ def _template(before: list[str], after: list[str], vocab: dict[str, int]) -> Def
 
 def tokenizer_to_gguf(definition: Definition, config: Definition, vocab_size: int) -> dict[str, Any]:
     """The entries of a byte-level tokenizer for a model of that many embeddings. Raises `UserError` where llama.cpp has no name for it."""
-    pre = next((name for name, kind in PRE_TOKENIZERS.items() if kind == _kind_of(definition)), None)
+    pre = next((name for name, kind in PRE_TOKENIZERS.items() if kind == pre_tokenizing_of(definition)), None)
     if pre is None:
         raise UserError(
             "the tokenizer cuts text in a way that llama.cpp has no name for; export a model with a byte-level tokenizer of the kinds "
@@ -210,27 +171,3 @@ def tokenizer_to_gguf(definition: Definition, config: Definition, vocab_size: in
     if isinstance(config.get("chat_template"), str):
         entries["tokenizer.chat_template"] = config["chat_template"]
     return {key: value for key, value in entries.items() if value != []}
-
-
-def _kind_of(definition: Definition) -> PreTokenizing | None:
-    """What happens to text before BPE; None where that is more than the table has."""
-    patterns: list[str] = []
-    for step in _steps(definition.get("pre_tokenizer"), "pretokenizers"):
-        kind = step.get("type")
-        if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
-            patterns.append(step["pattern"].get("Regex", ""))
-        elif kind == "Digits" and step.get("individual_digits"):
-            patterns.append(_DIGIT)
-        elif kind == "ByteLevel" and not step.get("add_prefix_space", True):
-            patterns += [GPT2_PATTERN] if step.get("use_regex", True) else []
-        else:
-            return None
-    normalizers = tuple(step["type"] for step in _steps(definition.get("normalizer"), "normalizers"))
-    ignore_merges = bool(definition["model"].get("ignore_merges"))
-    return PreTokenizing(tuple(patterns), normalizers, ignore_merges)
-
-
-def _steps(definition: Definition | None, key: str) -> list[Definition]:
-    if definition is None:
-        return []
-    return definition[key] if definition.get("type") == "Sequence" else [definition]
