@@ -140,7 +140,7 @@ class PretrainSettings(OptimizerSettings):
     )
     sample_tokens: int = Field(default=60, ge=1, description="tokens of a sample")
     init_from: str | None = Field(
-        default=None, description="start from the weights of this Hugging Face folder"
+        default=None, description="start from the weights of this Hugging Face folder or GGUF file"
     )
 
 

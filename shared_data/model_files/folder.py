@@ -120,12 +120,12 @@ def _output_is_embedding(folder: Path) -> bool:
     embeddings = [name for name in places if name.endswith(("embed_tokens.weight", "wte.weight"))]
     if "lm_head.weight" not in places or not embeddings:
         return True
-    return _bytes_of(places["lm_head.weight"], "lm_head.weight") == _bytes_of(
+    return tensor_bytes(places["lm_head.weight"], "lm_head.weight") == tensor_bytes(
         places[embeddings[0]], embeddings[0]
     )
 
 
-def _bytes_of(path: Path, name: str) -> tuple[str, bytes]:
+def tensor_bytes(path: Path, name: str) -> tuple[str, bytes]:
     """Type and numbers of a tensor, as they stand in the file: the length of the header, the header, the numbers."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")

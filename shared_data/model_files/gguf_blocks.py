@@ -129,16 +129,15 @@ def quantize(weights: Float32[np.ndarray, "..."], block_type: str) -> UInt8[np.n
     because d is rounded to float16. Raises `UserError` for a weight that is no finite number of this format.
     """
     w = np.ascontiguousarray(weights, np.float32).reshape(-1)
-    with np.errstate(over="ignore"):
-        if block_type == "F32":
-            stored = w
-        elif block_type == "F16":
-            stored = w.astype(np.float16)
-        else:
-            assert block_type == "Q8_0", f"{block_type} is only read"
+    if block_type == "F32":
+        return w.view(np.uint8)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if block_type == "Q8_0":
             return _write_q8_0(w.reshape(-1, 32))
-    _check_finite(stored, block_type)
-    return stored.view(np.uint8)
+        assert block_type == "F16", f"{block_type} is only read"
+        half = w.astype(np.float16)
+    _check_finite(half, block_type)
+    return half.view(np.uint8)
 
 
 def _write_q8_0(w: Weights) -> UInt8[np.ndarray, " bytes"]:

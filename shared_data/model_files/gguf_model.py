@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from shared_data.errors import UserError
 from shared_data.model_files.families import FAMILIES
@@ -154,11 +154,13 @@ def _rope_scaling(file: GgufFile, entries: dict[str, Any]) -> dict[str, Any] | N
 def _llama3(file: GgufFile, entries: dict[str, Any], original: Any) -> dict[str, Any]:
     """Llama 3.1's scaling, where its formula gives the factors of the file; any other factors are refused."""
     factors = file.array(ROPE_FACTORS).reshape(-1)
-    D = 2 * len(factors)
+    theta = entries.get("rope.freq_base", 10_000.0)
     constants = LLAMA3 | ({} if original is None else {"original_max_position_embeddings": original})
-    scaling = {"rope_type": "llama3", "factor": _decimal(float(factors.max())), **constants}
-    formula = llama3_factors(scaling, entries.get("rope.freq_base", 10_000.0), D)
-    if not np.allclose(factors, formula, rtol=1e-5, atol=0):
+    kept = _kept_share(constants, theta, 2 * len(factors))
+    with np.errstate(divide="ignore", invalid="ignore"):  # the slowest pair is scaled most
+        factor = float((1 - kept[-1]) / (1 / factors[-1].astype(np.float64) - kept[-1]))
+    scaling = {"rope_type": "llama3", "factor": float(f"{factor:.6g}"), **constants}
+    if not np.allclose(factors, llama3_factors(scaling, theta, 2 * len(factors)), rtol=1e-5, atol=0):
         raise UserError(
             f"{file.path} has a {ROPE_FACTORS} that is not Llama 3's, which is not supported; use another model"
         )
@@ -167,11 +169,16 @@ def _llama3(file: GgufFile, entries: dict[str, Any], original: Any) -> dict[str,
 
 def llama3_factors(scaling: dict[str, Any], theta: float, D: int) -> Float32[np.ndarray, " half"]:
     """What each rotary frequency is divided by (Llama 3.1; the formula of rope.py)."""
+    kept = _kept_share(scaling, theta, D)
+    return (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
+
+
+def _kept_share(scaling: dict[str, Any], theta: float, D: int) -> Float64[np.ndarray, " half"]:
+    """How much of each frequency is kept: all of those that turn often within the original length, nothing of those that hardly turn."""
     frequencies = theta ** (-np.arange(0, D, 2, dtype=np.float64) / D)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (1 / (keep + (1 - keep) / scaling["factor"])).astype(np.float32)
+    return np.clip((turns - low) / (high - low), 0.0, 1.0)
 
 
 def weight_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
