@@ -18,10 +18,11 @@ ARCHITECTURES = {
 }
 # Where the float16 scales of a block begin, of the types that the package does not write.
 SCALES = {"Q4_K": (0, 2), "Q6_K": (208,)}
+SIZES = {"Q4_K": 2e-4, "Q6_K": 5e-5}  # of the scales: weights are then about 0.1
 
 
 def blocks(weight: np.ndarray, name: str, seed: int = 0) -> np.ndarray:
-    """A matrix in a type, as rows of bytes: its own numbers, or random ones with scales of about 0.01 where the package cannot write them."""
+    """A matrix in a type, as rows of bytes: its own numbers, or random ones where the package cannot write them."""
     kind = GGMLQuantizationType[name]
     if name not in SCALES:
         data = quantize(weight, kind)
@@ -30,7 +31,7 @@ def blocks(weight: np.ndarray, name: str, seed: int = 0) -> np.ndarray:
     size, width = GGML_QUANT_SIZES[kind]
     data = rng.integers(0, 256, (weight.size // size, width), np.uint8)
     for place in SCALES[name]:
-        scales = (rng.standard_normal(len(data)) * 0.0005).astype(np.float16)
+        scales = (rng.standard_normal(len(data)) * SIZES[name]).astype(np.float16)
         data[:, place : place + 2] = scales.view(np.uint8).reshape(-1, 2)
     return data.reshape(len(weight), -1)
 

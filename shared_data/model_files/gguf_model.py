@@ -81,6 +81,10 @@ def config_json(file: GgufFile) -> dict[str, Any]:
     for name, parts in (("attention_bias", (".q_proj.", ".o_proj.")), ("mlp_bias", (".up_proj.",))):
         if name in names:
             config[name] = any(part + "bias" in tensor for tensor in tensors for part in parts)
+    # The file says nothing about training; GPT-2's own default would be 0.1.
+    config |= {
+        names[name]: 0.0 for name in ("embd_pdrop", "attention_dropout", "resid_pdrop") if name in names
+    }
     if "num_key_value_heads" in names:
         config |= {"rope_theta": entries.get("rope.freq_base", 10_000.0), "rope_scaling": scaling}
     return config
