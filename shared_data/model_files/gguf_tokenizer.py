@@ -59,21 +59,20 @@ def tokenizer_from_gguf(file: GgufFile) -> tuple[Definition, Definition]:
         definition = _byte_level_definition(file, entries, vocab)
     # Files that are silent about it: llama.cpp puts <s> and <|begin_of_text|> before a text.
     silent = kind == "llama" or bool(definition["model"]["ignore_merges"])
-    before = [ids["bos_token"]] if entries.get("add_bos_token", silent) else []
-    after = [ids["eos_token"]] if entries.get("add_eos_token", False) else []
-    if None in (*before, *after):
+    names = {name: tokens[id] for name, id in ids.items() if id is not None}
+    before = [names.get("bos_token", "")] if entries.get("add_bos_token", silent) else []
+    after = [names.get("eos_token", "")] if entries.get("add_eos_token", False) else []
+    if "" in (*before, *after):
         raise UserError(f"{file.path} puts a token around each text, but names none; copy it again")
     definition["added_tokens"] = [token.to_json() for token in added]
-    definition["post_processor"] = _template(
-        [tokens[id] for id in before], [tokens[id] for id in after], vocab
-    )
+    definition["post_processor"] = _template(before, after, vocab)
     config: Definition = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "add_bos_token": bool(before),
         "add_eos_token": bool(after),
+        **names,
     }
-    config |= {name: tokens[id] for name, id in ids.items() if id is not None}
     if isinstance(template := file.metadata.get("tokenizer.chat_template"), str):
         config["chat_template"] = template
     return definition, config

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct, a real model in a GGUF file, at all levels. It comes with the extra `smollm2`, and without it these tests are skipped."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,20 +22,42 @@ PROMPTS = ["The capital of France is", "def fibonacci(n):\n    "]
 NEW_TOKENS = 12
 
 
+Level = tuple[Any, Any]  # tokenizer and model
+
+
 @pytest.fixture(scope="module")
-def ids() -> dict[str, list[list[int]]]:
-    """The greedy continuations of each level."""
-    found = {}
-    for level in (v1_quick, v2_handwritten, v3_numpy_deep):
-        tokenizer, model = level.load_tokenizer(FILE), level.load_model(FILE)
+def levels() -> dict[str, Level]:
+    """Tokenizer and model of each level."""
+    packages = {"v1": v1_quick, "v2": v2_handwritten, "v3": v3_numpy_deep}
+    return {name: (level.load_tokenizer(FILE), level.load_model(FILE)) for name, level in packages.items()}
+
+
+def test_greedy_ids_are_equal_at_all_levels(levels: dict[str, Level]) -> None:
+    generate = {"v1": v1_quick.generate, "v2": v2_handwritten.generate, "v3": v3_numpy_deep.generate}
+    texts = []
+    for name, (tokenizer, model) in levels.items():
         prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
-        found[level.__name__] = level.generate(model, prompts, max_new_tokens=NEW_TOKENS)
-    return found
+        ids = generate[name](model, prompts, max_new_tokens=NEW_TOKENS)
+        texts.append((prompts, ids, [tokenizer.decode(row) for row in ids]))
+    assert texts[0] == texts[1] == texts[2]
+    assert "Paris" in texts[0][2][0]
 
 
-def test_greedy_ids_are_equal_at_all_levels(ids: dict[str, list[list[int]]]) -> None:
-    assert ids["v1_quick"] == ids["v2_handwritten"] == ids["v3_numpy_deep"]
-    assert "Paris" in v2_handwritten.load_tokenizer(FILE).decode(ids["v2_handwritten"][0])
+def test_the_weights_are_those_of_the_library(levels: dict[str, Level]) -> None:
+    theirs = levels["v1"][1].state_dict()
+    for name, parameter in levels["v2"][1].named_parameters():
+        assert torch.equal(parameter, theirs[name]), name
+
+
+def test_text_is_cut_as_the_model_knows_it_at_all_levels(levels: dict[str, Level]) -> None:
+    ours = [tokenizer for tokenizer, _ in levels.values()]
+    theirs = AutoTokenizer.from_pretrained(FILE.parent, gguf_file=FILE.name)
+    for text, joined in (("In 2026, 12345 foxes.", False), ("Steps:\n\n1. Mix", True), ("a  5", True)):
+        first, *others = [tokenizer.encode(text) for tokenizer in ours]
+        assert all(other == first for other in others)
+        # Once the library knows this way to cut, level 1 can use its tokenizer.
+        assert (theirs.encode(text) != first) is joined
+    assert [ours[1].decode([id]) for id in ours[1].encode("a 2026")] == ["a", " ", "2", "0", "2", "6"]
 
 
 def test_the_configuration_is_the_published_one() -> None:
@@ -44,19 +66,3 @@ def test_the_configuration_is_the_published_one() -> None:
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (9, 3, 64)
     assert (config.rms_norm_eps, config.rope_theta, config.max_position_embeddings) == (1e-5, 100_000.0, 8192)
     assert (config.tie_word_embeddings, config.bos_token_id, config.eos_token_id) == (True, 1, 2)
-
-
-def test_digits_are_cut_apart_where_the_library_joins_them() -> None:
-    text = "In 2026, 12345 foxes."
-    tokenizers = [level.load_tokenizer(FILE) for level in (v1_quick, v2_handwritten, v3_numpy_deep)]
-    first, *others = [tokenizer.encode(text) for tokenizer in tokenizers]
-    assert all(other == first for other in others)
-    assert [tokenizers[0].decode([id]) for id in first][1:7] == [" ", "2", "0", "2", "6", ","]
-    theirs = AutoTokenizer.from_pretrained(Path(FILE).parent, gguf_file=Path(FILE).name)
-    assert theirs.encode(text) != first  # once the library knows the name, level 1 can use its tokenizer
-
-
-def test_the_weights_are_those_of_the_library() -> None:
-    ours, theirs = v2_handwritten.load_model(FILE), v1_quick.load_model(FILE)
-    for name, parameter in ours.named_parameters():
-        assert torch.equal(parameter, theirs.state_dict()[name]), name

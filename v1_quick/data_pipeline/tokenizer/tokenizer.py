@@ -19,7 +19,8 @@ from shared_data.tokenizer.tokenizer_file import read_tokenizer
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder, of the folder of a `tokenizer.json`, or of a GGUF file; raises `UserError` where it is missing or damaged.
 
-    With `gguf_file=`, the library does not know that SmolLM2 cuts each digit apart, so a GGUF file's `tokenizer.json` is ours.
+    With `gguf_file=`, the library does not know how SmolLM2 cuts text (the two line ends of "\\n\\n1" become two tokens instead of one), so a
+    GGUF file's `tokenizer.json` is ours.
     """
     if is_gguf(folder):
         definition, config = read_tokenizer(folder)
