@@ -25,18 +25,12 @@ def load_model(folder: Path | str, dtype: torch.dtype | str = torch.float32) -> 
     folder = Path(folder)
     config = read_config(folder)
     find_tensors(folder, config, parameter_shapes(config))
-    options: dict[str, Any] = {"dtype": dtype}
+    place: dict[str, Any] = {"pretrained_model_name_or_path": folder}
     if is_gguf(folder):
-        options = {"dtype": torch.float32, "config": AutoConfig.for_model(**config.to_hf())}
+        place = {"pretrained_model_name_or_path": folder.parent, "gguf_file": folder.name}
+        place["config"], dtype = AutoConfig.for_model(**config.to_hf()), torch.float32
     with library_errors(str(folder), "correct what it names, or copy it again"):
-        return AutoModelForCausalLM.from_pretrained(**source(folder), **options)
-
-
-def source(folder: Path) -> dict[str, Any]:
-    """What `from_pretrained` calls a folder or a GGUF file."""
-    if is_gguf(folder):
-        return {"pretrained_model_name_or_path": folder.parent, "gguf_file": folder.name}
-    return {"pretrained_model_name_or_path": folder}
+        return AutoModelForCausalLM.from_pretrained(**place, dtype=dtype)
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
