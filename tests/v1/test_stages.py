@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import v1_quick
 from shared_data.errors import UserError
 from shared_data.model_files.folder import read_reward_config
+from shared_data.model_files.gguf_export import export_gguf
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings, load_settings
 from shared_data.stages import STAGES
@@ -162,13 +163,17 @@ def test_an_adapter_is_kept_and_merged(finished: Any, tmp_path: Path, method: st
     assert merged.config.eos_token_id == 3
 
 
-def test_pretraining_starts_from_another_model(finished: Any, tmp_path: Path) -> None:
-    source = finished[0].model("pretrain")
+@pytest.mark.parametrize("kind", ["folder", "GGUF file"])
+def test_pretraining_starts_from_another_model(finished: Any, tmp_path: Path, kind: str) -> None:
+    source = weights = finished[0].model("pretrain")
+    if kind == "GGUF file":
+        source = tmp_path / "model.gguf"
+        export_gguf(weights, weights, source, "f32")
     settings, run = copied(
         finished[0], tmp_path, f"pretrain.model_name_or_path={source}", "pretrain.learning_rate=1e-9"
     )
     stage("pretrain")(settings, run)
-    expected = load_file(source / "model.safetensors")
+    expected = load_file(weights / "model.safetensors")
     for name, weight in load_file(run.model("pretrain") / "model.safetensors").items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
 

@@ -44,5 +44,5 @@ def load_with_tokenizer(
     model = load_for_inference(settings, folder)
     beside = tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer.parent)
     tokenizer = load_tokenizer(beside)
-    check_vocabulary(folder, model.config.vocab_size, beside / "tokenizer.json", len(tokenizer))
+    check_vocabulary(folder, model.config.vocab_size, beside, len(tokenizer))
     return model, tokenizer

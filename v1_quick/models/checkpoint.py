@@ -1,4 +1,4 @@
-"""Hugging Face folders in: `from_pretrained` of transformers. Out: `save_pretrained`, which the trainers call.
+"""Hugging Face folders and GGUF files in: `from_pretrained` of transformers. Out: `save_pretrained`, which the trainers call.
 
 uv run python -c "from v1_quick import load_model; print(load_model('runs/v1/tiny/pretrain'))"
 """
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from shared_data.errors import library_errors
 from shared_data.model_files.folder import find_tensors, read_config
+from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.settings import Settings
 
@@ -18,15 +19,24 @@ from shared_data.settings import Settings
 def load_model(
     folder: Path | str, dtype: torch.dtype | str = torch.float32, **options: Any
 ) -> PreTrainedModel:
-    """The language model of a folder, ready to generate.
+    """The language model of a folder or a GGUF file, ready to generate.
 
     The library would fill missing tensors with random numbers. Raises `UserError` where one is missing or of another shape, and where the
-    library cannot read the folder.
+    library cannot read the folder. Of a GGUF file the library leaves out end tokens, biases and rope scaling, so it gets our configuration.
     """
-    config = read_config(Path(folder))
-    find_tensors(Path(folder), config, parameter_shapes(config))
-    with library_errors(str(folder), "correct what it names, or copy the folder again"):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    folder = Path(folder)
+    config = read_config(folder)
+    find_tensors(folder, config, parameter_shapes(config))
+    with library_errors(str(folder), "correct what it names, or copy it again"):
+        if not is_gguf(folder):
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        # What the library has loaded from such a file, it neither trains nor saves: the weights go into a new model.
+        theirs = AutoConfig.for_model(**config.to_hf())
+        file = {"gguf_file": folder.name, "config": theirs, "dtype": torch.float32}
+        read = AutoModelForCausalLM.from_pretrained(folder.parent, **file)
+        model = AutoModelForCausalLM.from_config(theirs, dtype=torch.float32, **options)
+        model.load_state_dict(read.state_dict())
+        return model.eval()
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trai
 from shared_data.evaluation.held_out import pretrained_metrics
 from shared_data.model_files.compatibility import initial_config
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.gguf import is_gguf
 from shared_data.model_names import find_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
@@ -18,7 +19,7 @@ from shared_data.training.data_loader import read_token_facts
 from shared_data.training.training_run import Metrics
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v1_quick.inference.scoring import negative_log_probs
-from v1_quick.models.checkpoint import model_options
+from v1_quick.models.checkpoint import load_model, model_options
 from v1_quick.models.transformer import new_model
 from v1_quick.pretrain.components.muon import make_optimizer
 from v1_quick.pretrain.components.training import logged_metrics, train_and_evaluate, trainer_arguments
@@ -57,4 +58,8 @@ def build_model(settings: Settings, run: RunFolder) -> PreTrainedModel:
     folder = find_model(run, settings.pretrain.model_name_or_path).folder
     # The library would fill missing tensors with random numbers, so the folder is checked first.
     config = AutoConfig.for_model(**initial_config(folder, config, run.tokenizer).to_hf())
+    if is_gguf(folder):
+        model = AutoModelForCausalLM.from_config(config, **model_options(settings))
+        model.load_state_dict(load_model(folder).state_dict())
+        return model
     return AutoModelForCausalLM.from_pretrained(folder, config=config, **model_options(settings))

@@ -1,4 +1,4 @@
-"""Models in and out of Hugging Face folders: the numbers of their tensors.
+"""Models in and out of Hugging Face folders, and out of GGUF files: the numbers of their tensors.
 
 What we save, `AutoModelForCausalLM.from_pretrained(folder)` loads (of a reward model, `AutoModelForSequenceClassification`); what
 transformers saves of our families, we load. What a folder must hold is checked first, in shared_data/model_files/folder.py. No
@@ -25,6 +25,8 @@ from shared_data.model_files.folder import (
     reward_model_to_hf,
     write_folder,
 )
+from shared_data.model_files.gguf import is_gguf
+from shared_data.model_files.gguf_model import read_weight
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
 from shared_data.model_files.stored_names import stored_tensors
 from v2_handwritten.models.reward_model import RewardModel
@@ -57,7 +59,9 @@ def load_model(
     device: str | torch.device = "cpu",
     kernels: str = "fused",
 ) -> Transformer:
-    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py). `dtype` None keeps the checkpoint's own type.
+    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py), or a GGUF file.
+
+    `dtype` None keeps the checkpoint's own type; GGUF's, quantized or not, become float32.
 
     The model is in evaluation mode (no dropout), as from transformers; `train_step` and `model.train()` change that.
     Raises `UserError` for another architecture, a missing, superfluous or wrongly shaped tensor, or a damaged file.
@@ -88,11 +92,13 @@ def load_weights(model: CausalModel, folder: Path | str) -> None:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file whose header was read before, in memory of torch's own.
+    """One tensor of a safetensors or GGUF file whose header was read before, in memory of torch's own.
 
     In a file tensors begin anywhere, in torch's memory at multiples of 64 bytes. Matrix products of one and the same matrix may round
     differently by where it begins (they do on an AMD EPYC), and a run that was killed would not end as if it never was.
     """
+    if is_gguf(path):
+        return torch.from_numpy(read_weight(path, name)).clone()
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name).clone()
 

@@ -1,4 +1,4 @@
-"""Models in and out of Hugging Face folders: the numbers of their tensors.
+"""Models in and out of Hugging Face folders, and out of GGUF files: the numbers of their tensors.
 
 What we save, `AutoModelForCausalLM.from_pretrained(folder)` loads (of a reward model, `AutoModelForSequenceClassification`); what
 transformers saves of GPT-2 and Llama, we load. What a folder must hold is checked first, in shared_data/model_files/folder.py. No
@@ -25,6 +25,8 @@ from shared_data.model_files.folder import (
     reward_model_to_hf,
     write_folder,
 )
+from shared_data.model_files.gguf import is_gguf
+from shared_data.model_files.gguf_model import read_weight
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
 from shared_data.model_files.stored_names import stored_tensors
 from v3_numpy_deep.autograd import Array
@@ -56,7 +58,9 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
 def load_model(
     folder: Path | str, dtype: type | None = None, device: str = "cpu", kernels: str = "fused"
 ) -> Transformer:
-    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py). `dtype` None keeps float32 and float64, and widens the rest.
+    """Read a Hugging Face folder of a model of one of our families (shared_data/model_files/families.py), or a GGUF file.
+
+    `dtype` None keeps float32 and float64, and widens the rest; quantized numbers become float32.
 
     Raises `UserError` for another architecture, a missing, superfluous or wrongly shaped tensor, or a damaged file.
     """
@@ -78,10 +82,12 @@ def load_weights(model: CausalModel, folder: Path | str) -> None:
 
 
 def read_tensor(path: Path, name: str) -> Float[Array, "..."]:
-    """One tensor of a safetensors file whose header was read (and found sound) before.
+    """One tensor of a safetensors or GGUF file whose header was read (and found sound) before.
 
-    A file is the length of its header (8 bytes), the header (JSON: type, shape and place of each tensor), and the numbers.
+    A safetensors file is the length of its header (8 bytes), the header (JSON: type, shape and place of each tensor), and the numbers.
     """
+    if is_gguf(path):
+        return read_weight(path, name)
     with open(path, "rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         entry: dict[str, Any] = json.loads(file.read(header_size))[name]

@@ -5,15 +5,29 @@ Levels 2 and 3 encode and decode by hand (`shared_data/tokenizer/tokenizer.py`).
     tokenizer = load_tokenizer("runs/v1/tiny/sft")
 """
 
+import json
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shared_data.errors import library_errors
+from shared_data.model_files.gguf import is_gguf
+from shared_data.tokenizer.tokenizer_file import read_tokenizer
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder, or of the folder of a `tokenizer.json`; raises `UserError` where it is missing or damaged."""
+    """The tokenizer of a folder, of the folder of a `tokenizer.json`, or of a GGUF file; raises `UserError` where it is missing or damaged.
+
+    With `gguf_file=`, the library does not know how SmolLM2 cuts text (the two line ends of "\\n\\n1" become two tokens instead of one), so a
+    GGUF file's `tokenizer.json` is ours.
+    """
+    if is_gguf(folder):
+        definition, config = read_tokenizer(folder)
+        names = ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")
+        options = {name: config[name] for name in names if name in config}
+        backend = Tokenizer.from_str(json.dumps(definition))
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     path = Path(folder).parent if Path(folder).suffix == ".json" else Path(folder)
     with library_errors(f"tokenizer.json of {folder}", "name another folder, or copy or train it again"):
         return AutoTokenizer.from_pretrained(path.resolve(strict=True))

@@ -1,0 +1,68 @@
+"""SmolLM2-135M-Instruct, a real model in a GGUF file, at all levels. It comes with the extra `smollm2`, and without it these tests are skipped."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import v1_quick
+import v2_handwritten
+import v3_numpy_deep
+from shared_data.errors import UserError
+from shared_data.model_files.folder import read_config
+from shared_data.model_names import smollm2_file
+
+try:
+    FILE = smollm2_file("v2")
+except UserError:
+    pytest.skip("the extra smollm2 is not installed (uv sync --extra smollm2)", allow_module_level=True)
+
+PROMPTS = ["The capital of France is", "def fibonacci(n):\n    "]
+NEW_TOKENS = 12
+
+
+Level = tuple[Any, Any]  # tokenizer and model
+
+
+@pytest.fixture(scope="module")
+def levels() -> dict[str, Level]:
+    """Tokenizer and model of each level."""
+    packages = {"v1": v1_quick, "v2": v2_handwritten, "v3": v3_numpy_deep}
+    return {name: (level.load_tokenizer(FILE), level.load_model(FILE)) for name, level in packages.items()}
+
+
+def test_greedy_ids_are_equal_at_all_levels(levels: dict[str, Level]) -> None:
+    generate = {"v1": v1_quick.generate, "v2": v2_handwritten.generate, "v3": v3_numpy_deep.generate}
+    texts = []
+    for name, (tokenizer, model) in levels.items():
+        prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+        ids = generate[name](model, prompts, max_new_tokens=NEW_TOKENS)
+        texts.append((prompts, ids, [tokenizer.decode(row) for row in ids]))
+    assert texts[0] == texts[1] == texts[2]
+    assert "Paris" in texts[0][2][0]
+
+
+def test_the_weights_are_those_of_the_library(levels: dict[str, Level]) -> None:
+    theirs = levels["v1"][1].state_dict()
+    for name, parameter in levels["v2"][1].named_parameters():
+        assert torch.equal(parameter, theirs[name]), name
+
+
+def test_text_is_cut_as_the_model_knows_it_at_all_levels(levels: dict[str, Level]) -> None:
+    ours = [tokenizer for tokenizer, _ in levels.values()]
+    theirs = AutoTokenizer.from_pretrained(FILE.parent, gguf_file=FILE.name)
+    for text, joined in (("In 2026, 12345 foxes.", False), ("Steps:\n\n1. Mix", True), ("a  5", True)):
+        first, *others = [tokenizer.encode(text) for tokenizer in ours]
+        assert all(other == first for other in others)
+        # Once the library knows this way to cut, level 1 can use its tokenizer.
+        assert (theirs.encode(text) != first) is joined
+    assert [ours[1].decode([id]) for id in ours[1].encode("a 2026")] == ["a", " ", "2", "0", "2", "6"]
+
+
+def test_the_configuration_is_the_published_one() -> None:
+    config = read_config(FILE)
+    assert (config.model_type, config.num_hidden_layers, config.hidden_size) == ("llama", 30, 576)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (9, 3, 64)
+    assert (config.rms_norm_eps, config.rope_theta, config.max_position_embeddings) == (1e-5, 100_000.0, 8192)
+    assert (config.tie_word_embeddings, config.bos_token_id, config.eos_token_id) == (True, 1, 2)
