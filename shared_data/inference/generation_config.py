@@ -14,6 +14,7 @@ from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_names import find_model
 from shared_data.runs import RunFolder
+from shared_data.stages import MODEL_STAGES
 
 SAMPLING = ("temperature", "top_k", "top_p")
 # What changes which text is written, with the values that change nothing.
@@ -59,9 +60,9 @@ def sample_as_asked(run: RunFolder, name: str | Path, chosen: Collection[str]) -
 
     Returns what it asks for that is not computed, in words. Raises `UserError` for values that cannot be.
     """
-    folder = find_model(run, name).folder
-    if folder.parent == run.path:  # a stage of the run: its settings are those of the run
+    if name in MODEL_STAGES and not Path(name).exists():  # a stage of the run: its settings are those of the run
         return []
+    folder = find_model(run, name).folder
     found, asked = read_sampling(folder)
     values = {f"generate.{key}": value for key, value in found.items() if f"generate.{key}" not in chosen}
     section = run.settings.generate

@@ -39,12 +39,13 @@ def _load_merged(folder: Path, dtype: torch.dtype | None, device: torch.device, 
 
 
 def load_to_train(settings: Settings, run: RunFolder, stage: str) -> tuple[Transformer, Tokenizer]:
-    """The model that a stage trains further, in float32 whatever its files have, and its tokenizer.
+    """The model that a stage trains further, in float32 even where its files have half of that, and its tokenizer.
 
     It stops where its template ends a turn, too. Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     start = starting_model(run, stage)
-    model = _load_merged(start.folder, torch.float32, resolve_device(settings.device), settings.kernels)
+    model = _load_merged(start.folder, None, resolve_device(settings.device), settings.kernels)
+    model = model.to(torch.promote_types(model.lm_head.weight.dtype, torch.float32))
     tokenizer = load_tokenizer(start.tokenizer)
     check_vocabulary(start.folder, model.config.vocab_size, start.tokenizer, tokenizer.vocab_size)
     if tokenizer.chat_template is not None:
