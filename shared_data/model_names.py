@@ -77,12 +77,12 @@ class FoundModel(NamedTuple):
 def find_model(run: RunFolder, name: str | Path) -> FoundModel:
     """The folder of a model and that of its tokenizer: the same, or that of an adapter's base, or that of the run."""
     folder = resolve_model(run, name)
-    return FoundModel(folder, tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer.parent))
+    return FoundModel(folder, tokenizer_beside(base_of_adapter(folder) or folder, run.path / "tokenizer"))
 
 
 def tokenizer_of(run: RunFolder, stage: str) -> Path:
     """The tokenizer of the model that a stage trains: its folder, or a file that holds it."""
-    return run.tokenizer.parent if stage == "pretrain" else starting_model(run, stage).tokenizer
+    return run.path / "tokenizer" if stage == "pretrain" else starting_model(run, stage).tokenizer
 
 
 def origin(run: RunFolder, stage: str) -> FoundModel | None:
@@ -106,5 +106,5 @@ def starting_model(run: RunFolder, stage: str) -> FoundModel:
     named = getattr(run.settings, stage).model_name_or_path
     if named is None:
         folder = run.model(STARTS_FROM[stage])
-        return FoundModel(folder, tokenizer_beside(folder, run.tokenizer.parent))
+        return FoundModel(folder, tokenizer_beside(folder, run.path / "tokenizer"))
     return find_model(run, named)
