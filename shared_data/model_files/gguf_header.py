@@ -25,6 +25,7 @@ NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
 _MOST_DIMENSIONS = 4
+_LONGEST_NAME = 256  # characters; llama.cpp allows 63 bytes for tensors
 _TYPE_NAMES = {block.code: name for name, block in BLOCK_TYPES.items()}
 # The types that are not read, for the message.
 _OTHER_TYPES = dict(
@@ -71,7 +72,7 @@ class Header:
         tensors, entries = self._count(32), self._count(13)  # the bytes that the smallest of each takes
         metadata: dict[str, Any] = {}
         for _ in range(entries):
-            key = self._string()
+            key = self._name()
             if key in metadata:
                 raise damaged(self.path, f"it has two entries {key!r:.60}")
             metadata[key] = self._value(self._number("I"))
@@ -105,6 +106,13 @@ class Header:
         except UnicodeDecodeError as error:
             raise damaged(self.path, f"the text {text[:30]!r} is not UTF-8") from error
 
+    def _name(self) -> str:
+        """The name of an entry or a tensor, which stands in messages."""
+        name = self._string()
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise damaged(self.path, f"a name in it is {name[:30]!r}")
+        return name
+
     def _value(self, kind: int) -> Any:
         """The value of an entry: a number, a flag, a text, or a list of one of these."""
         if kind == STRING:
@@ -123,7 +131,7 @@ class Header:
 
     def _tensor(self) -> tuple[str, str, tuple[int, ...], int]:
         """Name, type, shape and offset of the next tensor."""
-        name, dimensions = self._string(), self._number("I")
+        name, dimensions = self._name(), self._number("I")
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise damaged(self.path, f"tensor {name!r:.60} has {dimensions} dimensions")
         shape = tuple(reversed([self._number("Q") for _ in range(dimensions)]))

@@ -70,6 +70,9 @@ def config_json(file: GgufFile) -> dict[str, Any]:
     }
     tensors = {hf_name(architecture, name) for name in file.tensors}
     ids = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", *_END_TOKENS)}
+    for name, id in ids.items():
+        if id is not None and type(id) is not int:
+            raise UserError(f"{file.path} has {name}_token_id {id!r:.60}, not a number; copy it again")
     ends = list(dict.fromkeys(ids[name] for name in _END_TOKENS if ids[name] is not None))
     config |= {
         "model_type": architecture,

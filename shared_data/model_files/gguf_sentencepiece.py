@@ -16,24 +16,27 @@ SPACE = "\u2581"  # what a space is written as
 
 
 def sentencepiece_definition(
-    file: GgufFile, entries: dict[str, Any], vocab: dict[str, int], unknown_id: int | None
+    file: GgufFile,
+    entries: dict[str, Any],
+    vocab: dict[str, int],
+    merges: list[tuple[str, str]] | None,
+    unknown_id: int | None,
 ) -> Definition:
-    """`tokenizer.json` of a SentencePiece tokenizer, without its added tokens and its template. Raises `UserError` for damaged scores."""
+    """`tokenizer.json` of a SentencePiece tokenizer, without its added tokens and its template.
+
+    merges: those that the file lists, which older ones do, in their order; else they follow from the scores. Raises `UserError` for damaged scores.
+    """
     scores = entries.get("scores")
-    if (
-        not isinstance(scores, list)
-        or len(scores) != len(entries["tokens"])
-        or not all(map(is_number, scores))
-    ):
-        raise UserError(
-            f"{file.path} has no score for each of its tokens (tokenizer.ggml.scores); copy it again"
-        )
-    listed = entries.get("merges")
-    if listed is not None:
-        raise UserError(
-            f"{file.path} has a SentencePiece tokenizer with a list of merges, which is not supported; use another model"
-        )
-    merges = merges_by_score(vocab, {token: scores[id] for token, id in vocab.items()})
+    if merges is None:
+        if (
+            not isinstance(scores, list)
+            or len(scores) != len(entries["tokens"])
+            or not all(map(is_number, scores))
+        ):
+            raise UserError(
+                f"{file.path} has no score for each of its tokens (tokenizer.ggml.scores); copy it again"
+            )
+        merges = merges_by_score(vocab, {token: scores[id] for token, id in vocab.items()})
     definition = new_definition(vocab, merges, "gpt4", [])
     unknown = None if unknown_id is None else entries["tokens"][unknown_id]
     definition["model"] |= {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}

@@ -54,7 +54,8 @@ def tokenizer_from_gguf(file: GgufFile) -> tuple[Definition, Definition]:
     }
     ids = {name: _token_id(file, entries, f"{theirs}_token_id", tokens) for name, theirs in _SPECIAL.items()}
     if kind == "llama":
-        definition = sentencepiece_definition(file, entries, vocab, ids["unk_token"])
+        merges = _listed_merges(file, entries)
+        definition = sentencepiece_definition(file, entries, vocab, merges, ids["unk_token"])
     else:
         definition = _byte_level_definition(file, entries, vocab)
     # Files that are silent about it: llama.cpp puts <s> and <|begin_of_text|> before a text.
@@ -98,20 +99,29 @@ def _token_id(file: GgufFile, entries: dict[str, Any], name: str, tokens: Sequen
     return id
 
 
+def _listed_merges(file: GgufFile, entries: dict[str, Any]) -> list[tuple[str, str]] | None:
+    """The merges as pairs of tokens; None where the file lists none."""
+    merges = entries.get("merges")
+    if merges is None:
+        return None
+    if not isinstance(merges, list) or not all(isinstance(m, str) and len(m.split(" ")) == 2 for m in merges):
+        raise UserError(
+            f"{file.path} has no merges of two tokens each (tokenizer.ggml.merges); copy it again"
+        )
+    return [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+
+
 def _byte_level_definition(file: GgufFile, entries: dict[str, Any], vocab: dict[str, int]) -> Definition:
     """`tokenizer.json` of byte-level BPE."""
-    pre, merges = entries.get("pre"), entries.get("merges")
+    pre, merges = entries.get("pre"), _listed_merges(file, entries)
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise UserError(
             f"{file.path} cuts text in the way {pre!r:.60} (tokenizer.ggml.pre), which is not supported; supported are "
             f"{', '.join(PRE_TOKENIZERS)}"
         )
-    if not isinstance(merges, list) or not all(isinstance(m, str) and len(m.split(" ")) == 2 for m in merges):
-        raise UserError(
-            f"{file.path} has no merges of two tokens each (tokenizer.ggml.merges); copy it again"
-        )
-    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
-    return with_pre_tokenizing(new_definition(vocab, pairs, "gpt4", []), PRE_TOKENIZERS[pre])
+    if merges is None:
+        raise UserError(f"{file.path} has no merges (tokenizer.ggml.merges); copy it again")
+    return with_pre_tokenizing(new_definition(vocab, merges, "gpt4", []), PRE_TOKENIZERS[pre])
 
 
 def _template(before: list[str], after: list[str], vocab: dict[str, int]) -> Definition | None:

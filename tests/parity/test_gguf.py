@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from shared_data.command_line import build_app
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.folder import read_config
-from shared_data.model_files.gguf import read_gguf
+from shared_data.model_files.gguf import NewTensor, read_gguf, write_gguf
 from shared_data.model_files.gguf_blocks import BLOCK_TYPES
 from shared_data.model_files.gguf_export import export_gguf
 from shared_data.model_files.gguf_names import ROPE_FACTORS
@@ -151,6 +152,19 @@ def test_every_type_gives_the_same_logits_at_all_levels(
     file = read_gguf(tmp_path / "model.gguf")
     assert {tensor.type for tensor in file.tensors.values()} == {"F32", kind}
     agree(parity, kind, logits_of(tmp_path / "model.gguf"))
+
+
+def test_an_end_token_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    config, path = config_of("llama"), tmp_path / "model.gguf"
+    write_model(path, config, weights_of(config))
+    file = read_gguf(path)
+    tensors = {
+        name: NewTensor(tensor.type, tensor.shape, partial(file.array, name))
+        for name, tensor in file.tensors.items()
+    }
+    write_gguf(tmp_path / "b.gguf", file.metadata | {"tokenizer.ggml.eos_token_id": [1, 2]}, tensors)
+    with pytest.raises(UserError, match=r"has eos_token_id \[1, 2\], not a number; copy it again"):
+        read_config(tmp_path / "b.gguf")
 
 
 def test_training_can_start_from_a_file(tmp_path: Path) -> None:

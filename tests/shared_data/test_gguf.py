@@ -158,6 +158,11 @@ DAMAGED = {
     "long list": (entry(9, struct.pack("<IQ", 4, HUGE)), rf"promises {HUGE} entries"),
     "long list of texts": (entry(9, struct.pack("<IQ", 8, HUGE)), rf"promises {HUGE} entries"),
     "list of lists": (entry(9, struct.pack("<IQ", 9, 1)), r"a list has the type 9"),
+    "a name with a line end": (
+        header(text("a\nb") + bytes(9), counts=(0, 1)) + bytes(64),
+        r"a name in it is 'a\\nb'",
+    ),
+    "a long name": (header(text("x" * 999) + bytes(9), counts=(0, 1)) + bytes(64), r"a name in it is 'xxx"),
     "two keys": (
         header((text("k") + struct.pack("<IB", 0, 1)) * 2, counts=(0, 2)) + bytes(64),
         r"two entries 'k'",

@@ -115,7 +115,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"bos_token_id": None, "add_bos_token": True},
         r"puts a token around each text",
     ),
-    "scores": ({"model": "llama"}, r"has no score for each of its tokens"),
+    "no merges": ({"merges": None}, r"has no merges \(tokenizer.ggml.merges\)"),
+    "scores": ({"model": "llama", "merges": None}, r"has no score for each of its tokens"),
 }
 
 
@@ -171,5 +172,9 @@ def test_scores_become_merges_as_in_the_library() -> None:
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert config["bos_token"] == "<s>"
     assert ours.encode("hello").tokens == ["<s>", f"{SPACE}hello"]
+    listed = [" ".join(pair) for pair in merges[:2]]
+    assert read(**SENTENCEPIECE | {"merges": listed, "scores": None})[0]["model"]["merges"] == [
+        list(pair) for pair in merges[:2]
+    ]
     silent = LibraryTokenizer.from_str(json.dumps(read(**SENTENCEPIECE, add_space_prefix=False)[0]))
     assert silent.encode("hello").tokens == ["<s>", "hello"]

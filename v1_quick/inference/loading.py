@@ -10,11 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import check_vocabulary
-from shared_data.model_names import resolve_model, starting_model
+from shared_data.model_names import find_model, starting_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v1_quick.models.checkpoint import load_model, merge_adapter, model_options
 
@@ -40,9 +39,7 @@ def load_with_tokenizer(
     settings: Settings, run: RunFolder, name: str | Path = "pretrain"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model of that name (`shared_data/model_names.py`) and the tokenizer beside it (default: that of the run)."""
-    folder = resolve_model(run, name)
-    model = load_for_inference(settings, folder)
-    beside = tokenizer_beside(base_of_adapter(folder) or folder, run.tokenizer.parent)
-    tokenizer = load_tokenizer(beside)
-    check_vocabulary(folder, model.config.vocab_size, beside, len(tokenizer))
+    folder, tokenizer_folder = find_model(run, name)
+    model, tokenizer = load_for_inference(settings, folder), load_tokenizer(tokenizer_folder)
+    check_vocabulary(folder, model.config.vocab_size, tokenizer_folder, len(tokenizer))
     return model, tokenizer
