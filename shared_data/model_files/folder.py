@@ -8,6 +8,7 @@ numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py).
 
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,11 @@ _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 # Constants that older versions of transformers saved among the weights: causal masks and rotary frequencies.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -57,10 +61,10 @@ def write_folder(
             folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None}
         )
     if tokenizer_folder is not None:
-        for source in (Path(tokenizer_folder) / name for name in _TOKENIZER_FILES):
-            if source.is_file():
-                with atomic_write(folder / source.name) as file:
-                    file.write(source.read_bytes())
+        sources = chain.from_iterable(map(Path(tokenizer_folder).glob, _TOKENIZER_FILES))
+        for source in filter(Path.is_file, sources):
+            with atomic_write(folder / source.relative_to(tokenizer_folder)) as file:
+                file.write(source.read_bytes())
 
 
 def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None) -> dict[str, Any]:

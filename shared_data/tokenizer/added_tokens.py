@@ -11,12 +11,13 @@ Level 1: `tokenizers.AddedToken`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import regex
 
+from shared_data.tokenizer.normalizer import SPACES
 from shared_data.tokenizer.unicode_versions import hide_newer_characters
 
 Piece = str | int  # text still to be encoded, or the id of an added token
@@ -51,14 +52,23 @@ class AddedTokens:
             {normalize(token.content): token for token in everyone if token.normalized}
         )
 
-    def split(self, text: str, allow_special: bool = True) -> list[Piece]:
-        """Normalized text and ids, in order; with `allow_special=False` special tokens are text like any other."""
+    def split(self, text: str, allow_special: bool = True, literal: Collection[int] = ()) -> list[Piece]:
+        """Normalized text and ids, in order; with `allow_special=False` special tokens are text like any other.
+
+        literal: positions in `text`, in characters, that no token may cover.
+        """
         pieces: list[Piece] = []
-        for piece in self._raw.split(text, allow_special):
+        for piece in self._raw.split(text, allow_special, _runs(literal)):
             if isinstance(piece, int):
                 pieces.append(piece)
             else:
-                pieces += self._normalized.split(self._normalize(piece), allow_special)
+                part = text[piece.start : piece.stop]
+                changed = self._normalize(part)
+                runs: Sequence[slice] = ()
+                if literal and self._normalized.tokens:
+                    runs = _runs_in(part, changed, self._normalize, piece, literal)
+                for span in self._normalized.split(changed, allow_special, runs):
+                    pieces.append(span if isinstance(span, int) else changed[span.start : span.stop])
         return pieces
 
 
@@ -66,36 +76,74 @@ class _Finder:
     """Finds a set of strings, leftmost and longest."""
 
     def __init__(self, tokens: dict[str, AddedToken]) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         # What all of them begin with, mostly "<|": a text without it is done, at the speed of `in`.
         self._common_prefix = _common_prefix(list(tokens))
         longest_first = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
 
-    def split(self, text: str, allow_special: bool) -> Iterator[Piece]:
-        """Text between matches, and the ids of the matches."""
-        if not self._tokens or self._common_prefix not in text:
+    def split(self, text: str, allow_special: bool, literal: Sequence[slice]) -> Iterator[slice | int]:
+        """Where text stands between matches, and the ids of the matches; none reaches into one of the `literal` runs."""
+        if not self.tokens or self._common_prefix not in text:
             if text:
-                yield text
+                yield slice(0, len(text))
             return
         position = 0
-        for match in self._pattern.finditer(text):
-            token = self._tokens[match.group()]
+        for match in self._matches(text, literal):
+            token = self.tokens[match.group()]
             start, stop = match.span()
             if token.special and not allow_special:
                 continue
             if token.single_word and (_is_word(text[:start][-1:]) or _is_word(text[stop : stop + 1])):
                 continue
             if token.lstrip:
-                start = len(text[:start].rstrip(_SPACES))
+                start = len(text[:start].rstrip(SPACES))
             if token.rstrip:
-                stop = len(text) - len(text[stop:].lstrip(_SPACES))
+                stop = len(text) - len(text[stop:].lstrip(SPACES))
             if position < start:  # not so where the token before has taken the space between
-                yield text[position:start]
+                yield slice(position, start)
             yield token.id
             position = stop
         if position < len(text):
-            yield text[position:]
+            yield slice(position, len(text))
+
+    def _matches(self, text: str, literal: Sequence[slice]) -> Iterator[re.Match[str]]:
+        """The matches between the `literal` runs of a text."""
+        position = 0
+        for run in literal:
+            yield from self._pattern.finditer(text, position, run.start)
+            position = run.stop
+        yield from self._pattern.finditer(text, position)
+
+
+def _runs(positions: Collection[int]) -> list[slice]:
+    """Positions as runs of neighbours, in order."""
+    runs: list[slice] = []
+    for position in sorted(positions):
+        if runs and position <= runs[-1].stop:
+            runs[-1] = slice(runs[-1].start, max(position + 1, runs[-1].stop))
+        else:
+            runs.append(slice(position, position + 1))
+    return runs
+
+
+def _runs_in(
+    part: str, changed: str, normalize: Callable[[str], str], piece: slice, literal: Collection[int]
+) -> list[slice]:
+    """The literal runs of a text's `piece`, where they stand in its normalized form: rather too wide than too narrow.
+
+    A run begins where the text before it, normalized for itself, first differs from `changed`, and ends likewise from behind.
+    """
+    inside = range(piece.start, piece.stop)
+    runs = _runs([position - piece.start for position in literal if position in inside])
+    if part == changed:
+        return runs
+    moved = []
+    for run in runs:
+        start = len(_common_prefix([normalize(part[: run.start]), changed]))
+        after = len(_common_prefix([normalize(part[run.stop :])[::-1], changed[::-1]]))
+        moved.append(slice(start, max(start, len(changed) - after)))
+    return moved
 
 
 def _common_prefix(texts: list[str]) -> str:
@@ -103,10 +151,6 @@ def _common_prefix(texts: list[str]) -> str:
     first, last = min(texts, default=""), max(texts, default="")
     same = [a == b for a, b in zip(first, last, strict=False)]
     return first[: [*same, False].index(False)]
-
-
-# Unicode's White_Space; Python's own idea of it also has U+001C to U+001F.
-_SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 def _is_word(character: str) -> bool:

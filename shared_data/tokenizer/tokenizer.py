@@ -1,6 +1,6 @@
 """The tokenizer: text to ids and back.
 
-    text ── added tokens cut out ── normalized ── cut into pre-tokens ── bytes ── merges ── ids
+    text ── added tokens cut out ── normalized ── cut into pre-tokens ── bytes or characters ── merges ── ids ── decoded ── text
 
 Everything it is comes from one `tokenizer.json` (ours or another's) and it gives the ids that `tokenizers` gives for it. It is
 fast although it is Python, because natural text repeats its words: a dictionary remembers the ids of each pre-token
@@ -13,7 +13,7 @@ all of them together as arrays. Level 1 uses `tokenizers`.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
@@ -23,8 +23,10 @@ from jaxtyping import Int64, UInt32
 
 from shared_data.errors import UserError
 from shared_data.tokenizer.added_tokens import AddedTokens, Piece
-from shared_data.tokenizer.byte_level import symbols_to_bytes
-from shared_data.tokenizer.pre_tokenizer import Normalizer, PreTokenizer
+from shared_data.tokenizer.alignment import lengths_in
+from shared_data.tokenizer.decoder import Decoder
+from shared_data.tokenizer.normalizer import Normalizer
+from shared_data.tokenizer.pre_tokenizer import PreTokenizer
 from shared_data.tokenizer.split_patterns import cut_long_text
 from shared_data.tokenizer.tokenizer_file import (
     Definition,
@@ -34,13 +36,13 @@ from shared_data.tokenizer.tokenizer_file import (
     template_of,
     write_tokenizer,
 )
-from shared_data.tokenizer.word_encoder import MergeWords, WordEncoder
+from shared_data.tokenizer.word_encoder import MergeWords, WordEncoder, ends_before_spaces
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer. A level names its way to merge; build it with `train_bpe` or `Tokenizer.load`."""
+    """A BPE tokenizer. A level names its way to merge; build it with `train_bpe` or `Tokenizer.load`."""
 
     bpe: ClassVar[tuple[type, MergeWords]]  # `Merges` and `merge_words` of the level's `bpe_encode.py`
 
@@ -49,28 +51,39 @@ class Tokenizer:
         self.definition = definition
         self.config = config or {}
         model = definition["model"]
-        added = added_tokens_of(definition)
+        added, merges = added_tokens_of(definition), merges_of(definition)
         self._pre_tokenizer = PreTokenizer(definition.get("pre_tokenizer"))
         normalize = Normalizer(definition.get("normalizer"))
+        if self._pre_tokenizer.first_only and normalize.may_remove_start:
+            raise UserError(
+                "its normalizer may remove the beginning of a text before which its pre-tokenizer puts a space, which is not"
+                " supported; set prepend_scheme to always or never"
+            )
         self._added = AddedTokens(added, normalize)
         self._before, self._after = template_of(definition)
         self._words = _WordMemory(
             WordEncoder(
                 *self.bpe,
                 model["vocab"],
-                merges_of(definition),
+                merges,
                 bool(model.get("ignore_merges")),
                 model.get("unk_token") or None,
                 bool(model.get("fuse_unk")),
+                self._pre_tokenizer.is_byte_level,
+                bool(model.get("byte_fallback")),
             )
         )
+        cuts = not self._pre_tokenizer.is_byte_level and not model.get("ignore_merges")
+        if cuts and ends_before_spaces(model["vocab"], merges):
+            self._pre_tokenizer.cut_at_spaces()
+        self._decoder = Decoder(definition.get("decoder"))
         self._ids: dict[str, int] = model["vocab"] | {token.content: token.id for token in added}
         self._tokens = {id: token for token, id in model["vocab"].items()}
         # Like the library: what is looked for in normalized text is also written normalized.
         self._tokens |= {
             token.id: normalize(token.content) if token.normalized else token.content for token in added
         }
-        self._bytes = {id: symbols_to_bytes(token) for id, token in self._tokens.items()}
+        self._bytes = {id: self._decoder.bytes_of(token) for id, token in self._tokens.items()}
         self.special_tokens: dict[str, int] = {token.content: token.id for token in added if token.special}
         self._skipped = {id for id, token in self._tokens.items() if token in self.special_tokens}
 
@@ -81,7 +94,11 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> Int64[np.ndarray, " V"]:
-        """How many bytes each id stands for; 0 for an id that the tokenizer does not know."""
+        """How many bytes of a text each id stands for; 0 for an id that the tokenizer does not know.
+
+        A `▁` is a space and `<0x0A>` one byte. Where a tokenizer changes a text (accents composed, a space put before its first
+        word), no number for each id can be right; `byte_lengths_in` has those of one text.
+        """
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for id, token in self._bytes.items():
             lengths[id] = len(token)
@@ -106,14 +123,21 @@ class Tokenizer:
         """The token of an id as the file writes it, or None."""
         return self._tokens.get(id)
 
-    def encode(self, text: str, allow_special: bool = True, add_special_tokens: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        allow_special: bool = True,
+        add_special_tokens: bool = False,
+        literal: Collection[int] = (),
+    ) -> list[int]:
         """The ids of a text.
 
         With `allow_special=False` a special token typed in the text is text like any other. `add_special_tokens` adds what
-        the file puts around each text (nothing in ours; `<|begin_of_text|>` in Llama-3's). Raises `UserError` for a
+        the file puts around each text (nothing in ours; `<|begin_of_text|>` in Llama-3's). literal: positions in the text, in
+        characters, where no added token is looked for: what a user typed into a conversation stays text. Raises `UserError` for a
         text that is no Unicode text (lone surrogates).
         """
-        ids = np.frombuffer(self._encode_packed(text, allow_special), np.uint32).tolist()
+        ids = np.frombuffer(self._encode_packed(text, allow_special, literal), np.uint32).tolist()
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
 
     def encode_batch(
@@ -134,23 +158,32 @@ class Tokenizer:
         packed = (before + self._encode_packed(text, allow_special) + after for text in texts)
         return np.frombuffer(b"".join(packed), np.uint32)
 
-    def _encode_packed(self, text: str, allow_special: bool) -> bytes:
+    def _encode_packed(self, text: str, allow_special: bool, literal: Collection[int] = ()) -> bytes:
         """The ids as 32-bit numbers in a row."""
-        split = self._pre_tokenizer.split
-        pieces: Sequence[Piece] = self._added.split(text, allow_special)
-        packed = []
+        pre_tokenizer = self._pre_tokenizer
+        pieces: Sequence[Piece] = self._added.split(text, allow_special, literal)
+        packed, split = [], pre_tokenizer.split_first
         try:
             for piece in pieces:
                 if isinstance(piece, int):
                     packed.append(piece.to_bytes(4, sys.byteorder))
                 else:
-                    packed += [self._words.join(split(part)) for part in cut_long_text(piece)]
+                    parts = cut_long_text(piece) if pre_tokenizer.cuts_at_words else (piece,)
+                    packed += [self._words.join(split(part)) for part in parts]
+                split = pre_tokenizer.split
         except UnicodeEncodeError as error:
             raise UserError(
                 f"the text holds the lone surrogate {error.object[error.start]!r}, which is half a"
                 " character and no Unicode text; read the text with the right encoding, or remove it"
             ) from error
         return b"".join(packed)
+
+    def byte_lengths_in(self, text: str, ids: Sequence[int]) -> Int64[np.ndarray, " T"]:
+        """How many bytes of `text` each of its ids stands for; they add up to the bytes of the text.
+
+        A space that only the tokenizer put before a word has no byte. Raises `UserError` where the tokens do not spell the text.
+        """
+        return lengths_in(text.encode("utf-8"), [self._bytes.get(id, b"") for id in ids])
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of all tokens; ids that the tokenizer does not know are left out."""
@@ -161,7 +194,9 @@ class Tokenizer:
         """The text of ids; bytes that are no UTF-8 (half a character) become U+FFFD, as in `tokenizers`."""
         if skip_special_tokens:
             ids = [id for id in ids if id not in self._skipped]
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        if self._decoder.is_byte_level:
+            return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return self._decoder.text([self._tokens[id] for id in ids if id in self._tokens])
 
     def save(self, folder: Path | str) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer.from_pretrained` loads."""
@@ -171,7 +206,7 @@ class Tokenizer:
     def load(cls, path: Path | str) -> Self:
         """From a folder, a `tokenizer.json`, or a `vocab.json` beside its `merges.txt`.
 
-        Raises `UserError` where it is missing, damaged or no byte-level BPE.
+        Raises `UserError` where it is missing, damaged or no BPE that we apply exactly.
         """
         definition, config = read_tokenizer(path)
         try:
