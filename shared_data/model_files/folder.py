@@ -18,6 +18,9 @@ from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.stored_names import Index, part_shape, stored_tensors
+from shared_data.tokenizer.tokenizer_config import read_config as read_tokenizer_config
+from shared_data.tokenizer.tokenizer_config import special_tokens
+from shared_data.tokenizer.tokenizer_file import read_tokenizer, tokenizer_beside
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -81,14 +84,14 @@ def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None)
 
 
 def _pad_token_id(tokenizer_folder: Path) -> int | None:
-    """The id of the token that tokenizer_config.json names for padding; None where there is none."""
-    names, tokens = tokenizer_folder / "tokenizer_config.json", tokenizer_folder / "tokenizer.json"
-    if not (names.is_file() and tokens.is_file()):
+    """The id of the token that the tokenizer's files name for padding; None where they name none."""
+    named, _ = special_tokens(read_tokenizer_config(tokenizer_folder), None, tokenizer_folder)
+    tokens = tokenizer_folder / "tokenizer.json"
+    if "pad_token" not in named or tokenizer_beside(tokenizer_folder, tokens) == tokens:
         return None
-    pad = read_json(names).get("pad_token")
-    pad = pad.get("content") if isinstance(pad, dict) else pad
-    added = {token["content"]: token["id"] for token in read_json(tokens).get("added_tokens", [])}
-    return added.get(pad)
+    definition = read_json(tokens) if tokens.is_file() else read_tokenizer(tokenizer_folder)[0]
+    added = {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
+    return added.get(named["pad_token"].content)
 
 
 def read_config(folder: Path) -> ModelConfig:

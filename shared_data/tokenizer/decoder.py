@@ -28,15 +28,18 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9a-fA-F]{2}|\+[0-9a-fA-F])>")
 class Decoder:
     """The `decoder` object: tokens to text."""
 
-    def __init__(self, definition: Definition | None) -> None:
-        """Build the steps; raises `UserError` for a kind that is not supported."""
+    def __init__(self, definition: Definition | None, byte_fallback: bool = False) -> None:
+        """Build the steps; raises `UserError` for a kind that is not supported.
+
+        byte_fallback: whether the model writes bytes as tokens, even if no step here reads them.
+        """
         steps = flatten(definition, "decoders")
         self._steps = [_step_of(step) for step in steps]
         kinds = [step.get("type") for step in steps]
         # Bytes in, bytes out: no token changes another, so bytes may be joined before they become text.
         self.is_byte_level = kinds == ["ByteLevel"]
         self._separator = " " if definition is None else ""  # as `tokenizers` does
-        self._knows_bytes = "ByteFallback" in kinds
+        self._knows_bytes = byte_fallback or "ByteFallback" in kinds
         self._has_symbols = "ByteLevel" in kinds
         alone = [step for step in steps if step.get("type") in ("Replace", "Metaspace")]
         self._alone = [_step_of(step | {"prepend_scheme": "never"}) for step in alone]
