@@ -94,10 +94,8 @@ def added_tokens(
     made = _Numbering(vocab)
     if class_name is None:
         made.add(in_file)
-    already = {replace(token, id=_NO_ID) for token in made.by_id.values()}
-    new = [token for token in declared if token not in already]
-    known = {token.content for token in [*already, *new]}
-    new += [token for token in [*named.values(), *extra] if token.content not in known]
+    known = {token.content for token in [*made.by_id.values(), *declared]}
+    new = declared + [token for token in [*named.values(), *extra] if token.content not in known]
     names = {token.content for token in named.values()}
     made.add(replace(token, special=True) if token.content in names else token for token in new)
     if class_name == "Qwen2Tokenizer":  # adds its special tokens once more, without options

@@ -138,7 +138,8 @@ def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
     definition = definition | {"added_tokens": [token.to_json() for token in added]}
     if path.name == "vocab.json":
         definition["post_processor"] = _begin_and_end(config, name, added, folder)
-    return definition, config
+    # Named in any case, so that what is saved stays the same tokenizer beside any config.json.
+    return definition, config | {"tokenizer_class": name or "PreTrainedTokenizerFast"}
 
 
 def _steps(definition: Definition) -> Definition:

@@ -337,8 +337,9 @@ REFUSED = {
     "merges missing": change("model.merges", None),
     "merge of one token": change("model.merges", [["a"]]),
     "merge of unknown tokens": change("model.merges", [["not", "there"]]),
-    "no pre-tokenizer": change("pre_tokenizer", None),
-    "Metaspace": change("pre_tokenizer", {"type": "Metaspace", "replacement": "▁"}),
+    "a step after ByteLevel": change(
+        "pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Digits"}]}
+    ),
     "split without a pattern": change(
         "pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "Split"}, {"type": "ByteLevel"}]}
     ),
