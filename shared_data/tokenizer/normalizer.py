@@ -11,13 +11,14 @@ What we cannot do exactly as `tokenizers` does is refused (`UserError`), not app
 """
 
 from collections.abc import Callable
-from typing import Any, get_args
+from functools import partial
+from typing import Any
 
 import regex
 
 from shared_data.errors import UserError
 from shared_data.tokenizer.split_patterns import compile_pattern
-from shared_data.tokenizer.unicode_versions import NormalForm, hide_newer_characters, normalize
+from shared_data.tokenizer.unicode_versions import hide_newer_characters, normalize
 
 Definition = dict[str, Any]  # one object of tokenizer.json, with its "type"
 Change = Callable[[str], str]  # one step: a text to the text that the next one sees
@@ -59,8 +60,8 @@ def flatten(definition: Definition | None, key: str) -> list[Definition]:
 def _change_of(step: Definition) -> Change:
     """What one step of the file does to a text."""
     match step.get("type"):
-        case form if form in get_args(NormalForm):
-            return lambda text: normalize(form, text)
+        case "NFC" | "NFD" | "NFKC" | "NFKD" as form:
+            return partial(normalize, form)
         case "Replace":
             return replacement(step)
         case "Prepend":
@@ -71,7 +72,7 @@ def _change_of(step: Definition) -> Change:
             return lambda text: _strip(text, left, right)
         case kind:
             raise UserError(
-                f"its normalizer {kind!r} is not supported; {', '.join(get_args(NormalForm))}, Replace, Prepend and Strip are"
+                f"its normalizer {kind!r} is not supported; NFC, NFD, NFKC, NFKD, Replace, Prepend and Strip are"
             )
 
 

@@ -2,7 +2,7 @@
 
 One JSON object holds everything between text and ids: `normalizer` and `pre_tokenizer` (before BPE), `model` (the vocabulary, the
 merges), `added_tokens`, `post_processor` (tokens put around a text) and `decoder`. Other files of its folder add tokens and the chat template
-(`tokenizer_config.py`) or say what stands in no file (`tokenizer_classes.py`); `vocab.json` and `merges.txt` are GPT-2's older form.
+(`tokenizer_config.py`) or say what stands in no file (`tokenizer_classes.py`); `vocab.json` and `merges.txt` are GPT-2's older form (`vocab_and_merges.py`).
 What we rely on is checked (`tokenizer_check.py`).
 
 Level 1: `AutoTokenizer.from_pretrained` and `save_pretrained`, which keeps the chat template in `chat_template.jinja`.
@@ -25,17 +25,21 @@ from shared_data.tokenizer.tokenizer_check import (
     LARGEST_ID,
     check_byte_tokens,
     check_definition,
-    check_vocabulary,
     is_id,
 )
 from shared_data.tokenizer.tokenizer_classes import (
     byte_level,
     class_of_folder,
-    named_class,
     split_then_bytes,
     steps_of_class,
 )
-from shared_data.tokenizer.tokenizer_config import added_tokens, read_config, special_tokens
+from shared_data.tokenizer.tokenizer_config import added_tokens, read_config
+from shared_data.tokenizer.vocab_and_merges import (
+    begin_and_end,
+    bpe_model,
+    class_of_vocab,
+    read_vocab_and_merges,
+)
 
 Definition = dict[str, Any]
 
@@ -55,23 +59,7 @@ def new_definition(
         "pre_tokenizer": split_then_bytes(PATTERNS[pattern]),
         "post_processor": None,
         "decoder": byte_level(),
-        "model": _bpe_model(vocab, merges),
-    }
-
-
-def _bpe_model(vocab: dict[str, int], merges: Sequence[Sequence[str]]) -> Definition:
-    """The model object of byte-level BPE without options."""
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": vocab,
-        "merges": [list(pair) for pair in merges],
+        "model": bpe_model(vocab, merges),
     }
 
 
@@ -122,8 +110,8 @@ def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
     model_config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if path.name in ("vocab.json", "merges.txt"):
         path = folder / "vocab.json"
-        definition = _read_vocab_and_merges(path, folder / "merges.txt")
-        name = _class_of_vocab(path, config, model_config)
+        definition = read_vocab_and_merges(path, folder / "merges.txt")
+        name: str | None = class_of_vocab(path, config, model_config)
     else:
         definition = read_json(path)
         check_definition(definition, path)
@@ -137,7 +125,7 @@ def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
     added = added_tokens(definition["model"]["vocab"], in_file, config, more, name, folder)
     definition = definition | {"added_tokens": [token.to_json() for token in added]}
     if path.name == "vocab.json":
-        definition["post_processor"] = _begin_and_end(config, name, added, folder)
+        definition["post_processor"] = begin_and_end(config, name, added, folder)
     # Named in any case, so that what is saved stays the same tokenizer beside any config.json.
     return definition, config | {"tokenizer_class": name or "PreTrainedTokenizerFast"}
 
@@ -149,39 +137,6 @@ def _steps(definition: Definition) -> Definition:
     }
 
 
-def _class_of_vocab(path: Path, config: Definition, model_config: Definition) -> str:
-    """The class of a folder without tokenizer.json; GPT-2's where it names none, since these files are GPT-2's."""
-    known = ("GPT2Tokenizer", "Qwen2Tokenizer")
-    kind = named_class(config, model_config) or model_config.get("model_type")
-    built = class_of_folder(config, model_config, is_byte_level=True) if kind else known[0]
-    if built not in known:
-        raise UserError(
-            f"{path} belongs to a {kind}, and how that cuts text stands in no file; use a folder with a tokenizer.json, or one of"
-            f" {', '.join(known)}"
-        )
-    return built
-
-
-def _read_vocab_and_merges(vocab_path: Path, merges_path: Path) -> Definition:
-    """GPT-2's files as a definition: a dictionary of tokens, and a text with two tokens a line after a version line."""
-    vocab = read_json(vocab_path)
-    check_vocabulary(vocab, vocab_path)
-    try:
-        lines = merges_path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{merges_path} cannot be read ({error}); put the merges.txt that belongs to {vocab_path.name} beside it"
-        ) from error
-    merges = [
-        line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")
-    ]
-    definition: Definition = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
-    definition |= {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None}
-    definition["model"] = _bpe_model(vocab, merges)
-    check_definition(definition, merges_path)
-    return definition
-
-
 def _read_added_tokens(path: Path) -> dict[str, int]:
     """The tokens and ids of an added_tokens.json; none where there is no such file."""
     added: dict[str, int] = read_json(path) if path.is_file() else {}
@@ -191,27 +146,6 @@ def _read_added_tokens(path: Path) -> dict[str, int]:
                 f"{path} gives token {token!r} the id {id!r}; ids are 0 to {LARGEST_ID}: copy it again"
             )
     return added
-
-
-def _begin_and_end(
-    config: Definition, name: str | None, added: list[AddedToken], folder: Path
-) -> Definition | None:
-    """The post-processor that `add_bos_token` and `add_eos_token` ask for; the other files of a folder have no place for it."""
-    named, _ = special_tokens(config, name, folder)
-    ids = {token.content: token.id for token in added}
-    sides, used = [], {}
-    for option, role in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        side = []
-        if config.get(option) and role in named:
-            token = named[role].content
-            used[token] = {"id": token, "ids": [ids[token]], "tokens": [token]}
-            side = [{"SpecialToken": {"id": token, "type_id": 0}}]
-        sides.append(side)
-    if not used:
-        return None
-    single = [*sides[0], {"Sequence": {"id": "A", "type_id": 0}}, *sides[1]]
-    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": used}
 
 
 def merges_of(definition: Definition) -> list[tuple[str, str]]:
