@@ -26,14 +26,13 @@ class TextStream:
 
     def add(self, id: int) -> str:
         """The characters that this id completes, perhaps none."""
-        if not self._text_of([id]) and self.tokenizer.decode([id]):
-            return ""  # a special token: `decode` leaves it out, and what stands around it is neighbours
         self.waiting.append(id)
         return "" if self._new_text().endswith(UNFINISHED) else self.finish()
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed."""
         text = self._new_text()
+        # Behind ids without text (special tokens) a piece would be a beginning, too.
         self.written = self.waiting if text else self.written + self.waiting
         self.waiting = []
         return text

@@ -73,8 +73,7 @@ class Tokenizer:
                 bool(model.get("byte_fallback")),
             )
         )
-        cuts = not self._pre_tokenizer.is_byte_level and not model.get("ignore_merges")
-        if cuts and ends_before_spaces(model["vocab"], merges):
+        if not self._pre_tokenizer.is_byte_level and ends_before_spaces(model, merges):
             self._pre_tokenizer.cut_at_spaces()
         self._decoder = Decoder(definition.get("decoder"), bool(model.get("byte_fallback")))
         self._ids: dict[str, int] = model["vocab"] | {token.content: token.id for token in added}

@@ -121,11 +121,15 @@ def byte_token(byte: int) -> str:
     return f"<0x{byte:02X}>"
 
 
-def ends_before_spaces(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> bool:
+def ends_before_spaces(model: dict[str, Any], merges: Sequence[tuple[str, str]]) -> bool:
     """Whether no token that merging makes goes on with a `▁` after another character.
 
     Then nothing ever merges across such a place, and a text without a pre-tokenizer may be cut there: it gets the same ids, from words
-    that can be remembered. So it is in Llama-2, Mistral and Gemma.
+    that can be remembered. So it is in Llama-2, Mistral and Gemma. (Not so where a text may be one token as a whole, or where unknown
+    characters are left out, so that what stands around them meets.)
     """
     inside = re.compile(f"[^{SPACE}]{SPACE}")
-    return SPACE in vocab and not any(inside.search(left + right) for left, right in merges)
+    leaves_out = not model.get("byte_fallback") and model.get("unk_token") is None
+    if model.get("ignore_merges") or leaves_out or SPACE not in model["vocab"]:
+        return False
+    return not any(inside.search(left + right) for left, right in merges)

@@ -109,7 +109,7 @@ FOLDERS: dict[str, Files] = {
     "a name of the model's own": GPT2 | settings(image_token="<|user|>", pad_token="<|pad|>"),
     "Qwen2Tokenizer": GPT2 | settings(tokenizer_class="Qwen2Tokenizer"),
     "Qwen2TokenizerFast": GPT2 | settings(tokenizer_class="Qwen2TokenizerFast", added_tokens_decoder=DECODER, eos_token="<|user|>"),
-    "a model of Qwen2": GPT2 | {"config.json": {"model_type": "qwen2"}} | {"added_tokens.json": USER},
+    "a model of Qwen2": GPT2 | {"config.json": {"model_type": "qwen2"}} | {"added_tokens.json": USER | {"ne\u0301": 999}},
     "a model of Qwen3": GPT2 | {"config.json": {"model_type": "qwen3"}} | settings(errors="replace"),
     "GPT2Tokenizer, a model of Llama": GPT2 | {"config.json": {"model_type": "llama"}} | settings(tokenizer_class="GPT2Tokenizer"),
     # tokenizer.json
@@ -139,7 +139,7 @@ FOLDERS: dict[str, Files] = {
 }  # fmt: skip
 
 TEXTS = [
-    "<|user|>Hi<|pad|>", "a 12 x12", " Hi  <|user|>  Hi <|pad|>  12", "Hi", "", "  ", "e\u0301é 日本\n", f"a{END} <|a|><|b|>",
+    "<|user|>Hi<|pad|>", "a 12 x12", " Hi  <|user|>  Hi <|pad|>  12", "Hi", "", "  ", "e\u0301é 日本né ne\u0301\n", f"a{END} <|a|><|b|>",
     "<s>Hi</s> Hi<unk> <mask>a", "HiHi 1 2 12", "<|user|> Hi <pad> <eos>",
 ]  # fmt: skip
 
@@ -170,7 +170,10 @@ def check(folder: Path) -> None:
                 assert tokens.decode(ids, skip) == library.decode(ids, skip_special_tokens=skip), text
         assert tokens.vocab_size == max(library.get_vocab().values()) + 1
         for id, added in library.added_tokens_decoder.items():
-            assert (tokens.token_to_id(added.content), tokens.id_to_token(id)) == (id, added.content)
+            assert (tokens.token_to_id(added.content), tokens.id_to_token(id)) == (
+                id,
+                library.convert_ids_to_tokens(id),
+            )
         assert tokens.config.get("chat_template") == library.chat_template
 
 
@@ -214,8 +217,10 @@ def test_chat_templates_are_found_where_transformers_finds_them(name, tmp_path):
     folder = write(tmp_path / "source", {"tokenizer.json": tokenizer_json()} | TEMPLATES[name])
     check(folder)
     for level, loaded in LEVELS.items():
-        loaded.load(folder).save(tmp_path / level)
+        tokens = loaded.load(folder)
+        tokens.save(tmp_path / level)
         check(tmp_path / level)
+        assert loaded.load(tmp_path / level).config == tokens.config
 
 
 REFUSED: dict[str, tuple[Files, str]] = {
