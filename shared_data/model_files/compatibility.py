@@ -10,7 +10,7 @@ from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.initialization import parameter_shapes
-from shared_data.tokenizer.tokenizer_file import read_tokenizer
+from shared_data.tokenizer.tokenizer_file import read_tokenizer, tokenizer_beside
 
 _SIZES = (
     "model_type",
@@ -46,9 +46,8 @@ def initial_config(folder: Path, config: ModelConfig, tokenizer: Path) -> ModelC
 
 def _check_same_vocabulary(folder: Path, model_size: int, tokenizer: Path, vocab_size: int) -> None:
     """The tokens must mean what they meant to the checkpoint: same entries where it has a tokenizer, same number else."""
-    own = folder / "tokenizer.json"
-    if own.is_file():
-        theirs, ours = (read_tokenizer(path)[0]["model"]["vocab"] for path in (own, tokenizer))
+    if tokenizer_beside(folder, tokenizer) == folder:
+        theirs, ours = (read_tokenizer(path)[0]["model"]["vocab"] for path in (folder, tokenizer))
         same = theirs == ours
         same = same and model_size >= vocab_size
     else:

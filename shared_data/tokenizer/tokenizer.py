@@ -228,10 +228,12 @@ class _WordMemory(dict[str, bytes]):
 
     LARGEST = 1 << 18  # words remembered, so that memory stays bounded however long the corpus (about 40 MB)
     LONGEST = 256  # characters of a word worth remembering
+    CHARACTERS = 1 << 23  # of all of them together: without a pre-tokenizer, a word is a whole text
 
     def __init__(self, encoder: WordEncoder) -> None:
         super().__init__()
         self._encoder = encoder
+        self._characters = 0
 
     def join(self, words: list[str]) -> bytes:
         """The packed ids of a text's words, in a row; words that are new are encoded together."""
@@ -241,7 +243,8 @@ class _WordMemory(dict[str, bytes]):
             new = list({word: None for word in words if word not in self})
         encoded = {word: _pack(ids) for word, ids in zip(new, self._encoder.encode(new), strict=True)}
         packed = b"".join([encoded[word] if word in encoded else self[word] for word in words])
-        room = self.LARGEST - len(self)
-        short = [word for word in new if len(word) <= self.LONGEST]
-        self.update((word, encoded[word]) for word in short[:room])
+        if self._characters < self.CHARACTERS:
+            short = [word for word in new if len(word) <= self.LONGEST][: self.LARGEST - len(self)]
+            self.update((word, encoded[word]) for word in short)
+            self._characters += sum(map(len, short))
         return packed
