@@ -28,10 +28,12 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9a-fA-F]{2}|\+[0-9a-fA-F])>")
 class Decoder:
     """The `decoder` object: tokens to text."""
 
-    def __init__(self, definition: Definition | None, byte_fallback: bool = False) -> None:
+    def __init__(
+        self, definition: Definition | None, byte_level: bool = False, byte_fallback: bool = False
+    ) -> None:
         """Build the steps; raises `UserError` for a kind that is not supported.
 
-        byte_fallback: whether the model writes bytes as tokens, even if no step here reads them.
+        byte_level, byte_fallback: how the model writes bytes, even if no step here reads them.
         """
         steps = flatten(definition, "decoders")
         self._steps = [_step_of(step) for step in steps]
@@ -40,7 +42,7 @@ class Decoder:
         self.is_byte_level = kinds == ["ByteLevel"]
         self._separator = " " if definition is None else ""  # as `tokenizers` does
         self._knows_bytes = byte_fallback or "ByteFallback" in kinds
-        self._has_symbols = "ByteLevel" in kinds
+        self._has_symbols = byte_level or "ByteLevel" in kinds
         alone = [step for step in steps if step.get("type") in ("Replace", "Metaspace")]
         self._alone = [_step_of(step | {"prepend_scheme": "never"}) for step in alone]
 

@@ -75,7 +75,9 @@ class Tokenizer:
         )
         if not self._pre_tokenizer.is_byte_level and ends_before_spaces(model, merges):
             self._pre_tokenizer.cut_at_spaces()
-        self._decoder = Decoder(definition.get("decoder"), bool(model.get("byte_fallback")))
+        self._decoder = Decoder(
+            definition.get("decoder"), self._pre_tokenizer.is_byte_level, bool(model.get("byte_fallback"))
+        )
         self._ids: dict[str, int] = model["vocab"] | {token.content: token.id for token in added}
         self._tokens = {id: token for token, id in model["vocab"].items()}
         # Like the library: what is looked for in normalized text is also written normalized.

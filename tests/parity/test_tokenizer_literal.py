@@ -89,7 +89,7 @@ def test_no_token_covers_a_literal_place_and_no_place_changes_the_text(normalize
 
 
 @pytest.mark.parametrize("normalizer", ["none", "NFC", "Gemma", "Strip", "shorter"])
-def test_tokens_that_are_looked_for_in_normalized_text_keep_away_from_literal_places(normalizer, tmp_path):
+def test_tokens_of_normalized_text_keep_away_from_literal_places(normalizer, tmp_path):
     text = "aa<u>aa <u>x<u>"
     for tokens in load(normalizer, tmp_path).values():
         for place in (2, 3, 4, 8, 9, 10, 12, 14):
