@@ -61,16 +61,17 @@ class AddedTokens:
             changed = self._normalize(text)
             return [changed] if changed else []
         pieces: list[Piece] = []
-        for piece in self._raw.split(text, allow_special, _runs(literal)):
+        runs = _runs(literal)
+        for piece in self._raw.split(text, allow_special, runs):
             if isinstance(piece, int):
                 pieces.append(piece)
             else:
                 part = text[piece.start : piece.stop]
                 changed = self._normalize(part)
-                runs: Sequence[slice] = ()
-                if literal and self._normalized.tokens:
-                    runs = _runs_in(part, changed, self._normalize, piece, literal)
-                for span in self._normalized.split(changed, allow_special, runs):
+                moved: Sequence[slice] = ()
+                if runs and self._normalized.tokens:
+                    moved = _moved(_inside(runs, piece), part, changed, self._normalize)
+                for span in self._normalized.split(changed, allow_special, moved):
                     pieces.append(span if isinstance(span, int) else changed[span.start : span.stop])
         return pieces
 
@@ -134,15 +135,17 @@ def _runs(positions: Collection[int]) -> list[slice]:
     return runs
 
 
-def _runs_in(
-    part: str, changed: str, normalize: Callable[[str], str], piece: slice, literal: Collection[int]
-) -> list[slice]:
-    """The literal runs of a text's `piece`, where they stand in its normalized form: rather too wide than too narrow.
+def _inside(runs: Sequence[slice], piece: slice) -> list[slice]:
+    """The parts of runs that lie in a piece of the text, as places in that piece."""
+    clipped = [slice(max(run.start, piece.start), min(run.stop, piece.stop)) for run in runs]
+    return [slice(run.start - piece.start, run.stop - piece.start) for run in clipped if run.start < run.stop]
+
+
+def _moved(runs: list[slice], part: str, changed: str, normalize: Callable[[str], str]) -> list[slice]:
+    """The runs of a text, where they stand in its normalized form: rather too wide than too narrow.
 
     A run begins where the text before it, normalized for itself, first differs from `changed`, and ends likewise from behind.
     """
-    inside = range(piece.start, piece.stop)
-    runs = _runs([position - piece.start for position in literal if position in inside])
     if part == changed:
         return runs
     moved = []
