@@ -60,7 +60,9 @@ def sample_as_asked(run: RunFolder, name: str | Path, chosen: Collection[str]) -
 
     Returns what it asks for that is not computed, in words. Raises `UserError` for values that cannot be.
     """
-    if name in MODEL_STAGES and not Path(name).exists():  # a stage of the run: its settings are those of the run
+    if (
+        name in MODEL_STAGES and not Path(name).exists()
+    ):  # a stage of the run: its settings are those of the run
         return []
     folder = find_model(run, name).folder
     found, asked = read_sampling(folder)

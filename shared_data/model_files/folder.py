@@ -9,6 +9,7 @@ numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py).
 
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,19 @@ from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.gguf import is_gguf, read_gguf
 from shared_data.model_files.gguf_model import config_json, weight_shapes
 from shared_data.model_files.stored_names import Index, part_shape, stored_tensors
+from shared_data.tokenizer.tokenizer_config import read_config as read_tokenizer_config
+from shared_data.tokenizer.tokenizer_config import special_tokens
+from shared_data.tokenizer.tokenizer_file import read_tokenizer, tokenizer_beside
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 # Constants that older versions of transformers saved among the weights: causal masks and rotary frequencies.
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -60,10 +67,10 @@ def write_folder(
             folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None}
         )
     if tokenizer_folder is not None:
-        for source in (Path(tokenizer_folder) / name for name in _TOKENIZER_FILES):
-            if source.is_file():
-                with atomic_write(folder / source.name) as file:
-                    file.write(source.read_bytes())
+        sources = chain.from_iterable(map(Path(tokenizer_folder).glob, _TOKENIZER_FILES))
+        for source in filter(Path.is_file, sources):
+            with atomic_write(folder / source.relative_to(tokenizer_folder)) as file:
+                file.write(source.read_bytes())
 
 
 def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None) -> dict[str, Any]:
@@ -80,14 +87,14 @@ def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None)
 
 
 def _pad_token_id(tokenizer_folder: Path) -> int | None:
-    """The id of the token that tokenizer_config.json names for padding; None where there is none."""
-    names, tokens = tokenizer_folder / "tokenizer_config.json", tokenizer_folder / "tokenizer.json"
-    if not (names.is_file() and tokens.is_file()):
+    """The id of the token that the tokenizer's files name for padding; None where they name none."""
+    named, _ = special_tokens(read_tokenizer_config(tokenizer_folder), None, tokenizer_folder)
+    tokens = tokenizer_folder / "tokenizer.json"
+    if "pad_token" not in named or tokenizer_beside(tokenizer_folder, tokens) == tokens:
         return None
-    pad = read_json(names).get("pad_token")
-    pad = pad.get("content") if isinstance(pad, dict) else pad
-    added = {token["content"]: token["id"] for token in read_json(tokens).get("added_tokens", [])}
-    return added.get(pad)
+    definition = read_json(tokens) if tokens.is_file() else read_tokenizer(tokenizer_folder)[0]
+    added = {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
+    return added.get(named["pad_token"].content)
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -17,6 +17,7 @@ from typing import Any
 
 import regex
 
+from shared_data.tokenizer.normalizer import SPACES
 from shared_data.tokenizer.unicode_versions import hide_newer_characters
 
 Piece = str | int  # text still to be encoded, or the id of an added token
@@ -89,9 +90,9 @@ class _Finder:
             if token.single_word and (_is_word(text[:start][-1:]) or _is_word(text[stop : stop + 1])):
                 continue
             if token.lstrip:
-                start = len(text[:start].rstrip(_SPACES))
+                start = len(text[:start].rstrip(SPACES))
             if token.rstrip:
-                stop = len(text) - len(text[stop:].lstrip(_SPACES))
+                stop = len(text) - len(text[stop:].lstrip(SPACES))
             if position < start:  # not so where the token before has taken the space between
                 yield text[position:start]
             yield token.id
@@ -105,10 +106,6 @@ def _common_prefix(texts: list[str]) -> str:
     first, last = min(texts, default=""), max(texts, default="")
     same = [a == b for a, b in zip(first, last, strict=False)]
     return first[: [*same, False].index(False)]
-
-
-# Unicode's White_Space; Python's own idea of it also has U+001C to U+001F.
-_SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 def _is_word(character: str) -> bool:

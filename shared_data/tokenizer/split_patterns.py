@@ -27,6 +27,8 @@ GPT4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Qwen2's: as `gpt4`, but each digit alone.
+QWEN2_PATTERN = GPT4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
 
 # What Oniguruma reads differently from `regex`: a repeated repetition, set operations, its wider \w, hexadecimal \h.
@@ -47,16 +49,7 @@ class PatternSplitter:
         `newer` are the characters that the reference does not know yet.
         """
         self._newer = newer
-        if foreign := _OTHER_DIALECT.search(pattern):
-            raise UserError(
-                f"the split pattern {pattern!r} uses {foreign.group()!r}, which regular expression engines read in different"
-                " ways; rewrite that part of the pattern"
-            )
-        try:
-            # Oniguruma's ^ and $ are those of lines.
-            self._pattern = regex.compile(pattern, regex.MULTILINE)
-        except regex.error as error:
-            raise UserError(f"the split pattern {pattern!r} is malformed ({error}); correct it") from error
+        self._pattern = compile_pattern(pattern)
         self._ascii_pattern = _ascii_twin(pattern)
         # Known to match at every character; otherwise each text is checked.
         self._covers_everything = pattern in PATTERNS.values()
@@ -87,6 +80,19 @@ class PatternSplitter:
             position = stop
         if position < len(text):
             yield position, len(text), False
+
+
+def compile_pattern(pattern: str, name: str = "split pattern") -> regex.Pattern[str]:
+    """A pattern in the syntax of `tokenizer.json`; raises `UserError`, with its `name`, where engines would read it differently."""
+    if foreign := _OTHER_DIALECT.search(pattern):
+        raise UserError(
+            f"the {name} {pattern!r} uses {foreign.group()!r}, which regular expression engines read in different"
+            " ways; rewrite that part of the pattern"
+        )
+    try:
+        return regex.compile(pattern, regex.MULTILINE)  # Oniguruma's ^ and $ are those of lines
+    except regex.error as error:
+        raise UserError(f"the {name} {pattern!r} is malformed ({error}); correct it") from error
 
 
 def _ascii_twin(pattern: str) -> re.Pattern[str] | None:

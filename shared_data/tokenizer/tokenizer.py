@@ -1,6 +1,6 @@
 """The tokenizer: text to ids and back.
 
-    text ── added tokens cut out ── normalized ── cut into pre-tokens ── bytes ── merges ── ids
+    text ── added tokens cut out ── normalized ── cut into pre-tokens ── bytes or characters ── merges ── ids ── decoded ── text
 
 Everything it is comes from one `tokenizer.json` (ours or another's) and it gives the ids that `tokenizers` gives for it. It is
 fast although it is Python, because natural text repeats its words: a dictionary remembers the ids of each pre-token
@@ -23,9 +23,11 @@ from jaxtyping import Int64, UInt32
 
 from shared_data.errors import UserError
 from shared_data.tokenizer.added_tokens import AddedTokens, Piece
-from shared_data.tokenizer.byte_level import symbols_to_bytes
+from shared_data.tokenizer.alignment import lengths_in
 from shared_data.tokenizer.chat_template import ChatTemplate, marked, split_marked, template_of
-from shared_data.tokenizer.pre_tokenizer import Normalizer, PreTokenizer
+from shared_data.tokenizer.decoder import Decoder
+from shared_data.tokenizer.normalizer import Normalizer
+from shared_data.tokenizer.pre_tokenizer import PreTokenizer
 from shared_data.tokenizer.split_patterns import cut_long_text
 from shared_data.tokenizer.tokenizer_file import (
     Definition,
@@ -35,14 +37,14 @@ from shared_data.tokenizer.tokenizer_file import (
     surrounding_ids,
     write_tokenizer,
 )
-from shared_data.tokenizer.word_encoder import MergeWords, WordEncoder
+from shared_data.tokenizer.word_encoder import MergeWords, WordEncoder, ends_before_spaces
 
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 NO_TEMPLATE = "the model has no chat template: it continues text and was not tuned to answer; use `generate`, or tune it with `sft`"
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer. A level names its way to merge; build it with `train_bpe` or `Tokenizer.load`."""
+    """A BPE tokenizer. A level names its way to merge; build it with `train_bpe` or `Tokenizer.load`."""
 
     bpe: ClassVar[tuple[type, MergeWords]]  # `Merges` and `merge_words` of the level's `bpe_encode.py`
 
@@ -51,20 +53,32 @@ class Tokenizer:
         self.definition = definition
         self.config = config or {}
         model = definition["model"]
-        added = added_tokens_of(definition)
+        added, merges = added_tokens_of(definition), merges_of(definition)
         self._pre_tokenizer = PreTokenizer(definition.get("pre_tokenizer"))
         normalize = Normalizer(definition.get("normalizer"))
+        if self._pre_tokenizer.first_only and normalize.may_remove_start:
+            raise UserError(
+                "its normalizer may remove the beginning of a text before which its pre-tokenizer puts a space, which is not"
+                " supported; set prepend_scheme to always or never"
+            )
         self._added = AddedTokens(added, normalize)
         self._before, self._after = surrounding_ids(definition)
         self._words = _WordMemory(
             WordEncoder(
                 *self.bpe,
                 model["vocab"],
-                merges_of(definition),
+                merges,
                 bool(model.get("ignore_merges")),
                 model.get("unk_token") or None,
                 bool(model.get("fuse_unk")),
+                self._pre_tokenizer.is_byte_level,
+                bool(model.get("byte_fallback")),
             )
+        )
+        if not self._pre_tokenizer.is_byte_level and ends_before_spaces(model, merges):
+            self._pre_tokenizer.cut_at_spaces()
+        self._decoder = Decoder(
+            definition.get("decoder"), self._pre_tokenizer.is_byte_level, bool(model.get("byte_fallback"))
         )
         self._ids: dict[str, int] = model["vocab"] | {token.content: token.id for token in added}
         self._tokens = {id: token for token, id in model["vocab"].items()}
@@ -72,7 +86,7 @@ class Tokenizer:
         self._tokens |= {
             token.id: normalize(token.content) if token.normalized else token.content for token in added
         }
-        self._bytes = {id: symbols_to_bytes(token) for id, token in self._tokens.items()}
+        self._bytes = {id: self._decoder.bytes_of(token) for id, token in self._tokens.items()}
         self.special_tokens: dict[str, int] = {token.content: token.id for token in added if token.special}
         self._skipped = {id for id, token in self._tokens.items() if token in self.special_tokens}
 
@@ -83,7 +97,11 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> Int64[np.ndarray, " V"]:
-        """How many bytes each id stands for; 0 for an id that the tokenizer does not know."""
+        """How many bytes of a text each id stands for; 0 for an id that the tokenizer does not know.
+
+        A `▁` is a space and `<0x0A>` one byte. Where a tokenizer changes a text (accents composed, a space put before its first
+        word), no number for each id can be right; `byte_lengths_in` has those of one text.
+        """
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for id, token in self._bytes.items():
             lengths[id] = len(token)
@@ -202,21 +220,30 @@ class Tokenizer:
 
     def _encode_packed(self, text: str, allow_special: bool, allow_added: bool = True) -> bytes:
         """The ids as 32-bit numbers in a row."""
-        split = self._pre_tokenizer.split
+        pre_tokenizer = self._pre_tokenizer
         pieces: Sequence[Piece] = self._added.split(text, allow_special, allow_added)
-        packed = []
+        packed, split = [], pre_tokenizer.split_first
         try:
             for piece in pieces:
                 if isinstance(piece, int):
                     packed.append(piece.to_bytes(4, sys.byteorder))
                 else:
-                    packed += [self._words.join(split(part)) for part in cut_long_text(piece)]
+                    parts = cut_long_text(piece) if pre_tokenizer.cuts_at_words else (piece,)
+                    packed += [self._words.join(split(part)) for part in parts]
+                split = pre_tokenizer.split
         except UnicodeEncodeError as error:
             raise UserError(
                 f"the text holds the lone surrogate {error.object[error.start]!r}, which is half a"
                 " character and no Unicode text; read the text with the right encoding, or remove it"
             ) from error
         return b"".join(packed)
+
+    def byte_lengths_in(self, text: str, ids: Sequence[int]) -> Int64[np.ndarray, " T"]:
+        """How many bytes of `text` each of its ids stands for; they add up to the bytes of the text.
+
+        A space that only the tokenizer put before a word has no byte. Raises `UserError` where the tokens do not spell the text.
+        """
+        return lengths_in(text.encode("utf-8"), [self._bytes.get(id, b"") for id in ids])
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of all tokens; ids that the tokenizer does not know are left out."""
@@ -227,7 +254,9 @@ class Tokenizer:
         """The text of ids; bytes that are no UTF-8 (half a character) become U+FFFD, as in `tokenizers`."""
         if skip_special_tokens:
             ids = [id for id in ids if id not in self._skipped]
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        if self._decoder.is_byte_level:
+            return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return self._decoder.text([self._tokens[id] for id in ids if id in self._tokens])
 
     def save(self, folder: Path | str) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which `AutoTokenizer.from_pretrained` loads."""
@@ -237,7 +266,7 @@ class Tokenizer:
     def load(cls, path: Path | str) -> Self:
         """From a folder, a `tokenizer.json`, or a `vocab.json` beside its `merges.txt`.
 
-        Raises `UserError` where it is missing, damaged or no byte-level BPE.
+        Raises `UserError` where it is missing, damaged or no BPE that we apply exactly.
         """
         definition, config = read_tokenizer(path)
         try:
@@ -260,10 +289,12 @@ class _WordMemory(dict[str, bytes]):
 
     LARGEST = 1 << 18  # words remembered, so that memory stays bounded however long the corpus (about 40 MB)
     LONGEST = 256  # characters of a word worth remembering
+    CHARACTERS = 1 << 23  # of all of them together: without a pre-tokenizer, a word is a whole text
 
     def __init__(self, encoder: WordEncoder) -> None:
         super().__init__()
         self._encoder = encoder
+        self._characters = 0
 
     def join(self, words: list[str]) -> bytes:
         """The packed ids of a text's words, in a row; words that are new are encoded together."""
@@ -273,7 +304,8 @@ class _WordMemory(dict[str, bytes]):
             new = list({word: None for word in words if word not in self})
         encoded = {word: _pack(ids) for word, ids in zip(new, self._encoder.encode(new), strict=True)}
         packed = b"".join([encoded[word] if word in encoded else self[word] for word in words])
-        room = self.LARGEST - len(self)
-        short = [word for word in new if len(word) <= self.LONGEST]
-        self.update((word, encoded[word]) for word in short[:room])
+        if self._characters < self.CHARACTERS:
+            short = [word for word in new if len(word) <= self.LONGEST][: self.LARGEST - len(self)]
+            self.update((word, encoded[word]) for word in short)
+            self._characters += sum(map(len, short))
         return packed

@@ -13,7 +13,7 @@ Level 1 is that library and needs no such list.
 
 import re
 import unicodedata
-from typing import Literal
+from typing import Literal, get_args
 
 # Assigned in Unicode 17 or 18 (ranges in hexadecimal; characters that are still unassigned may lie between).
 _NEWER_RANGES = """
@@ -34,6 +34,11 @@ _NEWER_COMBINING_RANGES = """
 1E6EE-1E6EF 1E6F5
 """
 
+# Decompose to a likeness (NFKC, NFKD) in today's Unicode, and stay as they are in those tables.
+_NEWER_COMPATIBILITY_RANGES = """
+32FF A7F1-A7F4 AB69 10781-10785 10787-107B0 107B2-107BA 1CCD6-1CCF9 1E030-1E06D 1F16C 1FBF0-1FBF9
+"""
+
 _UNASSIGNED = (
     "\U0010fffe"  # a noncharacter: no version of Unicode will ever call it a letter, a digit or a space
 )
@@ -51,7 +56,11 @@ NEWER_CHARACTERS = _characters(_NEWER_RANGES)
 # Unicode 18: Rust itself, not Oniguruma, finds digits.
 NEWER_DIGITS = _characters("1246F 12475-1247F 12550-12686")
 NEWER_COMBINING = _characters(_NEWER_COMBINING_RANGES)
-_AT_NEWER_COMBINING = re.compile(f"([{''.join(sorted(NEWER_COMBINING))}])")
+NEWER_COMPATIBILITY = NEWER_COMBINING | _characters(_NEWER_COMPATIBILITY_RANGES)
+
+NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
+_NEWER = {form: NEWER_COMPATIBILITY if "K" in form else NEWER_COMBINING for form in get_args(NormalForm)}
+_AT_NEWER = {form: re.compile(f"([{''.join(sorted(newer))}])") for form, newer in _NEWER.items()}
 
 
 def hide_newer_characters(text: str, newer: frozenset[str] = NEWER_CHARACTERS) -> str:
@@ -61,15 +70,15 @@ def hide_newer_characters(text: str, newer: frozenset[str] = NEWER_CHARACTERS) -
     return "".join(_UNASSIGNED if character in newer else character for character in text)
 
 
-def normalize(form: Literal["NFC", "NFD"], text: str) -> str:
-    """NFC or NFD, with the tables of the reference: to those, a newer combining mark is a letter like any other.
+def normalize(form: NormalForm, text: str) -> str:
+    """A normal form, with the tables of the reference: to those, a newer combining mark is a letter like any other.
 
     So the text is cut at such characters, which neither move nor combine, and each part is normalized for itself.
     """
     if text.isascii():
         return text
-    if NEWER_COMBINING.isdisjoint(text):
+    if _NEWER[form].isdisjoint(text):
         return unicodedata.normalize(form, text)
-    parts = _AT_NEWER_COMBINING.split(text)
+    parts = _AT_NEWER[form].split(text)
     parts[::2] = [unicodedata.normalize(form, part) for part in parts[::2]]
     return "".join(parts)

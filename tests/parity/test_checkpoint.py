@@ -121,12 +121,21 @@ def test_what_was_loaded_begins_in_memory_where_torch_would_put_it(family: str, 
 def test_tokenizer_files_travel_with_the_model(tmp_path: Path) -> None:
     source = tmp_path / "tokenizer"
     source.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+    )
+    names += ("merges.txt", "chat_template.jinja", "additional_chat_templates/tool_use.jinja")
+    for name in (*names, "notes.txt"):
+        (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(name)
     ours, _ = pair("gpt2", torch.float32)
     save_model(ours, tmp_path / "model", source)
-    assert (tmp_path / "model" / "tokenizer.json").read_text() == "tokenizer.json"
-    assert (tmp_path / "model" / "tokenizer_config.json").is_file()
+    assert [(tmp_path / "model" / name).read_text() for name in names] == list(names)
+    assert not (tmp_path / "model" / "notes.txt").exists()
 
 
 def edit_config(**changes: object) -> Edit:

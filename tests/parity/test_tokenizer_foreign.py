@@ -191,6 +191,19 @@ def test_merges_as_strings_and_missing_options_are_read_as_older_files_have_them
         assert level.load(tmp_path).encode(CORPUS[0]) == expected
 
 
+@pytest.mark.parametrize(
+    "decoder", [None, {"type": "Fuse"}, {"type": "Sequence", "decoders": [{"type": "Fuse"}]}]
+)
+def test_a_byte_level_file_with_another_decoder_writes_what_the_library_writes(decoder, tmp_path):
+    definition = json.loads(train("gpt2").to_str()) | {"decoder": decoder}
+    tokens = load(tokenizers.Tokenizer.from_str(json.dumps(definition)), tmp_path)
+    for level in (tokens["v2"], tokens["v3"]):
+        ids = level.encode("naïve café the")
+        assert level.decode(ids) == tokens["v1"].decode(ids) != "naïve café the"
+        assert level.decode_bytes(ids) == "naïve café the".encode()
+        assert level.byte_lengths[ids].sum() == len("naïve café the".encode())
+
+
 def test_gpt2_files_are_read_like_the_library_reads_them(tmp_path):
     definition = json.loads(train("gpt2").to_str())
     (tmp_path / "vocab.json").write_text(json.dumps(definition["model"]["vocab"]), encoding="utf-8")
@@ -337,8 +350,9 @@ REFUSED = {
     "merges missing": change("model.merges", None),
     "merge of one token": change("model.merges", [["a"]]),
     "merge of unknown tokens": change("model.merges", [["not", "there"]]),
-    "no pre-tokenizer": change("pre_tokenizer", None),
-    "Metaspace": change("pre_tokenizer", {"type": "Metaspace", "replacement": "▁"}),
+    "a step after ByteLevel": change(
+        "pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Digits"}]}
+    ),
     "split without a pattern": change(
         "pre_tokenizer", {"type": "Sequence", "pretokenizers": [{"type": "Split"}, {"type": "ByteLevel"}]}
     ),

@@ -66,6 +66,11 @@ def test_the_memory_of_words_is_bounded_and_changes_no_id(monkeypatch):
     again = train_bpe(["some words to learn from, some words to forget"], 300)
     assert again.encode(text) == again.encode(text) == expected
     assert len(again._words) == 10
+    monkeypatch.setattr(module._WordMemory, "CHARACTERS", 10)
+    third = train_bpe(["some words to learn from, some words to forget"], 300)
+    for word in (" long", " longer", " longest"):
+        third.encode(word)
+    assert list(third._words) == [" long", " longer"]
 
 
 @pytest.mark.parametrize("pattern", [r"\p{N}{1,3}+", r"[a-z&&b]", r"\w+", "(", r"\p{Nonsense}"])

@@ -10,7 +10,7 @@ from v2_handwritten.data_pipeline.tokenizer.bpe_encode import Merges, merge_word
 
 
 class Tokenizer(shared.Tokenizer):
-    """A byte-level BPE tokenizer whose merges are applied by `bpe_encode.py`."""
+    """A BPE tokenizer whose merges are applied by `bpe_encode.py`."""
 
     bpe = (Merges, merge_words)
 

@@ -1,8 +1,8 @@
 """Encoding pre-tokens: apply the merges in the order in which they were learned.
 
-Start from bytes; among all neighbouring pairs take the one with the lowest rank (the earliest merge), leftmost on a tie, join
-it, and look again until no pair is in the list (Sennrich et al. 2016, algorithm 1, run forwards). It is not "longest token
-first", and two words with the same beginning may be cut differently.
+Start from bytes (or characters, as the file says); among all neighbouring pairs take the one with the lowest rank (the
+earliest merge), leftmost on a tie, join it, and look again until no pair is in the list (Sennrich et al. 2016, algorithm 1,
+run forwards). It is not "longest token first", and two words with the same beginning may be cut differently.
 
 Two versions, tested equal:
 - `merge_word` looks at all pairs after each merge: n merges of n pairs;
