@@ -88,11 +88,8 @@ def encode_conversation(
     text, spans = tokenizer.chat_template.render_with_spans(messages)
     tokens = tokenizer.encode(text)
     ids = np.array(tokens, dtype=np.int64)
-    lengths = tokenizer.byte_lengths[ids]
+    lengths = tokenizer.byte_lengths_in(text, tokens)
     ends = lengths.cumsum()
-    assert ends[-1] == len(text.encode()), (
-        f"{where}: the tokens do not spell the text; is the tokenizer byte-level?"
-    )
     trained = np.zeros(len(ids), dtype=bool)
     for begin, end in ((len(text[:place].encode()) for place in span) for span in spans):
         trained |= (ends > begin) & (ends - lengths < end)

@@ -10,6 +10,8 @@ import v1_quick
 import v2_handwritten
 import v3_numpy_deep
 from shared_data.errors import UserError
+from shared_data.inference.chat import complete_chat
+from shared_data.inference.prompts import encode_chat
 from shared_data.model_files.folder import read_config
 from shared_data.model_names import smollm2_file
 
@@ -41,6 +43,21 @@ def test_greedy_ids_are_equal_at_all_levels(levels: dict[str, Level]) -> None:
         texts.append((prompts, ids, [tokenizer.decode(row) for row in ids]))
     assert texts[0] == texts[1] == texts[2]
     assert "Paris" in texts[0][2][0]
+
+
+def test_a_conversation_is_the_same_at_all_levels(levels: dict[str, Level]) -> None:
+    """In its own template, with its default system message, up to its own end of a turn."""
+    generate = {"v1": v1_quick.generate, "v2": v2_handwritten.generate, "v3": v3_numpy_deep.generate}
+    for name, (tokenizer, model) in levels.items():
+        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        prompt = tokenizer.decode(encode_chat(tokenizer, messages))
+        assert prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+        answers = []
+        for question in ("And of Italy? Answer in one word.<|im_end|>", ""):
+            (answer,) = complete_chat(generate[name], model, tokenizer, [messages], max_new_tokens=24)
+            answers.append(answer)
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
+        assert answers == ["The capital of France is Paris.", "The capital of Italy is Rome."], name
 
 
 def test_the_weights_are_those_of_the_library(levels: dict[str, Level]) -> None:

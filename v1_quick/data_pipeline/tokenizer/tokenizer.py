@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shared_data.errors import library_errors
+from shared_data.files import read_json
 from shared_data.model_files.gguf import is_gguf
 from shared_data.tokenizer.tokenizer_file import read_tokenizer
 
@@ -30,4 +31,11 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     path = Path(folder).parent if Path(folder).suffix == ".json" else Path(folder)
     with library_errors(f"tokenizer.json of {folder}", "name another folder, or copy or train it again"):
-        return AutoTokenizer.from_pretrained(path.resolve(strict=True))
+        # For some `model_type` the automatic class cuts text by rules of its own, not by those of the file (Qwen2).
+        config = (
+            read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+        )
+        plain = config.get("tokenizer_class") == "PreTrainedTokenizerFast"
+        return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(
+            path.resolve(strict=True)
+        )
