@@ -48,7 +48,7 @@ def test_every_stage_has_a_command_and_every_option_a_line_of_help(
 ) -> None:
     assert v2("--help") == 0
     commands = capsys.readouterr().out
-    for name in ("run", *STAGES, "report", "settings"):
+    for name in ("run", *STAGES, "export", "report", "settings"):
         assert re.search(rf"│ {name} +\S", commands)
         assert v2(name, "--help") == 0
         text = capsys.readouterr().out
