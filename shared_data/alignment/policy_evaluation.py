@@ -87,10 +87,13 @@ def evaluate_policy(
     metrics = {moment: _mean(records, f"{moment}_reward") for moment in ("before", "after")}
     metrics |= {"kl": kl / count, "finished_before": finished["before"] / count}
     metrics["finished"] = finished["after"] / count
-    documents = islice(read_documents(run.documents("validation")), DOCUMENTS)
-    texts = [document.text for document in documents]
-    metrics["bits_per_byte_before"] = reference.bits_per_byte(texts)
-    metrics["bits_per_byte"] = policy.bits_per_byte(texts)
+    if (
+        run.path / "data" / "validation.jsonl"
+    ).is_file():  # not so where the stage began with a model from elsewhere
+        documents = islice(read_documents(run.documents("validation")), DOCUMENTS)
+        texts = [document.text for document in documents]
+        metrics["bits_per_byte_before"] = reference.bits_per_byte(texts)
+        metrics["bits_per_byte"] = policy.bits_per_byte(texts)
     return metrics | _by_kind_of_prompt(records)
 
 

@@ -32,7 +32,9 @@ def load_to_train(
     start = starting_model(run, stage)
     base = base_of_adapter(start.folder)
     model = load_model(base or start.folder, **model_options(settings))
-    return merge_adapter(model, start.folder) if base else model, load_tokenizer(start.tokenizer)
+    tokenizer = load_tokenizer(start.tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # batches need one
+    return merge_adapter(model, start.folder) if base else model, tokenizer
 
 
 def load_with_tokenizer(

@@ -1,0 +1,116 @@
+"""Stages that start from a model from elsewhere: its sizes, tokenizer, template and stops; float32; no pretraining, no copied settings."""
+
+import json
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from shared_data.files import read_json
+from shared_data.inference.arguments import end_ids
+from shared_data.story_world.world import StoryWorld
+from tests.end_to_end.conftest import Commands
+from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
+
+CONTROL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+STAGES = {
+    "sft": ["sft.max_steps=2", "sft.conversations=40", "sft.max_length=512"],
+    "reward": ["reward.max_steps=2", "reward.pairs=40", "reward.eval_pairs=8"],
+    "dpo": ["dpo.max_steps=2", "dpo.pairs=40", "dpo.eval_pairs=8", "dpo.eval_prompts=4"],
+    "grpo": ["grpo.max_steps=1", "grpo.eval_prompts=4"],
+    "ppo": ["ppo.max_steps=1", "ppo.eval_prompts=4"],
+}
+LEVELS = ["v1", "v2", "v3"]
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama in bfloat16 and in shards, with Llama 3's template and a stop that only generation_config.json names."""
+    folder = tmp_path_factory.mktemp("foreign")
+    stories = [story.text for story in islice(StoryWorld().stories(0, "train"), 100)]
+    train_bpe(stories, 500, special_tokens=CONTROL).save(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        folder, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
+    )
+    template = resources.files("trl") / "chat_templates" / "llama3.jinja"
+    tokenizer.chat_template = template.read_text(encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.generation_config.eos_token_id = [1, 4]
+    model.save_pretrained(folder, max_shard_size="50kB")
+    return folder
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_stage_starts_from_a_folder(
+    level: str, foreign: Path, commands: Commands, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for stage, settings in STAGES.items():
+        assignments = [word for setting in settings for word in ("--set", setting)]
+        done = commands(
+            level, stage, "--config", "smoke", "--model", foreign, "--out", run, *assignments, cwd=tmp_path
+        )
+        assert done.returncode == 0, f"{stage}: {done.stderr}"
+        config, weights = read_json(run / stage / "config.json"), load_file(run / stage / "model.safetensors")
+        assert (config["hidden_size"], config["num_hidden_layers"]) == (32, 2)
+        # A file of bfloat16 is trained in float32, in which small steps are not lost.
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+        saved = (run / stage / "chat_template.jinja").read_text(encoding="utf-8")
+        assert saved == (foreign / "chat_template.jinja").read_text(encoding="utf-8")
+        if stage != "reward":
+            ends = read_json(run / stage / "generation_config.json")["eos_token_id"]
+            assert set(end_ids(ends)) == {1, 4} or (
+                level == "v1" and ends == 4
+            )  # TRL keeps the end of a turn
+    assert not (run / "pretrain").exists()
+    assert not (run / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_stage_after_it_starts_from_its_result(
+    level: str, foreign: Path, commands: Commands, tmp_path: Path
+) -> None:
+    """`dpo` without `--model` goes on from `sft`; with another model it would lose the result of this one."""
+    run = tmp_path / "run"
+    settings = [word for stage in ("sft", "dpo") for name in STAGES[stage] for word in ("--set", name)]
+    assert commands(level, "sft", "--config", "smoke", "--model", foreign, "--out", run, *settings, cwd=tmp_path).returncode == 0  # fmt: skip
+    done = commands(level, "dpo", "--out", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = commands(level, "dpo", "--model", foreign, "--out", run, cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        "holds a finished result, but it was made with dpo.model_name_or_path = none" in done.stderr.lower()
+    )
+
+
+def test_a_template_without_its_tokens_is_refused_before_the_first_step(
+    foreign: Path, commands: Commands, tmp_path: Path
+) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_bytes((foreign / name).read_bytes())
+    for shard in foreign.glob("*.safetensors"):
+        (tmp_path / shard.name).symlink_to(shard)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end_of_text|>"}))
+    done = commands("v2", "sft", "--config", "smoke", "--model", tmp_path, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has no special token <|im_end|>, with which the chat template of sft ends a turn" in done.stderr
+    done = commands("v2", "chat", "--config", "smoke", "--model", tmp_path, "--out", "run", cwd=tmp_path)
+    assert "the model has no chat template" in done.stderr or done.returncode == 0
