@@ -23,7 +23,7 @@ from shared_data.model_files.gguf_model import config_json, weight_shapes
 from shared_data.model_files.stored_names import Index, part_shape, stored_tensors
 from shared_data.tokenizer.tokenizer_config import read_config as read_tokenizer_config
 from shared_data.tokenizer.tokenizer_config import special_tokens
-from shared_data.tokenizer.tokenizer_file import read_tokenizer, tokenizer_beside
+from shared_data.tokenizer.tokenizer_file import read_tokenizer, tokenizer_beside, write_tokenizer
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -66,7 +66,9 @@ def write_folder(
         write_json(
             folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None}
         )
-    if tokenizer_folder is not None:
+    if tokenizer_folder is not None and is_gguf(tokenizer_folder):
+        write_tokenizer(folder, *read_tokenizer(tokenizer_folder))
+    elif tokenizer_folder is not None:
         sources = chain.from_iterable(map(Path(tokenizer_folder).glob, _TOKENIZER_FILES))
         for source in filter(Path.is_file, sources):
             with atomic_write(folder / source.relative_to(tokenizer_folder)) as file:
@@ -88,6 +90,10 @@ def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None)
 
 def _pad_token_id(tokenizer_folder: Path) -> int | None:
     """The id of the token that the tokenizer's files name for padding; None where they name none."""
+    if is_gguf(tokenizer_folder):
+        definition, config = read_tokenizer(tokenizer_folder)
+        ids = {token["content"]: token["id"] for token in definition["added_tokens"]}
+        return ids.get(config.get("pad_token"))
     named, _ = special_tokens(read_tokenizer_config(tokenizer_folder), None, tokenizer_folder)
     tokens = tokenizer_folder / "tokenizer.json"
     if "pad_token" not in named or tokenizer_beside(tokenizer_folder, tokens) == tokens:

@@ -30,6 +30,7 @@ ROPE_TYPES: dict[str, RopeType] = {
     ),
     "llama3": RopeType(("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")),
 }
+ORIGINAL = "original_max_position_embeddings"
 # Types that need to know the length the model was first trained on.
 WITH_ORIGINAL_LENGTH = ("yarn", "llama3")
 _NEUTRAL = frozenset({"rope_type", "finetuned"})  # the second says that training has followed
@@ -38,7 +39,7 @@ _NEUTRAL = frozenset({"rope_type", "finetuned"})  # the second says that trainin
 def with_original_length(scaling: dict[str, Any], positions: int) -> dict[str, Any]:
     """The same scaling; where it names no original length and needs one, that is the number of positions of the model."""
     if scaling.get("rope_type") in WITH_ORIGINAL_LENGTH:
-        return {"original_max_position_embeddings": positions} | scaling
+        return scaling | {ORIGINAL: scaling.get(ORIGINAL, positions)}
     return scaling
 
 

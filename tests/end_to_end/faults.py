@@ -291,13 +291,12 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     # models and tokenizers from elsewhere
     "missing tokenizer": (arguments("tokenizer", "--set", "tokenizer.load=nowhere"), r"nowhere.*; "),
     "start from no model": (arguments("pretrain", "--set", "pretrain.model_name_or_path=nowhere"), r"nowhere.*; "),
-    "start from another shape": (start_from("config.json", same, "--set", "model.hidden_size=32"), r"hidden_size 16.* 32; "),
     "start from another vocabulary": (
         start_from("tokenizer.json", without_the_last_merge),
         r"another tokenizer.*; start from that tokenizer",
     ),
     "start from damaged weights": (start_from("model.safetensors", half), r"model\.safetensors.*; "),
-    "generate: no such folder": (arguments("generate", "--model", "{scratch}/no"), r"no model .*/no'; name a stage .* or a folder"),
+    "generate: no such folder": (arguments("generate", "--model", "{scratch}/no"), r"no model .*/no'; name a stage .*, a folder"),
     "generate: no model yet": (arguments("generate", "--out", "{scratch}/new"), r"no model in .*; run `uv run v. run --out .*` first"),
     "generate: rope_scaling without its factor": (
         generate_from("config.json", edited(rope_parameters={"rope_type": "linear", "rope_theta": 1e4})),

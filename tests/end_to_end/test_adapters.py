@@ -73,7 +73,7 @@ def test_an_adapter_without_its_base_is_one_line(
     lines = {level: commands(level, "generate", *options, cwd=tmp_path) for level in LEVELS}
     for level, done in lines.items():
         assert done.returncode == 2, level
-        assert "is an adapter of some/where, and there is no such folder; correct" in done.stderr
+        assert "there is no folder some/where here, and the hub cannot be reached" in done.stderr
     assert len({done.stderr for done in lines.values()}) == 1
 
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shared_data.files import read_json
 from shared_data.inference.arguments import end_ids
+from shared_data.model_files.gguf_export import export_gguf
 from shared_data.story_world.world import StoryWorld
 from tests.end_to_end.conftest import Commands
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
@@ -114,3 +115,29 @@ def test_a_template_without_its_tokens_is_refused_before_the_first_step(
     assert "has no special token <|im_end|>, with which the chat template of sft ends a turn" in done.stderr
     done = commands("v2", "chat", "--config", "smoke", "--model", tmp_path, "--out", "run", cwd=tmp_path)
     assert "the model has no chat template" in done.stderr or done.returncode == 0
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_gguf_file_and_an_adapter_are_trained_further(
+    level: str, foreign: Path, commands: Commands, tmp_path: Path
+) -> None:
+    file, run = tmp_path / "model.gguf", tmp_path / "run"
+    export_gguf(foreign, foreign, file, "q8_0")
+    lora = ["--set", "sft.adapter.method=lora", "--set", "sft.learning_rate=0.1"]
+    options = [word for stage in ("sft", "dpo") for name in STAGES[stage] for word in ("--set", name)]
+    options += ["--config", "smoke", "--out", str(run)]
+    done = commands(level, "sft", "--model", foreign, *options, *lora, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    starts = {"gguf": file, "adapter": run / "sft" / "adapter"}
+    weights = {}
+    for name, start in starts.items():
+        arguments = ["dpo", "--model", start, "--force", "--set", "dpo.learning_rate=1e-12"]
+        done = commands(level, *arguments, *options, *lora, cwd=tmp_path)
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        assert (run / "dpo" / "tokenizer.json").is_file()
+        weights[name] = load_file(run / "dpo" / "model.safetensors")
+    before = load_file(run / "sft" / "model.safetensors")
+    for name, tensor in weights["adapter"].items():  # at this learning rate nothing moves
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)
+    moved = "model.layers.0.self_attn.q_proj.weight"
+    assert (weights["adapter"][moved] - weights["gguf"][moved]).abs().max() > 0.01, "the adapter counts"

@@ -7,13 +7,15 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
+from shared_data.model_files.folder import read_config
 from shared_data.model_files.initialization import initial_score
-from shared_data.model_names import starting_config
+from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
 from v1_quick.align.preference_data import preference_datasets
-from v1_quick.inference.loading import load_to_train
+from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v1_quick.inference.loading import folder_to_train
 from v1_quick.models.checkpoint import model_options
 from v1_quick.pretrain.components.muon import make_optimizer
 from v1_quick.pretrain.components.training import last_checkpoint, logged_metrics, trainer_arguments
@@ -22,12 +24,12 @@ from v1_quick.pretrain.components.training import last_checkpoint, logged_metric
 def reward(settings: Settings, run: RunFolder) -> Metrics:
     """Train a reward model that starts from the tuned model of the run; returns the metrics of the stage."""
     section, folder = settings.reward, run.stage("reward")
-    tuned, tokenizer = load_to_train(settings, run, "reward")
+    start = folder_to_train(settings, run, "reward")
+    tokenizer = load_tokenizer(tokenizer_of(run, "reward"))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # batches need one
     train, held_out = preference_datasets(settings, "reward", tokenizer)
-    config = starting_config(run, "reward")
-    tuned.config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(tuned.config, **model_options(settings))
-    model.base_model.load_state_dict(tuned.base_model.state_dict())
+    config = read_config(start)
+    model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, **model_options(settings))
     # The library draws the new head at random; with these numbers a run can be repeated, and compared with levels 2 and 3.
     model.score.weight.data.copy_(torch.from_numpy(initial_score(config, section.seed)))
     arguments = RewardConfig(

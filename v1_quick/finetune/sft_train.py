@@ -9,7 +9,6 @@ and merged into the model that the stage leaves.
 import shutil
 
 from datasets import Dataset
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
@@ -23,8 +22,8 @@ from shared_data.training.chat_data import check_conversation, split_conversatio
 from shared_data.training.training_run import Metrics
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v1_quick.inference.generate import generate
-from v1_quick.inference.loading import load_for_inference
-from v1_quick.models.checkpoint import model_options
+from v1_quick.inference.loading import folder_to_train, load_for_inference
+from v1_quick.models.checkpoint import merge_adapter, model_options
 from v1_quick.models.peft.lora import inject_lora
 from v1_quick.models.peft.qlora import nf4_config
 from v1_quick.pretrain.components.muon import make_optimizer
@@ -64,9 +63,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     trainer.save_model(folder / "adapter" if adapted else folder)
     if adapted:
-        base = load_base(settings, run)
-        plain = base.dequantize() if section.adapter.method == "qlora" else base
-        merged = PeftModel.from_pretrained(plain, folder / "adapter").merge_and_unload()
+        merged = merge_adapter(load_base(settings, run), folder / "adapter")
         merged.config.eos_token_id = merged.generation_config.eos_token_id = tokenizer.eos_token_id
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -76,7 +73,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
 
 def load_base(settings: Settings, run: RunFolder) -> PreTrainedModel:
     """The pretrained model, for QLoRA in 4 bits."""
-    folder, options = starting_model(run, "sft").folder, model_options(settings)
+    folder, options = folder_to_train(settings, run, "sft"), model_options(settings)
     if settings.sft.adapter.method == "qlora":
         options["quantization_config"] = nf4_config(settings.sft.adapter, read_config(folder))
     return AutoModelForCausalLM.from_pretrained(folder, **options)

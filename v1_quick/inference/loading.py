@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import check_vocabulary
+from shared_data.model_files.gguf import is_gguf
 from shared_data.model_names import find_model, starting_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
@@ -29,12 +30,20 @@ def load_to_train(
     settings: Settings, run: RunFolder, stage: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model that a stage trains further, in float32 whatever its files have, and its tokenizer."""
-    start = starting_model(run, stage)
-    base = base_of_adapter(start.folder)
-    model = load_model(base or start.folder, **model_options(settings))
-    tokenizer = load_tokenizer(start.tokenizer)
+    model = load_model(folder_to_train(settings, run, stage), **model_options(settings))
+    tokenizer = load_tokenizer(starting_model(run, stage).tokenizer)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # batches need one
-    return merge_adapter(model, start.folder) if base else model, tokenizer
+    return model, tokenizer
+
+
+def folder_to_train(settings: Settings, run: RunFolder, stage: str) -> Path:
+    """The folder of that model. Trainers read it again for the reference, so an adapter and a GGUF file become one first."""
+    start = starting_model(run, stage).folder
+    if not is_gguf(start) and not base_of_adapter(start):
+        return start
+    folder = run.stage(stage) / "start"
+    load_for_inference(settings, start).save_pretrained(folder)
+    return folder
 
 
 def load_with_tokenizer(

@@ -40,8 +40,11 @@ def load_model(
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with the adapter of a folder merged into it; raises `UserError` where PEFT cannot load that."""
+    """The model, decoded if it is quantized, with the adapter of a folder merged into it; raises `UserError` where PEFT cannot load that."""
     from peft import PeftModel  # takes seconds
+
+    if getattr(model, "is_quantized", False):
+        model = model.dequantize()
 
     with library_errors(str(folder), "load it on the model that it was trained on, or copy it again"):
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()

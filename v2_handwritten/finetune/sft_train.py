@@ -19,7 +19,6 @@ from torch import Tensor
 from shared_data.device import resolve_device
 from shared_data.evaluation.answers import evaluate_answers
 from shared_data.model_names import starting_model
-from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.config import LoraConfig, QuantizationConfig
 from shared_data.peft.memory import memory_bytes
 from shared_data.runs import RunFolder
@@ -33,7 +32,7 @@ from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.inference.generate import generate
 from v2_handwritten.inference.loading import load_to_train
 from v2_handwritten.models.checkpoint import save_model
-from v2_handwritten.models.peft.adapters import restore_adapter, save_adapter
+from v2_handwritten.models.peft.adapters import merged_model, restore_adapter, save_adapter
 from v2_handwritten.models.peft.lora import inject_lora
 from v2_handwritten.models.peft.qlora import quantize_model
 from v2_handwritten.models.transformer import Transformer
@@ -70,9 +69,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     if adapted:
         save_adapter(model, folder / "adapter", base_name=str(start.folder))
-        plain = Transformer(model.config, settings.kernels).to(model.lm_head.weight)
-        plain.load_state_dict(merged_state_dict(model))
-        model = plain
+        model = merged_model(model)
     save_model(model, folder, start.tokenizer)
     before, _ = load_to_train(settings, run, "sft")
     return metrics | evaluate_answers(settings, run, generate, before, model.eval(), tokenizer)

@@ -12,13 +12,12 @@ from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.inference.prompts import stop_ids
 from shared_data.model_names import find_model, starting_model
-from shared_data.peft.adapted_model import merge_lora
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v2_handwritten.models.checkpoint import load_model
-from v2_handwritten.models.peft.adapters import load_adapter
+from v2_handwritten.models.peft.adapters import load_adapter, merged_model
 from v2_handwritten.models.transformer import Transformer
 
 
@@ -26,15 +25,11 @@ def load_for_inference(settings: Settings, folder: Path) -> Transformer:
     """The model of a folder on the settings' device; an adapter is loaded with its base and merged into it."""
     device = resolve_device(settings.device)
     dtype = torch.float32 if device.type == "cpu" else None  # a CPU computes bfloat16 many times slower
-    return _load_merged(folder, dtype, device, settings.kernels)
-
-
-def _load_merged(folder: Path, dtype: torch.dtype | None, device: torch.device, kernels: str) -> Transformer:
     base = base_of_adapter(folder)
-    model = load_model(base or folder, dtype, device, kernels)
+    model = load_model(base or folder, dtype, device, settings.kernels)
     if base:
         load_adapter(model, folder)
-        merge_lora(model)
+        model = merged_model(model)
     return model.eval()
 
 
@@ -44,8 +39,12 @@ def load_to_train(settings: Settings, run: RunFolder, stage: str) -> tuple[Trans
     It stops where its template ends a turn, too. Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     start = starting_model(run, stage)
-    model = _load_merged(start.folder, None, resolve_device(settings.device), settings.kernels)
+    base = base_of_adapter(start.folder)
+    model = load_model(base or start.folder, None, resolve_device(settings.device), settings.kernels)
     model = model.to(torch.promote_types(model.lm_head.weight.dtype, torch.float32))
+    if base:
+        load_adapter(model, start.folder)
+        model = merged_model(model)
     tokenizer = load_tokenizer(start.tokenizer)
     check_vocabulary(start.folder, model.config.vocab_size, start.tokenizer, tokenizer.vocab_size)
     if tokenizer.chat_template is not None:

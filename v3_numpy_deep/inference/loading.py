@@ -9,13 +9,12 @@ from pathlib import Path
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.inference.prompts import stop_ids
 from shared_data.model_names import find_model, starting_model
-from shared_data.peft.adapted_model import merge_lora
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v3_numpy_deep.data_pipeline.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from v3_numpy_deep.models.checkpoint import load_model
-from v3_numpy_deep.models.peft.adapters import load_adapter
+from v3_numpy_deep.models.peft.adapters import load_adapter, merged_model
 from v3_numpy_deep.models.transformer import Transformer
 
 
@@ -25,7 +24,7 @@ def load_for_inference(settings: Settings, folder: Path) -> Transformer:
     model = load_model(base or folder, kernels=settings.kernels)
     if base:
         load_adapter(model, folder)
-        merge_lora(model)
+        model = merged_model(model)
     return model.eval()
 
 

@@ -12,9 +12,11 @@ from safetensors.torch import save
 from torch import nn
 
 from shared_data.model_files.folder import read_shapes
+from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.adapter_files import WEIGHTS, adapter_tensors, read_adapter, write_adapter
 from v2_handwritten.models.checkpoint import read_tensor
 from v2_handwritten.models.peft.lora import inject_lora
+from v2_handwritten.models.transformer import Transformer
 
 
 def save_adapter(model: nn.Module, folder: Path | str, base_name: str, name: str = "default") -> None:
@@ -42,3 +44,10 @@ def restore_adapter(model: nn.Module, folder: Path | str, name: str = "default")
     """Copy the weights of a saved adapter into the same adapter of the model, in place."""
     for key, weight in adapter_tensors(model, name).items():
         weight.copy_(read_tensor(Path(folder) / WEIGHTS, key))
+
+
+def merged_model(model: Transformer) -> Transformer:
+    """A plain model that computes what a model and its active adapter do together; all of it can be trained."""
+    plain = Transformer(model.config, model.kernels).to(model.lm_head.weight)
+    plain.load_state_dict(merged_state_dict(model))
+    return plain

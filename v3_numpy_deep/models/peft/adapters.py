@@ -11,10 +11,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from shared_data.model_files.folder import read_shapes
+from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.adapter_files import WEIGHTS, adapter_tensors, read_adapter, write_adapter
 from v3_numpy_deep.autograd import Module, Parameter
 from v3_numpy_deep.models.checkpoint import read_tensor
 from v3_numpy_deep.models.peft.lora import inject_lora
+from v3_numpy_deep.models.transformer import Transformer
 
 
 def save_adapter(model: Module, folder: Path | str, base_name: str, name: str = "default") -> None:
@@ -41,3 +43,10 @@ def restore_adapter(model: Module, folder: Path | str, name: str = "default") ->
     """Copy the weights of a saved adapter into the same adapter of the model, in place."""
     for key, weight in adapter_tensors(model, name).items():
         weight.data[...] = read_tensor(Path(folder) / WEIGHTS, key)
+
+
+def merged_model(model: Transformer) -> Transformer:
+    """A plain model that computes what a model and its active adapter do together; all of it can be trained."""
+    plain = Transformer(model.config, model.kernels)
+    plain.load_state_dict(merged_state_dict(model))
+    return plain
