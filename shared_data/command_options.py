@@ -65,7 +65,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="X",
-        help="A stage of the run (pretrain, sft, dpo, ppo, grpo), a folder with a Hugging Face model or adapter, a GGUF file, or smollm2.",
+        help="A stage of the run (pretrain, sft, dpo, ppo, grpo), a folder with a Hugging Face model or adapter, a GGUF file, smollm2, or owner/name of the hub.",
     ),
 ]
 Force = Annotated[
