@@ -3,21 +3,26 @@
 Perplexity counts tokens, bits per byte counts bytes, and the floor is -log2 P(text) / bytes; all three must be about the
 same text, also when a limit on the tokens cuts it short. So it is cut between documents where that is possible.
 
-    metrics = evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length=256)
+A model from elsewhere reads the same documents in the tokens of its own tokenizer. Bits per byte can be compared, perplexities cannot.
+
+    metrics = evaluate_held_out(negative_log_probs, model, tokenizer, found.tokenizer, settings.evaluate, run, context_length=256)
 """
 
 import filecmp
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Int64, Integer
 
 from shared_data.corpus.splits import read_documents
+from shared_data.corpus.token_files import encode_split
 from shared_data.errors import UserError
 from shared_data.evaluation.windows import (
     NegativeLogProbs,
@@ -28,6 +33,7 @@ from shared_data.evaluation.windows import (
     total,
 )
 from shared_data.files import write_json
+from shared_data.inference.prompts import encode_text, end_of_document
 from shared_data.model_files.gguf import is_gguf
 from shared_data.progress import progress
 from shared_data.runs import RunFolder
@@ -51,15 +57,48 @@ def evaluate_held_out(
     negative_log_probs: NegativeLogProbs,
     model: Any,
     tokenizer: Any,
+    tokenizer_path: Path,
     section: EvaluateSettings,
     run: RunFolder,
     context_length: int,
 ) -> dict[str, int | float]:
     """The numbers of the stage `evaluate`: a split of the run scored document by document, beside its entropy floor.
 
-    Raises `UserError` for an empty split.
+    tokenizer, tokenizer_path: the model's. Raises `UserError` for an empty split.
     """
-    path = run.tokens(section.split)
+    with tokens_in(tokenizer, tokenizer_path, run, section.split, model.config.vocab_size) as path:
+        return _evaluate(negative_log_probs, model, tokenizer, path, section, run, context_length)
+
+
+@contextmanager
+def tokens_in(
+    tokenizer: Any, tokenizer_path: Path, run: RunFolder, split: str, vocab_size: int
+) -> Iterator[Path]:
+    """The token file of a split: the run's or, for another tokenizer than the run's, one that is there for the moment."""
+    if is_same_tokenizer(tokenizer_path, run.tokenizer):
+        yield run.tokens(split)
+        return
+    end = end_of_document(tokenizer)
+
+    def encode(texts: list[str]) -> Int64[np.ndarray, " T"]:
+        return np.array([id for text in texts for id in (*encode_text(tokenizer, text), end)], np.int64)
+
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / f"{split}.bin"
+        encode_split(run.documents(split), target, encode, vocab_size, end)
+        yield target
+
+
+def _evaluate(
+    negative_log_probs: NegativeLogProbs,
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    section: EvaluateSettings,
+    run: RunFolder,
+    context_length: int,
+) -> dict[str, int | float]:
+    """The same for one token file."""
     facts = read_token_facts(path)
     held_out = read_held_out(
         run,
@@ -167,23 +206,27 @@ def _floor(log2_probability: float | None, size: int) -> float | None:
     return None if log2_probability is None else -log2_probability / size
 
 
+def is_same_tokenizer(one: Path, other: Path) -> bool:
+    """Whether two tokenizers, each a file or its folder, have the same tokens and merges."""
+    one, other = (
+        path / "tokenizer.json" if (path / "tokenizer.json").is_file() else path for path in (one, other)
+    )
+    if one == other or (one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)):
+        return True
+    models = [read_tokenizer(path)[0]["model"] for path in (one, other)]
+    return all(models[0].get(key) == models[1].get(key) for key in ("vocab", "merges"))
+
+
 def check_vocabulary(checkpoint: Path, model_vocab_size: int, tokenizer: Path, vocab_size: int) -> None:
     """Raise `UserError` where a model was trained with another tokenizer than the one its text is encoded with.
 
     A model may have more ids than the tokenizer: some checkpoints pad their vocabulary to a round number.
     """
     own = checkpoint if is_gguf(checkpoint) else checkpoint / "tokenizer.json"
-    if (
-        own.is_file()
-        and tokenizer.is_file()
-        and own != tokenizer
-        and not filecmp.cmp(own, tokenizer, shallow=False)
-    ):
-        theirs, ours = (read_tokenizer(path)[0]["model"] for path in (own, tokenizer))
-        if any(theirs.get(key) != ours.get(key) for key in ("vocab", "merges")):
-            raise UserError(
-                f"the model in {checkpoint} has another tokenizer than {tokenizer}; use a model that was trained with this one"
-            )
+    if own.is_file() and tokenizer.is_file() and not is_same_tokenizer(own, tokenizer):
+        raise UserError(
+            f"the model in {checkpoint} has another tokenizer than {tokenizer}; use a model that was trained with this one"
+        )
     if model_vocab_size < vocab_size:
         raise UserError(
             f"the model in {checkpoint} has a vocabulary of {model_vocab_size}, the tokenizer {tokenizer} one of "

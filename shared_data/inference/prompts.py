@@ -11,7 +11,7 @@ from typing import Any
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.inference.arguments import end_ids
-from shared_data.tokenizer.tokenizer import NO_TEMPLATE, Tokenizer
+from shared_data.tokenizer.tokenizer import END_OF_TEXT_NAMES, NO_TEMPLATE, Tokenizer
 
 
 def encode_prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
@@ -23,12 +23,30 @@ def encode_prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt {text!r:.60} is not UTF-8; type it in a terminal with UTF-8") from error
-    ours = isinstance(tokenizer, Tokenizer)
-    typed_is_text = {"allow_special": False} if ours else {"split_special_tokens": True}  # of transformers
-    ids = tokenizer.encode(text, add_special_tokens=True, **typed_is_text)
+    ids = encode_text(tokenizer, text, add_special_tokens=True)
     begins = bool(ids) and not tokenizer.decode(ids[:1], skip_special_tokens=True)
     first = model.config.bos_token_id
     return ids if begins or first is None or first < 0 else [first, *ids]
+
+
+def encode_text(tokenizer: Any, text: str, add_special_tokens: bool = False) -> list[int]:
+    """The ids of a text in which special tokens are text like any other."""
+    ours = isinstance(tokenizer, Tokenizer)
+    as_text = {"allow_special": False} if ours else {"split_special_tokens": True}  # of transformers
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens, **as_text)
+
+
+def end_of_document(tokenizer: Any) -> int:
+    """The id that ends a document. Of a chat model, whose `eos_token` ends a turn, a token that is called so."""
+    for name in END_OF_TEXT_NAMES:
+        ids = tokenizer.encode(name, add_special_tokens=False)
+        if len(ids) == 1:
+            return ids[0]
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer names no token that ends a document; add eos_token to its tokenizer_config.json"
+        )
+    return tokenizer.eos_token_id
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

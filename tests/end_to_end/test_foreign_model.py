@@ -1,6 +1,8 @@
 """Stages that start from a model from elsewhere: its sizes, tokenizer, template and stops; float32; no pretraining, no copied settings."""
 
 import json
+import re
+from collections.abc import Callable
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -141,3 +143,16 @@ def test_a_gguf_file_and_an_adapter_are_trained_further(
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)
     moved = "model.layers.0.self_attn.q_proj.weight"
     assert (weights["adapter"][moved] - weights["gguf"][moved]).abs().max() > 0.01, "the adapter counts"
+
+
+def test_held_out_text_is_read_in_the_tokens_of_the_model(
+    foreign: Path, commands: Commands, finished_runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Bits per byte of the same documents, at all levels the same."""
+    found = {}
+    for level in LEVELS:
+        done = commands(level, "evaluate", "--model", foreign, "--out", finished_runs(level), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found[level] = re.findall(r"(?:bits per byte|text):\s+(.*)", done.stdout)
+    assert len(found["v2"]) == 2
+    assert found["v1"] == found["v2"] == found["v3"]

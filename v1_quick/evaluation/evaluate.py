@@ -8,12 +8,11 @@ of what can be learned has been learned, which perplexity alone never says.
 
 from pathlib import Path
 
-from shared_data.evaluation.held_out import check_vocabulary, evaluate_held_out
-from shared_data.model_names import resolve_model
+from shared_data.evaluation.held_out import evaluate_held_out
+from shared_data.model_names import find_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v1_quick.inference.loading import load_for_inference
+from v1_quick.inference.loading import load_with_tokenizer
 from v1_quick.inference.scoring import negative_log_probs
 
 
@@ -21,10 +20,11 @@ def evaluate(
     settings: Settings, run: RunFolder, model_name: str | Path = "pretrain"
 ) -> dict[str, int | float]:
     """Score a split of the run with a model of any level, by its name (`shared_data/model_names.py`)."""
-    folder = resolve_model(run, model_name)
-    model, tokenizer = load_for_inference(settings, folder), load_tokenizer(run.tokenizer.parent)
-    check_vocabulary(folder, model.config.vocab_size, run.tokenizer, len(tokenizer))
+    found = find_model(run, model_name)
+    model, tokenizer = load_with_tokenizer(settings, run, model_name)
     context_length = model.config.max_position_embeddings
-    if folder.parent == run.path:  # a model of this run
+    if found.folder.parent == run.path:  # a model of this run
         context_length = min(context_length, settings.pretrain.sequence_length)
-    return evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length)
+    return evaluate_held_out(
+        negative_log_probs, model, tokenizer, found.tokenizer, settings.evaluate, run, context_length
+    )

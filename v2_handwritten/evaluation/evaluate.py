@@ -10,12 +10,11 @@ Level 1: the same steps with transformers' model and torch's cross-entropy; leve
 
 from pathlib import Path
 
-from shared_data.evaluation.held_out import check_vocabulary, evaluate_held_out
-from shared_data.model_names import resolve_model
+from shared_data.evaluation.held_out import evaluate_held_out
+from shared_data.model_names import find_model
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v2_handwritten.inference.loading import load_for_inference
+from v2_handwritten.inference.loading import load_with_tokenizer
 from v2_handwritten.inference.scoring import negative_log_probs
 
 
@@ -27,10 +26,11 @@ def evaluate(
     Documents are scored one by one, with windows no longer than the model was trained on. Raises `UserError` where the
     model is damaged or of another vocabulary, or the split is empty.
     """
-    folder = resolve_model(run, model_name)
-    model, tokenizer = load_for_inference(settings, folder), load_tokenizer(run.tokenizer)
-    check_vocabulary(folder, model.config.vocab_size, run.tokenizer, tokenizer.vocab_size)
+    found = find_model(run, model_name)
+    model, tokenizer = load_with_tokenizer(settings, run, model_name)
     context_length = model.config.max_position_embeddings
-    if folder.parent == run.path:  # a model of this run
+    if found.folder.parent == run.path:  # a model of this run
         context_length = min(context_length, settings.pretrain.sequence_length)
-    return evaluate_held_out(negative_log_probs, model, tokenizer, settings.evaluate, run, context_length)
+    return evaluate_held_out(
+        negative_log_probs, model, tokenizer, found.tokenizer, settings.evaluate, run, context_length
+    )
