@@ -15,6 +15,8 @@ import v2_handwritten.data_pipeline.tokenizer.tokenizer as v2
 import v3_numpy_deep.data_pipeline.tokenizer.tokenizer as v3
 from shared_data.errors import UserError
 from shared_data.tokenizer.byte_level import ALPHABET
+from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 
 LEVELS = {"v2": v2.Tokenizer, "v3": v3.Tokenizer}
 Files = dict[str, Any]
@@ -265,3 +267,15 @@ def test_a_file_that_names_no_class_is_right_also_in_a_folder_of_qwen2(tmp_path)
             level.load(write(tmp_path, files)).definition["pre_tokenizer"]
             == tokenizer_json()["pre_tokenizer"]
         )
+
+
+def test_level_1_cuts_text_by_the_file_beside_a_qwen2_model(tmp_path):
+    """The library's automatic class would cut by Qwen2's own pattern, with digits one by one."""
+    train_bpe(["numbers 12345 here"] * 9, 300, pattern="gpt2", special_tokens=["<|endoftext|>"]).save(
+        tmp_path
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    text = "numbers 12345 here"
+    ids = v2.Tokenizer.load(tmp_path).encode(text)
+    assert load_tokenizer(tmp_path).encode(text) == ids
+    assert AutoTokenizer.from_pretrained(tmp_path).encode(text) != ids
