@@ -223,6 +223,7 @@ def check_vocabulary(checkpoint: Path, model_vocab_size: int, tokenizer: Path, v
     A model may have more ids than the tokenizer: some checkpoints pad their vocabulary to a round number.
     """
     own = checkpoint if is_gguf(checkpoint) else checkpoint / "tokenizer.json"
+    tokenizer = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
     if own.is_file() and tokenizer.is_file() and not is_same_tokenizer(own, tokenizer):
         raise UserError(
             f"the model in {checkpoint} has another tokenizer than {tokenizer}; use a model that was trained with this one"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from importlib import resources
 from itertools import islice
@@ -156,3 +157,13 @@ def test_held_out_text_is_read_in_the_tokens_of_the_model(
         found[level] = re.findall(r"(?:bits per byte|text):\s+(.*)", done.stdout)
     assert len(found["v2"]) == 2
     assert found["v1"] == found["v2"] == found["v3"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_reward_model_of_another_tokenizer_is_refused(
+    level: str, foreign: Path, commands: Commands, aligned_runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(aligned_runs(level), tmp_path / "run"))
+    done = commands(level, "ppo", "--model", foreign, "--out", run, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "reward has another tokenizer than" in done.stderr

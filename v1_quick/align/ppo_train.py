@@ -14,7 +14,8 @@ from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import encode_prompts, open_prompts
 from shared_data.alignment.rewards import open_reward
 from shared_data.errors import UserError
-from shared_data.model_names import starting_model
+from shared_data.evaluation.held_out import check_vocabulary
+from shared_data.model_names import starting_model, tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.training_run import Metrics
@@ -34,6 +35,9 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     reward_model, value_model = (
         AutoModelForSequenceClassification.from_pretrained(run.model("reward"), **model_options(settings))
         for _ in range(2)
+    )
+    check_vocabulary(
+        run.model("reward"), reward_model.config.vocab_size, tokenizer_of(run, "ppo"), len(tokenizer)
     )
     positions, batch_size = model.config.max_position_embeddings, section.per_device_train_batch_size
     prompts, held_out = open_prompts(settings, "ppo", tokenizer, positions)

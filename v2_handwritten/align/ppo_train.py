@@ -24,6 +24,7 @@ from shared_data.alignment.prompts import PromptBatch, PromptBatches, encode_pro
 from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
 from shared_data.alignment.token_policy import decode_completions, pad_completions
 from shared_data.device import resolve_device
+from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import PpoSettings, Settings
@@ -51,6 +52,9 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     policy, tokenizer = load_to_train(settings, run, "ppo")
     reference = frozen_copy(policy)
     reward_model = load_reward_model(run.model("reward"), kernels=settings.kernels).to(device).eval()
+    check_vocabulary(
+        run.model("reward"), reward_model.config.vocab_size, tokenizer_of(run, "ppo"), tokenizer.vocab_size
+    )
     # What a whole completion is worth is a good guess for its beginning.
     value_model = copy.deepcopy(reward_model)
     positions = policy.config.max_position_embeddings
