@@ -24,7 +24,7 @@ from jaxtyping import Int64, UInt32
 from shared_data.errors import UserError
 from shared_data.tokenizer.added_tokens import AddedTokens, Piece
 from shared_data.tokenizer.alignment import lengths_in
-from shared_data.tokenizer.chat_template import ChatTemplate, marked, split_marked, template_of
+from shared_data.tokenizer.chat_template import CHAT_TEMPLATE, ChatTemplate, marked, split_marked, template_of
 from shared_data.tokenizer.decoder import Decoder
 from shared_data.tokenizer.normalizer import Normalizer
 from shared_data.tokenizer.pre_tokenizer import PreTokenizer
@@ -137,6 +137,12 @@ class Tokenizer:
     def chat_template(self) -> ChatTemplate | None:
         """How the model writes a conversation; None for one that has not been tuned to."""
         return template_of(self.config)
+
+    def ensure_chat_template(self) -> None:
+        """Take our own template where the files have none, if the tokenizer has its tokens."""
+        if self.chat_template is None and {"<|im_start|>", "<|im_end|>"} <= set(self.special_tokens):
+            self.config["chat_template"] = CHAT_TEMPLATE
+            del self.chat_template
 
     def apply_chat_template(
         self,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.errors import UserError
-from shared_data.files import read_json, write_json
+from shared_data.files import atomic_write, read_json, write_json
 from shared_data.model_files.gguf import is_gguf, read_gguf
 from shared_data.tokenizer.added_tokens import AddedToken
 from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
@@ -86,6 +86,13 @@ def write_tokenizer(folder: Path | str, definition: Definition, config: Definiti
         config = config | {"chat_template": named}
     write_json(Path(folder) / "tokenizer.json", definition)
     write_json(Path(folder) / "tokenizer_config.json", config)
+
+
+def save_template(folder: Path, config: Definition) -> None:
+    """Write chat_template.jinja, where no file of the folder has a template yet."""
+    if "chat_template" in config and "chat_template" not in read_tokenizer(folder)[1]:
+        with atomic_write(folder / "chat_template.jinja", "w") as file:
+            file.write(config["chat_template"])
 
 
 def tokenizer_beside(folder: Path, otherwise: Path) -> Path:

@@ -17,6 +17,7 @@ from shared_data.files import read_json
 from shared_data.inference.arguments import end_ids
 from shared_data.model_files.gguf_export import export_gguf
 from shared_data.story_world.world import StoryWorld
+from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
 from tests.end_to_end.conftest import Commands
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 
@@ -167,3 +168,19 @@ def test_a_reward_model_of_another_tokenizer_is_refused(
     done = commands(level, "ppo", "--model", foreign, "--out", run, cwd=tmp_path)
     assert done.returncode == 2
     assert "reward has another tokenizer than" in done.stderr
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_base_model_with_the_tokens_of_our_template_is_tuned_with_it(
+    level: str, commands: Commands, finished_runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(finished_runs("v2") / "pretrain", tmp_path / "base"))
+    config = read_json(base / "tokenizer_config.json")
+    (base / "tokenizer_config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if key != "chat_template"})
+    )
+    run, names = tmp_path / "run", [*STAGES["sft"], "sft.max_length=1024"]
+    settings = [word for name in names for word in ("--set", name)]
+    done = commands(level, "sft", "--config", "smoke", "--model", base, "--out", run, *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (run / "sft" / "chat_template.jinja").read_text(encoding="utf-8") == CHAT_TEMPLATE

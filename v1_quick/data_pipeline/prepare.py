@@ -12,14 +12,13 @@ from shared_data.corpus.splits import Metrics, report_documents, with_progress, 
 from shared_data.corpus.token_files import tokenizer_texts, write_tokens
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
 from v1_quick.data_pipeline.analysis.statistics import zipf_exponent
 from v1_quick.data_pipeline.download.open_corpus import open_corpus
 from v1_quick.data_pipeline.processing.cleaning import new_cleaner
 from v1_quick.data_pipeline.processing.deduplication import new_deduplicator
 from v1_quick.data_pipeline.tokenizer.bpe_encode import document_encoder
 from v1_quick.data_pipeline.tokenizer.bpe_train import train_bpe
-from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v1_quick.data_pipeline.tokenizer.tokenizer import ensure_chat_template, load_tokenizer
 
 
 def prepare_documents(settings: Settings, run: RunFolder) -> Metrics:
@@ -39,8 +38,7 @@ def prepare_tokens(settings: Settings, run: RunFolder) -> Metrics:
     section = settings.tokenizer
     if section.load is not None:
         tokenizer = load_tokenizer(section.load)
-        if "<|im_end|>" in tokenizer.get_added_vocab():  # enough for ours, where it brings no template
-            tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+        ensure_chat_template(tokenizer)
     else:
         tokenizer = train_bpe(
             tokenizer_texts(settings, run),

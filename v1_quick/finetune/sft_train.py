@@ -20,7 +20,7 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.training.chat_data import check_conversation, split_conversations
 from shared_data.training.training_run import Metrics
-from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
+from v1_quick.data_pipeline.tokenizer.tokenizer import ensure_chat_template, load_tokenizer
 from v1_quick.inference.generate import generate
 from v1_quick.inference.loading import folder_to_train, load_for_inference
 from v1_quick.models.checkpoint import merge_adapter, model_options
@@ -34,6 +34,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     """Tune the pretrained model of the run on conversations; returns the metrics of the stage."""
     section, folder = settings.sft, run.stage("sft")
     tokenizer = load_tokenizer(tokenizer_of(run, "sft"))
+    ensure_chat_template(tokenizer)
     train, held_out = split_conversations(settings)
     for where, messages in [*train, *held_out]:
         check_conversation(messages, tokenizer.get_added_vocab(), where)

@@ -14,7 +14,6 @@ from shared_data.corpus.splits import Metrics, report_documents, with_progress, 
 from shared_data.corpus.token_files import tokenizer_texts, write_tokens
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
 from v2_handwritten.data_pipeline.analysis.statistics import zipf_exponent
 from v2_handwritten.data_pipeline.processing.deduplication import new_deduplicator
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
@@ -45,8 +44,7 @@ def prepare_tokens(settings: Settings, run: RunFolder) -> Metrics:
     section = settings.tokenizer
     if section.load is not None:
         tokenizer = Tokenizer.load(section.load)
-        if "<|im_end|>" in tokenizer.special_tokens:  # enough for ours, where it brings no template
-            tokenizer.config.setdefault("chat_template", CHAT_TEMPLATE)
+        tokenizer.ensure_chat_template()
     else:
         tokenizer = train_bpe(
             tokenizer_texts(settings, run),

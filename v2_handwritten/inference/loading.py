@@ -46,6 +46,7 @@ def load_to_train(settings: Settings, run: RunFolder, stage: str) -> tuple[Trans
         load_adapter(model, start.folder)
         model = merged_model(model)
     tokenizer = load_tokenizer(start.tokenizer)
+    tokenizer.ensure_chat_template()
     check_vocabulary(start.folder, model.config.vocab_size, start.tokenizer, tokenizer.vocab_size)
     if tokenizer.chat_template is not None:
         model.config = replace(model.config, eos_token_id=stop_ids(model, tokenizer))

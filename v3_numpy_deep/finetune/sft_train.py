@@ -19,6 +19,7 @@ from shared_data.peft.config import LoraConfig, QuantizationConfig
 from shared_data.peft.memory import memory_bytes
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.tokenizer.tokenizer_file import save_template
 from shared_data.training.chat_data import open_conversations
 from shared_data.training.data_loader import Batch
 from shared_data.training.expert_load import load_metrics
@@ -67,6 +68,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         save_adapter(model, folder / "adapter", base_name=str(start.folder))
         model = merged_model(model)
     save_model(model, folder, start.tokenizer)
+    save_template(folder, tokenizer.config)
     before, _ = load_to_train(settings, run, "sft")
     return metrics | evaluate_answers(settings, run, generate, before, model.eval(), tokenizer)
 

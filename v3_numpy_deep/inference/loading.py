@@ -36,6 +36,7 @@ def load_to_train(settings: Settings, run: RunFolder, stage: str) -> tuple[Trans
     start = starting_model(run, stage)
     model = load_for_inference(settings, start.folder)
     tokenizer = load_tokenizer(start.tokenizer)
+    tokenizer.ensure_chat_template()
     check_vocabulary(start.folder, model.config.vocab_size, start.tokenizer, tokenizer.vocab_size)
     if tokenizer.chat_template is not None:
         model.config = replace(model.config, eos_token_id=stop_ids(model, tokenizer))

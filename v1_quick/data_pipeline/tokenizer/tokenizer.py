@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from shared_data.errors import library_errors
 from shared_data.files import read_json
 from shared_data.model_files.gguf import is_gguf
+from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
 from shared_data.tokenizer.tokenizer_file import read_tokenizer
 
 
@@ -39,3 +40,9 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
         return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(
             path.resolve(strict=True)
         )
+
+
+def ensure_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Take our own template where the files have none, if the tokenizer has its tokens."""
+    if tokenizer.chat_template is None and {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_added_vocab()):
+        tokenizer.chat_template = CHAT_TEMPLATE
