@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from shared_data.errors import UserError
@@ -94,3 +95,25 @@ def test_smollm2_is_the_file_of_its_package_which_is_not_imported(
     (package / "a.gguf").touch()
     monkeypatch.setattr("sys.path", ["packages"])
     assert resolve_model(run, "smollm2").resolve() == (package / "a.gguf").resolve()
+
+
+def test_a_name_of_the_hub_is_its_folder_in_the_cache(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Downloaded before, it needs no network; a model, and the base that an adapter names."""
+    cached = tmp_path / "hub" / "models--owner--small"
+    snapshot = cached / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(snapshot.name)
+    (snapshot / "config.json").write_text('{"model_type": "llama"}')
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert resolve_model(run, "owner/small").resolve() == snapshot.resolve()
+    adapter = tmp_path / "tuned"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/small"}')
+    base = base_of_adapter(adapter)
+    assert base is not None
+    assert base.resolve() == snapshot.resolve()
+    with pytest.raises(UserError, match="there is no folder owner/other here, and the hub cannot be reached"):
+        resolve_model(run, "owner/other")
