@@ -17,7 +17,8 @@ from shared_data.tokenizer.tokenizer import END_OF_TEXT_NAMES, NO_TEMPLATE, Toke
 def encode_prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
     """The ids of a text after the token that begins a document in pretraining, `config.bos_token_id`.
 
-    Special tokens that a user typed are text. Where the tokenizer puts one before each text, it begins with no other.
+    Special tokens that a user typed are text. Where the tokenizer puts one before each text, it begins with no other, nor where the chat
+    template begins its turns with that token (SmolLM2-Instruct).
     """
     try:
         text.encode()
@@ -26,7 +27,11 @@ def encode_prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
     ids = encode_text(tokenizer, text, add_special_tokens=True)
     begins = bool(ids) and not tokenizer.decode(ids[:1], skip_special_tokens=True)
     first = model.config.bos_token_id
-    return ids if begins or first is None or first < 0 else [first, *ids]
+    if begins or first is None or first < 0:
+        return ids
+    template = tokenizer.chat_template or ""
+    source = template if isinstance(template, str) else template.source
+    return ids if tokenizer.decode([first]) in source else [first, *ids]
 
 
 def encode_text(tokenizer: Any, text: str, add_special_tokens: bool = False) -> list[int]:

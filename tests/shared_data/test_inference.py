@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,6 +82,10 @@ def test_a_prompt_begins_as_a_document_does(run: RunFolder, tokenizers: list[Any
         words = tokenizer.encode("Once", add_special_tokens=False)
         assert encode_prompt(model, tokenizer, "") == [0]
         assert encode_prompt(model, tokenizer, "Once") == [0, *words]
+        chatting = SimpleNamespace(
+            config=SimpleNamespace(bos_token_id=2)
+        )  # <|im_start|> begins a turn, no document
+        assert encode_prompt(chatting, tokenizer, "Once") == words
         for typed in ("<|endoftext|>Once", "Once<|im_end|>"):  # what a user types is text
             ids = encode_prompt(model, tokenizer, typed)
             assert ids.count(0) == 1
