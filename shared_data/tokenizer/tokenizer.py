@@ -169,7 +169,11 @@ class Tokenizer:
             return text
         ids: list[int] = []
         for piece, typed in split_marked(text, control):
-            ids += self._encode_after_text(piece, not typed) if ids else self.encode(piece)
+            ids += (
+                self._encode_after_text(piece, not typed)
+                if ids
+                else self.encode(piece, allow_added=not typed)
+            )
         return ids
 
     @cached_property
