@@ -19,7 +19,7 @@ from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.hub import download_model, is_hub_name
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
-from shared_data.stages import MODEL_STAGES, STARTS_FROM
+from shared_data.stages import MODEL_STAGES, STARTS_FROM, is_stage_name
 from shared_data.tokenizer.tokenizer_file import tokenizer_beside
 
 SMOLLM2 = "smollm2"  # a small chat model that a Python package carries
@@ -88,7 +88,7 @@ def tokenizer_of(run: RunFolder, stage: str) -> Path:
 def origin(run: RunFolder, stage: str) -> FoundModel | None:
     """The model from elsewhere with which the trainings up to this stage began; None where the run makes its own of `[model]`."""
     named = getattr(run.settings, stage).model_name_or_path
-    if named is None or (named in MODEL_STAGES and not Path(named).exists()):
+    if named is None or is_stage_name(named):
         return None if stage == "pretrain" else origin(run, named or STARTS_FROM[stage])
     return find_model(run, named)
 

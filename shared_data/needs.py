@@ -125,7 +125,7 @@ def _finished_tokenizer(run: RunFolder, is_made_again: bool) -> Path | None:
 
 
 def _check_chat_tokens(run: RunFolder, stage: str, path: Path | None) -> list[str]:
-    """The special tokens of the tokenizer that the run has or will have: those that its chat template writes must be among them."""
+    """The special tokens of the tokenizer that the run has or will have; if its chat template ends turns as ours does, with that token."""
     where, tokens, config = (
         "tokenizer.special_tokens",
         list(run.settings.tokenizer.special_tokens),

@@ -34,7 +34,7 @@ from shared_data.finished import (
 )
 from shared_data.run_writing import SETTINGS, check_only_ours, in_a_fresh_folder, in_place, recover
 from shared_data.settings import Settings, available_configs, load_settings, settings_to_toml
-from shared_data.stages import MODEL_STAGES, STAGES, STARTS_FROM
+from shared_data.stages import STAGES, STARTS_FROM, is_stage_name
 
 _NOT_FINISHED = "it has not finished yet"
 
@@ -127,7 +127,7 @@ class RunFolder:
             return after
         if stage == "ppo" and self.settings.ppo.reward == "reward_model":
             return after
-        return named if named in MODEL_STAGES and not Path(named).exists() else None
+        return named if is_stage_name(named) else None
 
     def upstream(self, stage: str) -> list[str]:
         """The stages that must be finished before this one, the first one first."""

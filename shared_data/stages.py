@@ -5,6 +5,7 @@ and the report's order follow from this table.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ WITHOUT_EFFECT = {"data.hub_cache"} | {
     if stage.resumable
     for setting in ("resume_from_checkpoint", "save_total_limit", "save_steps")
 }
+
+
+def is_stage_name(name: str | Path) -> bool:
+    """Whether the name of a model means a stage of the run: a path of that name comes first."""
+    return name in MODEL_STAGES and not Path(name).exists()
 
 
 def upstream(stage: str) -> list[str]:

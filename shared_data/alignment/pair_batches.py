@@ -19,7 +19,7 @@ from shared_data.alignment.pairs import PairRecord, check_texts
 from shared_data.alignment.token_policy import pad_completions
 from shared_data.errors import UserError
 from shared_data.settings import PreferenceSettings
-from shared_data.tokenizer.tokenizer import NO_TEMPLATE, Tokenizer
+from shared_data.tokenizer.tokenizer import Tokenizer
 from shared_data.training.chat_data import check_turns
 from shared_data.training.data_order import DataOrder
 
@@ -93,9 +93,7 @@ class PairBatches:
 def encode_pair(tokenizer: Tokenizer, record: PairRecord) -> Pair:
     """The ids of a record's three parts. Raises `UserError` for an empty part, turns out of order, or a template's token in a text."""
     check_texts(record, tokenizer.special_tokens)
-    template = tokenizer.chat_template
-    if template is None:
-        raise UserError(NO_TEMPLATE)
+    template = tokenizer.get_chat_template()
     ids = [tokenizer.encode(template.render(record["prompt"], add_generation_prompt=True))]
     for part in ("chosen", "rejected"):
         messages = [*record["prompt"], *record[part]]

@@ -87,9 +87,8 @@ def evaluate_policy(
     metrics = {moment: _mean(records, f"{moment}_reward") for moment in ("before", "after")}
     metrics |= {"kl": kl / count, "finished_before": finished["before"] / count}
     metrics["finished"] = finished["after"] / count
-    if (
-        run.path / "data" / "validation.jsonl"
-    ).is_file():  # not so where the stage began with a model from elsewhere
+    # There is no such text where the stage began with a model from elsewhere.
+    if (run.path / "data" / "validation.jsonl").is_file():
         documents = islice(read_documents(run.documents("validation")), DOCUMENTS)
         texts = [document.text for document in documents]
         metrics["bits_per_byte_before"] = reference.bits_per_byte(texts)

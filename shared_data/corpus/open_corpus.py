@@ -13,7 +13,6 @@ from shared_data.settings import DataSettings; print(next(open_corpus(DataSettin
 
 import glob
 import os
-import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,9 +21,8 @@ from shared_data.corpus.documents import Document
 from shared_data.corpus.hub import hub_documents
 from shared_data.corpus.readers import SUFFIXES, has_known_suffix, read_documents
 from shared_data.errors import UserError
+from shared_data.model_files.hub import is_hub_name
 from shared_data.settings import DataSettings
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/dataset
 
 
 def open_corpus(
@@ -60,7 +58,7 @@ def find_files(source: str, setting: str = "data.source") -> list[Path]:
     elif glob.has_magic(source):
         matches = glob.glob(str(path), recursive=True)
         paths = sorted(file for file in map(Path, matches) if file.is_file() and has_known_suffix(file))
-    elif _HUB_NAME.fullmatch(source) and not has_known_suffix(path):
+    elif is_hub_name(source) and not has_known_suffix(path):
         return []
     else:
         raise UserError(

@@ -14,7 +14,7 @@ from shared_data.errors import UserError
 from shared_data.files import read_json
 from shared_data.model_names import find_model
 from shared_data.runs import RunFolder
-from shared_data.stages import MODEL_STAGES
+from shared_data.stages import is_stage_name
 
 SAMPLING = ("temperature", "top_k", "top_p")
 # What changes which text is written, with the values that change nothing.
@@ -60,18 +60,14 @@ def sample_as_asked(run: RunFolder, name: str | Path, chosen: Collection[str]) -
 
     Returns what it asks for that is not computed, in words. Raises `UserError` for values that cannot be.
     """
-    if (
-        name in MODEL_STAGES and not Path(name).exists()
-    ):  # a stage of the run: its settings are those of the run
+    if is_stage_name(name):  # it is sampled as the settings of the run say
         return []
     folder = find_model(run, name).folder
     found, asked = read_sampling(folder)
-    values = {f"generate.{key}": value for key, value in found.items() if f"generate.{key}" not in chosen}
+    values = {key: value for key, value in found.items() if f"generate.{key}" not in chosen}
     section = run.settings.generate
     try:
-        generate = type(section).model_validate(
-            section.model_dump() | {key.partition(".")[2]: value for key, value in values.items()}
-        )
+        generate = type(section).model_validate(section.model_dump() | values)
     except ValueError as error:
         raise UserError(
             f"{folder / 'generation_config.json'} asks for sampling that cannot be ({values}); correct it or copy it again"

@@ -56,16 +56,11 @@ def end_of_document(tokenizer: Any) -> int:
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """The ids of a conversation in the model's template, up to where the assistant's next turn begins. What users typed is text."""
-    check_template(tokenizer)
+    if tokenizer.chat_template is None:
+        raise UserError(NO_TEMPLATE)
     return tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )
-
-
-def check_template(tokenizer: Any) -> None:
-    """Raise `UserError` for a model that has no chat template."""
-    if tokenizer.chat_template is None:
-        raise UserError(NO_TEMPLATE)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:

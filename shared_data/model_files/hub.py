@@ -10,13 +10,13 @@ from pathlib import Path
 
 from shared_data.errors import UserError
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "*.model"]
 
 
 def is_hub_name(name: str) -> bool:
     """Whether a text has the form owner/name."""
-    return HUB_NAME.fullmatch(name) is not None
+    return _HUB_NAME.fullmatch(name) is not None
 
 
 def download_model(name: str) -> Path:

@@ -27,6 +27,7 @@ import jinja2.nodes
 
 from shared_data.errors import UserError
 from shared_data.tokenizer.jinja_sandbox import GENERATION, sandbox
+from shared_data.tokenizer.tokenizer_config import NAMED, token_text
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -38,10 +39,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_TYPED = (
-    "\U000f0000",
-    "\U000f0001",
-)  # characters for private use, which stand around control tokens that users typed
+# Characters for private use, which stand around control tokens that users typed.
+_TYPED = ("\U000f0000", "\U000f0001")
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]  # characters of a text, from and up to
@@ -50,11 +49,9 @@ Span = tuple[int, int]  # characters of a text, from and up to
 class ChatTemplate:
     """One template with the tokens that it may name."""
 
-    def __init__(
-        self, source: str, variables: Mapping[str, str] | None = None, where: str = "the chat template"
-    ) -> None:
-        """source: Jinja.  variables: `bos_token`, `eos_token`, …  where: names it in an error."""
-        self.source, self.variables, self.where = source, dict(variables or {}), where
+    def __init__(self, source: str, variables: Mapping[str, str] | None = None) -> None:
+        """source: Jinja.  variables: `bos_token`, `eos_token`, …"""
+        self.source, self.variables = source, dict(variables or {})
 
     @cached_property
     def _template(self) -> jinja2.Template:
@@ -62,7 +59,7 @@ class ChatTemplate:
             return sandbox().from_string(self.source)
         except jinja2.TemplateError as error:
             raise UserError(
-                f"{self.where} is no valid Jinja ({error}); correct it or copy it again"
+                f"the chat template is no valid Jinja ({error}); correct it or copy it again"
             ) from error
 
     @cached_property
@@ -110,7 +107,7 @@ class ChatTemplate:
                 after = self.render(messages[: number + 1], False, tools, **variables)
                 if not (after.startswith(before) and text.startswith(after)):
                     raise UserError(
-                        f"{self.where} writes a turn of the assistant differently once other turns follow, so there is no telling which "
+                        "the chat template writes a turn of the assistant differently once other turns follow, so there is no telling which "
                         "tokens to train; mark them in the template with {% generation %}, or keep conversations to one reply"
                     )
                 spans.append((len(before), len(after)))
@@ -135,30 +132,22 @@ class ChatTemplate:
                 **{**self.variables, **variables},
             )
         except jinja2.TemplateError as error:
-            raise UserError(f"{self.where} refuses this conversation: {error}") from error
+            raise UserError(f"the chat template refuses this conversation: {error}") from error
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
             raise UserError(
-                f"{self.where} cannot write this conversation ({error}); each message needs a 'role' and a text 'content'"
+                f"the chat template cannot write this conversation ({error}); each message needs a 'role' and a text 'content'"
             ) from error
 
 
-def template_of(config: Mapping[str, Any], where: str = "the chat template") -> ChatTemplate | None:
-    """The template of a tokenizer_config.json, where it has one; of several with names, `default`."""
+def template_of(config: Mapping[str, Any]) -> ChatTemplate | None:
+    """The template of a tokenizer's configuration (`read_config`), where it has one; of several with names, `default`."""
     source = config.get("chat_template")
-    if isinstance(source, list):  # an older form of the same
-        source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
     if isinstance(source, dict):
         source = source.get("default")
     if not isinstance(source, str):
         return None
-    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-    named = {f"{name}_token": config.get(f"{name}_token") for name in names}
-    tokens = {
-        name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()
-    }
-    return ChatTemplate(
-        source, {name: token for name, token in tokens.items() if isinstance(token, str)}, where
-    )
+    tokens = {name: token_text(config.get(name)) for name in NAMED}
+    return ChatTemplate(source, {name: token for name, token in tokens.items() if token is not None})
 
 
 def marked(value: Any, tokens: Iterable[str]) -> Any:

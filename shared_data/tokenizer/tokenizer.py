@@ -29,6 +29,7 @@ from shared_data.tokenizer.decoder import Decoder
 from shared_data.tokenizer.normalizer import Normalizer
 from shared_data.tokenizer.pre_tokenizer import PreTokenizer
 from shared_data.tokenizer.split_patterns import cut_long_text
+from shared_data.tokenizer.tokenizer_config import token_text
 from shared_data.tokenizer.tokenizer_file import (
     Definition,
     added_tokens_of,
@@ -110,11 +111,8 @@ class Tokenizer:
     @property
     def end_of_text_id(self) -> int:
         """The id that ends a document; raises `UserError` for a tokenizer that has none."""
-        configured = self.config.get("eos_token")
-        if isinstance(configured, dict):  # older files have the fields of the added token
-            configured = configured.get("content")
-        for token in (*END_OF_TEXT_NAMES, configured, *self.special_tokens):
-            if isinstance(token, str) and token in self.special_tokens:
+        for token in (*END_OF_TEXT_NAMES, token_text(self.config.get("eos_token")), *self.special_tokens):
+            if token is not None and token in self.special_tokens:
                 return self.special_tokens[token]
         raise UserError("the tokenizer has no special token to end a document; train it with <|endoftext|>")
 
@@ -129,14 +127,19 @@ class Tokenizer:
     @property
     def eos_token_id(self) -> int | None:
         """The id of the token that tokenizer_config.json names as the end of a text (of a chat model, of a turn); None without one."""
-        named = self.config.get("eos_token")
-        token = named.get("content") if isinstance(named, dict) else named
-        return self._ids.get(token) if isinstance(token, str) else None
+        token = token_text(self.config.get("eos_token"))
+        return None if token is None else self._ids.get(token)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """How the model writes a conversation; None for one that has not been tuned to."""
         return template_of(self.config)
+
+    def get_chat_template(self) -> ChatTemplate:
+        """The same; raises `UserError` where there is none."""
+        if self.chat_template is None:
+            raise UserError(NO_TEMPLATE)
+        return self.chat_template
 
     def ensure_chat_template(self) -> None:
         """Take our own template where the files have none, if the tokenizer has its tokens."""
@@ -160,28 +163,23 @@ class Tokenizer:
         Raises `UserError` where there is no template, and for a conversation that it refuses.
         """
         assert not return_dict, "pass return_dict=False: a list of ids"
-        if self.chat_template is None:
-            raise UserError(NO_TEMPLATE)
+        template = self.get_chat_template()
         control = self._control_tokens if sanitize_control_tokens else []
         messages, tools, variables = (marked(part, control) for part in (messages, tools, variables))
-        text = self.chat_template.render(messages, add_generation_prompt, tools, **variables)
+        text = template.render(messages, add_generation_prompt, tools, **variables)
         if not tokenize:
             return text
         ids: list[int] = []
         for piece, typed in split_marked(text, control):
-            ids += (
-                self._encode_after_text(piece, not typed)
-                if ids
-                else self.encode(piece, allow_added=not typed)
-            )
+            encode = self._encode_after_text if ids else self.encode
+            ids += encode(piece, allow_added=not typed)
         return ids
 
     @cached_property
     def _control_tokens(self) -> list[str]:
         """What users may not type: the special tokens, and added ones that the template writes."""
-        assert self.chat_template is not None
         added, named = self._added.by_content.values(), self.config.get("chat_control_tokens")
-        literals = self.chat_template.literals if named is None else "\0".join(named)
+        literals = self.get_chat_template().literals if named is None else "\0".join(named)
         written = {
             token.content for token in added if token.content in literals and not token.content.isspace()
         }

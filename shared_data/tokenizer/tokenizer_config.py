@@ -77,6 +77,12 @@ def _chat_templates(folder: Path, configured: Any, path: Path) -> Definition:
     return {"chat_template": templates}
 
 
+def token_text(value: Any) -> str | None:
+    """The text of a special token, which a file has as a text or as an object; None where it is neither."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else None
+
+
 def added_tokens(
     vocab: dict[str, int],
     in_file: list[AddedToken],

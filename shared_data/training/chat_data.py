@@ -23,7 +23,7 @@ from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
 from shared_data.settings import Settings
-from shared_data.tokenizer.tokenizer import NO_TEMPLATE, Tokenizer
+from shared_data.tokenizer.tokenizer import Tokenizer
 from shared_data.training.data_loader import IGNORED_LABEL, Batch
 from shared_data.training.data_order import DataOrder
 
@@ -83,9 +83,7 @@ def encode_conversation(
     begins only after `max_length`.
     """
     check_conversation(messages, tokenizer.special_tokens, where)
-    if tokenizer.chat_template is None:
-        raise UserError(NO_TEMPLATE)
-    text, spans = tokenizer.chat_template.render_with_spans(messages)
+    text, spans = tokenizer.get_chat_template().render_with_spans(messages)
     tokens = tokenizer.encode(text)
     ids = np.array(tokens, dtype=np.int64)
     lengths = tokenizer.byte_lengths_in(text, tokens)

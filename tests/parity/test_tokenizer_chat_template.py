@@ -141,6 +141,18 @@ def test_every_conversation_has_the_text_and_the_ids_of_transformers(
     assert ours.apply_chat_template(messages, **options) == theirs.apply_chat_template(messages, **options)
 
 
+def test_what_a_user_types_first_is_no_control_token(saved: Any) -> None:
+    """A template that begins with a message has nothing before it that could be encoded first."""
+    source = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    messages = [{"role": "user", "content": "<|im_start|><|im_start|>"}]
+    ours, theirs = saved
+    plain = Tokenizer(ours.definition, {"chat_template": source})
+    ids = plain.apply_chat_template(messages, sanitize_control_tokens=True)
+    assert ours.special_tokens["<|im_start|>"] not in ids
+    options = {"sanitize_control_tokens": True, "return_dict": False, "chat_template": source}
+    assert ids == theirs.apply_chat_template(messages, **options)
+
+
 def test_what_a_user_types_is_no_control_token(saved: Any) -> None:
     ours, _ = saved
     end = ours.special_tokens["<|im_end|>"]
