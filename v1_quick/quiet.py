@@ -1,7 +1,7 @@
 """Imported before the libraries: they remark on what is meant here, and draw progress bars for everything.
 
-Meant are token ids that follow the tokenizer, packing without flash attention, an experimental trainer, each other's old names. The
-bars of training stay.
+Meant are token ids that follow the tokenizer, packing without flash attention, an experimental trainer, each other's old names, kernels
+for a GPU where there is none. The bars of training stay.
 
     import v1_quick.quiet
 """
@@ -17,5 +17,5 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")  # of PPO with a single minibatch
-for library in ("trl", "bitsandbytes"):
+for library in ("trl", "bitsandbytes", "torchao", "torch.utils._pytree"):
     logging.getLogger(library).setLevel(logging.ERROR)
