@@ -32,6 +32,7 @@ from shared_data.model_files.stored_names import stored_tensors
 from v3_numpy_deep.autograd import Array
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
+from v3_numpy_deep.models.weight_layout import by_columns, lay_out_for_decoding
 
 M = TypeVar("M", bound=CausalModel)
 # How NumPy reads each type. It has no bfloat16, which is the upper half of a float32.
@@ -100,11 +101,15 @@ def read_tensor(path: Path, name: str) -> Float[Array, "..."]:
 
 
 def _fill(model: M, folder: Path, dtype: type | None, device: str) -> M:
-    """Give a model the folder's tensors as its parameters: not copies, so the folder's types are the model's."""
+    """Give a model the folder's tensors as its parameters, in memory as decoding reads them; the folder's types are the model's."""
     assert device == "cpu", "NumPy computes on the CPU"
     parameters = dict(model.named_parameters())
     for name, tensor in _tensors(model, folder):
-        parameters[name].data = tensor if dtype is None else tensor.astype(dtype, copy=False)
+        tensor = tensor if dtype is None else tensor.astype(dtype, copy=False)
+        # The largest matrix is turned before the others are there.
+        parameters[name].data = by_columns(tensor) if name == model.config.head_name else tensor
+    if model.config.has_plain_blocks:
+        lay_out_for_decoding(model)
     return model
 
 
