@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from shared_data.memory import freed_memory_returned
 from shared_data.model_files.folder import (
     find_tensors,
     read_config,
@@ -31,7 +32,7 @@ from shared_data.model_files.initialization import parameter_shapes, reward_para
 from shared_data.model_files.stored_names import stored_tensors
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import CausalModel, Transformer
-from v2_handwritten.models.weight_layout import by_columns, lay_out_for_decoding
+from v2_handwritten.models.weight_layout import for_decoding
 
 M = TypeVar("M", bound=CausalModel)
 
@@ -106,17 +107,14 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 def _fill(model: M, folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> M:
     """Give a model without memory the folder's tensors as its parameters, in memory as decoding reads them."""
-    tensors = {}
-    for name, tensor in _tensors(model, folder):
-        tensor = tensor.to(device=device, dtype=dtype)
-        # The largest matrix is turned before the others are there.
-        tensors[name] = by_columns(tensor) if name == model.config.head_name else tensor
+    found = ((name, tensor.to(device=device, dtype=dtype)) for name, tensor in _tensors(model, folder))
+    plain = model.config.has_plain_blocks
+    with freed_memory_returned():
+        tensors = dict(for_decoding(found, model.config.head_name) if plain else found)
     # `find_tensors` has checked that only a tied matrix is missing.
     model.load_state_dict(tensors, strict=False, assign=True)
     if isinstance(model, Transformer):
         model.tie_weights()
-    if model.config.has_plain_blocks:
-        lay_out_for_decoding(model)
     return model.requires_grad_().eval()
 
 

@@ -12,13 +12,13 @@ Level 1: the library keeps rows. Level 3: the same over NumPy. Theory: ../infere
     uv run python -c "import torch; from v2_handwritten.models.weight_layout import *; print(by_columns(torch.zeros(3, 2)).stride())"
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from v2_handwritten.models.blocks.linear import Linear
+_READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of Llama's blocks
 
 
 def by_columns(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
@@ -26,13 +26,31 @@ def by_columns(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
     return weight.T.contiguous().T
 
 
-def lay_out_for_decoding(model: nn.Module) -> None:
-    """Store the matrices of Llama's blocks by columns, those that read the same vector side by side. (GPT-2's files have them so.)"""
-    for layers in _readers_of_one_vector(model):
-        joined = torch.cat([layer.weight.data.T for layer in layers], dim=1)
-        parts = joined.split([len(layer.weight) for layer in layers], dim=1)
-        for layer, part in zip(layers, parts, strict=True):
-            layer.weight.data = part.T
+def for_decoding(tensors: Iterable[tuple[str, Tensor]], head_name: str) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors of a checkpoint, stored so, as they come: no second copy of a model is ever there.
+
+    (GPT-2's files have its matrices so already. `down` has more rows than columns, and is as fast by rows.)
+    """
+    waiting: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        together = next((names for names in _READ_TOGETHER if module in names), ())
+        if name == head_name or module == "o_proj":
+            yield name, by_columns(tensor)
+        elif together:
+            waiting[name] = tensor
+            if len(waiting) == len(together):
+                yield from _join(waiting)
+                waiting = {}
+        else:
+            yield name, tensor
+
+
+def _join(matrices: dict[str, Float[Tensor, "_ I"]]) -> Iterator[tuple[str, Float[Tensor, "_ I"]]]:
+    """Matrices that read the same vector, side by side."""
+    joined = torch.cat([matrix.T for matrix in matrices.values()], dim=1)
+    parts = joined.split([len(matrix) for matrix in matrices.values()], dim=1)
+    return zip(matrices, (part.T for part in parts), strict=True)
 
 
 def lay_out_for_training(model: nn.Module) -> None:
@@ -53,12 +71,3 @@ def side_by_side(matrices: Sequence[Float[Tensor, "I _"]]) -> list[Float[Tensor,
     if not next_to_each_other:
         return list(matrices)
     return [first.as_strided((first.shape[0], sum(widths)), first.stride())]
-
-
-def _readers_of_one_vector(model: nn.Module) -> Iterator[list[Linear]]:
-    """The layers that read the same vector, of each block. (`down` has more rows than columns, and is faster by rows.)"""
-    for block in model.modules():
-        for names in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj")):
-            layers = [getattr(block, name, None) for name in names]
-            if all(type(layer) is Linear for layer in layers):
-                yield layers

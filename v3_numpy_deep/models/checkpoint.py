@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save
 
+from shared_data.memory import freed_memory_returned
 from shared_data.model_files.folder import (
     find_tensors,
     read_config,
@@ -32,7 +33,7 @@ from shared_data.model_files.stored_names import stored_tensors
 from v3_numpy_deep.autograd import Array
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
-from v3_numpy_deep.models.weight_layout import by_columns, lay_out_for_decoding
+from v3_numpy_deep.models.weight_layout import for_decoding
 
 M = TypeVar("M", bound=CausalModel)
 # How NumPy reads each type. It has no bfloat16, which is the upper half of a float32.
@@ -104,12 +105,12 @@ def _fill(model: M, folder: Path, dtype: type | None, device: str) -> M:
     """Give a model the folder's tensors as its parameters, in memory as decoding reads them; the folder's types are the model's."""
     assert device == "cpu", "NumPy computes on the CPU"
     parameters = dict(model.named_parameters())
-    for name, tensor in _tensors(model, folder):
-        tensor = tensor if dtype is None else tensor.astype(dtype, copy=False)
-        # The largest matrix is turned before the others are there.
-        parameters[name].data = by_columns(tensor) if name == model.config.head_name else tensor
+    found = _tensors(model, folder)
     if model.config.has_plain_blocks:
-        lay_out_for_decoding(model)
+        found = for_decoding(found, model.config.head_name)
+    with freed_memory_returned():
+        for name, tensor in found:
+            parameters[name].data = tensor if dtype is None else tensor.astype(dtype, copy=False)
     return model
 
 

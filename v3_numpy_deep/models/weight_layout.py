@@ -12,14 +12,15 @@ Level 1: the library keeps rows. Level 2: the same over torch. Theory: v2_handwr
     uv run python -c "import numpy as np; from v3_numpy_deep.models.weight_layout import *; print(by_columns(np.zeros((3, 2))).strides)"
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from numpy.lib.stride_tricks import as_strided
 
 from v3_numpy_deep.autograd import Array, Module
-from v3_numpy_deep.models.blocks.linear import Linear
+
+_READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of Llama's blocks
 
 
 def by_columns(weight: Float[Array, "O I"]) -> Float[Array, "O I"]:
@@ -27,13 +28,31 @@ def by_columns(weight: Float[Array, "O I"]) -> Float[Array, "O I"]:
     return np.asfortranarray(weight)
 
 
-def lay_out_for_decoding(model: Module) -> None:
-    """Store the matrices of Llama's blocks by columns, those that read the same vector side by side. (GPT-2's files have them so.)"""
-    for layers in _readers_of_one_vector(model):
-        joined = np.concatenate([layer.weight.data for layer in layers]).T.copy()
-        ends = np.cumsum([len(layer.weight.data) for layer in layers])
-        for layer, part in zip(layers, np.split(joined, ends[:-1], axis=1), strict=True):
-            layer.weight.data = part.T
+def for_decoding(tensors: Iterable[tuple[str, Array]], head_name: str) -> Iterator[tuple[str, Array]]:
+    """The same tensors of a checkpoint, stored so, as they come: no second copy of a model is ever there.
+
+    (GPT-2's files have its matrices so already. `down` has more rows than columns, and is as fast by rows.)
+    """
+    waiting: dict[str, Array] = {}
+    for name, array in tensors:
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        together = next((names for names in _READ_TOGETHER if module in names), ())
+        if name == head_name or module == "o_proj":
+            yield name, by_columns(array)
+        elif together:
+            waiting[name] = array
+            if len(waiting) == len(together):
+                yield from _join(waiting)
+                waiting = {}
+        else:
+            yield name, array
+
+
+def _join(matrices: dict[str, Float[Array, "_ I"]]) -> Iterator[tuple[str, Float[Array, "_ I"]]]:
+    """Matrices that read the same vector, side by side."""
+    joined = np.concatenate(list(matrices.values())).T.copy()
+    ends = np.cumsum([len(matrix) for matrix in matrices.values()])
+    return zip(matrices, (part.T for part in np.split(joined, ends[:-1], axis=1)), strict=True)
 
 
 def lay_out_for_training(model: Module) -> None:
@@ -52,12 +71,3 @@ def side_by_side(matrices: Sequence[Float[Array, "I _"]]) -> list[Float[Array, "
             return list(matrices)
         place += matrix.shape[1] * first.itemsize
     return [as_strided(first, (first.shape[0], sum(widths)), strides)]
-
-
-def _readers_of_one_vector(model: Module) -> Iterator[list[Linear]]:
-    """The layers that read the same vector, of each block. (`down` has more rows than columns, and is as fast by rows.)"""
-    for block in model.modules():
-        for names in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj")):
-            layers = [getattr(block, name, None) for name in names]
-            if all(type(layer) is Linear for layer in layers):
-                yield layers
