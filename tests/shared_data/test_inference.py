@@ -112,15 +112,17 @@ def test_samples_end_before_a_stop_string_and_are_finished(
 ) -> None:
     monkeypatch.setattr(commands, "STORIES", 3)
     samples = run.stage("generate") / "samples.json"
-    v2.generate_samples(with_generate(run.settings, temperature=1.0), run)
+    v2.generate_samples(with_generate(run.settings, temperature=1.0, seed=2), run)
     free = json.loads(samples.read_text())[1]
     stop = free["text"][2:4]
-    stopping = RunFolder("v2", with_generate(run.settings, temperature=1.0, stop_strings=[stop]), run.path)
+    stopping = RunFolder(
+        "v2", with_generate(run.settings, temperature=1.0, seed=2, stop_strings=[stop]), run.path
+    )
     v2.generate_samples(stopping.settings, stopping)
     cut = json.loads(samples.read_text())[1]
     assert cut["text"] == free["text"].partition(stop)[0]
     assert cut["finished"]
-    assert not free["finished"]
+    assert cut["tokens"] < free["tokens"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """From logits to the next token: temperature, top-k, top-p, min-p, typical, and a draw by inverse CDF.
 
-Top-k is Fan et al. 2018 (section 5.4), top-p ("nucleus") Holtzman et al. 2020 (section 3.1), min-p Nguyen et al. 2024 (section 4),
-typical sampling Meister et al. 2023 (equation 11). The filters are transformers' warpers in their order: temperature, top-k, top-p,
-min-p, typical. A draw takes its uniform number from the caller, so that all levels turn the same number into the same token.
+Top-k is Fan et al. 2018 (section 5.4), top-p ("nucleus") Holtzman et al. 2020 (section 3.1), min-p Nguyen et al. 2024,
+typical sampling Meister et al. 2023. The filters are transformers' warpers in their order: temperature, top-k, top-p, min-p, typical.
+A draw takes its uniform number from the caller, so that all levels turn the same number into the same token.
 
 Level 1 calls transformers' warpers; level 2 is the same in torch. Theory: v2_handwritten/inference/sampling.md.
 
