@@ -88,6 +88,11 @@ def test_the_command_stops_before_a_stop_string(
     command(with_generate(run.settings, stop_strings=[stop]), write=cut.append)
     assert "".join(cut) == "Once" + text.partition(stop)[0] + "\n"
     assert capsys.readouterr().err == ""
+    model, tokenizer = level.load_with_tokenizer(run.settings, run, "pretrain")
+    prompt = encode_prompt(model, tokenizer, "Once")
+    (ids,) = level.generate(model, [prompt], max_new_tokens=8, stop_strings=[stop], tokenizer=tokenizer)
+    command(with_generate(run.settings, stop_strings=[stop], max_new_tokens=len(ids)), write=cut.append)
+    assert capsys.readouterr().err == "", "it ended by itself, with the last token allowed"
 
 
 @LEVELS

@@ -70,9 +70,8 @@ class KVCache:
         """Let row b go on from what was row `rows[b]`: beams of one prompt. In place, since a decoder holds views of the states."""
         for group in self.states:
             so_far = group[..., : self.length, :]
-            so_far[...] = so_far[
-                :, :, rows
-            ]  # an index of integers copies, so nothing is read after it was written
+            # An index of integers copies first, so nothing is read after it was written.
+            so_far[...] = so_far[:, :, rows]
 
 
 def bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
