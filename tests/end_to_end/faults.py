@@ -337,7 +337,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "generate: an empty stop string": (arguments("generate", "--stop", ""), r"generate\.stop_strings\.0: .*at least 1 character.*; correct"),
     "chat: a penalty of 0": (arguments("chat", "--repetition-penalty", "0"), r"generate\.repetition_penalty: .*greater than 0.*; correct"),
     "generate: a bias of an id that is not there": (
-        arguments("generate", "--set", "generate.logit_bias={999999 = 1.0}"),
+        arguments("generate", "--set", "generate.logit_bias={{999999 = 1.0}}"),
         r"logit_bias has the id 999999, and the model's ids are 0 to \d+; use",
     ),
     "generate: a seed of 77 bits": (arguments("generate", "--set", f"generate.seed={10**23}"), r"generate\.seed: .*4294967295.*; correct"),
