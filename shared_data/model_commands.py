@@ -10,7 +10,7 @@ uv run v2 look "Once upon a time" --model sft
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,26 +26,20 @@ from shared_data.command_options import (
     open_folder,
 )
 from shared_data.errors import UserError
-from shared_data.seeds import LARGEST_SEED
+from shared_data.inference.options import (
+    MaxNewTokens,
+    MinP,
+    NumBeams,
+    RepetitionPenalty,
+    SamplerSeed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    chosen_settings,
+    follow_generation_config,
+)
 from shared_data.stages import STAGES
-
-if TYPE_CHECKING:
-    from shared_data.runs import RunFolder
-
-# Options that `generate` and `chat` share.
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature",
-        "-t",
-        metavar="T",
-        help="How random the text is; 0 always takes the most probable token.",
-    ),
-]
-SamplerSeed = Annotated[
-    int | None,
-    typer.Option("--seed", min=0, max=LARGEST_SEED, metavar="N", help="Seed of the random choice of tokens."),
-]
 
 CHAT_HELP = '''Talk with the tuned model.
 
@@ -93,21 +87,13 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         ] = None,
         model: Model = None,
         temperature: Temperature = None,
-        top_k: Annotated[
-            int | None,
-            typer.Option("--top-k", metavar="K", help="Choose among the K most probable tokens only."),
-        ] = None,
-        top_p: Annotated[
-            float | None,
-            typer.Option(
-                "--top-p",
-                metavar="P",
-                help="Choose among the fewest tokens that have probability P together.",
-            ),
-        ] = None,
-        max_new_tokens: Annotated[
-            int | None, typer.Option("--max-new-tokens", "-n", metavar="N", help="Write at most N tokens.")
-        ] = None,
+        top_k: TopK = None,
+        top_p: TopP = None,
+        min_p: MinP = None,
+        repetition_penalty: RepetitionPenalty = None,
+        num_beams: NumBeams = None,
+        stop: Stop = None,
+        max_new_tokens: MaxNewTokens = None,
         seed: SamplerSeed = None,
         stream: Annotated[
             bool,
@@ -125,18 +111,21 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
     ) -> None:
         from shared_data.pipeline import load_function
 
-        options = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "max_new_tokens": max_new_tokens,
-            "seed": seed,
-        }
-        chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
-        chosen = [*(overrides or []), *chosen]
+        chosen = chosen_settings(
+            overrides,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            num_beams=num_beams,
+            stop_strings=stop,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
         run = open_folder(level, config, chosen, out, device=device)
         name = model or "pretrain"
-        _sample_as_asked(run, name, chosen)
+        follow_generation_config(run, name, chosen)
         written: list[str] = []
         write = _write_at_once if stream else written.append
         load_function(f"{module}:generate_command")(
@@ -159,18 +148,30 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         device: Device = None,
         model: Model = None,
         temperature: Temperature = None,
+        min_p: MinP = None,
+        repetition_penalty: RepetitionPenalty = None,
+        num_beams: NumBeams = None,
+        stop: Stop = None,
+        max_new_tokens: MaxNewTokens = None,
         seed: SamplerSeed = None,
     ) -> None:
         from shared_data.inference.typed import typed_messages
         from shared_data.inference.welcome import print_welcome
         from shared_data.pipeline import load_function
 
-        options = {"temperature": temperature, "seed": seed}
-        chosen = [f"generate.{name}={value}" for name, value in options.items() if value is not None]
-        chosen = [*(overrides or []), *chosen]
+        chosen = chosen_settings(
+            overrides,
+            temperature=temperature,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            num_beams=num_beams,
+            stop_strings=stop,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
         run = open_folder(level, config, chosen, out, device=device)
         name = model or "sft"
-        _sample_as_asked(run, name, chosen)
+        follow_generation_config(run, name, chosen)
         # The first is read when the model is loaded.
         user_messages = typed_messages(lambda: print_welcome(run, name))
         load_function(f"{package}.inference.chat:chat_command")(
@@ -255,14 +256,6 @@ def add_look(app: typer.Typer, level: str, function: str, patterns_function: str
         load_function(function)(run.settings, run, text, name, layer, head, picture)
         print()
         print_rows([("picture", str(picture))])
-
-
-def _sample_as_asked(run: "RunFolder", name: str, chosen: list[str]) -> None:
-    """Sample as the model's own files ask, but for what the user has chosen."""
-    from shared_data.inference.generation_config import sample_as_asked
-
-    if asked := sample_as_asked(run, name, chosen):
-        print(f"[the model asks for {', '.join(asked)}, which is not computed]", file=sys.stderr)
 
 
 def _write_at_once(text: str) -> None:

@@ -8,7 +8,7 @@ the names of Hugging Face configurations. Sizes that cannot work together are re
     uv run python -c "from shared_data.settings_schema import ModelSettings; print(ModelSettings(hidden_size=64))"
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -207,6 +207,38 @@ class GenerateSettings(Section):
     top_p: float | None = Field(
         default=0.95, gt=0, le=1, description="keep the smallest set of tokens with this much probability"
     )
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, description="keep tokens with this fraction of the largest probability"
+    )
+    typical_p: float | None = Field(
+        default=None, gt=0, le=1, description="keep tokens of typical surprise with this much probability"
+    )
+    repetition_penalty: float = Field(
+        default=1.0,
+        gt=0,
+        description="divides positive logits of the tokens so far, multiplies negative ones",
+    )
+    presence_penalty: float = Field(
+        default=0.0, description="subtracted from the logits of generated tokens (levels 2 and 3)"
+    )
+    frequency_penalty: float = Field(
+        default=0.0, description="the same, times how often each was generated (levels 2 and 3)"
+    )
+    no_repeat_ngram_size: int = Field(
+        default=0, ge=0, description="no so many tokens in a row come twice; 0 allows it"
+    )
+    logit_bias: dict[int, float] = Field(default={}, description="id = what is added to its logit")
+    num_beams: int = Field(default=1, ge=1, description="width of the beam search; needs temperature 0")
+    length_penalty: float = Field(
+        default=1.0, description="power of its length that divides the log-probability of a beam"
+    )
+    early_stopping: bool | Literal["never"] = Field(
+        default=False,
+        description="true: stop at num_beams finished beams; never: only when none can become better",
+    )
+    stop_strings: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="texts that end what is written; they are not printed"
+    )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="seed of the sampler")
     prompts: list[str] = Field(
         default=["Once upon a time", "One day,", ""], description="prompts of the stage `generate` in `run`"
@@ -220,6 +252,15 @@ class GenerateSettings(Section):
                 f"logits cannot be divided by {temperature}; choose 0, which is greedy, or at least {LOWEST_TEMPERATURE:g}"
             )
         return temperature
+
+    @model_validator(mode="after")
+    def _beams_do_not_draw(self) -> Self:
+        if self.num_beams > 1 and self.temperature != 0:
+            raise ValueError(
+                f"{self.num_beams} beams with temperature {self.temperature} would be beam sampling, which is not computed; "
+                "set generate.temperature to 0, or generate.num_beams to 1"
+            )
+        return self
 
 
 class Settings(Section):

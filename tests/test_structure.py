@@ -91,6 +91,7 @@ THEORY_PAGES = (
     "pretrain/components/gradient_clipping.md",
     "pretrain/components/precision.md",
     "inference/sampling.md",
+    "inference/beam_search.md",
     "inference/kv_cache.md",
     "inference/scoring.md",
     "inference/inspection.md",

@@ -3,12 +3,16 @@
 uv run python -c "from shared_data.inference.arguments import new_token_limits; print(new_token_limits([[5, 6]], 100, positions=64))"
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from operator import index
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64
+
 from shared_data.errors import UserError
+from shared_data.seeds import check_seed
 
 # Logits stay finite in float32 when they are divided by it.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-30, 1e30
@@ -67,6 +71,35 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         raise UserError(f"top_k {top_k!r:.60} is no integer above 0; leave it out to keep every token")
     if top_p is not None and not (_is_between(top_p, 0, 1) and top_p > 0):
         raise UserError(f"top_p {top_p!r:.60} is not in (0, 1]; 0.95 is common, and 1 keeps every token")
+
+
+def check_seeds(seed: int | Sequence[int], rows: int) -> None:
+    """Raise `UserError` for what seeds no generator, and for a list that has not one seed for each prompt."""
+    if not isinstance(seed, Sequence):
+        check_seed(seed)
+        return
+    for each in seed:
+        check_seed(each)
+    if len(seed) != rows:
+        raise UserError(f"there are {len(seed)} seeds for {rows} prompts; pass one for each, or one for all")
+
+
+def uniform_numbers(seed: int | Sequence[int], rows: int, steps: int) -> Float64[np.ndarray, "rows steps"]:
+    """A uniform number in [0, 1) for each row and step, each row's from a stream of its own.
+
+    One seed for all: the stream of row r is made of (seed, r). A seed for each row: of (its seed, 0), so that a prompt draws what it
+    would draw alone.
+    """
+    streams = [(each, 0) for each in seed] if isinstance(seed, Sequence) else [(seed, r) for r in range(rows)]
+    return np.stack([np.random.default_rng(stream).random(steps) for stream in streams])
+
+
+def pass_on(new_ids: Sequence[Sequence[int]], on_token: Callable[[int, int], None] | None) -> None:
+    """Call `on_token(row, id)` for ids that were not known one by one: a beam search decides at its end."""
+    if on_token is not None:
+        for row, ids in enumerate(new_ids):
+            for id in ids:
+                on_token(row, id)
 
 
 def _integers(values: Any, name: str, remedy: str) -> list[int]:

@@ -3,7 +3,7 @@
 A completion is what the model writes after the template's generation prompt, up to the token that ends a turn. The whole conversation
 so far is the prompt of the next one; when it outgrows the model's positions, the oldest turns are forgotten.
 
-`generate` is a level's function: `generate(model, prompts, *, max_new_tokens, temperature, top_k, top_p, seed, eos_token_id, on_token)`.
+`generate` is a level's function; its arguments are explained in level 2's.
 
     (answer,) = complete_chat(generate, model, tokenizer, [[{"role": "user", "content": "Hello"}]], max_new_tokens=64)
 """
@@ -14,7 +14,9 @@ from typing import Any
 
 from shared_data.corpus.formatting import Message
 from shared_data.errors import UserError
+from shared_data.inference.notes import say_cut_off
 from shared_data.inference.prompts import encode_chat, stop_ids
+from shared_data.inference.stop_strings import text_before_stop
 from shared_data.inference.streaming import TextStream
 from shared_data.settings import GenerateSettings
 
@@ -27,14 +29,19 @@ def complete_chat(
     tokenizer: Any,
     conversations: Sequence[Sequence[Message]],
     on_text: Callable[[str], None] | None = None,
+    on_cut_off: Callable[[], None] | None = None,
+    *,
+    max_new_tokens: int,
+    stop_strings: Sequence[str] = (),
     **options: Any,
 ) -> list[str]:
-    """The assistant's next turn in each conversation; `options` are those of `generate`.
+    """The assistant's next turn in each conversation, up to a stop string; `options` are those of `generate`.
 
-    `on_text` receives the text of the first completion piece by piece.
+    `on_text` receives the text of the first completion piece by piece; `on_cut_off` is called where `max_new_tokens` ended it.
     """
     ends = stop_ids(model, tokenizer)
-    stream = TextStream(tokenizer)
+    stream = TextStream(tokenizer, stop_strings)
+    options |= {"max_new_tokens": max_new_tokens, "stop_strings": stop_strings, "tokenizer": tokenizer}
 
     def write(row: int, id: int) -> None:
         if on_text is not None and row == 0:
@@ -44,7 +51,12 @@ def complete_chat(
     new_ids = generate(model, prompts, eos_token_id=ends, on_token=write, **options)
     if on_text is not None:
         on_text(stream.finish())
-    return [tokenizer.decode([id for id in ids if id not in ends]) for ids in new_ids]
+    texts = [tokenizer.decode([id for id in ids if id not in ends]) for ids in new_ids]
+    answers = [text_before_stop(text, stop_strings) for text in texts]
+    ended = new_ids[0][-1] in ends or answers[0] != texts[0]
+    if on_cut_off is not None and len(new_ids[0]) == max_new_tokens and not ended:
+        on_cut_off()
+    return answers
 
 
 def chat(
@@ -59,7 +71,7 @@ def chat(
 
     `user_messages` ends where the user does. A message that does not fit is refused, and the conversation goes on.
     """
-    options = section.model_dump(include={"max_new_tokens", "temperature", "top_k", "top_p"})
+    options = section.model_dump(exclude={"prompts", "seed"})
     messages: list[Message] = []
     for number, typed in enumerate(user_messages):
         text = typed.strip()
@@ -106,19 +118,31 @@ def _answer(
 ) -> str | None:
     """Write the assistant's next turn, or its beginning where Ctrl-C stops it; None where it had not begun."""
     pieces: list[str] = []
+    cut_off: list[bool] = []
 
     def on_text(piece: str) -> None:
         pieces.append(piece)  # first: Ctrl-C may come while it is written
         write(piece)
 
     try:
-        (answer,) = complete_chat(generate, model, tokenizer, [messages], on_text, seed=seed, **options)
+        (answer,) = complete_chat(
+            generate,
+            model,
+            tokenizer,
+            [messages],
+            on_text,
+            lambda: cut_off.append(True),
+            seed=seed,
+            **options,
+        )
     except KeyboardInterrupt:
         if not sys.stdin.isatty():  # a script is stopped as a whole
             raise
         write("\n[stopped]\n")
         return "".join(pieces) or None
     write("\n")
+    if cut_off:
+        say_cut_off(options["max_new_tokens"])
     return answer
 
 

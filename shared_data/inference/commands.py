@@ -11,7 +11,9 @@ from shared_data.files import write_json
 from shared_data.generated_text import consistent_story_ratio, describe
 from shared_data.inference.arguments import end_ids
 from shared_data.inference.chat import Generate
+from shared_data.inference.notes import say_cut_off
 from shared_data.inference.prompts import encode_prompt
+from shared_data.inference.stop_strings import text_before_stop
 from shared_data.inference.streaming import TextStream
 from shared_data.runs import RunFolder
 from shared_data.settings import GenerateSettings, Settings
@@ -28,16 +30,20 @@ def write_samples(
     On the story world the model also writes stories from an empty prompt, and the world says how many of them are possible.
     """
     section = settings.generate
-    options = section.model_dump(exclude={"prompts"})
+    options = section.model_dump(exclude={"prompts"}) | {"tokenizer": tokenizer}
     ends = end_ids(model.config.eos_token_id)
     started = time.perf_counter()
     prompts = [encode_prompt(model, tokenizer, prompt) for prompt in section.prompts]
     new_ids = generate(model, prompts, **options)
     seconds = time.perf_counter() - started
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in new_ids]
+    whole = [tokenizer.decode(ids, skip_special_tokens=True) for ids in new_ids]
+    texts = [text_before_stop(text, section.stop_strings) for text in whole]
+    finished = [
+        ids[-1] in ends or text != uncut for ids, text, uncut in zip(new_ids, texts, whole, strict=True)
+    ]
     samples = [
-        {"prompt": prompt, "text": text, "tokens": len(ids), "finished": ids[-1] in ends}
-        for prompt, text, ids in zip(section.prompts, texts, new_ids, strict=True)
+        {"prompt": prompt, "text": text, "tokens": len(ids), "finished": ended}
+        for prompt, text, ids, ended in zip(section.prompts, texts, new_ids, finished, strict=True)
     ]
     write_json(run.stage("generate") / "samples.json", samples)
     tokens = sum(len(ids) for ids in new_ids)
@@ -59,11 +65,12 @@ def continue_prompts(
     prompts: Sequence[str],
     write: Callable[[str], None],
 ) -> None:
-    """Continue each prompt, and pass every piece of text to `write` as soon as it is complete."""
-    options = section.model_dump(exclude={"prompts", "seed"})
-    positions = model.config.max_position_embeddings
+    """Continue each prompt, and pass every piece of text to `write` as soon as it is complete; the text ends before a stop string."""
+    options = section.model_dump(exclude={"prompts", "seed"}) | {"tokenizer": tokenizer}
+    ends, positions = end_ids(model.config.eos_token_id), model.config.max_position_embeddings
     for index, prompt in enumerate(prompts):
-        stream, ids = TextStream(tokenizer), encode_prompt(model, tokenizer, prompt)
+        stream = TextStream(tokenizer, section.stop_strings)
+        ids = encode_prompt(model, tokenizer, prompt)
         write(prompt)
         (new_ids,) = generate(
             model,
@@ -73,5 +80,8 @@ def continue_prompts(
             **options,
         )
         write(stream.finish() + "\n")
-        if len(ids) + len(new_ids) == positions and len(new_ids) < section.max_new_tokens:
+        ended = stream.before_stop.stopped or new_ids[-1] in ends
+        if len(new_ids) == section.max_new_tokens and not ended:
+            say_cut_off(section.max_new_tokens)
+        elif len(ids) + len(new_ids) == positions and not ended:
             write(f"[stopped: the text fills all {positions} positions of the model]\n")

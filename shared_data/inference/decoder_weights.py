@@ -16,7 +16,7 @@ from typing import Any
 from shared_data.model_files.config import ModelConfig
 
 Weights = dict[str, Any]
-Join = Callable[[Sequence[Any]], Any]  # vectors, one after the other
+Join = Callable[[list[Any]], Any]  # vectors, one after the other
 SideBySide = Callable[
     [Sequence[Any]], list[Any]
 ]  # matrices [in, out] as one, where they lie next to each other
@@ -91,7 +91,7 @@ def _of_llama(
             )
         )
     embedding = weights["model.embed_tokens.weight"]
-    head = weights.get("lm_head.weight", embedding)
+    head = weights["lm_head.weight"] if "lm_head.weight" in weights else embedding
     return DecoderWeights(embedding, None, blocks, _norm("model.norm", weights), head.T)
 
 
@@ -114,7 +114,7 @@ def _of_gpt2(layers: list[Weights], weights: Weights) -> DecoderWeights:
             )
         )
     embedding, positions = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
-    head = weights.get("lm_head.weight", embedding)
+    head = weights["lm_head.weight"] if "lm_head.weight" in weights else embedding
     return DecoderWeights(embedding, positions, blocks, _norm("transformer.ln_f", weights), head.T)
 
 

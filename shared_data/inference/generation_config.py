@@ -18,28 +18,22 @@ from shared_data.runs import RunFolder
 from shared_data.settings import parse_override
 from shared_data.stages import is_stage_name
 
-SAMPLING = ("temperature", "top_k", "top_p")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # of a draw only
+_ALWAYS = ("repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "early_stopping")
 # What changes which text is written, with the values that change nothing.
 _NOT_COMPUTED: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (None, 1, 1.0),
     "encoder_repetition_penalty": (None, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "typical_p": (None, 1.0),
-    "min_p": (None, 0, 0.0),
     "epsilon_cutoff": (None, 0.0),
     "eta_cutoff": (None, 0.0),
-    "num_beams": (None, 1),
     "penalty_alpha": (None, 0.0),
     "suppress_tokens": (None, []),
     "begin_suppress_tokens": (None, []),
     "bad_words_ids": (None, []),
-    "sequence_bias": (None, {}),
     "forced_bos_token_id": (None,),
     "forced_eos_token_id": (None,),
     "min_length": (None, 0),
     "min_new_tokens": (None, 0),
     "max_time": (None,),
-    "stop_strings": (None, []),
     "guidance_scale": (None, 1, 1.0),
     "exponential_decay_length_penalty": (None,),
     "dola_layers": (None,),
@@ -56,13 +50,31 @@ def read_sampling(folder: Path) -> tuple[dict[str, Any], list[str]]:
     asked = [
         f"{name} = {values[name]}" for name, usual in _NOT_COMPUTED.items() if values.get(name) not in usual
     ]
-    if "do_sample" not in values:
-        return {}, asked
-    if not values["do_sample"]:
-        return {"temperature": 0.0}, asked
-    return {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | {
-        name: values[name] or None for name in SAMPLING if name in values
-    }, asked
+    found = {name: values[name] for name in _ALWAYS if values.get(name) is not None}
+    if texts := values.get("stop_strings"):
+        found["stop_strings"] = [texts] if isinstance(texts, str) else texts
+    biases = _biases(path, values.get("sequence_bias") or [])
+    if single := {ids[0]: bias for ids, bias in biases if len(ids) == 1}:
+        found["logit_bias"] = single
+    asked += [f"sequence_bias = {[ids, bias]}" for ids, bias in biases if len(ids) != 1]
+    beams = found.get("num_beams", 1)
+    if beams != 1 and values.get("do_sample"):
+        asked.append(f"num_beams = {found.pop('num_beams')} with do_sample")
+    if "do_sample" not in values and beams == 1:
+        return found, asked
+    if not values.get("do_sample"):
+        return found | {"temperature": 0.0}, asked
+    drawn = {name: values[name] or None for name in SAMPLING if name in values}
+    return found | {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | drawn, asked
+
+
+def _biases(path: Path, sequence_bias: Any) -> list[tuple[list[int], float]]:
+    try:
+        return [(list(ids), float(bias)) for ids, bias in sequence_bias]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} has a sequence_bias that is no list of [ids, bias]; correct it or copy it again"
+        ) from error
 
 
 def sample_as_asked(run: RunFolder, name: str | Path, assignments: Iterable[str]) -> list[str]:
@@ -82,6 +94,8 @@ def sample_as_asked(run: RunFolder, name: str | Path, assignments: Iterable[str]
         key for key, field in type(section).model_fields.items() if getattr(section, key) != field.default
     }
     values = {key: value for key, value in found.items() if key not in chosen}
+    if "num_beams" in values and "temperature" in chosen and section.temperature != 0:
+        del values["num_beams"]  # the user draws
     try:
         generate = type(section).model_validate(section.model_dump() | values)
     except ValueError as error:

@@ -329,6 +329,17 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         arguments("generate", "--temperature", "1e-320"),
         r"generate\.temperature: logits cannot be divided.*; choose 0.*; correct",
     ),
+    "generate: beams that draw": (
+        arguments("generate", "--num-beams", "4", "--temperature", "0.7"),
+        r"4 beams with temperature 0\.7 would be beam sampling.*; set generate\.temperature to 0",
+    ),
+    "generate: no beams": (arguments("generate", "--num-beams", "0"), r"generate\.num_beams: .*greater.*\(given 0\); correct"),
+    "generate: an empty stop string": (arguments("generate", "--stop", ""), r"generate\.stop_strings\.0: .*at least 1 character.*; correct"),
+    "chat: a penalty of 0": (arguments("chat", "--repetition-penalty", "0"), r"generate\.repetition_penalty: .*greater than 0.*; correct"),
+    "generate: a bias of an id that is not there": (
+        arguments("generate", "--set", "generate.logit_bias={{999999 = 1.0}}"),
+        r"logit_bias has the id 999999, and the model's ids are 0 to \d+; use",
+    ),
     "generate: a seed of 77 bits": (arguments("generate", "--set", f"generate.seed={10**23}"), r"generate\.seed: .*4294967295.*; correct"),
     "generate: a prompt of broken letters": (arguments("generate", "--prompt", "caf\udce9"), r"prompt .* is not UTF-8; type"),
     "generate: weights of another shape": (generate_from("config.json", edited(intermediate_size=48)), r"shape.*; "),

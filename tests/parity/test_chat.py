@@ -161,6 +161,27 @@ def test_the_command_answers_with_the_model_of_a_folder(folder: Path, tmp_path: 
     assert texts[0] == texts[1] != "\n"
 
 
+def test_an_answer_ends_before_a_stop_string_and_its_limit_is_named(
+    levels: list[tuple[Any, Any, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Written, remembered and returned is the text before the stop string; only the limit is worth a line."""
+    level_generate, model, tokenizer = levels[0]
+    section = load_settings("smoke", ["generate.temperature=0", "generate.max_new_tokens=6"]).generate
+    free: list[str] = []
+    chat(level_generate, model, tokenizer, section, ["Hello?\n"], free.append)
+    assert capsys.readouterr().err == "[stopped after 6 tokens; --max-new-tokens raises the limit]\n"
+    text = "".join(free)
+    stop = next(text[i : i + 2] for i in range(2, len(text)) if "\ufffd" not in text[i : i + 2])
+    cut: list[str] = []
+    stopped = section.model_copy(update={"stop_strings": [stop]})
+    chat(level_generate, model, tokenizer, stopped, ["Hello?\n"], cut.append)
+    assert "".join(cut) == text.partition(stop)[0] + "\n"
+    assert capsys.readouterr().err == ""
+    options = {"max_new_tokens": 6, "stop_strings": [stop]}
+    (answer,) = complete_chat(level_generate, model, tokenizer, CONVERSATIONS[:1], **options)
+    assert answer + "\n" == "".join(cut)
+
+
 def test_the_oldest_turns_are_forgotten_and_the_system_message_stays(
     levels: list[tuple[Any, Any, Any]],
 ) -> None:

@@ -92,7 +92,7 @@ def test_a_repeated_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch, case: s
     first, second, _ = prompts(case)
     repeated = [first, second, first, first]
     options = FREE | {"max_new_tokens": 20, "temperature": 0.8, "seed": 3}
-    module, prefilled = sys.modules[generate.__module__], []
+    module, prefilled = sys.modules[generate.__module__.replace("generate", "steps")], []
     cache = module.KVCache
     monkeypatch.setattr(
         module, "KVCache", lambda config, rows, *more: prefilled.append(rows) or cache(config, rows, *more)

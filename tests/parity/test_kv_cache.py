@@ -11,13 +11,13 @@ from tests.parity.model_cases import CASES, config_of
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.inference import kv_cache as v2
 from v2_handwritten.inference.decoder import Decoder
-from v2_handwritten.inference.generate import pad_left
+from v2_handwritten.inference.steps import pad_left
 from v2_handwritten.models.transformer import Transformer
 from v2_handwritten.models.weight_layout import for_decoding
 from v3_numpy_deep.autograd import no_grad
 from v3_numpy_deep.inference import kv_cache as v3
 from v3_numpy_deep.inference.decoder import Decoder as ArrayDecoder
-from v3_numpy_deep.inference.generate import pad_left as pad_left_array
+from v3_numpy_deep.inference.steps import pad_left as pad_left_array
 from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
 from v3_numpy_deep.models.weight_layout import for_decoding as for_decoding_arrays
 

@@ -40,7 +40,7 @@ from shared_data.inference import chat
 from shared_data.inference.typed import typed_messages
 from shared_data.settings import GenerateSettings
 
-def complete_chat(generate, model, tokenizer, conversations, on_text, **options):
+def complete_chat(generate, model, tokenizer, conversations, on_text, on_cut_off, **options):
     on_text(f"{len(conversations[0])} turns, and")
     if conversations[0][-1]["content"] == "stop me":
         time.sleep(600)

@@ -43,15 +43,31 @@ def asks(folder: Path, **values: Any) -> None:
             [],
         ),
         (
-            {"repetition_penalty": 1.1, "num_beams": 1, "no_repeat_ngram_size": 3},
-            {},
-            ["repetition_penalty = 1.1", "no_repeat_ngram_size = 3"],
+            {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "stop_strings": "\n\n"},
+            {"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "stop_strings": ["\n\n"]},
+            [],
         ),
         (
-            {"min_new_tokens": 4, "min_length": 0, "stop_strings": ["."], "guidance_scale": 1.5},
+            {"min_new_tokens": 4, "min_length": 0, "guidance_scale": 1.5},
             {},
-            ["min_new_tokens = 4", "stop_strings = ['.']", "guidance_scale = 1.5"],
+            ["min_new_tokens = 4", "guidance_scale = 1.5"],
         ),
+        (
+            {"do_sample": True, "top_k": 0, "min_p": 0.1, "typical_p": 0.9},
+            {"temperature": 1.0, "top_k": None, "top_p": 1.0, "min_p": 0.1, "typical_p": 0.9},
+            [],
+        ),
+        (
+            {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never"},
+            {"temperature": 0.0, "num_beams": 4, "length_penalty": 2.0, "early_stopping": "never"},
+            [],
+        ),
+        (
+            {"num_beams": 4, "do_sample": True, "sequence_bias": [[[5], 2.0], [[6, 7], -1.0]]},
+            {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "logit_bias": {5: 2.0}},
+            ["sequence_bias = [[6, 7], -1.0]", "num_beams = 4 with do_sample"],
+        ),
+        ({"penalty_alpha": 0.6}, {}, ["penalty_alpha = 0.6"]),
     ],
 )
 def test_what_the_file_asks_for(
@@ -96,6 +112,22 @@ def test_an_adapter_is_sampled_as_its_base_asks(folder: Path, tmp_path: Path) ->
     run = RunFolder("v2", load_settings("smoke"), tmp_path / "run")
     sample_as_asked(run, adapter, [])
     assert run.settings.generate.temperature == 0.6
+
+
+def test_beams_of_the_file_give_way_to_a_temperature_of_the_user_s(folder: Path, tmp_path: Path) -> None:
+    asks(folder, num_beams=4, length_penalty=2.0)
+    for overrides, beams in ((["generate.temperature=0.5"], 1), (["generate.temperature=0"], 4), ([], 4)):
+        run = RunFolder("v2", load_settings("smoke", overrides), tmp_path / "run")
+        sample_as_asked(run, folder, overrides)
+        assert run.settings.generate.num_beams == beams
+
+
+def test_a_bias_that_cannot_be_is_one_line(folder: Path) -> None:
+    asks(folder, sequence_bias=5)
+    with pytest.raises(
+        UserError, match=r"generation_config.json has a sequence_bias that is no list .*; correct"
+    ):
+        read_sampling(folder)
 
 
 def test_values_that_cannot_be_are_one_line(folder: Path, tmp_path: Path) -> None:

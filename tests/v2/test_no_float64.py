@@ -56,4 +56,9 @@ def test_generation_does_without_float64(
     with NoFloat64():
         model = load_model(prepared / "sft", kernels=kernels)
         (ids,) = generate(model, [[1, 2, 3]], max_new_tokens=4, temperature=1.0, top_p=0.9, seed=1)
-    assert 1 <= len(ids) <= 4
+        filters = {"min_p": 0.01, "typical_p": 0.9, "temperature": 1.0}
+        penalties = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "logit_bias": {5: 1.0}}
+        penalties |= {"no_repeat_ngram_size": 2}
+        (penalized,) = generate(model, [[1, 2, 3]], max_new_tokens=4, **filters, **penalties)
+        (best,) = generate(model, [[1, 2, 3]], max_new_tokens=4, num_beams=3, **penalties)
+    assert all(1 <= len(row) <= 4 for row in (ids, penalized, best))

@@ -1,8 +1,12 @@
-"""Five logits: temperature, top-k, top-p and a draw, as in v2_handwritten/inference/sampling.md."""
+"""Five logits: temperature, filters, penalties and a draw, as in v2_handwritten/inference/sampling.md."""
+
+from typing import Any
 
 import torch
 
+from shared_data.inference.sampling_parameters import SamplingParameters
 from tests.worked import agrees
+from v2_handwritten.inference.penalties import apply_penalties
 from v2_handwritten.inference.sampling import filter_logits, sample
 
 PAGE = "v2_handwritten/inference/sampling.md"
@@ -36,3 +40,33 @@ def test_uniform_numbers_become_tokens() -> None:
     agrees(PAGE, "cumulative", filtered.softmax(dim=-1).cumsum(dim=-1))
     drawn = [int(sample(filtered, torch.tensor([u]))) for u in (0.0, 0.6, 0.63, 0.9)]
     assert drawn == [0, 0, 1, 2]
+
+
+def test_min_p_and_typical_sampling_follow_the_shape() -> None:
+    p = probabilities()
+    surprise = -p.log()
+    rows = [
+        surprise,
+        (surprise - (p * surprise).sum()).abs(),
+        probabilities(min_p=0.2),
+        probabilities(typical_p=0.2),
+        probabilities(typical_p=0.6),
+    ]
+    agrees(PAGE, "kept", torch.stack(rows))
+
+
+def test_penalties_change_the_logits_of_what_was_written() -> None:
+    """The prompt is "kite", generated is "ball dog ball"."""
+    penalties: list[dict[str, Any]] = [
+        {"logit_bias": {4: 1.5}},
+        {"repetition_penalty": 1.25},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": 0.4},
+        {"no_repeat_ngram_size": 2},
+    ]
+    together = {name: value for penalty in penalties for name, value in penalty.items()}
+    rows = [
+        apply_penalties(LOGITS, [[1, 0, 2, 0]], [1], SamplingParameters(**each))
+        for each in ({}, *penalties, together)
+    ]
+    agrees(PAGE, "logits after", torch.cat(rows))

@@ -65,6 +65,12 @@ class KVCache:
         cache.max_length = max_length
         return cache
 
+    def reorder(self, rows: Int[Tensor, " B"]) -> None:
+        """Let row b go on from what was row `rows[b]`: beams of one prompt. In place, since a decoder holds views of the states."""
+        for group in self.states:
+            so_far = group[..., : self.length, :]
+            so_far.copy_(so_far[:, :, rows])
+
 
 def bytes_per_token(config: ModelConfig, bytes_per_number: int = 4) -> int:
     """Memory one token takes in the cache: in each layer, a key and a value of D numbers for each of K heads; or a latent and a key."""

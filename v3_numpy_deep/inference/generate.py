@@ -1,8 +1,7 @@
 """Text from a model: greedy or sampled, one prompt or a batch, streamed, with a key-value cache.
 
-Autoregressive decoding is a loop: logits of the last position, a choice, one more token. The prompt passes through the
-model once (prefill), in chunks so that long prompts need no more memory than short ones; after that each token is one
-step of `decoder.py`. Prompts of different lengths stand right-aligned behind padding that no token sees.
+Autoregressive decoding is a loop: logits of the last position, a choice, one more token. Where the logits come from stands in
+`steps.py`, what penalties do to them in `penalties.py`, the choice in `sampling.py`; `beam_search.py` follows several sequences at once.
 
 Level 1 calls transformers' `model.generate`; level 2 is the same in torch.
 Theory: v2_handwritten/inference/generate.md.
@@ -10,29 +9,33 @@ Theory: v2_handwritten/inference/generate.md.
     v3 generate --prompt "Once upon a time"
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from shared_data.inference.arguments import check_sampling, end_ids, new_token_limits, prompt_ids
+from shared_data.inference.arguments import (
+    check_seeds,
+    end_ids,
+    new_token_limits,
+    pass_on,
+    prompt_ids,
+    uniform_numbers,
+)
 from shared_data.inference.commands import continue_prompts, write_samples
+from shared_data.inference.sampling_parameters import SamplingParameters
+from shared_data.inference.stop_strings import StopCriteria
 from shared_data.runs import RunFolder
-from shared_data.seeds import check_seed
 from shared_data.settings import Settings
-from v3_numpy_deep.autograd import Array, no_grad
-from v3_numpy_deep.inference.decoder import Decoder
-from v3_numpy_deep.inference.kv_cache import KVCache
+from v3_numpy_deep.inference.beam_search import beam_search
 from v3_numpy_deep.inference.loading import load_with_tokenizer
+from v3_numpy_deep.inference.penalties import apply_penalties
 from v3_numpy_deep.inference.sampling import filter_logits, sample
+from v3_numpy_deep.inference.steps import CachedSteps, RecomputedSteps
 from v3_numpy_deep.models.transformer import Transformer
-
-PREFILL_CHUNK = 512  # tokens of a prompt in one forward pass; bounds the memory of its logits and masks
-
-Steps = Generator[Float[Array, "B V"], Int[Array, " B"], None]  # yields logits, is sent the chosen ids
 
 
 def generate(
@@ -43,124 +46,109 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    seed: int = 0,
+    min_p: float | None = None,
+    typical_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    no_repeat_ngram_size: int = 0,
+    logit_bias: Mapping[int, float] | None = None,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    stop_strings: Sequence[str] | str | None = None,
+    tokenizer: Any = None,
+    seed: int | Sequence[int] = 0,
     eos_token_id: int | Sequence[int] | None = None,
     use_cache: bool = True,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """The new ids after each prompt, an `eos_token_id` that stopped it included; a prompt's continuation does not depend on the others.
+    """The new ids after each prompt, what stopped it included; a prompt's continuation does not depend on the others.
 
-    temperature: 0 is greedy. A row of the batch draws from its own stream of numbers, made of `seed` and its index.
+    temperature: 0 is greedy. It and what follows up to `stop_strings` is explained in `SamplingParameters`.
+    stop_strings: texts that end a sequence, also inside a token; they need the `tokenizer`.
+    seed: a row of the batch draws from its own stream of numbers, made of `seed` and its index; a list has a seed for each prompt, with
+        which it draws what it would draw alone.
     eos_token_id: id (or ids) after which a sequence stops; None: the model's own, `config.eos_token_id`; [] stops nowhere.
         The (first) one also stands in for an empty prompt.
-    on_token: called as `on_token(row, id)` for each new token, at once.
+    on_token: called as `on_token(row, id)` for each new token, at once; of a beam search, when it has ended.
 
     A sequence also stops when it fills the model's positions. Raises `UserError` for a prompt that leaves none free or has ids
     that the model has not, an empty one without `eos_token_id`, or sampling parameters out of range.
     """
+    sampling = SamplingParameters(
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        typical_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        no_repeat_ngram_size,
+        logit_bias,
+        num_beams,
+        length_penalty,
+        early_stopping,
+        stop_strings,
+    )
+    sampling.check_ids(model.config.vocab_size)
     stop_ids = end_ids(model.config.eos_token_id if eos_token_id is None else eos_token_id)
+    stop = StopCriteria(stop_ids, sampling.stop_list, tokenizer)
     rows = prompt_ids(prompts, stop_ids, model.config.vocab_size)
     limits = new_token_limits(rows, max_new_tokens, model.config.max_length)
-    check_seed(seed)
-    if temperature != 0:
-        check_sampling(temperature, top_k, top_p)
-        uniforms = np.stack(
-            [np.random.default_rng([seed, row]).random(max(limits)) for row in range(len(rows))]
-        )
+    check_seeds(seed, len(rows))
     was_training = model.training
     model.eval()  # no dropout
-    steps = _cached_steps(model, rows, max(limits)) if use_cache else _recomputed_steps(model, rows)
-    logits = next(steps)
-
-    new_ids: list[list[int]] = [[] for _ in rows]
-    running = set(range(len(prompts)))
-    for position in range(max(limits)):
-        if temperature > 0:
-            filtered = filter_logits(logits, temperature, top_k, top_p)
-            chosen = sample(filtered, uniforms[:, position])
-        else:
-            chosen = logits.argmax(axis=-1)
-        for row, id in enumerate(chosen.tolist()):
-            if row not in running:
-                continue
-            new_ids[row].append(id)
-            if on_token is not None:
-                on_token(row, id)
-            if id in stop_ids or position + 1 == limits[row]:
-                running.remove(row)
-        if not running:
-            break
-        logits = steps.send(chosen)
+    if num_beams > 1:
+        new_ids = []
+        for row, limit in zip(rows, limits, strict=True):
+            best = beam_search(model, row, sampling, max_new_tokens=limit, stop=stop, use_cache=use_cache)
+            new_ids.append(best.ids[len(row) :])
+        pass_on(new_ids, on_token)
+    else:
+        make_steps = CachedSteps if use_cache else RecomputedSteps
+        steps = make_steps(model, rows, max(limits))
+        uniforms = uniform_numbers(seed, len(rows), max(limits)) if temperature > 0 else None
+        new_ids = _decode(steps, rows, limits, sampling, uniforms, stop, on_token)
     model.train(was_training)
     return new_ids
 
 
-def pad_left(
-    rows: Sequence[Sequence[int]], device: str = "cpu"
-) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
-    """The rows right-aligned behind zeros, and how many zeros stand before each."""
-    longest = max(map(len, rows))
-    input_ids = np.array([[0] * (longest - len(row)) + list(row) for row in rows])
-    return input_ids, np.array([longest - len(row) for row in rows])
-
-
-def _padded_inputs(starts: Int[Array, " B"], begin: int, end: int) -> dict[str, Any]:
-    """Positions that count from each row's first token, and the mask of its padding, for slots begin : end."""
-    if not starts.any():
-        return {}
-    slots = np.arange(end)
-    position_ids = np.maximum(slots - starts[:, None], 0)
-    return {"position_ids": position_ids[:, begin:], "attention_mask": slots >= starts[:, None]}
-
-
-def _cached_steps(model: Transformer, prompts: list[list[int]], max_new_tokens: int) -> Steps:
-    """Prefill the cache with the prompts, a repeated one once, then decode one token at a time."""
-    weight = model.lm_head.weight
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
-    input_ids, starts = pad_left(distinct)
-    B, T = input_ids.shape
-    repeated = len(prompts) > B
-    cache = KVCache(model.config, B, T if repeated else T + max_new_tokens, weight.dtype)
-    # Dynamic frequencies depend on the length, so that the whole prompt needs the same ones.
-    chunk = T if model.config.has_dynamic_rope else PREFILL_CHUNK
-    with no_grad():
-        for begin in range(0, T, chunk):
-            end = min(begin + chunk, T)
-            ids = input_ids[:, begin:end]
-            keep = np.zeros_like(ids, bool)
-            keep[:, -1] = True
-            padding = _padded_inputs(starts, begin, end)
-            last = model.hidden_states(ids, cache=cache, logits_to_keep=keep, **padding)
-        logits = model.logits(last).data
-    if repeated:
-        number = {prompt: row for row, prompt in enumerate(distinct)}
-        rows = np.array([number[tuple(prompt)] for prompt in prompts])
-        cache, starts, logits = cache.spread(rows, T + max_new_tokens), starts[rows], logits[rows]
-    chosen = yield logits
-    if model.config.has_plain_blocks:
-        decoder = Decoder(model, cache, starts)
-        while True:
-            chosen = yield decoder.step(chosen)
-    while True:  # the ordinary forward pass of one token
-        inputs = _padded_inputs(starts, cache.length, cache.length + 1)
-        if inputs:  # a row that has stopped goes on with the others, to positions that the model may not have
-            inputs["position_ids"] = np.minimum(inputs["position_ids"], model.config.max_length - 1)
-        with no_grad():
-            logits = model(chosen[:, None], cache=cache, **inputs).data[:, -1]
-        chosen = yield logits
-
-
-def _recomputed_steps(model: Transformer, prompts: list[list[int]]) -> Steps:
-    """The ordinary forward pass over everything, for each token again: slow, and what the cache is tested against."""
-    rows = [list(prompt) for prompt in prompts]
-    positions = model.config.max_length
-    while True:
-        input_ids, starts = pad_left([row[:positions] for row in rows])
-        with no_grad():
-            logits = model(input_ids, **_padded_inputs(starts, 0, input_ids.shape[1])).data
-        chosen = yield logits[:, -1]
-        for row, id in zip(rows, chosen.tolist(), strict=True):
-            row.append(id)
+def _decode(
+    steps: CachedSteps | RecomputedSteps,
+    prompts: list[list[int]],
+    limits: list[int],
+    sampling: SamplingParameters,
+    uniforms: Float[np.ndarray, "B steps"] | None,
+    stop: StopCriteria,
+    on_token: Callable[[int, int], None] | None,
+) -> list[list[int]]:
+    """The loop: logits, penalties, a choice for each row; until every row has stopped or is `limits` tokens longer."""
+    prompt_lengths, has_penalties = list(map(len, prompts)), sampling.has_penalties
+    sequences = [list(prompt) for prompt in prompts]
+    running = set(range(len(prompts)))
+    filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.typical_p)
+    logits = steps.logits
+    for position in range(max(limits)):
+        if has_penalties:
+            logits = apply_penalties(logits, sequences, prompt_lengths, sampling)
+        if uniforms is None:  # greedy
+            chosen = logits.argmax(axis=-1)
+        else:
+            chosen = sample(filter_logits(logits, *filters), uniforms[:, position])
+        for row, id in enumerate(chosen.tolist()):
+            if row not in running:
+                continue
+            sequences[row].append(id)
+            if on_token is not None:
+                on_token(row, id)
+            if position + 1 == limits[row] or stop.are_met(sequences[row]):
+                running.remove(row)
+        if not running:
+            break
+        logits = steps.step(chosen)
+    return [ids[start:] for ids, start in zip(sequences, prompt_lengths, strict=True)]
 
 
 def generate_samples(settings: Settings, run: RunFolder) -> dict[str, int | float]:

@@ -1,0 +1,12 @@
+"""What `generate` and `chat` say beside the text, on stderr, so that a pipe receives the text alone.
+
+say_cut_off(256)
+"""
+
+
+def say_cut_off(max_new_tokens: int) -> None:
+    """One dim line: the text did not end by itself."""
+    import typer
+
+    note = f"[stopped after {max_new_tokens} tokens; --max-new-tokens raises the limit]"
+    typer.secho(note, dim=True, err=True)
