@@ -1,0 +1,246 @@
+"""An evaluation from the names of its tasks to their scores; a level brings `log_likelihoods` and `generate`.
+
+data ── items ── prompts with shots ── ids ── responses of the model ── a value an item ── scores with error bars
+
+scores = evaluate_tasks(log_likelihoods, generate, model, tokenizer, request)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared_data.benchmarks.batches import LogLikelihood
+from shared_data.benchmarks.few_shot import DELIMITER, build_prompts
+from shared_data.benchmarks.items import GenerationItem, Item, PerplexityItem, Request
+from shared_data.benchmarks.readers import data_paths, read_split
+from shared_data.benchmarks.results import Key, Line, fingerprint, open_items
+from shared_data.benchmarks.scores import Scores, aggregate, aggregate_group, extract, score_item
+from shared_data.benchmarks.tasks import GROUPS, Task, find_tasks
+from shared_data.benchmarks.token_requests import (
+    TokenRequest,
+    encode_request,
+    encode_text,
+    rolling_requests,
+    truncated_left,
+)
+from shared_data.errors import UserError
+from shared_data.inference.chat import Generate
+from shared_data.progress import progress
+from shared_data.settings import BenchmarkSettings, DataSettings
+
+LogLikelihoods = Callable[[Any, Sequence[TokenRequest], int, int], list[LogLikelihood]]
+ROWS_AT_ONCE = 16  # batches between two looks at the results: what is finished is then kept
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where an evaluation reads and leaves what the settings do not say: the options of the command."""
+
+    data: tuple[str, ...] = ()  # TASK=PATH
+    items: Path | None = None
+    json: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """An item with its prompt, as text and as ids; `number` counts the items of its task."""
+
+    task: Task
+    number: int
+    item: Item
+    requests: list[Request]
+    token_requests: list[TokenRequest] = field(repr=False)
+    inputs: str
+
+    @property
+    def key(self) -> Key:
+        return self.task.name, self.number
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest request."""
+        return max(len(context) + len(continuation) for context, continuation in self.token_requests)
+
+
+def evaluate_tasks(
+    log_likelihoods: LogLikelihoods,
+    generate: Generate,
+    model: Any,
+    tokenizer: Any,
+    section: BenchmarkSettings,
+    data: DataSettings,
+    files: Files,
+    model_id: Any,
+) -> dict[str, Scores]:
+    """The scores of each task, and of each group that was named. `model_id` changes when the model does.
+
+    Raises `UserError` for unknown tasks, data that cannot be read or are malformed, and too few examples for the shots.
+    """
+    tasks, paths = find_tasks(section.tasks), data_paths(files.data)
+    max_length = model.config.max_position_embeddings
+    questions = [
+        question
+        for task in tasks
+        for question in read_questions(
+            task, section, paths.get(task.name), data, tokenizer, max_length, model_id
+        )
+    ]
+    expected = {question.key: question.inputs for question in questions}
+    with open_items(files.items, expected, files.force) as items:
+        left = [question for question in questions if question.key not in items.lines]
+        left.sort(key=lambda question: -question.length)
+        done = len(questions) - len(left)
+        with progress(len(questions), "benchmark", "items", done=done) as bar:
+            answered = _answers(
+                log_likelihoods, generate, model, tokenizer, left, section.batch_size, max_length
+            )
+            for question, responses in answered:
+                items.add(item_line(question, responses))
+                bar.update(1)
+        return scores_of(section.tasks, tasks, items.lines.values())
+
+
+def read_questions(
+    task: Task,
+    section: BenchmarkSettings,
+    path: Path | None,
+    data: DataSettings,
+    tokenizer: Any,
+    max_length: int,
+    model_id: Any,
+) -> Iterator[Question]:
+    """The items of a task in their order, with their prompts."""
+    items, examples, excludes_item = read_items_and_examples(task, section, path, data)
+    shots = num_fewshot(task, section)
+
+    def render(messages: list[dict[str, str]]) -> str:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    template = render if section.apply_chat_template else None
+    delimiter = "" if section.apply_chat_template else DELIMITER
+    prompts = build_prompts(task, items, examples, shots, section.seed, excludes_item, template)
+    for number, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
+        requests = item.requests(prompt, delimiter)
+        if isinstance(item, PerplexityItem):
+            ids = list(rolling_requests(tokenizer, item.target, max_length))
+        elif isinstance(item, GenerationItem):
+            ids = [TokenRequest(encode_text(tokenizer, requests[0].context), [])]
+        else:
+            ids = [encode_request(tokenizer, request) for request in requests]
+        yield Question(
+            task, number, item, requests, ids, fingerprint(model_id, max_length, task.name, requests)
+        )
+
+
+def read_items_and_examples(
+    task: Task, section: BenchmarkSettings, path: Path | None, data: DataSettings
+) -> tuple[list[Item], list[Item], bool]:
+    """The items to score, the examples for shots, and whether an item is kept out of its own shots."""
+    records = read_split(task, task.evaluation_split, path, data)
+    items = [task.item(record) for record in records]
+    shots = num_fewshot(task, section)
+    if shots and isinstance(items[0], PerplexityItem):
+        raise UserError(f"{task.name} scores whole texts, without shots; leave --num-fewshot out")
+    if not shots:
+        return items[: section.limit], [], False
+    if path is not None and path.is_file():  # items and examples are the same
+        return items[: section.limit], items, True
+    examples = [task.item(record) for record in read_split(task, task.shots_split, path, data)]
+    return items[: section.limit], examples, task.excludes_item
+
+
+def num_fewshot(task: Task, section: BenchmarkSettings) -> int:
+    """The number of shots: that of the settings, else the task's own."""
+    return task.num_fewshot if section.num_fewshot is None else section.num_fewshot
+
+
+def _answers(
+    log_likelihoods: LogLikelihoods,
+    generate: Generate,
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    batch_size: int,
+    max_length: int,
+) -> Iterator[tuple[Question, list[Any]]]:
+    """Each question with the model's responses, a few batches at a time."""
+    scored = [question for question in questions if question.task.generation is None]
+    start = 0
+    while start < len(scored):
+        requests: list[TokenRequest] = []
+        end = start
+        while end < len(scored) and len(requests) < ROWS_AT_ONCE * batch_size:
+            requests += scored[end].token_requests
+            end += 1
+        responses = iter(log_likelihoods(model, requests, batch_size, max_length))
+        for question in scored[start:end]:
+            yield question, [next(responses) for _ in question.token_requests]
+        start = end
+    written = [question for question in questions if question.task.generation is not None]
+    for start in range(0, len(written), batch_size):
+        batch = written[start : start + batch_size]
+        for question, text in zip(batch, _texts(generate, model, tokenizer, batch, max_length), strict=True):
+            yield question, [text]
+
+
+def _texts(
+    generate: Generate, model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int
+) -> list[str]:
+    """Greedy completions, cut at the first stop string; their number of tokens is that of the task that allows most."""
+    generations = [question.task.generation for question in questions]
+    limit = max(generation.max_new_tokens for generation in generations if generation)
+    prompts = [
+        truncated_left(question.token_requests[0].context, max_length, limit, question.task.name)
+        for question in questions
+    ]
+    new_ids = generate(model, prompts, max_new_tokens=limit, temperature=0.0)
+    texts = []
+    for generation, ids in zip(generations, new_ids, strict=True):
+        assert generation is not None
+        text = tokenizer.decode(ids[: generation.max_new_tokens], skip_special_tokens=True)
+        for stop in generation.until:
+            text = text.partition(stop)[0]
+        texts.append(text)
+    return texts
+
+
+def item_line(question: Question, responses: list[Any]) -> Line:
+    """One item as a line of the results."""
+    task, item = question.task, question.item
+    values = score_item(task, item, responses)
+    filtered = responses
+    if task.generation is not None:
+        filtered = [extract(responses[0], how) for how in task.generation.extractions.values()]
+    return {
+        "task": task.name,
+        "doc_id": question.number,
+        "doc": item.doc,
+        "target": item.target,
+        "arguments": question.requests,
+        "resps": [[response] for response in responses],
+        "filtered_resps": filtered,
+        "metrics": list(values),
+        **values,
+        "inputs": question.inputs,
+    }
+
+
+def scores_of(names: Sequence[str], tasks: Sequence[Task], lines: Any) -> dict[str, Scores]:
+    """The scores of the tasks from their lines, then those of the groups among the names."""
+    of_task: dict[str, list[Line]] = {task.name: [] for task in tasks}
+    for line in lines:
+        of_task[line["task"]].append(line)
+    scores: dict[str, Scores] = {}
+    for task in tasks:
+        own = sorted(of_task[task.name], key=lambda line: line["doc_id"])
+        found: Scores = {}
+        for metric in task.metrics:
+            found |= aggregate(metric, [line[metric] for line in own])
+        values = {key: value for key, value in found.items() if not key.endswith("_stderr")}
+        scores[task.name] = values | found | {"n": len(own)}
+    groups = {
+        name: aggregate_group([scores[member] for member in GROUPS[name]]) for name in names if name in GROUPS
+    }
+    return groups | scores
