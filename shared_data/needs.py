@@ -37,6 +37,7 @@ _LIBRARIES = {
         "datasets",
         "datasketch",
         "ftfy",
+        "lm_eval",
         "peft",
         "tokenizers",
         "torch",

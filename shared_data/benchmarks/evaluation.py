@@ -13,10 +13,10 @@ from typing import Any
 from shared_data.benchmarks.batches import LogLikelihood
 from shared_data.benchmarks.few_shot import DELIMITER, build_prompts
 from shared_data.benchmarks.items import GenerationItem, Item, PerplexityItem, Request
-from shared_data.benchmarks.readers import data_paths, read_split
+from shared_data.benchmarks.readers import data_paths, num_fewshot, read_splits
 from shared_data.benchmarks.results import Key, Line, fingerprint, open_items
-from shared_data.benchmarks.scores import Scores, aggregate, aggregate_group, extract, score_item
-from shared_data.benchmarks.tasks import GROUPS, Task, find_tasks
+from shared_data.benchmarks.scores import Scores, aggregate, extract, in_order, score_item, with_groups
+from shared_data.benchmarks.tasks import Task, find_tasks
 from shared_data.benchmarks.token_requests import (
     TokenRequest,
     encode_request,
@@ -24,7 +24,6 @@ from shared_data.benchmarks.token_requests import (
     rolling_requests,
     truncated_left,
 )
-from shared_data.errors import UserError
 from shared_data.inference.chat import Generate
 from shared_data.progress import progress
 from shared_data.settings import BenchmarkSettings, DataSettings
@@ -112,15 +111,17 @@ def read_questions(
     model_id: Any,
 ) -> Iterator[Question]:
     """The items of a task in their order, with their prompts."""
-    items, examples, excludes_item = read_items_and_examples(task, section, path, data)
+    records, task = read_splits(task, section, path, data)
     shots = num_fewshot(task, section)
+    items = [task.item(record) for record in records[task.evaluation_split][: section.limit]]
+    examples = [task.item(record) for record in records[task.shots_split]] if shots else []
 
     def render(messages: list[dict[str, str]]) -> str:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     template = render if section.apply_chat_template else None
     delimiter = "" if section.apply_chat_template else DELIMITER
-    prompts = build_prompts(task, items, examples, shots, section.seed, excludes_item, template)
+    prompts = build_prompts(task, items, examples, shots, section.seed, template)
     for number, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
         requests = item.requests(prompt, delimiter)
         if isinstance(item, PerplexityItem):
@@ -132,28 +133,6 @@ def read_questions(
         yield Question(
             task, number, item, requests, ids, fingerprint(model_id, max_length, task.name, requests)
         )
-
-
-def read_items_and_examples(
-    task: Task, section: BenchmarkSettings, path: Path | None, data: DataSettings
-) -> tuple[list[Item], list[Item], bool]:
-    """The items to score, the examples for shots, and whether an item is kept out of its own shots."""
-    records = read_split(task, task.evaluation_split, path, data)
-    items = [task.item(record) for record in records]
-    shots = num_fewshot(task, section)
-    if shots and isinstance(items[0], PerplexityItem):
-        raise UserError(f"{task.name} scores whole texts, without shots; leave --num-fewshot out")
-    if not shots:
-        return items[: section.limit], [], False
-    if path is not None and path.is_file():  # items and examples are the same
-        return items[: section.limit], items, True
-    examples = [task.item(record) for record in read_split(task, task.shots_split, path, data)]
-    return items[: section.limit], examples, task.excludes_item
-
-
-def num_fewshot(task: Task, section: BenchmarkSettings) -> int:
-    """The number of shots: that of the settings, else the task's own."""
-    return task.num_fewshot if section.num_fewshot is None else section.num_fewshot
 
 
 def _answers(
@@ -238,9 +217,5 @@ def scores_of(names: Sequence[str], tasks: Sequence[Task], lines: Any) -> dict[s
         found: Scores = {}
         for metric in task.metrics:
             found |= aggregate(metric, [line[metric] for line in own])
-        values = {key: value for key, value in found.items() if not key.endswith("_stderr")}
-        scores[task.name] = values | found | {"n": len(own)}
-    groups = {
-        name: aggregate_group([scores[member] for member in GROUPS[name]]) for name in names if name in GROUPS
-    }
-    return groups | scores
+        scores[task.name] = in_order(found) | {"n": len(own)}
+    return with_groups(names, scores)

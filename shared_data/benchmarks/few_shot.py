@@ -9,6 +9,7 @@ each item in turn takes a sample. Where the item itself may be among the example
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 from shared_data.benchmarks.items import Item, Prompt
 from shared_data.benchmarks.tasks import Task
@@ -25,7 +26,6 @@ def build_prompts(
     examples: Sequence[Item],
     num_fewshot: int,
     seed: int,
-    excludes_item: bool,
     render: Render | None = None,
 ) -> Iterator[Prompt]:
     """For each item, how its question becomes a whole context. With `render`, as a conversation in a chat template.
@@ -33,30 +33,30 @@ def build_prompts(
     Raises `UserError` where there are fewer examples than shots.
     """
     generator = random.Random(seed)
+    if num_fewshot:
+        check_shots(task, examples, num_fewshot)
     for item in items:
         shots: list[tuple[str, str]] = []
         if num_fewshot:
-            drawn = draw_shots(task, item, examples, num_fewshot, generator, excludes_item)
+            drawn = draw_shots(task, item, examples, num_fewshot, generator)
             shots = [shot.shot() for shot in drawn]  # type: ignore[union-attr]
         yield _chat(task.description, shots, render) if render else _text(task.description, shots)
 
 
-def draw_shots(
-    task: Task,
-    item: Item,
-    examples: Sequence[Item],
-    count: int,
-    generator: random.Random,
-    excludes_item: bool,
-) -> list[Item]:
-    """`count` examples for one item, by the rule of its task."""
-    one_more = excludes_item and not task.takes_first_shots  # drawn in case the item is among them
-    if count + one_more > len(examples):
+def check_shots(task: Task, examples: Sequence[Any], count: int) -> None:
+    """Raise `UserError` where there are fewer examples than shots; one more is needed where the item may be among them."""
+    if count + task.excludes_item > len(examples):
         raise UserError(
-            f"{task.name} has {len(examples)} examples, too few for {count} shots{' of which none is the item itself' if one_more else ''}; "
+            f"{task.name} has {len(examples)} examples, too few for {count} shots{' and the item itself' if task.excludes_item else ''}; "
             "lower --num-fewshot, or give more examples"
         )
-    if not excludes_item:
+
+
+def draw_shots(
+    task: Task, item: Item, examples: Sequence[Item], count: int, generator: random.Random
+) -> list[Item]:
+    """`count` examples for one item, by the rule of its task."""
+    if not task.excludes_item:
         return list(examples[:count]) if task.takes_first_shots else generator.sample(examples, count)
     others = (example for example in examples if example.doc != item.doc)
     if task.takes_first_shots:

@@ -9,16 +9,18 @@ folder the names say which split a file is, as the authors and the hub call them
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from shared_data.benchmarks.few_shot import check_shots
 from shared_data.benchmarks.formats import FormatError
 from shared_data.benchmarks.tasks import GROUPS, Task, check_task
 from shared_data.corpus.hub import hub_records
 from shared_data.corpus.readers import SUFFIXES, has_known_suffix, read_records
 from shared_data.errors import UserError
-from shared_data.settings import DataSettings
+from shared_data.settings import BenchmarkSettings, DataSettings
 from shared_data.story_world.tasks import multiple_choice, questions
 from shared_data.story_world.world import StoryWorld
 
@@ -26,6 +28,7 @@ Record = dict[str, Any]
 STORY_WORLD_ITEMS = {"test": 1000, "train": 100}  # of each of its tasks; shots come from the second
 # What a split is called in the names of files, if not only as itself.
 _NAMES = {"validation": {"validation", "valid", "val", "dev"}, "val": {"val", "valid", "validation"}}
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 _MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")  # of the authors' CSV, which has no header
 
 
@@ -44,6 +47,42 @@ def data_paths(assignments: Iterable[str]) -> dict[str, Path]:
             raise UserError(f"--data {name}: {path} does not exist; correct the path")
         paths |= dict.fromkeys(GROUPS.get(name, [name]), path)
     return paths
+
+
+class Splits(NamedTuple):
+    """The records that a task needs, by split; `task` is the task with these splits only."""
+
+    records: dict[str, list[Record]]
+    task: Task
+
+
+def read_splits(task: Task, section: BenchmarkSettings, path: Path | None, data: DataSettings) -> Splits:
+    """The items to score and, for shots, the examples. Raises `UserError` for malformed ones, and for fewer examples than shots."""
+    shots = num_fewshot(task, section)
+    if path is not None and path.is_file():  # items and examples are the same
+        own: dict[str, Any] = {
+            "training_split": None,
+            "validation_split": None,
+            "test_split": "test",
+            "fewshot_split": "test",
+        }
+        task = replace(task, **own)
+    records = {task.evaluation_split: read_split(task, task.evaluation_split, path, data)}
+    if shots:
+        if task.shots_split not in records:
+            records[task.shots_split] = read_split(task, task.shots_split, path, data)
+        check_shots(task, records[task.shots_split], shots)
+    splits = {field: getattr(task, field) for field in SPLITS}
+    known: dict[str, Any] = {field: split if split in records else None for field, split in splits.items()}
+    return Splits(records, replace(task, **known))
+
+
+def num_fewshot(task: Task, section: BenchmarkSettings) -> int:
+    """The number of shots: that of the settings, else the task's own."""
+    shots = task.num_fewshot if section.num_fewshot is None else section.num_fewshot
+    if shots and task.generation is None and not {"acc", "perplexity"} & set(task.metrics):
+        raise UserError(f"{task.name} scores whole texts, without shots; leave --num-fewshot out")
+    return shots
 
 
 def read_split(

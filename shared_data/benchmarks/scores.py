@@ -18,10 +18,11 @@ import numpy as np
 
 from shared_data.benchmarks.batches import LogLikelihood
 from shared_data.benchmarks.items import ContinuationItem, GenerationItem, Item, MultipleChoiceItem
-from shared_data.benchmarks.tasks import Extraction, Generation, Task
+from shared_data.benchmarks.tasks import GROUPS, Extraction, Generation, Task
 
 BOOTSTRAP_ITERATIONS = 100_000  # of the standard error of a perplexity
 NO_ANSWER = "[invalid]"
+WITHOUT_ERROR = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # of all texts together
 Value = Any  # of one item: a number, or a pair (log-likelihood, units) that is summed over the items
 Scores = dict[str, float | None]
 
@@ -74,7 +75,7 @@ def is_same(answer: str, target: str, generation: Generation) -> bool:
 
 def aggregate(metric: str, values: Sequence[Value]) -> Scores:
     """A metric over all items, and its standard error where it has one: None for a single item."""
-    if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+    if metric in WITHOUT_ERROR:
         total, units = (math.fsum(column) for column in zip(*values, strict=True))
         nats = -total / units
         return {metric: nats / math.log(2) if metric == "bits_per_byte" else math.exp(nats)}
@@ -132,3 +133,14 @@ def aggregate_group(scores: Sequence[Scores]) -> Scores:
             variance /= sum(sizes) - len(sizes)
             result[f"{metric}_stderr"] = math.sqrt(variance / sum(sizes))
     return result | {"n": sum(sizes)}
+
+
+def with_groups(names: Sequence[str], scores: dict[str, Scores]) -> dict[str, Scores]:
+    """The scores of the groups among the names, then those of the tasks."""
+    groups = (name for name in names if name in GROUPS)
+    return {name: aggregate_group([scores[member] for member in GROUPS[name]]) for name in groups} | scores
+
+
+def in_order(scores: Scores) -> Scores:
+    """The metrics first, then their standard errors."""
+    return dict(sorted(scores.items(), key=lambda score: score[0].endswith("_stderr")))

@@ -3,14 +3,16 @@
 section, files = stage_settings(settings, run, None)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shared_data.benchmarks.evaluation import Files
 from shared_data.benchmarks.results import check_results_file, write_results
-from shared_data.benchmarks.scores import Scores
-from shared_data.benchmarks.tasks import find_tasks
+from shared_data.benchmarks.scores import WITHOUT_ERROR, Scores, in_order, with_groups
+from shared_data.benchmarks.tasks import Task, find_tasks
+from shared_data.errors import UserError
+from shared_data.files import atomic_write, json_bytes
 from shared_data.finished import sizes_and_times
 from shared_data.runs import RunFolder
 from shared_data.settings import BenchmarkSettings, Settings
@@ -30,8 +32,9 @@ def stage_settings(
         check_results_file(files.json, files.force)
         return section, files
     folder = run.stage("benchmark")
-    names = [task.name for task in find_tasks(section.tasks) if _belongs(task.is_story_world, settings)]
-    own = section.model_copy(update={"tasks": [name for name in section.tasks if name in names or not names]})
+    tasks = find_tasks(section.tasks)
+    elsewhere = {task.name for task in tasks if task.is_story_world and settings.data.source != "story_world"}
+    own = section.model_copy(update={"tasks": [name for name in section.tasks if name not in elsewhere]})
     return own, Files(items=folder / ITEMS, json=folder / SCORES)
 
 
@@ -52,3 +55,38 @@ def keep_scores(scores: Mapping[str, Scores], model: str, files: Files) -> dict[
         for metric, value in of_task.items()
         if value is not None
     }
+
+
+def library_scores(
+    names: Sequence[str], tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Scores]:
+    """lm-evaluation-harness's results in our form: `acc,none` is `acc`, and GSM8K's two filters are two metrics."""
+    scores: dict[str, Scores] = {}
+    for task in tasks:
+        found, of_task = results[task.name], Scores()
+        for metric in task.metrics:
+            extraction = task.generation.extractions[metric].name if task.generation else "none"
+            name = "exact_match" if task.generation else metric
+            of_task[metric] = float(found[f"{name},{extraction}"])
+            error = found.get(f"{name}_stderr,{extraction}")
+            if metric not in WITHOUT_ERROR:
+                of_task[f"{metric}_stderr"] = None if isinstance(error, str) else error
+        scores[task.name] = in_order(of_task) | {"n": found["sample_len"]}
+    return with_groups(names, scores)
+
+
+def new_items_file(files: Files) -> Callable[[Mapping[str, Iterable[Mapping[str, Any]]]], None]:
+    """A function that writes lm-evaluation-harness's samples; raises `UserError` at once where a file would be overwritten."""
+    path = files.items
+    if path is not None and path.exists() and not files.force:
+        raise UserError(
+            f"{path} is there already; name another file with --items, or add --force to replace it"
+        )
+
+    def write(samples: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+        if path is not None:
+            with atomic_write(path) as file:
+                for task, lines in samples.items():
+                    file.writelines(json_bytes({"task": task, **line}) for line in lines)
+
+    return write

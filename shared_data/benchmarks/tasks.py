@@ -22,8 +22,12 @@ STORY_WORLD = "story_world"
 
 @dataclass(frozen=True)
 class Extraction:
-    """How an answer is found in generated text: the `index`-th match of a pattern, or "[invalid]" where there is none."""
+    """How an answer is found in generated text: the `index`-th match of a pattern, or "[invalid]" where there is none.
 
+    name: what lm-evaluation-harness calls this filter.
+    """
+
+    name: str
     pattern: str
     index: int = 0
 
@@ -99,13 +103,15 @@ _BOTH = ("acc", "acc_norm")
 _GSM8K = Generation(
     until=("Question:", "</s>", "<|im_end|>"),
     extractions={
-        "exact_match": Extraction(r"#### (\-?[0-9\.\,]+)"),  # lm-eval: strict-match
-        "exact_match_flexible": Extraction(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", index=-1),  # flexible-extract
+        "exact_match": Extraction("strict-match", r"#### (\-?[0-9\.\,]+)"),
+        "exact_match_flexible": Extraction(
+            "flexible-extract", r"(-?[$0-9.,]{2,})|(-?[0-9]+)", index=-1
+        ),  # flexible-extract
     },
     ignored=(",", r"\$", "(?s).*#### ", r"\.$"),
 )
 _ANSWER = Generation(
-    until=("\n",), extractions={"exact_match": Extraction(r"(?s)\S(?:.*\S)?")}, max_new_tokens=32
+    until=("\n",), extractions={"exact_match": Extraction("none", r"(?s)\S(?:.*\S)?")}, max_new_tokens=32
 )
 
 
