@@ -29,7 +29,7 @@ from shared_data.progress import progress
 from shared_data.settings import BenchmarkSettings, DataSettings
 
 LogLikelihoods = Callable[[Any, Sequence[TokenRequest], int, int], list[LogLikelihood]]
-ROWS_AT_ONCE = 16  # batches between two looks at the results: what is finished is then kept
+BATCHES_AT_ONCE = 16  # batches between two looks at the results: what is finished is then kept
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _answers(
     while start < len(scored):
         requests: list[TokenRequest] = []
         end = start
-        while end < len(scored) and len(requests) < ROWS_AT_ONCE * batch_size:
+        while end < len(scored) and len(requests) < BATCHES_AT_ONCE * batch_size:
             requests += scored[end].token_requests
             end += 1
         responses = iter(log_likelihoods(model, requests, batch_size, max_length))

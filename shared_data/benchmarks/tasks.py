@@ -230,7 +230,7 @@ def check_task(name: str) -> None:
     if name in TASKS or name in GROUPS:
         return
     plain = [task.name for task in _single_tasks()] + list(GROUPS)
-    close = difflib.get_close_matches(name, [*TASKS, *GROUPS], n=3)
+    close = difflib.get_close_matches(name, [*TASKS, *GROUPS], n=3, cutoff=0.5)
     known = [*close, *(task for task in plain if task not in close)]
     raise UserError(
         f"there is no benchmark {name!r}; choose of {', '.join(known)}, or a subject such as mmlu_anatomy"

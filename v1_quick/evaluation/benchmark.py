@@ -1,22 +1,28 @@
 """The stage and the command `benchmark`: lm-evaluation-harness on the model.
 
-It keeps no finished items of an evaluation that is killed; that starts again.
+`lm_eval.simple_evaluate` does the same in one call, and also asks git and the system for their versions. The library keeps no finished
+items of an evaluation that is killed; that starts again.
 
     v1 benchmark --model sft --tasks story_world,arc_easy --data arc_easy=arc.jsonl
 """
 
+import contextlib
+import io
+import sys
 from pathlib import Path
 
-from lm_eval import simple_evaluate
+from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from shared_data.benchmarks.evaluation import Files
+from shared_data.benchmarks.readers import num_fewshot
 from shared_data.benchmarks.stage import keep_scores, library_scores, new_items_file, stage_settings
 from shared_data.benchmarks.tasks import find_tasks
 from shared_data.errors import UserError
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.tokenizer.tokenizer import NO_TEMPLATE
 from v1_quick.evaluation.benchmark_tasks import task_configs
 from v1_quick.inference.loading import load_with_tokenizer
 
@@ -28,19 +34,23 @@ def benchmark(
     section, files = stage_settings(settings, run, files)
     tasks, write_items = find_tasks(section.tasks), new_items_file(files)
     configs = task_configs(tasks, section, files, settings.data)
-    own = all(task.is_story_world for task in tasks)
     model, tokenizer = load_with_tokenizer(settings, run, model_name)
-    try:
-        results = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=section.batch_size),
-            tasks=configs,
-            num_fewshot=section.num_fewshot,
-            limit=section.limit,
-            fewshot_random_seed=section.seed,
-            apply_chat_template=section.apply_chat_template,
-            task_manager=TaskManager(include_defaults=not own),  # an index of thousands of tasks
+    if section.apply_chat_template and tokenizer.chat_template is None:
+        raise UserError(NO_TEMPLATE)
+    bars = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    known = any(not task.is_story_world for task in tasks)  # an index of thousands of tasks
+    with contextlib.redirect_stderr(bars):
+        try:
+            loaded = TaskManager(include_defaults=known).load(configs)
+        except ConnectionError as error:
+            raise UserError(f"{error}; connect, or name the data with --data TASK=PATH") from error
+        for task in tasks:
+            loaded["tasks"][task.name].set_config("num_fewshot", num_fewshot(task, section))
+            loaded["tasks"][task.name].set_fewshot_seed(section.seed)
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=section.batch_size)
+        template = section.apply_chat_template
+        results = evaluate(
+            lm, loaded, limit=section.limit, apply_chat_template=template, fewshot_as_multiturn=template
         )
-    except ConnectionError as error:
-        raise UserError(f"{error}; connect, or name the data with --data TASK=PATH") from error
     write_items(results["samples"])
     return keep_scores(library_scores(section.tasks, tasks, results["results"]), str(model_name), files)
