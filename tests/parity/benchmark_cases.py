@@ -100,7 +100,11 @@ def piqa(count: int, first: int = 0) -> Rows:
 
 
 def lambada(count: int, first: int = 0) -> Rows:
-    return [{"text": f"{text(n, 12)}\n“{text(n, 3)}” {WORDS[n % 9]}"} for n in range(first, first + count)]
+    """Some with two spaces before the last word: their context ends in one."""
+    return [
+        {"text": f"{text(n, 12)}\n“{text(n, 3)}”{' ' * (1 + n % 2)}{WORDS[n % 9]}"}
+        for n in range(first, first + count)
+    ]
 
 
 # Task: its items, and what the file of each split is called.
