@@ -120,7 +120,13 @@ def split_files(folder: Path, task: Task, split: str) -> list[Path]:
     names = _NAMES.get(split, {split})
     of_split = [file for file in files if names & _words(file.relative_to(folder))]
     own = [file for file in of_split if _is_called(file.relative_to(folder), task.config)]
-    if found := own or of_split:
+    found = own or of_split
+    if len({re.sub(r"\d+", "", str(file)) for file in found}) > 1:  # parts of one file differ in numbers only
+        raise UserError(
+            f"--data {task.name}: {folder} holds several files of the split {split}, such as {found[0].name} and {found[-1].name}; "
+            "name a folder with one, or the file"
+        )
+    if found:
         return found
     raise UserError(
         f"--data {task.name}: {folder} holds no file called {' or '.join(sorted(names))} that ends in {', '.join(SUFFIXES)}; "

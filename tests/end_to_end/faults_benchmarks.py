@@ -71,6 +71,10 @@ BENCHMARK_FAULTS: dict[str, tuple[Fault, str]] = {
     "empty file": (items(), r"arc\.jsonl holds no item of arc_easy; check the file"),
     "no such file": (options("--tasks", "arc_easy", "--data", "arc_easy={scratch}/no.jsonl"), r"arc_easy: .*no\.jsonl does not exist; correct"),
     "no split in a folder": (folder_without_a_split, r"holds no file called test that ends in .*; rename"),
+    "hub out of reach": (
+        options("--tasks", "arc_easy", "--set", "data.hub_endpoint=http://127.0.0.1:9", "--set", "data.hub_cache={scratch}"),
+        r"arc_easy has its data on the hub, but cannot reach 127\.0\.0\.1:9.*; connect, or .* --data arc_easy=PATH",
+    ),
     "data without a task": (options("--data", "arc.jsonl"), r"'arc\.jsonl' is no TASK=PATH; write for example"),
     "data of an unknown task": (options("--data", "arc=x.jsonl"), r"no benchmark 'arc'; choose of .*arc_easy"),
     "unknown task": (options("--tasks", "story_world,arc_esy"), r"no benchmark 'arc_esy'; choose of arc_easy, .*hellaswag.*, or a subject"),

@@ -16,13 +16,16 @@ def text(number: int, length: int) -> str:
 
 
 def arc(count: int, first: int = 0) -> Rows:
-    """Some with digits as labels, as in the original; one question longer than the model's positions."""
+    """Some with digits as labels, as in the original; one question longer than the model's positions; some choices of three bytes a character."""
     labels = (["A", "B", "C", "D"], ["1", "2", "3", "4"], ["A", "B", "C"])
     return [
         {
             "id": f"Mercury_{n}",
             "question": text(n, 150 if n == 3 else 6 + n) + "?",
-            "choices": {"text": [text(n + k, 1 + k) for k in range(len(names))], "label": names},
+            "choices": {
+                "text": [text(n + k, 1 + k) if k % 2 else "水" * (n + k + 1) for k in range(len(names))],
+                "label": names,
+            },
             "answerKey": names[n % len(names)],
         }
         for n in range(first, first + count)

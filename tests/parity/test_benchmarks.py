@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from shared_data.benchmarks.evaluation import Files, read_questions
+from shared_data.benchmarks.items import Request
 from shared_data.benchmarks.scores import aggregate, aggregate_group, extract, is_same
 from shared_data.benchmarks.tasks import GROUPS, TASKS
-from shared_data.benchmarks.token_requests import TokenRequest, rolling_requests
-from shared_data.files import read_json
+from shared_data.benchmarks.token_requests import TokenRequest, encode_request, rolling_requests
+from shared_data.files import read_json, write_json
 from shared_data.runs import RunFolder
 from shared_data.settings import BenchmarkSettings
 from tests.parity.benchmark_cases import CASES, library_manager, library_tasks, write_cases
@@ -25,6 +27,7 @@ from tests.parity.recorder import ParityRecorder
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
 from v2_handwritten.evaluation.benchmarks import harness as v2
 from v2_handwritten.evaluation.benchmarks import log_likelihoods as v2_scoring
+from v2_handwritten.models.checkpoint import load_model
 from v3_numpy_deep.evaluation.benchmarks import harness as v3
 from v3_numpy_deep.evaluation.benchmarks import log_likelihoods as v3_scoring
 
@@ -171,6 +174,70 @@ def test_context_and_continuation_are_the_same_ids(
     ]
     assert sorted(requests) == sorted(library(shots).ids)
     assert max(len(context) + len(continuation) for context, continuation in requests) > POSITIONS
+
+
+ODD_REQUESTS = (
+    ("", " milk"),  # nothing before the text but BOS
+    ("", "<|endoftext|> milk"),  # which it may bring along
+    ("Answer: ", "milk"),
+    ("<|endoftext|>Answer:", " milk"),
+    ("Answer:\n\n", "milk\nand tea"),
+    ("答案：", " A"),
+    ("x" * 900, " " + "y" * 50),  # truncated
+)
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["no BOS", "BOS"])
+def test_odd_requests_begin_and_end_where_the_library_says(
+    parity: ParityRecorder, run: RunFolder, tmp_path: Path, bos: bool
+) -> None:
+    """Empty contexts, spaces at their end, and a tokenizer that puts a token before each text, as Llama's does."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    folder = Path(shutil.copytree(run.model("pretrain"), tmp_path / "model"))
+    if bos:
+        add_bos(folder)
+    library = HFLM(pretrained=str(folder), device="cpu", batch_size=4)
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    requests = [encode_request(tokenizer, Request(*request)) for request in ODD_REQUESTS]
+    for text, request in zip(ODD_REQUESTS, requests, strict=True):
+        if text[0]:
+            assert request == library._encode_pair(*text), text
+    assert (requests[2].context[0] == library.prefix_token_id) == bos
+    instances = [Instance("loglikelihood", {}, request, n) for n, request in enumerate(ODD_REQUESTS)]
+    expected = library.loglikelihood(instances)
+    found = v2_scoring.log_likelihoods(model, requests, batch_size=4, max_length=POSITIONS)
+    assert [likelihood.is_greedy for likelihood in found] == [greedy for _, greedy in expected]
+    parity(
+        component="benchmarks, odd requests",
+        quantity=f"log-likelihoods, {'with' if bos else 'without'} BOS",
+        levels="v2-lm_eval",
+        actual=[likelihood.sum for likelihood in found],
+        expected=[total for total, _ in expected],
+        tolerance=1.5e-6,
+    )
+
+
+def add_bos(folder: Path) -> None:
+    """Let the tokenizer put <|endoftext|> before each text."""
+    path = folder / "tokenizer.json"
+    definition = read_json(path)
+    id = next(token["id"] for token in definition["added_tokens"] if token["content"] == "<|endoftext|>")
+    definition["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            "<|endoftext|>": {"id": "<|endoftext|>", "ids": [id], "tokens": ["<|endoftext|>"]}
+        },
+    }
+    write_json(path, definition)
+    config = folder / "tokenizer_config.json"
+    write_json(config, read_json(config) | {"bos_token": "<|endoftext|>"})
 
 
 @pytest.mark.parametrize("level", [v2_scoring, v3_scoring], ids=["v2", "v3"])

@@ -36,6 +36,11 @@ def test_of_equal_choices_the_first_counts() -> None:
     assert [multiple_choice_values([-2.0, -2.0], ["ab", "cd"], gold)["acc"] for gold in (0, 1)] == [1, 0]
 
 
+def test_a_length_is_counted_in_characters() -> None:
+    """水水水 has the higher ln p per byte, abcd per character."""
+    assert multiple_choice_values([-2.0, -2.2], ["水水水", "abcd"], gold=1) == {"acc": 0, "acc_norm": 1}
+
+
 def test_error_bars() -> None:
     assert aggregate("acc", [1.0, 0.0, 1.0, 1.0]) == {"acc": 0.75, "acc_stderr": 0.25}
     rows = []
