@@ -130,9 +130,8 @@ def read_questions(
             ids = [TokenRequest(encode_text(tokenizer, requests[0].context), [])]
         else:
             ids = [encode_request(tokenizer, request) for request in requests]
-        yield Question(
-            task, number, item, requests, ids, fingerprint(model_id, max_length, task.name, requests)
-        )
+        inputs = fingerprint(model_id, max_length, task.name, requests, item.target)
+        yield Question(task, number, item, requests, ids, inputs)
 
 
 def _answers(
@@ -157,28 +156,30 @@ def _answers(
         for question in scored[start:end]:
             yield question, [next(responses) for _ in question.token_requests]
         start = end
-    written = [question for question in questions if question.task.generation is not None]
-    for start in range(0, len(written), batch_size):
-        batch = written[start : start + batch_size]
-        for question, text in zip(batch, _texts(generate, model, tokenizer, batch, max_length), strict=True):
-            yield question, [text]
+    by_task: dict[str, list[Question]] = {}
+    for question in questions:
+        if question.task.generation is not None:
+            by_task.setdefault(question.task.name, []).append(question)
+    for written in by_task.values():
+        for start in range(0, len(written), batch_size):
+            batch = written[start : start + batch_size]
+            texts = _texts(generate, model, tokenizer, batch, max_length)
+            yield from ((question, [text]) for question, text in zip(batch, texts, strict=True))
 
 
 def _texts(
     generate: Generate, model: Any, tokenizer: Any, questions: Sequence[Question], max_length: int
 ) -> list[str]:
-    """Greedy completions, cut at the first stop string; their number of tokens is that of the task that allows most."""
-    generations = [question.task.generation for question in questions]
-    limit = max(generation.max_new_tokens for generation in generations if generation)
-    prompts = [
-        truncated_left(question.token_requests[0].context, max_length, limit, question.task.name)
-        for question in questions
-    ]
-    new_ids = generate(model, prompts, max_new_tokens=limit, temperature=0.0)
+    """Greedy completions of questions of one task, cut at the first stop string."""
+    task = questions[0].task
+    generation = task.generation
+    assert generation is not None, f"{task.name} generates nothing"
+    limit = generation.max_new_tokens
+    contexts = [question.token_requests[0].context for question in questions]
+    prompts = [truncated_left(context, max_length, limit, task.name) for context in contexts]
     texts = []
-    for generation, ids in zip(generations, new_ids, strict=True):
-        assert generation is not None
-        text = tokenizer.decode(ids[: generation.max_new_tokens], skip_special_tokens=True)
+    for ids in generate(model, prompts, max_new_tokens=limit, temperature=0.0):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
         for stop in generation.until:
             text = text.partition(stop)[0]
         texts.append(text)

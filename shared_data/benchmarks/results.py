@@ -2,7 +2,7 @@
 
 The lines are those that lm-evaluation-harness calls samples: `doc`, `target`, `arguments`, `resps`, `filtered_resps`, and the value of each
 metric. They are written as items are finished. A killed evaluation that is started again with the same file goes on: an item whose
-`inputs` (model and prompt) are the same is not computed again.
+`inputs` (model, prompt and target) are the same is not computed again.
 
     with open_items(Path("items.jsonl"), expected, force=False) as items: ...
 """
