@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from shared_data.errors import UserError, explain_os_error
+from shared_data.errors import UserError
 from shared_data.files import atomic_write, json_bytes, read_json, write_json
 
 Line = dict[str, Any]
@@ -64,12 +64,9 @@ def open_items(path: Path | None, expected: Mapping[Key, str], force: bool) -> I
             )
     with atomic_write(path) as file:  # without a line that a kill cut off
         file.writelines(map(json_bytes, lines.values()))
-    try:
-        with open(path, "ab") as file:
-            items = _Lines(lines, file)
-            yield items
-    except OSError as error:
-        raise explain_os_error(error, path) or error from error
+    with open(path, "ab") as file:
+        items = _Lines(lines, file)
+        yield items
     order = {key: place for place, key in enumerate(expected)}
     with atomic_write(path) as file:
         file.writelines(json_bytes(items.lines[key]) for key in sorted(items.lines, key=order.__getitem__))
