@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import Exit, TyperException
 
+from shared_data.benchmarks.command import add_benchmark
 from shared_data.command_options import (
     Config,
     Device,
@@ -91,6 +92,8 @@ def build_app(level: str, summary: str, stages: dict[str, str]) -> typer.Typer:
             add_generate(app, level, stages)
         elif stage == "evaluate" and stage in stages:
             add_evaluate(app, level, stages)
+        elif stage == "benchmark" and stage in stages:
+            add_benchmark(app, level, stages)
         elif stage in stages and STAGES[stage].resumable:
             _add_training(app, level, stage, stages)
         elif stage in stages:

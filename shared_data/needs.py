@@ -39,6 +39,7 @@ _LIBRARIES = {
         "datasets",
         "datasketch",
         "ftfy",
+        "lm_eval",
         "peft",
         "tokenizers",
         "torch",

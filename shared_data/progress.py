@@ -54,6 +54,7 @@ def format_number(value: float | str) -> str:
 # Decimals by the end of a metric's name; the first that fits counts.
 _FORMATS = (
     (("accuracy", "accuracy_before", "consistent_story_ratio", "distinct_word_ratio"), ".1%"),
+    (("_acc", "_acc_norm", "_exact_match", "_exact_match_flexible"), ".1%"),
     (("right_before", "right_after", "finished_before", "finished"), ".1%"),
     (("bits_per_byte", "bits_per_byte_before", "loss", "precision", "recall"), ".4f"),
     (("perplexity", "before", "after", "reward", "kl", "kl_per_completion"), ".3f"),

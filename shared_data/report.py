@@ -21,6 +21,7 @@ from shared_data.generated_text import readable
 from shared_data.plots import FEWEST_POINTS, plot_lines
 from shared_data.progress import format_metric, format_seconds
 from shared_data.report_alignment import alignment
+from shared_data.report_benchmarks import benchmarks
 from shared_data.report_comparison import LEVELS, comparison, other_run, training_log
 from shared_data.report_curves import curves, training_curve
 from shared_data.report_examples import note_on
@@ -52,7 +53,17 @@ def write_report(run: RunFolder, compare: Sequence[str] = ()) -> Path:
             )
     others = [other_run(run, level) for level in compare if level != run.level]
     corpus = (_header, _corpus, _tokenizer)
-    results = (_training, experts, instruction_tuning, alignment, _evaluation, _generation, _time, _settings)
+    results = (
+        _training,
+        experts,
+        instruction_tuning,
+        alignment,
+        _evaluation,
+        benchmarks,
+        _generation,
+        _time,
+        _settings,
+    )
     sections = [*corpus, *results]
     body = [part for section in sections for part in section(run)]
     if others:

@@ -34,7 +34,13 @@ from shared_data.settings_data import (
     Section,
     TokenizerSettings,
 )
-from shared_data.settings_schema import EvaluateSettings, GenerateSettings, ModelSettings, Settings
+from shared_data.settings_schema import (
+    BenchmarkSettings,
+    EvaluateSettings,
+    GenerateSettings,
+    ModelSettings,
+    Settings,
+)
 from shared_data.settings_training import (
     AdapterSettings,
     OptimizerSettings,
@@ -46,6 +52,7 @@ __all__ = [
     "CONFIG_FOLDER",
     "SPECIAL_TOKENS",
     "AdapterSettings",
+    "BenchmarkSettings",
     "CleaningSettings",
     "DataSettings",
     "DeduplicationSettings",

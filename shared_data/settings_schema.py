@@ -196,6 +196,25 @@ class EvaluateSettings(Section):
     max_tokens: int | None = Field(default=None, ge=2, description="evaluate on at most this many tokens")
 
 
+class BenchmarkSettings(Section):
+    """Benchmarks, scored as lm-evaluation-harness scores them (stage and command `benchmark`)."""
+
+    tasks: list[str] = Field(
+        default=["story_world", "story_world_questions"],
+        min_length=1,
+        description="what the stage evaluates; those of the story world only where data.source is",
+    )
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="examples before each item; default the task's own number"
+    )
+    limit: int | None = Field(default=100, ge=1, description="items of each task at most; none for all")
+    batch_size: int = Field(default=16, ge=1, description="rows in one forward pass")
+    seed: int = Field(default=1234, ge=0, le=LARGEST_SEED, description="seed of the choice of examples")
+    apply_chat_template: bool = Field(
+        default=True, description="put each item to the model as a conversation in its chat template"
+    )
+
+
 class GenerateSettings(Section):
     """Sampling."""
 
@@ -285,6 +304,7 @@ class Settings(Section):
     ppo: PpoSettings = PpoSettings()
     grpo: GrpoSettings = GrpoSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    benchmark: BenchmarkSettings = BenchmarkSettings()
     generate: GenerateSettings = GenerateSettings()
 
     @field_validator("name")

@@ -81,6 +81,11 @@ STAGES = {
         after="pretrain",
         sections=("evaluate",),
     ),
+    "benchmark": Stage(
+        "Score the fine-tuned model on the story world's questions; or any model on published benchmarks.",
+        after="sft",
+        sections=("benchmark",),
+    ),
     "generate": Stage(
         "Let the model continue texts: your own prompts, or those of the settings.",
         after="pretrain",

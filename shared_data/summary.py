@@ -28,6 +28,12 @@ _POLICY = [
     ("stories", "{bits_per_byte_before:.4f} bits per byte before, {bits_per_byte:.4f} after"),
 ]
 
+# Of benchmarks; a name that ends another stands behind it.
+_SCORES = (
+    *("acc_norm", "acc", "exact_match_flexible", "exact_match"),
+    *("word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity", "n"),
+)
+
 _BELOW_ZERO = "; an estimate from samples, which can be below 0 (policy_evaluation.md)"
 
 _ROWS: dict[str, list[tuple[str, str]]] = {
@@ -118,6 +124,8 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
 
 def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]:
     """Label and sentence for every known metric of a finished stage."""
+    if stage == "benchmark":
+        return _score_rows(metrics)
     if stage not in _ROWS:
         return [
             (key.replace("_", " "), format_metric(key, value))
@@ -138,6 +146,20 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
         except KeyError:
             continue  # a metric that this run does not have
     return rows
+
+
+def _score_rows(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """A row a benchmark: its scores with their standard errors, and the number of items."""
+    rows: dict[str, list[str]] = {}
+    for key, value in metrics.items():
+        metric = next((name for name in _SCORES if key.endswith(f"_{name}")), None)
+        if metric is None:  # a standard error, or the seconds
+            continue
+        scores = rows.setdefault(key.removesuffix(f"_{metric}"), [])
+        error = metrics.get(f"{key}_stderr")
+        bar = "" if error is None else f" ± {format_metric(key, error)}"
+        scores.append(f"{value:,} items" if metric == "n" else f"{metric} {format_metric(key, value)}{bar}")
+    return [(task, ", ".join(scores)) for task, scores in rows.items()]
 
 
 def print_heading(stage: str, run: RunFolder, force: bool = False) -> None:

@@ -95,6 +95,7 @@ THEORY_PAGES = (
     "inference/kv_cache.md",
     "inference/scoring.md",
     "inference/inspection.md",
+    "evaluation/benchmarks/harness.md",
     "align/algorithms/reward_loss.md",
     "align/algorithms/dpo.md",
     "align/algorithms/rollout.md",

@@ -21,6 +21,7 @@ app = build_app(
         "ppo": "v1_quick.align.ppo_train:ppo",
         "grpo": "v1_quick.align.grpo_train:grpo",
         "evaluate": "v1_quick.evaluation.evaluate:evaluate",
+        "benchmark": "v1_quick.evaluation.benchmark:benchmark",
         "generate": "v1_quick.inference.generate:generate_samples",
     },
 )

@@ -19,6 +19,7 @@ STAGES = {
     "ppo": "v2_handwritten.align.ppo_train:ppo",
     "grpo": "v2_handwritten.align.grpo_train:grpo",
     "evaluate": "v2_handwritten.evaluation.evaluate:evaluate",
+    "benchmark": "v2_handwritten.evaluation.benchmarks.harness:benchmark",
     "generate": "v2_handwritten.inference.generate:generate_samples",
 }
 app = build_app("v2", "Level 2, the main line: every algorithm by hand, in PyTorch.", STAGES)

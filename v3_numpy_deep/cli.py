@@ -20,6 +20,7 @@ app = build_app(
         "ppo": "v3_numpy_deep.align.ppo_train:ppo",
         "grpo": "v3_numpy_deep.align.grpo_train:grpo",
         "evaluate": "v3_numpy_deep.evaluation.evaluate:evaluate",
+        "benchmark": "v3_numpy_deep.evaluation.benchmarks.harness:benchmark",
         "generate": "v3_numpy_deep.inference.generate:generate_samples",
     },
 )

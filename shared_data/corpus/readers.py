@@ -19,7 +19,7 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,15 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
             yield Document(text, f"{name}#{number}")
 
 
-def read_records(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]]:
-    """Stream the records of one file whole, each with the words that name it in an error; of plain text there are none."""
+def read_records(
+    path: Path, encoding: str = "utf-8", csv_columns: Sequence[str] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Stream the records of one file whole, each with the words that name it in an error; of plain text there are none.
+
+    csv_columns: what the columns of a CSV are called whose first line does not say it.
+    """
     with _faults_named(path):
-        unit, records = _open_records(path, encoding)
+        unit, records = _open_records(path, encoding, csv_columns=csv_columns)
         if records is None:
             raise UserError(
                 f"{path} holds no records; give a file that ends in .jsonl, .json, .csv or .parquet"
@@ -75,7 +80,9 @@ def read_records(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any
             yield where, record
 
 
-def _open_records(path: Path, encoding: str, column: str | None = None) -> tuple[str, Records | None]:
+def _open_records(
+    path: Path, encoding: str, column: str | None = None, csv_columns: Sequence[str] | None = None
+) -> tuple[str, Records | None]:
     """What a record of this format is called, and the numbered records; None for plain text.
 
     column: all that is needed of a parquet file, which is then all that is read.
@@ -88,7 +95,7 @@ def _open_records(path: Path, encoding: str, column: str | None = None) -> tuple
         case ".json":
             return "record", json_records(_text_chunks(path, encoding), path)
         case ".csv":
-            return "line", _csv_records(_text_chunks(path, encoding), path)
+            return "line", _csv_records(_text_chunks(path, encoding), path, csv_columns)
         case _:
             return "line", None
 
@@ -173,9 +180,9 @@ def _jsonl_records(chunks: Iterable[str], path: Path) -> Records:
             ) from error
 
 
-def _csv_records(chunks: Iterable[str], path: Path) -> Records:
+def _csv_records(chunks: Iterable[str], path: Path, columns: Sequence[str] | None = None) -> Records:
     csv.field_size_limit(_LARGEST_FIELD)
-    rows = csv.DictReader(line + "\n" for line in split_at(chunks, "\n"))
+    rows = csv.DictReader((line + "\n" for line in split_at(chunks, "\n")), columns)
     for row in rows:
         if any(row.pop(None, ())):  # what is behind an unquoted comma
             raise UserError(

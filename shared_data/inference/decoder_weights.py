@@ -91,8 +91,7 @@ def _of_llama(
             )
         )
     embedding = weights["model.embed_tokens.weight"]
-    head = weights["lm_head.weight"] if "lm_head.weight" in weights else embedding
-    return DecoderWeights(embedding, None, blocks, _norm("model.norm", weights), head.T)
+    return DecoderWeights(embedding, None, blocks, _norm("model.norm", weights), _head(weights, embedding))
 
 
 def _of_gpt2(layers: list[Weights], weights: Weights) -> DecoderWeights:
@@ -114,8 +113,15 @@ def _of_gpt2(layers: list[Weights], weights: Weights) -> DecoderWeights:
             )
         )
     embedding, positions = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
-    head = weights["lm_head.weight"] if "lm_head.weight" in weights else embedding
-    return DecoderWeights(embedding, positions, blocks, _norm("transformer.ln_f", weights), head.T)
+    return DecoderWeights(
+        embedding, positions, blocks, _norm("transformer.ln_f", weights), _head(weights, embedding)
+    )
+
+
+def _head(weights: Weights, embedding: Any) -> Any:
+    """The output matrix as [C, V]: its own, or the token embedding."""
+    matrix: Any = weights.get("lm_head.weight", embedding)
+    return matrix.T
 
 
 def _names_below(prefix: str, weights: Weights) -> Weights:

@@ -73,6 +73,8 @@ eval_prompts = 2
 max_completion_length = 4
 [evaluate]
 max_tokens = 500
+[benchmark]
+limit = 3
 [generate]
 max_new_tokens = 5
 prompts = ["Once", ""]

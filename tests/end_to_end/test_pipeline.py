@@ -11,7 +11,19 @@ import pytest
 
 from tests.end_to_end.conftest import Commands
 
-STAGES = ["data", "tokenizer", "pretrain", "sft", "reward", "dpo", "ppo", "grpo", "evaluate", "generate"]
+STAGES = [
+    "data",
+    "tokenizer",
+    "pretrain",
+    "sft",
+    "reward",
+    "dpo",
+    "ppo",
+    "grpo",
+    "evaluate",
+    "benchmark",
+    "generate",
+]
 EXAM = {"seconds", "before", "after", "kl", "bits_per_byte_before", "bits_per_byte"}
 NUMBERS = {
     "data": {"seconds"},
@@ -30,6 +42,12 @@ NUMBERS = {
     "ppo": EXAM,
     "grpo": EXAM,
     "evaluate": {"seconds", "bits_per_byte", "floor_bits_per_byte", "perplexity"},
+    "benchmark": {
+        "story_world_acc",
+        "story_world_acc_stderr",
+        "story_world_questions_exact_match",
+        "seconds",
+    },
     "generate": {"seconds"},
 }
 
@@ -65,6 +83,7 @@ def test_run_makes_a_model_and_tells_about_it(
         assert (run / "pretrain" / name).is_file(), name
     page = (run / "report.html").read_text()
     assert "<svg" in page
+    assert "95 % interval" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("https://huggingface.co", ""), (
         "the page opens offline"
     )

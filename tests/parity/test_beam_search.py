@@ -164,7 +164,9 @@ def test_more_beams_find_no_less_probable_sequences_here() -> None:
         scores.append(best.score)
         if num_beams == 1:
             assert best.ids[-NEW:] == greedy
-    assert all(a <= b + 1e-9 for a, b in pairwise(scores))  # the same sequence, added up in batches of other sizes
+    assert all(
+        a <= b + 1e-9 for a, b in pairwise(scores)
+    )  # the same sequence, added up in batches of other sizes
     assert scores[0] < scores[-1]
 
 

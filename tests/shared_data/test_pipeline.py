@@ -54,6 +54,10 @@ def do_evaluate(settings: Settings, run: RunFolder) -> dict[str, float]:
     return {"perplexity": 2.0}
 
 
+def do_benchmark(settings: Settings, run: RunFolder) -> dict[str, float]:
+    return {"story_world_acc": 0.5}
+
+
 def do_generate(settings: Settings, run: RunFolder) -> dict[str, float]:
     write_json(run.stage("generate") / "samples.json", [{"prompt": "Once", "text": " upon\na time"}])
     return {"tokens": 2}
@@ -88,7 +92,7 @@ def test_metrics_are_finite_numbers_by_stage_with_seconds_in_each(run: RunFolder
 def test_from_only_and_force(run: RunFolder) -> None:
     run_pipeline(FUNCTIONS, run)
     assert run_pipeline(FUNCTIONS, run, first="pretrain") == list(STAGES)[2:]
-    assert run_pipeline(FUNCTIONS, run, first="evaluate") == ["evaluate", "generate"]
+    assert run_pipeline(FUNCTIONS, run, first="evaluate") == ["evaluate", "benchmark", "generate"]
     assert run_pipeline(FUNCTIONS, run, only="evaluate") == []
     assert run_pipeline(FUNCTIONS, run, only="evaluate", force=True) == ["evaluate"]
     assert run_pipeline(FUNCTIONS, run, force=True) == list(STAGES)

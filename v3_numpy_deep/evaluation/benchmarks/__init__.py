@@ -1,0 +1,1 @@
+"""Benchmarks: log-likelihoods of choices, and the stage around them."""
