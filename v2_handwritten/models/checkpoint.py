@@ -29,6 +29,13 @@ from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.gguf_model import read_weight
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
 from shared_data.model_files.stored_names import stored_tensors
+from shared_data.quantization.layers import (
+    place_quantized_layers,
+    plain_parameters,
+    quantized_tensors,
+    stored_layers,
+)
+from v2_handwritten.models.quantization.quantize import LAYERS
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import CausalModel, Transformer
 
@@ -41,11 +48,12 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
     A tied output matrix is left out, as transformers does. Each file appears whole or not at all.
     """
     weights = model.state_dict()
-    tensors = {
-        stored_name: weights[name][index].detach().contiguous().cpu()
-        for name in _shapes(model)
+    tensors = quantized_tensors(model) | {
+        stored_name: weights[name][index]
+        for name in plain_parameters(model.config, _shapes(model))
         for stored_name, index in stored_tensors(name, model.config)
     }
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     is_reward_model = isinstance(model, RewardModel)
     config = reward_model_to_hf(model.config, tokenizer_folder) if is_reward_model else model.config.to_hf()
     dtype = str(model.token_embedding.weight.dtype).removeprefix("torch.")
@@ -104,8 +112,14 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 
 def _fill(model: M, folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> M:
-    """Give a model without memory the folder's tensors as its parameters."""
-    tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in _tensors(model, folder)}
+    """Give a model without memory the folder's tensors as its parameters, and quantized layers in place of its own."""
+    codes = stored_layers(model.config)  # their types say how to read them
+    tensors = {
+        name: tensor.to(device, None if name in codes else dtype) for name, tensor in _tensors(model, folder)
+    }
+    if codes:
+        model.to(next(tensor.dtype for name, tensor in tensors.items() if name not in codes))
+        tensors = place_quantized_layers(model, tensors, LAYERS)
     # `find_tensors` has checked that only a tied matrix is missing.
     model.load_state_dict(tensors, strict=False, assign=True)
     if isinstance(model, Transformer):

@@ -29,13 +29,20 @@ from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.gguf_model import read_weight
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
 from shared_data.model_files.stored_names import stored_tensors
+from shared_data.quantization.layers import (
+    place_quantized_layers,
+    plain_parameters,
+    quantized_tensors,
+    stored_layers,
+)
 from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.models.quantization.quantize import LAYERS
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
 
 M = TypeVar("M", bound=CausalModel)
 # How NumPy reads each type. It has no bfloat16, which is the upper half of a float32.
-_FLOAT_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
 
 
 def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | str | None = None) -> None:
@@ -44,11 +51,13 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
     A tied output matrix is left out, as transformers does. Each file appears whole or not at all.
     """
     weights = model.state_dict()
-    tensors = {
-        stored_name: np.ascontiguousarray(weights[name][index])
-        for name in _shapes(model)
+    tensors = quantized_tensors(model) | {
+        stored_name: weights[name][index]
+        for name in plain_parameters(model.config, _shapes(model))
         for stored_name, index in stored_tensors(name, model.config)
     }
+    # `ascontiguousarray` would give a number an axis.
+    tensors = {name: tensor.copy("C") for name, tensor in tensors.items()}
     is_reward_model = isinstance(model, RewardModel)
     config = reward_model_to_hf(model.config, tokenizer_folder) if is_reward_model else model.config.to_hf()
     config |= {"dtype": str(model.token_embedding.weight.dtype)}
@@ -93,19 +102,28 @@ def read_tensor(path: Path, name: str) -> Float[Array, "..."]:
         entry: dict[str, Any] = json.loads(file.read(header_size))[name]
         file.seek(8 + header_size + entry["data_offsets"][0])
         size = int(np.prod(entry["shape"], dtype=np.int64))
-        numbers = np.fromfile(file, _FLOAT_TYPES[entry["dtype"]], size).reshape(entry["shape"])
+        numbers = np.fromfile(file, _TYPES[entry["dtype"]], size).reshape(entry["shape"])
     if entry["dtype"] == "BF16":
         return (numbers.astype(np.uint32) << 16).view(np.float32)
     return numbers.astype(np.float32) if entry["dtype"] == "F16" else numbers
 
 
 def _fill(model: M, folder: Path, dtype: type | None, device: str) -> M:
-    """Give a model the folder's tensors as its parameters: not copies, so the folder's types are the model's."""
+    """Give a model the folder's tensors as its parameters, and quantized layers in place of its own.
+
+    They are not copies, so the folder's types are the model's.
+    """
     assert device == "cpu", "NumPy computes on the CPU"
+    codes = stored_layers(model.config)  # their types say how to read them
+    tensors = {
+        name: tensor if dtype is None or name in codes else tensor.astype(dtype, copy=False)
+        for name, tensor in _tensors(model, folder)
+    }
+    tensors = place_quantized_layers(model, tensors, LAYERS)
     parameters = dict(model.named_parameters())
-    for name, tensor in _tensors(model, folder):
-        parameters[name].data = tensor if dtype is None else tensor.astype(dtype, copy=False)
-    return model
+    for name, tensor in tensors.items():
+        parameters[name].data = tensor
+    return model.eval()
 
 
 def _tensors(model: CausalModel, folder: Path) -> Iterator[tuple[str, Array]]:
