@@ -17,5 +17,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 warnings.filterwarnings("ignore", message=r"var\(\): degrees of freedom")  # of PPO with a single minibatch
-for library in ("trl", "bitsandbytes"):
+# torchao looks for GPU kernels that are not there, and tells torch what it knows already.
+for library in ("trl", "bitsandbytes", "torchao", "torch.utils._pytree"):
     logging.getLogger(library).setLevel(logging.ERROR)

@@ -68,13 +68,18 @@ def write_folder(
         write_json(
             folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None}
         )
-    if tokenizer_folder is not None and is_gguf(tokenizer_folder):
-        write_tokenizer(folder, *read_tokenizer(tokenizer_folder))
-    elif tokenizer_folder is not None:
-        sources = chain.from_iterable(map(Path(tokenizer_folder).glob, _TOKENIZER_FILES))
-        for source in filter(Path.is_file, sources):
-            with atomic_write(folder / source.relative_to(tokenizer_folder)) as file:
-                file.write(source.read_bytes())
+    if tokenizer_folder is not None:
+        copy_tokenizer(tokenizer_folder, folder)
+
+
+def copy_tokenizer(source: Path | str, folder: Path) -> None:
+    """Copies of the tokenizer's files of a folder, or those of a GGUF file's tokenizer."""
+    if is_gguf(source):
+        write_tokenizer(folder, *read_tokenizer(source))
+        return
+    for file in filter(Path.is_file, chain.from_iterable(map(Path(source).glob, _TOKENIZER_FILES))):
+        with atomic_write(folder / file.relative_to(source)) as copy:
+            copy.write(file.read_bytes())
 
 
 def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None) -> dict[str, Any]:
@@ -105,11 +110,12 @@ def _pad_token_id(tokenizer_folder: Path) -> int | None:
     return added.get(named["pad_token"].content)
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path | str) -> ModelConfig:
     """The architecture that a folder's `config.json` describes; `UserError` where it is not one of ours.
 
     Where `generation_config.json` names the tokens that begin and end a text, those are the model's, as in the library.
     """
+    folder = Path(folder)
     if is_gguf(folder):
         return ModelConfig.from_hf(config_json(read_gguf(folder)))
     config, generation = (

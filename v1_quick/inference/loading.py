@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shared_data.device import resolve_device
+from shared_data.errors import library_errors
 from shared_data.evaluation.held_out import check_vocabulary
+from shared_data.model_files.folder import read_config
 from shared_data.model_files.gguf import is_gguf
 from shared_data.model_names import find_model, starting_model
 from shared_data.peft.adapter_files import base_of_adapter
@@ -37,12 +39,17 @@ def load_to_train(
 
 
 def folder_to_train(settings: Settings, run: RunFolder, stage: str) -> Path:
-    """The folder of that model. Trainers read it again for the reference, so an adapter and a GGUF file become one first."""
+    """The folder of that model. Trainers read it again for the reference, so what is no plain folder becomes one first."""
     start = starting_model(run, stage).folder
-    if not is_gguf(start) and not base_of_adapter(start):
+    model = base_of_adapter(start) or start
+    quantized = not is_gguf(model) and read_config(model).quantization is not None
+    if not is_gguf(start) and not base_of_adapter(start) and not quantized:
         return start
     folder = run.stage(stage) / "start"
-    load_for_inference(settings, start).save_pretrained(folder)
+    plain = load_for_inference(settings, start)
+    with library_errors(str(start), "start from the model before it was quantized"):
+        plain = plain.dequantize() if getattr(plain, "is_quantized", False) else plain
+    plain.save_pretrained(folder)
     return folder
 
 

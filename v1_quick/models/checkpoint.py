@@ -14,6 +14,7 @@ from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.settings import Settings
+from v1_quick.models.peft.qlora import check_widths
 
 
 def load_model(
@@ -26,7 +27,12 @@ def load_model(
     """
     folder = Path(folder)
     config = read_config(folder)
-    find_tensors(folder, config, parameter_shapes(config))
+    if config.quantization is not None:
+        config.quantization.check_readable(("int8", "nf4", "torchao"), "use level 2 or 3")
+        if config.quantization.format == "nf4":
+            check_widths(config)
+    if config.quantization is None or config.quantization.format != "torchao":
+        find_tensors(folder, config, parameter_shapes(config))
     with library_errors(str(folder), "correct what it names, or copy it again"):
         if not is_gguf(folder):
             return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
