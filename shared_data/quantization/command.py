@@ -198,7 +198,11 @@ def _report(request: Request, before: Measurement, after: Measurement) -> dict[s
             f"{before.perplexity:.4f} before, {after.perplexity:.4f} after ({change:+.2%})",
         )
     print_rows(rows)
-    numbers = {"model": request.model, "scheme": request.scheme, "out": str(request.out)}
+    numbers: dict[str, Any] = {
+        "model": request.model,
+        "scheme": request.scheme,
+        "out": str(request.out),
+    }
     numbers |= {"before": vars(before), "after": vars(after)}
     if request.json is not None:
         write_json(request.json, numbers)

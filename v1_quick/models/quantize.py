@@ -42,4 +42,5 @@ def quantization_config(
     from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerGroup
 
     groups = PerGroup(choose_group_size(config, group_size))
-    return TorchAoConfig(IntxWeightOnlyConfig(torch.int4, groups, MappingType.ASYMMETRIC))
+    int4: Any = torch.int4  # type: ignore[attr-defined]
+    return TorchAoConfig(IntxWeightOnlyConfig(int4, groups, MappingType.ASYMMETRIC))

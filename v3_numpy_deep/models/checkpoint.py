@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 from safetensors.numpy import save
 
 from shared_data.model_files.folder import (
@@ -90,7 +90,7 @@ def load_weights(model: CausalModel, folder: Path | str) -> None:
         parameters[name].data[...] = tensor
 
 
-def read_tensor(path: Path, name: str) -> Float[Array, "..."]:
+def read_tensor(path: Path, name: str) -> Shaped[Array, "..."]:
     """One tensor of a safetensors or GGUF file whose header was read (and found sound) before.
 
     A safetensors file is the length of its header (8 bytes), the header (JSON: type, shape and place of each tensor), and the numbers.

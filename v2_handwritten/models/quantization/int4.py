@@ -99,7 +99,8 @@ class Int4Linear(ReplacesLinear, nn.Module):
         layer: Any = base
         for name in ("qweight", "qzeros", "scales", "g_idx"):
             self.register_buffer(name, packed[name])
-        self.shifted_zeros, self.bias = shifted_zeros, layer.bias
+        self.shifted_zeros = shifted_zeros
+        self.bias, self.compute_dtype = layer.bias, layer.compute_dtype
         self.from_conv1d = isinstance(base, Conv1D)  # a checkpoint has this weight as [in, out]
         self.train(base.training)
 
@@ -118,6 +119,7 @@ class Int4Linear(ReplacesLinear, nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         """x Wᵀ + b with the decoded weight."""
+        x = x.to(self.compute_dtype or x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return linear(x, self.decoded(x.dtype), bias)
 

@@ -97,7 +97,7 @@ class Int8Linear(ReplacesLinear, nn.Module):
         self.absmax: Tensor
         self.register_buffer("codes", quantized.codes)
         self.register_buffer("absmax", quantized.absmax)
-        self.bias, self.threshold = layer.bias, threshold
+        self.bias, self.compute_dtype, self.threshold = layer.bias, layer.compute_dtype, threshold
         self.train(base.training)
 
     @property
@@ -112,6 +112,7 @@ class Int8Linear(ReplacesLinear, nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         """x Wᵀ + b."""
+        x = x.to(self.compute_dtype or x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.training:
             return int8_linear(x, self.codes, self.scale, bias)

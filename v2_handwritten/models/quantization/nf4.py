@@ -40,7 +40,9 @@ class Nf4Linear(QuantizedLinear):
         }
         if quantized.nested_scales is not None:
             tensors["weight.nested_absmax"] = quantized.nested_scales
-            tensors["weight.nested_quant_map"] = torch.from_numpy(dynamic_codes())
+            tensors["weight.nested_quant_map"] = torch.from_numpy(
+                dynamic_codes()
+            ).clone()  # one each: a file has none twice
         return tensors
 
     @classmethod
