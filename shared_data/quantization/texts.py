@@ -67,9 +67,10 @@ def calibration_ids(texts: Texts, tokenizer: Any, samples: int, length: int) -> 
             "there is no calibration text, since the model is not of a run; name some with --calibration FILE"
         )
     if len(ids) < wanted:
+        fewer = len(ids) // length
+        remedy = f", or choose --calibration-samples {fewer}" if fewer else ""
         raise UserError(
-            f"the calibration text has {len(ids):,} tokens, too few for {samples} sequences of {length}; name a longer text, or "
-            f"choose --calibration-samples {max(1, len(ids) // length)}"
+            f"the calibration text has {len(ids):,} tokens, too few for {samples} sequences of {length}; name a longer text{remedy}"
         )
     return np.array(ids[:wanted], np.int64).reshape(samples, length)
 

@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shared_data.device import resolve_device
-from shared_data.errors import library_errors
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.model_files.folder import read_config
 from shared_data.model_files.gguf import is_gguf
@@ -18,7 +17,7 @@ from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v1_quick.models.checkpoint import load_model, merge_adapter, model_options
+from v1_quick.models.checkpoint import dequantized, load_model, merge_adapter, model_options
 
 
 def load_for_inference(settings: Settings, folder: Path) -> PreTrainedModel:
@@ -46,10 +45,7 @@ def folder_to_train(settings: Settings, run: RunFolder, stage: str) -> Path:
     if not is_gguf(start) and not base_of_adapter(start) and not quantized:
         return start
     folder = run.stage(stage) / "start"
-    plain = load_for_inference(settings, start)
-    with library_errors(str(start), "start from the model before it was quantized"):
-        plain = plain.dequantize() if getattr(plain, "is_quantized", False) else plain
-    plain.save_pretrained(folder)
+    dequantized(load_for_inference(settings, start), start).save_pretrained(folder)
     return folder
 
 
