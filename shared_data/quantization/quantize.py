@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from shared_data.errors import UserError
 from shared_data.peft.layers import ReplacesLinear
 from shared_data.peft.target_modules import LayerPlace, linear_layers
+from shared_data.progress import progress
 from shared_data.quantization.blocks import writer_of
 from shared_data.quantization.config import Quantization
 from shared_data.quantization.layers import new_quantization
@@ -43,14 +44,16 @@ def quantize_layers(model: Any, scheme: str, calibration: Any, group_size: int |
     model.eval()
     places = {place.path: place for place in linear_layers(model)}
     if scheme in NEEDS_CALIBRATION:
-        for block in functions.calibrated_blocks(model, calibration):
-            for paths, statistics in block:
-                group = [places[path] for path in paths]
-                if scheme == "gptq":  # later blocks are calibrated on what this one computes from now on
-                    for place in group:
-                        place.replace(functions.gptq_layer(place.layer, statistics, quantization))
-                else:
-                    _move_scale(model, group, statistics, quantization, functions)
+        with progress(model.config.num_hidden_layers, "quantize", "blocks") as bar:
+            for block in functions.calibrated_blocks(model, calibration):
+                for paths, statistics in block:
+                    group = [places[path] for path in paths]
+                    if scheme == "gptq":  # later blocks are calibrated on what this one computes from now on
+                        for place in group:
+                            place.replace(functions.gptq_layer(place.layer, statistics, quantization))
+                    else:
+                        _move_scale(model, group, statistics, quantization, functions)
+                bar.update(1)
     for place in places.values():
         if not isinstance(place.layer, ReplacesLinear):
             place.replace(functions.round_layer(place.layer, quantization))

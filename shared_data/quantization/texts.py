@@ -21,11 +21,12 @@ from shared_data.evaluation.held_out import evaluate_held_out
 from shared_data.evaluation.windows import NegativeLogProbs, perplexity, score_tokens
 from shared_data.inference.prompts import encode_text, end_of_document
 from shared_data.model_names import FoundModel
+from shared_data.progress import progress
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 
 SEQUENCE_LENGTH = 512  # tokens of a sequence at most
-MOST_TOKENS = 50_000  # of held-out text
+MOST_TOKENS = 20_000  # of held-out text
 _FOR_CALIBRATION = 0.9  # of a user's file
 
 
@@ -92,9 +93,11 @@ def held_out_perplexity(
     ids = _ids_of_file(texts, tokenizer)
     held_out = np.array(ids[int(len(ids) * _FOR_CALIBRATION) :][:MOST_TOKENS], np.int64)
     end, stride = end_of_document(tokenizer), max(1, length // 2)
-    return perplexity(
-        score_tokens(negative_log_probs, model, held_out, length, stride, section.batch_size, end)
-    )
+    with progress(len(held_out), "evaluate", "tokens") as bar:
+        score = score_tokens(
+            negative_log_probs, model, held_out, length, stride, section.batch_size, end, bar.update
+        )
+    return perplexity(score)
 
 
 def _ids_of_file(texts: Texts, tokenizer: Any) -> list[int]:

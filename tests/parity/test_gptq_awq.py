@@ -136,21 +136,6 @@ def test_gptqs_outputs_are_nearer_than_those_of_rounding(parity: ParityRecorder)
     assert direct["largest first"] < 0.8 * direct["nearest"]
 
 
-def test_a_worked_column_of_gptq() -> None:
-    """gptq.md: two inputs that are nearly the same; the second weight makes up for the error of the first."""
-    weight, H = np.array([[0.52, 0.30, 1.5, 0.0]]), np.eye(4)
-    H[:2, :2] = [[1.0, 0.9], [0.9, 1.0]]
-    rounded = int4_3.dequantize_int4(int4_3.quantize_int4(weight, 4), np.float64)
-    np.testing.assert_allclose(rounded, [[0.5, 0.3, 1.5, 0]], atol=2e-3)
-    weight[0, :2] = [0.54, 0.34]
-    nearest = int4_3.dequantize_int4(int4_3.quantize_int4(weight, 4), np.float64)
-    np.testing.assert_allclose(nearest, [[0.5, 0.3, 1.5, 0]], atol=2e-3)
-    better = int4_3.dequantize_int4(gptq3.gptq(weight, H, 4, damping=0.0), np.float64)
-    np.testing.assert_allclose(better, [[0.5, 0.4, 1.5, 0]], atol=2e-3)
-    errors = [gptq3.output_error(weight, each, H) for each in (nearest, better)]
-    np.testing.assert_allclose(errors, [0.0061, 0.0009], atol=2e-4)
-
-
 def test_awqs_scale_is_the_best_of_the_grid_on_the_inputs_themselves(parity: ParityRecorder) -> None:
     """Equation 5 on X, where the levels compute with Σ x xᵀ."""
     x, weights = inputs(), [array(seed, rows, I, scale=0.1) for seed, rows in ((4, O), (5, 7))]
@@ -188,16 +173,6 @@ def test_awqs_scale_is_the_best_of_the_grid_on_the_inputs_themselves(parity: Par
             expected=expected,
             tolerance=1e-14,
         )
-
-
-def test_a_worked_scale_of_awq() -> None:
-    """awq.md: inputs of mean magnitude 0.25 and 4, α = 1/2."""
-    scale = awq3.scale_for(np.array([0.25, 4.0]), 0.5)
-    np.testing.assert_allclose(scale, [0.5, 2.0])
-    weight = np.array([[0.75, 0.26]])
-    plain, scaled = (awq3.scaled_rounding(weight, each, 2) for each in (np.ones(2), scale))
-    np.testing.assert_allclose(plain, [[0.75, 0.25]], atol=2e-4)
-    np.testing.assert_allclose(scaled, [[0.7627, 0.26]], atol=2e-3)
 
 
 FOLDED = [*CASES, *(case for case in FAMILY_CASES if case.split(",")[0] in ("gemma2", "qwen2", "qwen3"))]

@@ -15,8 +15,7 @@ from torchao.quantization.quant_primitives import (
 )
 
 from shared_data.peft.target_modules import linear_layers
-from shared_data.quantization.config import Quantization
-from shared_data.quantization.layers import quantized_layers, stored_layer
+from shared_data.quantization.layers import quantized_layers
 from shared_data.quantization.packing import (
     pack,
     pack_weight,
@@ -54,31 +53,6 @@ def activations(rows: int) -> np.ndarray:
     x[:, 7] *= 9
     x[0, 20] = -40
     return x
-
-
-WORKED = np.array([[0.3125, -0.75, 0.0546875, 0.1875]], np.float32)  # the row of quantization.md
-
-
-def test_a_worked_row_of_int8() -> None:
-    """quantization.md: absmax is 0.75, one step is 0.75 / 127 = 0.0059."""
-    for codes in (
-        int8.quantize_int8(torch.from_numpy(WORKED)).codes.numpy(),
-        int8_3.quantize_int8(WORKED).codes,
-    ):
-        assert codes.tolist() == [[53, -127, 9, 32]]
-    decoded = int8_3.dequantize_int8(int8_3.quantize_int8(WORKED))
-    np.testing.assert_allclose(decoded, [[0.3130, -0.75, 0.0531, 0.1890]], atol=5e-5)
-
-
-def test_a_worked_group_of_int4() -> None:
-    """quantization.md: from -0.75 to 0.3125 there are 15 steps of 0.0709, and 0 is level 11."""
-    quantized = int4_3.quantize_int4(WORKED, 4)
-    assert quantized.codes.tolist() == [[15, 0, 12, 14]]
-    assert quantized.zeros.tolist() == [[11]]
-    assert quantized.scales[0, 0] == pytest.approx(0.0709, abs=5e-5)
-    decoded = int4.dequantize_int4(int4.quantize_int4(torch.from_numpy(WORKED), 4))
-    np.testing.assert_allclose(decoded, [[0.2834, -0.7795, 0.0709, 0.2126]], atol=5e-5)
-    assert pack_weight(np.repeat(quantized.codes, 2, axis=1)).tolist() == [[0xEECC00FF - 2**32]]
 
 
 def test_int8_codes_and_scales_are_those_of_bitsandbytes(parity: ParityRecorder) -> None:
@@ -200,31 +174,6 @@ def test_a_packed_layer_decodes_as_gptqs_checkpoints_say(shifted: bool, act_orde
         output = layer(value)
         output = output.data if isinstance(output, Tensor3) else output.detach().numpy()
         np.testing.assert_allclose(output, x @ expected.T, atol=2e-5)
-
-
-def test_sizes_are_those_of_the_page() -> None:
-    """quantization.md: bits a weight of a matrix of 576 × 1,536, SmolLM2's down_proj."""
-    sizes = {"I8": 1, "U8": 1, "I32": 4, "F32": 4, "F16": 2}
-    quantizations = {
-        "int8": Quantization("int8"),
-        "int4 in groups of 128": Quantization("int4", group_size=128),
-        "int4 in groups of 32": Quantization("int4", group_size=32),
-        "nf4": Quantization("nf4"),
-    }
-    bits = {}
-    for name, quantization in quantizations.items():
-        stored = stored_layer(576, 1536, quantization)
-        stored = {end: each for end, each in stored.items() if each.shape and end != "weight.quant_map"}
-        # scales as this project writes them
-        types = {end: "F16" if end == "scales" else each.types[0] for end, each in stored.items()}
-        size = sum(np.prod(each.shape) * sizes[types[end]] for end, each in stored.items() if each.shape)
-        bits[name] = 8 * size / (576 * 1536)
-    assert {name: round(float(each), 2) for name, each in bits.items()} == {
-        "int8": 8.02,
-        "int4 in groups of 128": 4.21,
-        "int4 in groups of 32": 4.68,
-        "nf4": 4.5,
-    }
 
 
 @pytest.mark.parametrize("case", FAMILY_CASES)
