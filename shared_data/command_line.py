@@ -23,6 +23,7 @@ from shared_data.command_options import (
     Config,
     Device,
     Force,
+    Model,
     Out,
     Overrides,
     Seed,
@@ -34,7 +35,7 @@ from shared_data.command_options import (
 from shared_data.errors import EXIT_CODE, UserError, ignore_interrupts, one_line_errors
 from shared_data.model_commands import add_chat, add_evaluate, add_export, add_generate
 from shared_data.quantization.cli import add_quantize
-from shared_data.stages import STAGES
+from shared_data.stages import STAGES, is_stage_name
 
 
 class _Group(TyperGroup):
@@ -159,20 +160,13 @@ def _add_training(app: typer.Typer, level: str, stage: str, stages: dict[str, st
         seed: Seed = None,
         device: Device = None,
         force: Force = False,
-        model: Annotated[
-            str | None,
-            typer.Option(
-                "--model",
-                "-m",
-                metavar="X",
-                help="Start from this model instead of the stage before: a folder, a GGUF file, a stage, a name on the hub.",
-            ),
-        ] = None,
+        model: Model = None,
     ) -> None:
         assignments = list(overrides or [])
         if model is not None:  # quoted, since a name such as 7 would be read as a number
             path = Path(model).expanduser()  # whole, since the next command may be given elsewhere
-            named = str(path.resolve()) if path.exists() else model
+            is_path = path.exists() and not is_stage_name(model)
+            named = str(path.resolve()) if is_path else model
             assignments.append(f"{stage}.model_name_or_path={json.dumps(named, ensure_ascii=False)}")
         run = open_folder(level, config, assignments, out, seed, device, force, announce=True)
         do_stage(stage, stages, run, force)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared_data.seeds import LARGEST_SEED
+from shared_data.stages import marked_path
 
 if TYPE_CHECKING:
     from shared_data.runs import RunFolder
@@ -65,7 +66,8 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="X",
-        help="A stage of the run (pretrain, sft, dpo, ppo, grpo), a folder with a Hugging Face model or adapter, a GGUF file, smollm2, or owner/name of the hub.",
+        callback=marked_path,
+        help="The model: a stage of the run (pretrain, sft, dpo, ppo, grpo), a folder with a Hugging Face model or adapter, a GGUF file, smollm2, or owner/name of the hub.",
     ),
 ]
 Force = Annotated[

@@ -10,9 +10,12 @@ Two results with the same inputs are the same result, so `make`-like decisions a
 import glob
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from shared_data.errors import UserError
+from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.settings import Settings, walk_settings
 from shared_data.stages import STAGES, WITHOUT_EFFECT
 
@@ -69,9 +72,16 @@ def _local_files(key: str, value: str | None) -> Inputs:
     if function_of.is_file():
         files = [function_of]
     elif path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
+        files = _files_in(path)
+        with suppress(UserError):  # an adapter's base belongs to it
+            base = base_of_adapter(path)
+            files += [] if base is None else [base] if base.is_file() else _files_in(base)
     elif path.is_file():
         files = [path]
     else:
         files = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
     return {f"{key} file {file}": [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]

@@ -261,8 +261,7 @@ def _sample_as_asked(run: "RunFolder", name: str, chosen: list[str]) -> None:
     """Sample as the model's own files ask, but for what the user has chosen."""
     from shared_data.inference.generation_config import sample_as_asked
 
-    keys = [assignment.partition("=")[0].strip() for assignment in chosen]
-    if asked := sample_as_asked(run, name, keys):
+    if asked := sample_as_asked(run, name, chosen):
         print(f"[the model asks for {', '.join(asked)}, which is not computed]", file=sys.stderr)
 
 

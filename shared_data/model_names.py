@@ -1,9 +1,11 @@
 """One way to name a model, for every command that takes one: `--model X`.
 
-X is an existing path (a Hugging Face folder, a GGUF file, or an adapter), else a stage of the run, else `smollm2`, else a name on the hub.
-`./sft` is always a path.
+X is an existing path (a Hugging Face folder, a GGUF file, or an adapter), else a stage of the run, else `smollm2`, else a name on the hub. A
+folder that is called like a stage becomes `./sft` when the command line is read (`stages.marked_path`); everywhere else, in settings too,
+`sft` is the stage.
 
     resolve_model(run, "sft")                 # runs/v2/tiny/sft
+    resolve_model(run, "./sft")               # a folder
     resolve_model(run, "~/models/gpt2")
     resolve_model(run, "smollm2")             # of the extra `smollm2`
 """
@@ -28,7 +30,7 @@ SMOLLM2 = "smollm2"  # a small chat model that a Python package carries
 def resolve_model(run: RunFolder, name: str | Path) -> Path:
     """The folder of a model, or its GGUF file. Raises `UserError` where the name leads to none."""
     path = Path(name).expanduser()
-    if path.exists():
+    if path.exists() and not is_stage_name(name):
         if not is_gguf(path) and not any(
             (path / file).is_file() for file in ("config.json", "adapter_config.json")
         ):
@@ -40,7 +42,7 @@ def resolve_model(run: RunFolder, name: str | Path) -> Path:
         raise UserError(
             f"a reward model scores and does not write; choose --model {', '.join(MODEL_STAGES)}, or a folder"
         )
-    if name in MODEL_STAGES:
+    if is_stage_name(name):
         folder = run.path / name
         if not (folder / "config.json").is_file():
             raise UserError(

@@ -22,9 +22,11 @@ from shared_data.alignment.rewards import open_reward
 from shared_data.corpus.conversations import read_conversations
 from shared_data.device import resolve_device
 from shared_data.errors import UserError
+from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.model_names import origin, starting_config
 from shared_data.needs_records import STAGES_WITH_RECORDS, check_records, is_on_this_disk
+from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.stages import STAGES
 from shared_data.tokenizer.chat_template import CHAT_TEMPLATE, ChatTemplate, template_of
@@ -157,6 +159,11 @@ def _check_tokenizer(run: RunFolder, stage: str) -> None:
 
 def _check_training(run: RunFolder, stage: str) -> None:
     section = getattr(run.settings, stage)
+    elsewhere = origin(run, stage)
+    if elsewhere is not None:  # all tensors of a language model, and no others
+        folder = base_of_adapter(elsewhere.folder) or elsewhere.folder
+        config = read_config(folder)
+        find_tensors(folder, config, parameter_shapes(config))
     for name in ("bf16", "fp16"):
         if run.level == "v3" and getattr(section, name):
             raise UserError(

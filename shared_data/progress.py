@@ -87,7 +87,8 @@ def _format_numbers(numbers: dict[str, float | str]) -> str:
     parts = []
     for name, value in numbers.items():
         if name.endswith("_per_second"):
-            parts.append(f"{format_number(value)} {name.removesuffix('_per_second').replace('_', ' ')}/s")
+            rate = f"{value:,.0f}" if isinstance(value, float) and value >= 10 else format_number(value)
+            parts.append(f"{rate} {name.removesuffix('_per_second').replace('_', ' ')}/s")
         else:
             parts.append(f"{name.replace('_', ' ')} {format_metric(name, value)}")
     return " · ".join(parts)

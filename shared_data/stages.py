@@ -101,9 +101,14 @@ WITHOUT_EFFECT = {"data.hub_cache"} | {
 }
 
 
+def marked_path(name: str | None) -> str | None:
+    """The value of `--model`, in which an existing path that is called like a stage is written as a path: sft as ./sft."""
+    return f"./{name}" if name is not None and is_stage_name(name) and Path(name).exists() else name
+
+
 def is_stage_name(name: str | Path) -> bool:
-    """Whether the name of a model means a stage of the run: a path of that name comes first."""
-    return name in MODEL_STAGES and not Path(name).exists()
+    """Whether the name of a model means a stage of the run; a folder of that name is written ./sft."""
+    return name in MODEL_STAGES
 
 
 def upstream(stage: str) -> list[str]:

@@ -173,6 +173,8 @@ def print_next(run: RunFolder, finished: str) -> None:
     """After a stage, the command of the next one."""
     following = next((name for name, stage in STAGES.items() if stage.after == finished), None)
     rows = [("next", f"uv run {run.command(following)}")] if following else []
+    if finished == "sft":
+        rows.insert(0, ("talk with it", f"uv run {run.command('chat')}"))
     print_rows([*rows, ("report", f"uv run {run.command('report')}")])
 
 

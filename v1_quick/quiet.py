@@ -1,7 +1,7 @@
 """Imported before the libraries: they remark on what is meant here, and draw progress bars for everything.
 
-Meant are token ids that follow the tokenizer, packing without flash attention, an experimental trainer, each other's old names. The
-bars of training stay.
+Meant are token ids that follow the tokenizer, packing without flash attention, an experimental trainer, each other's old names, kernels
+for a GPU where there is none. The bars of training stay.
 
     import v1_quick.quiet
 """

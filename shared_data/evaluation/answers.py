@@ -49,10 +49,10 @@ def answer_questions(
 def evaluate_answers(
     settings: Settings, run: RunFolder, generate: Generate, before: Any, after: Any, tokenizer: Any
 ) -> dict[str, float]:
-    """Accuracy on the story world's held-out questions before and after tuning; all answers are kept in answers.json."""
+    """Accuracy on the story world's held-out questions before and after tuning on it; all answers are kept in answers.json."""
     file = run.stage("sft") / "answers.json"
     file.unlink(missing_ok=True)  # of an earlier run, on other data
-    if settings.data.source != "story_world":
+    if settings.sft.source != "story_world":
         return {}
     from shared_data.story_world.tasks import questions
 

@@ -6,14 +6,16 @@ level computes is named.
     uv run python -c "from pathlib import Path; from shared_data.inference.generation_config import *; print(read_sampling(Path('runs/v2/tiny/sft')))"
 """
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.files import read_json
-from shared_data.model_names import find_model
+from shared_data.model_names import resolve_model
+from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
+from shared_data.settings import parse_override
 from shared_data.stages import is_stage_name
 
 SAMPLING = ("temperature", "top_k", "top_p")
@@ -34,6 +36,14 @@ _NOT_COMPUTED: dict[str, tuple[Any, ...]] = {
     "sequence_bias": (None, {}),
     "forced_bos_token_id": (None,),
     "forced_eos_token_id": (None,),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "max_time": (None,),
+    "stop_strings": (None, []),
+    "guidance_scale": (None, 1, 1.0),
+    "exponential_decay_length_penalty": (None,),
+    "dola_layers": (None,),
+    "prompt_lookup_num_tokens": (None,),
 }
 
 
@@ -55,17 +65,23 @@ def read_sampling(folder: Path) -> tuple[dict[str, Any], list[str]]:
     }, asked
 
 
-def sample_as_asked(run: RunFolder, name: str | Path, chosen: Collection[str]) -> list[str]:
+def sample_as_asked(run: RunFolder, name: str | Path, assignments: Iterable[str]) -> list[str]:
     """Let `run.settings.generate` be what a model from elsewhere asks for, but for the settings that the user has chosen.
 
-    Returns what it asks for that is not computed, in words. Raises `UserError` for values that cannot be.
+    Chosen is what the command line assigns, and what a configuration or the run's folder has that is not the default.
+    Returns what the model asks for that is not computed, in words. Raises `UserError` for values that cannot be.
     """
     if is_stage_name(name):  # it is sampled as the settings of the run say
         return []
-    folder = find_model(run, name).folder
+    folder = resolve_model(run, name)
+    folder = base_of_adapter(folder) or folder
     found, asked = read_sampling(folder)
-    values = {key: value for key, value in found.items() if f"generate.{key}" not in chosen}
     section = run.settings.generate
+    chosen = _assigned(assignments)
+    chosen |= {
+        key for key, field in type(section).model_fields.items() if getattr(section, key) != field.default
+    }
+    values = {key: value for key, value in found.items() if key not in chosen}
     try:
         generate = type(section).model_validate(section.model_dump() | values)
     except ValueError as error:
@@ -74,3 +90,12 @@ def sample_as_asked(run: RunFolder, name: str | Path, chosen: Collection[str]) -
         ) from error
     run.settings = run.settings.model_copy(update={"generate": generate})
     return asked
+
+
+def _assigned(assignments: Iterable[str]) -> set[str]:
+    """The names in `[generate]` that `--set` gives a value: generate.top_k=5 and generate={top_k = 5}."""
+    names: set[str] = set()
+    for keys, value in map(parse_override, assignments):
+        if keys[0] == "generate":
+            names |= set(keys[1:2]) or (set(value) if isinstance(value, dict) else set())
+    return names

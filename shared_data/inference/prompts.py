@@ -6,6 +6,7 @@ The tokenizer is any with transformers' `encode` and `decode`, ours included; a 
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from shared_data.corpus.formatting import Message
@@ -76,10 +77,14 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def end_of_turn(tokenizer: Any) -> list[int]:
-    """The control token that the template writes after what the assistant says, as a list; empty where it writes none."""
+    """The first control token that the template writes after what the assistant says, as a list; empty where it writes none."""
     if tokenizer.chat_template is None:
         return []
     turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "REPLY"}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    after = tokenizer.encode(text.rpartition("REPLY")[2].strip(), add_special_tokens=False)[:1]
-    return [id for id in after if not tokenizer.decode([id], skip_special_tokens=True)]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # of the library or ours: a template that asks for a system message, too
+        return []
+    after = tokenizer.encode(text.rpartition("REPLY")[2].strip(), add_special_tokens=False)
+    control = (id for id in after if not tokenizer.decode([id], skip_special_tokens=True))
+    return list(islice(control, 1))

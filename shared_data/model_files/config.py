@@ -215,6 +215,12 @@ class ModelConfig:
             and all(self.has_rope(layer) for layer in range(self.num_hidden_layers))
         )
 
+    @property
+    def head_name(self) -> str:
+        """The name, in a checkpoint, of the matrix that makes the logits: its own, or that of the token embedding."""
+        embedding = "transformer.wte.weight" if self.model_type == "gpt2" else "model.embed_tokens.weight"
+        return embedding if self.tie_word_embeddings else "lm_head.weight"
+
     def _check_types(self) -> None:
         """Raise `UserError` for a value that is no size, number, flag, text or id where one must be; zero is filled in later."""
         for each in fields(self):

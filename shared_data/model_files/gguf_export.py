@@ -42,12 +42,14 @@ def export_gguf(
     if block_type not in FILE_TYPES:
         raise UserError(f"--type {type_name!r} is not supported; choose f32, f16 or q8_0")
     if file.suffix != ".gguf":
-        raise UserError(f"{file} is no name of a GGUF file; let it end in .gguf")
+        raise UserError(
+            f"{file} is no name of a GGUF file; let --out end in .gguf, and name a run's model by its folder: --model RUN/sft"
+        )
     if file.exists() and not force:
         raise UserError(f"{file} exists; choose another name, or replace it with --force")
     if base_of_adapter(folder):
         raise UserError(
-            f"{folder} is an adapter, and a GGUF file holds a whole model; export its merged model"
+            f"{folder} is an adapter, and a GGUF file holds a whole model; export a merged model, as `sft` writes it beside its adapter"
         )
     config = read_config(folder)
     if config.quantization is not None:

@@ -26,8 +26,8 @@ import jinja2
 import jinja2.nodes
 
 from shared_data.errors import UserError
-from shared_data.tokenizer.jinja_sandbox import GENERATION, sandbox
-from shared_data.tokenizer.tokenizer_config import NAMED, token_text
+from shared_data.tokenizer.jinja_sandbox import GENERATION, is_generation, sandbox
+from shared_data.tokenizer.tokenizer_config import special_tokens
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -54,26 +54,30 @@ class ChatTemplate:
         self.source, self.variables = source, dict(variables or {})
 
     @cached_property
-    def _template(self) -> jinja2.Template:
+    def _syntax(self) -> jinja2.nodes.Template:
         try:
-            return sandbox().from_string(self.source)
+            return sandbox().parse(self.source)
         except jinja2.TemplateError as error:
             raise UserError(
                 f"the chat template is no valid Jinja ({error}); correct it or copy it again"
             ) from error
 
     @cached_property
+    def _template(self) -> jinja2.Template:
+        return sandbox().from_string(self._syntax)
+
+    @cached_property
     def literals(self) -> str:
         """All text that stands in the template itself, with null characters between."""
-        nodes = sandbox().parse(self.source)
-        texts = {node.data for node in nodes.find_all(jinja2.nodes.TemplateData)}
-        texts |= {node.value for node in nodes.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+        texts = {node.data for node in self._syntax.find_all(jinja2.nodes.TemplateData)}
+        constants = self._syntax.find_all(jinja2.nodes.Const)
+        texts |= {node.value for node in constants if isinstance(node.value, str)}
         return "\0".join(texts)
 
     @cached_property
     def marks_generation(self) -> bool:
         """Whether the template says itself which part of its text the assistant says."""
-        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+        return any(map(is_generation, self._syntax.find_all(jinja2.nodes.CallBlock)))
 
     def render(
         self,
@@ -133,21 +137,28 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template refuses this conversation: {error}") from error
+        except MemoryError as error:
+            raise UserError(
+                "the chat template makes a text that does not fit into memory; correct it or copy it again"
+            ) from error
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
             raise UserError(
                 f"the chat template cannot write this conversation ({error}); each message needs a 'role' and a text 'content'"
             ) from error
 
 
-def template_of(config: Mapping[str, Any]) -> ChatTemplate | None:
-    """The template of a tokenizer's configuration (`read_config`), where it has one; of several with names, `default`."""
+def template_of(config: Mapping[str, Any], with_tools: bool = False) -> ChatTemplate | None:
+    """The template of a tokenizer's configuration (`read_config`), where it has one; of several with names, `default`.
+
+    with_tools: that for conversations with tools, `tool_use`, where it has one.
+    """
     source = config.get("chat_template")
     if isinstance(source, dict):
-        source = source.get("default")
+        source = source["tool_use"] if with_tools and "tool_use" in source else source.get("default")
     if not isinstance(source, str):
         return None
-    tokens = {name: token_text(config.get(name)) for name in NAMED}
-    return ChatTemplate(source, {name: token for name, token in tokens.items() if token is not None})
+    tokens, _ = special_tokens(dict(config), None, "tokenizer_config.json")
+    return ChatTemplate(source, {name: token.content for name, token in tokens.items()})
 
 
 def marked(value: Any, tokens: Iterable[str]) -> Any:
@@ -186,13 +197,20 @@ def _plain(message: Message) -> dict[str, Any]:
 
 
 def _take_marks(text: str) -> tuple[str, list[Span]]:
-    """A text without its marks, and where they stood, in characters of the new text."""
-    spans, clean, begin = [], "", 0
+    """A text without its marks, and where they stood, in characters of the new text. Raises `UserError` where one has lost the other."""
+    spans, clean, begins = [], "", []
     for part in re.split(f"([{''.join(GENERATION)}])", text):
         if part == GENERATION[0]:
-            begin = len(clean)
-        elif part == GENERATION[1]:
-            spans.append((begin, len(clean)))
-        else:
+            begins.append(len(clean))
+        elif part != GENERATION[1]:
             clean += part
+        elif begins:
+            spans.append((begins.pop(), len(clean)))
+        else:
+            begins.append(-1)
+            break
+    if begins:
+        raise UserError(
+            "the chat template cuts the text that it marks with {% generation %}, so there is no telling which tokens to train; correct it"
+        )
     return clean, spans

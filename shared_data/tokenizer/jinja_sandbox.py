@@ -56,6 +56,15 @@ class _Generation(jinja2.ext.Extension):
         return f"{GENERATION[0]}{caller()}{GENERATION[1]}"
 
 
+def is_generation(node: jinja2.nodes.CallBlock) -> bool:
+    """Whether a parsed block is `{% generation %}`."""
+    function = node.call.node
+    return (
+        isinstance(function, jinja2.nodes.ExtensionAttribute)
+        and function.identifier == _Generation.identifier
+    )
+
+
 class _Dict:
     """`dict(…)` in a template, without what else hangs on Python's own."""
 

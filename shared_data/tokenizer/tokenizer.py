@@ -135,11 +135,12 @@ class Tokenizer:
         """How the model writes a conversation; None for one that has not been tuned to."""
         return template_of(self.config)
 
-    def get_chat_template(self) -> ChatTemplate:
-        """The same; raises `UserError` where there is none."""
-        if self.chat_template is None:
+    def get_chat_template(self, with_tools: bool = False) -> ChatTemplate:
+        """The same, or that for conversations with tools; raises `UserError` where there is none."""
+        template = template_of(self.config, with_tools) if with_tools else self.chat_template
+        if template is None:
             raise UserError(NO_TEMPLATE)
-        return self.chat_template
+        return template
 
     def ensure_chat_template(self) -> None:
         """Take our own template where the files have none, if the tokenizer has its tokens."""
@@ -163,8 +164,8 @@ class Tokenizer:
         Raises `UserError` where there is no template, and for a conversation that it refuses.
         """
         assert not return_dict, "pass return_dict=False: a list of ids"
-        template = self.get_chat_template()
-        control = self._control_tokens if sanitize_control_tokens else []
+        template = self.get_chat_template(with_tools=tools is not None)
+        control = self._control_tokens(template) if sanitize_control_tokens else []
         messages, tools, variables = (marked(part, control) for part in (messages, tools, variables))
         text = template.render(messages, add_generation_prompt, tools, **variables)
         if not tokenize:
@@ -172,18 +173,23 @@ class Tokenizer:
         ids: list[int] = []
         for piece, typed in split_marked(text, control):
             encode = self._encode_after_text if ids else self.encode
-            ids += encode(piece, allow_added=not typed)
+            piece_ids = encode(piece, allow_added=not typed)
+            if typed and self._ids.get(piece) in piece_ids:
+                raise UserError(
+                    f"{piece} cannot be written as text with this tokenizer; remove it from the message"
+                )
+            ids += piece_ids
         return ids
 
-    @cached_property
-    def _control_tokens(self) -> list[str]:
-        """What users may not type: the special tokens, and added ones that the template writes."""
+    def _control_tokens(self, template: ChatTemplate) -> list[str]:
+        """What users may not type: the special tokens, and added ones that the files name or the template writes."""
         added, named = self._added.by_content.values(), self.config.get("chat_control_tokens")
-        literals = self.get_chat_template().literals if named is None else "\0".join(named)
-        written = {
-            token.content for token in added if token.content in literals and not token.content.isspace()
-        }
-        return [token.content for token in added if token.special or token.content in written]
+        if named is None:
+            literals = template.literals
+            named = [
+                token.content for token in added if token.content in literals and not token.content.isspace()
+            ]
+        return [token.content for token in added if token.special or token.content in named]
 
     def _encode_after_text(self, text: str, allow_added: bool) -> list[int]:
         """The ids of a text in the middle of another: after a line break, which is taken away again, no tokenizer puts a space before it."""

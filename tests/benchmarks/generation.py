@@ -1,7 +1,7 @@
 """Tokens a second of greedy generation with a key-value cache, one prompt: levels 2 and 3 against transformers' `generate`.
 
 All sides run in one process, taking turns, in float32 with the same threads and the same weights; each generates the same
-200 tokens, its preparation (prefill, fused weights) included. What counts is the median of the ratios of neighbouring runs.
+200 tokens, its preparation (prefill) included. What counts is the median of the ratios of neighbouring runs.
 
     OMP_NUM_THREADS=2 python -m tests.benchmarks.generation
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shared_data.errors import UserError
@@ -107,6 +107,24 @@ def test_a_stage_after_it_starts_from_its_result(
     assert (
         "holds a finished result, but it was made with dpo.model_name_or_path = none" in done.stderr.lower()
     )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_reward_model_is_no_model_to_start_from(
+    level: str, foreign: Path, commands: Commands, tmp_path: Path
+) -> None:
+    """Its folder looks like a language model's but for one tensor: refused before the first step."""
+    scores = tmp_path / "scores"
+    shutil.copytree(foreign, scores)
+    index = read_json(scores / "model.safetensors.index.json")
+    save_file({"score.weight": torch.zeros(1, 32)}, scores / "score.safetensors")
+    index["weight_map"]["score.weight"] = "score.safetensors"
+    (scores / "model.safetensors.index.json").write_text(json.dumps(index))
+    for stage in ("sft", "dpo", "grpo"):
+        done = commands(level, stage, "--config", "smoke", "--model", scores, "--out", "run", cwd=tmp_path)
+        assert done.returncode == 2, stage
+        assert "has unexpected tensor score.weight for a llama model" in done.stderr
+        assert not (tmp_path / "run" / stage).exists()
 
 
 def test_a_template_without_its_tokens_is_refused_before_the_first_step(

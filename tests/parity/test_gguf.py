@@ -300,7 +300,11 @@ def test_an_export_is_refused_in_one_line(tmp_path: Path) -> None:
     before = path.read_bytes()
     for file, type_name, message in (
         (path, "f32", r"exported.gguf exists; choose another name, or replace it with --force"),
-        (tmp_path / "a.bin", "f32", r"a.bin is no name of a GGUF file; let it end in .gguf"),
+        (
+            tmp_path / "a.bin",
+            "f32",
+            r"a.bin is no name of a GGUF file; let --out end in .gguf, and name a run's model by its folder",
+        ),
         (tmp_path / "a.gguf", "q4_k", r"--type 'q4_k' is not supported; choose f32, f16 or q8_0"),
     ):
         with pytest.raises(UserError, match=message):

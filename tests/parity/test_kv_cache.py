@@ -12,10 +12,14 @@ from tests.parity.recorder import ParityRecorder
 from v2_handwritten.inference import kv_cache as v2
 from v2_handwritten.inference.decoder import Decoder
 from v2_handwritten.inference.generate import pad_left
+from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.models.weight_layout import for_decoding
 from v3_numpy_deep.autograd import no_grad
 from v3_numpy_deep.inference import kv_cache as v3
 from v3_numpy_deep.inference.decoder import Decoder as ArrayDecoder
 from v3_numpy_deep.inference.generate import pad_left as pad_left_array
+from v3_numpy_deep.models.transformer import Transformer as ArrayTransformer
+from v3_numpy_deep.models.weight_layout import for_decoding as for_decoding_arrays
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,9 +49,14 @@ def test_a_prompt_in_chunks_gives_the_logits_of_one_pass(parity: ParityRecorder,
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rows", [1, 3], ids=["one prompt", "padded batch"])
-def test_decode_steps_give_the_logits_of_one_pass(parity: ParityRecorder, case: str, rows: int) -> None:
-    """Fused weights, folded norms, rotation tables, masks and windows are nothing but another order of summation."""
+@pytest.mark.parametrize("loaded", [False, True], ids=["new", "loaded"])
+def test_decode_steps_give_the_logits_of_one_pass(
+    parity: ParityRecorder, case: str, rows: int, loaded: bool
+) -> None:
+    """Joined matrices, rotation tables, masks and windows are nothing but another order of summation."""
     _, ours, arrays = trio(case)
+    if loaded:  # their matrices lie in memory as those of a loaded model
+        lay_out(ours, arrays)
     texts = [prompt + integers(row, 96, 80).tolist() for row, prompt in enumerate(prompts(case)[:rows])]
     longest = max(len(text) - 80 for text in texts)
     with torch.inference_mode(), no_grad():
@@ -76,6 +85,15 @@ def test_decode_steps_give_the_logits_of_one_pass(parity: ParityRecorder, case: 
             expected=whole,
             tolerance=3e-14,
         )
+
+
+def lay_out(ours: Transformer, arrays: ArrayTransformer) -> None:
+    head = ours.config.head_name
+    ours.load_state_dict(dict(for_decoding(ours.state_dict().items(), head)), assign=True)
+    ours.tie_weights()
+    parameters = dict(arrays.named_parameters())
+    for name, array in for_decoding_arrays(((n, p.data) for n, p in parameters.items()), head):
+        parameters[name].data = array
 
 
 def test_a_cache_too_short_says_so() -> None:

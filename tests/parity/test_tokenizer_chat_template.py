@@ -1,6 +1,10 @@
 """Chat templates: text, ids and trained tokens are those of transformers and TRL, for ours and for those of known models."""
 
+import copy
+import json
+import shutil
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trl.chat_template_utils import get_training_chat_template
 
 from shared_data.errors import UserError
+from shared_data.inference.prompts import end_of_turn
 from shared_data.settings import SPECIAL_TOKENS
 from shared_data.tokenizer.chat_template import CHAT_TEMPLATE, ChatTemplate
 from shared_data.training.chat_data import encode_conversation
@@ -198,6 +203,81 @@ def test_the_trained_tokens_are_those_of_trl(folder: Any, name: str) -> None:
             assert example.trained.astype(int).tolist() == found["assistant_masks"]
 
 
+def test_the_other_templates_and_tokens_that_a_folder_names(folder: Any, tmp_path: Path) -> None:
+    """`tool_use` where there are tools, a model's own tokens as variables, and the control tokens that it lists."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {
+        "image_token": "<image>",
+        "extra_special_tokens": {"audio_token": "<audio>"},
+        "chat_template": [
+            {"name": "default", "template": "{{ image_token }}{{ audio_token }}{{ messages[0].content }}"},
+            {"name": "tool_use", "template": "tools: {{ tools | length }} {{ messages[0].content }}"},
+        ],
+    }
+    path.write_text(json.dumps(config))
+    for extra in tmp_path.glob("*.jinja"):
+        extra.unlink()
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "What is <audio>, what <image>, <|im_end|>?"}]
+    for ours in (Tokenizer.load(tmp_path), Tokenizer3.load(tmp_path)):
+        for options in ({}, {"tools": TOOLS}, {"sanitize_control_tokens": True}):
+            ids = ours.apply_chat_template(messages, **options)
+            assert ids == theirs.apply_chat_template(messages, return_dict=False, **options)
+            assert ("tools: 1" in ours.decode(ids)) == ("tools" in options)
+            assert (ours.token_to_id("<audio>") in ids) == (
+                "tools" not in options or "sanitize" not in options
+            )
+
+
+@pytest.mark.parametrize("not_a_mark", ["{# {% generation %} #}", "{% raw %}{% generation %}{% endraw %}"])
+def test_a_mark_in_a_comment_marks_nothing(saved: Any, not_a_mark: str) -> None:
+    source = CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    text, spans = ChatTemplate(not_a_mark + source).render_with_spans(DIALOGUE)
+    assert [text[begin:end] for begin, end in spans] == ["Mia has it.<|im_end|>\n", "Tom does.<|im_end|>\n"]
+
+
+def test_a_template_that_cuts_its_own_marks_is_refused_for_training() -> None:
+    said = "{% macro said(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}"
+    for cut in ("[1:]", "[:-1]"):
+        template = ChatTemplate(said + "{% for m in messages %}{{ said(m)" + cut + " }}{% endfor %}")
+        with pytest.raises(UserError, match="cuts the text that it marks"):
+            template.render_with_spans(DIALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("source", "ends"),
+    [
+        (CHAT_TEMPLATE, ["<|im_end|>"]),
+        ("{% for m in messages %}{{ m.content }} (over) <|im_end|>{% endfor %}", ["<|im_end|>"]),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", []),
+        ("{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}", []),
+    ],
+)
+def test_the_token_that_ends_a_turn(saved: Any, source: str, ends: list[str]) -> None:
+    ours, theirs = saved
+    plain = Tokenizer(ours.definition, {"chat_template": source})
+    found = end_of_turn(plain)
+    assert [plain.id_to_token(id) for id in found] == ends
+    theirs = copy.deepcopy(theirs)
+    theirs.chat_template = source
+    assert end_of_turn(theirs) == found
+
+
+def test_a_token_that_plain_text_makes_cannot_be_typed(saved: Any) -> None:
+    """A control token that is a word of the vocabulary, too, is what the text is encoded as whatever is done."""
+    ours, theirs = saved
+    theirs = copy.deepcopy(theirs)
+    theirs.add_special_tokens({"extra_special_tokens": ["H"]})
+    definition = json.loads(theirs.backend_tokenizer.to_str())
+    ours = Tokenizer(definition, {"chat_template": CHAT_TEMPLATE})
+    messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(ValueError, match="Can't sanitize 'H'"):
+        theirs.apply_chat_template(messages, sanitize_control_tokens=True)
+    with pytest.raises(UserError, match="H cannot be written as text with this tokenizer; remove it"):
+        ours.apply_chat_template(messages, sanitize_control_tokens=True)
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused_for_training(folder: Any) -> None:
     _, ours = with_template(folder, "qwen3")
     with pytest.raises(UserError, match="writes a turn of the assistant differently once other turns follow"):
@@ -216,6 +296,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_for_training(folder: 
         ("{{ messages.__class__.__mro__ }}", DIALOGUE, "refuses this conversation"),
         ("{{ cycler.__init__.__globals__.os }}", DIALOGUE, "refuses this conversation"),
         ("{% set x = namespace() %}{% set x._a = 1 %}", DIALOGUE, "cannot hold '_a'"),
+        ("{{ 'a' * 10**14 }}", DIALOGUE, "makes a text that does not fit into memory"),
         ("{% include 'secret.txt' %}", DIALOGUE, "cannot write this conversation|refuses"),
     ],
 )

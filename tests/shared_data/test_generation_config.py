@@ -47,6 +47,11 @@ def asks(folder: Path, **values: Any) -> None:
             {},
             ["repetition_penalty = 1.1", "no_repeat_ngram_size = 3"],
         ),
+        (
+            {"min_new_tokens": 4, "min_length": 0, "stop_strings": ["."], "guidance_scale": 1.5},
+            {},
+            ["min_new_tokens = 4", "stop_strings = ['.']", "guidance_scale = 1.5"],
+        ),
     ],
 )
 def test_what_the_file_asks_for(
@@ -59,9 +64,38 @@ def test_what_the_file_asks_for(
 def test_the_user_s_choice_comes_first(folder: Path, tmp_path: Path) -> None:
     asks(folder, do_sample=True, temperature=0.6, top_p=0.9)
     run = RunFolder("v2", load_settings("smoke"), tmp_path / "run")
-    sample_as_asked(run, folder, ["generate.top_p"])
+    sample_as_asked(run, folder, ["generate.top_p=0.95"])
     section = run.settings.generate
     assert (section.temperature, section.top_k, section.top_p) == (0.6, 50, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "sampled"),
+    [
+        (["generate={top_p = 0.7, top_k = 5}"], (0.6, 5, 0.7)),
+        (["generate.temperature=0"], (0.0, 50, 0.9)),
+    ],
+)
+def test_a_choice_in_any_form_comes_first(
+    folder: Path, tmp_path: Path, assignments: list[str], sampled: tuple[float, int, float]
+) -> None:
+    """On this command line, and in what a configuration or an earlier command has set."""
+    asks(folder, do_sample=True, temperature=0.6, top_p=0.9)
+    for given in (assignments, []):
+        run = RunFolder("v2", load_settings("smoke", assignments), tmp_path / "run")
+        sample_as_asked(run, folder, given)
+        section = run.settings.generate
+        assert (section.temperature, section.top_k, section.top_p) == sampled
+
+
+def test_an_adapter_is_sampled_as_its_base_asks(folder: Path, tmp_path: Path) -> None:
+    asks(folder, do_sample=True, temperature=0.6)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    run = RunFolder("v2", load_settings("smoke"), tmp_path / "run")
+    sample_as_asked(run, adapter, [])
+    assert run.settings.generate.temperature == 0.6
 
 
 def test_values_that_cannot_be_are_one_line(folder: Path, tmp_path: Path) -> None:

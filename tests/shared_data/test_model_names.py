@@ -8,10 +8,11 @@ import pytest
 from shared_data.errors import UserError
 from shared_data.files import write_json
 from shared_data.model_files.gguf import write_gguf
-from shared_data.model_names import find_model, resolve_model
+from shared_data.model_names import find_model, origin, resolve_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import load_settings
+from shared_data.stages import marked_path
 
 
 @pytest.fixture
@@ -30,8 +31,19 @@ def test_a_path_comes_before_a_stage_and_a_stage_before_the_hub(run: RunFolder) 
     assert resolve_model(run, "sft") == run.path / "sft"
     for path in ("gpt2", "./gpt2", "adapter", "owner/name", run.path / "sft"):
         assert resolve_model(run, path) == Path(path)
+
+
+def test_a_folder_that_is_called_like_a_stage_is_written_as_a_path(run: RunFolder) -> None:
+    """Only the command line asks what there is; a default, a setting and a remembered name mean the stage whatever lies beside it."""
+    assert marked_path("sft") == "sft"
     Path("gpt2").rename("sft")
-    assert resolve_model(run, "sft") == Path("sft")
+    assert marked_path("sft") == "./sft"
+    assert resolve_model(run, "./sft") == Path("sft")
+    assert resolve_model(run, "sft") == run.path / "sft"
+    run.settings = load_settings("smoke", ["dpo.model_name_or_path=sft"])
+    assert run.before("dpo") == "sft"
+    assert origin(run, "dpo") is None
+    assert [marked_path(name) for name in (None, "owner/name", "gpt2")] == [None, "owner/name", "gpt2"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Run folders: what is current stays, what changed is redone, what fails or is killed damages nothing."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -101,6 +102,18 @@ def test_a_local_file_that_changed_is_noticed_by_path_size_and_time(tmp_path: Pa
     os.utime(file, ns=(0, 1))
     assert not run.is_current("data")
     assert "a.txt is not the one it was made with" in (run.why_not_current("data") or "")
+
+
+def test_the_base_of_an_adapter_is_an_input_too(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    (base / "config.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    run = finish(make(tmp_path, f"sft.model_name_or_path={adapter}"), "sft")
+    assert run.is_current("sft")
+    (base / "config.json").write_text("{ }")
+    assert "base/config.json is not the one it was made with" in (run.why_not_current("sft") or "")
 
 
 def test_a_missing_or_changed_earlier_stage_is_refused_with_the_command_to_run(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from shared_data.errors import UserError
+from shared_data.memory import keep_freed_memory
 from shared_data.model_files.config import ModelConfig
 from tests.parity.arrays import array, integers
 from v3_numpy_deep.autograd import Tensor, is_recording, no_grad
 from v3_numpy_deep.autograd.kernels import KERNELS, kernel
-from v3_numpy_deep.autograd.memory import keep_freed_memory
 from v3_numpy_deep.autograd.parallel import in_threads, shards
 from v3_numpy_deep.inference.kv_cache import KVCache
 from v3_numpy_deep.models.blocks.dropout import dropout
@@ -260,8 +260,10 @@ def test_training_stops_asking_the_system_for_memory() -> None:
         import resource
         import numpy as np
         from shared_data.model_files.config import ModelConfig
-        from v3_numpy_deep.models.transformer import Transformer
-        model = Transformer(ModelConfig(vocab_size=512, num_hidden_layers=2)).initialize(0)
+        from shared_data.settings import PretrainSettings
+        from v3_numpy_deep import make_optimizer, new_model
+        model = new_model(ModelConfig(vocab_size=512, num_hidden_layers=2))
+        make_optimizer(model, PretrainSettings())
         ids = np.arange(2048).reshape(8, 256) % 512
         def step():
             model.zero_grad()

@@ -1,8 +1,8 @@
 """One token for each sequence, in as few operations as possible: the decode step of both families.
 
-A small model generates at the speed at which Python launches operations, not at the speed of the arithmetic. So the
-weights are fused and folded once (decoder_weights.py), every intermediate result has its buffer, every view is made
-in advance, and one step is about 20 operations a block. It gives what `model(...)` gives, to rounding; a test holds it to that.
+A small model generates at the speed at which Python launches operations, a large one at that at which memory delivers its weights. So
+every intermediate result has its buffer, every view is made in advance, one step is about 20 operations a block, and each weight is
+read once, where it lies (shared_data/inference/decoder_weights.py). It gives what `model(...)` gives, to rounding; a test holds it to that.
 
 Level 1 has no such file (`model.generate` runs the ordinary forward pass); level 3 is the same in NumPy. Theory: decoder.md.
 
@@ -10,19 +10,21 @@ Level 1 has no such file (`model.generate` runs the ordinary forward pass); leve
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shared_data.inference.decoder_weights import Norm, decoder_weights
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.rope import rotary_frequencies, rotary_scale
-from v2_handwritten.inference.decoder_weights import fuse_weights
+from shared_data.peft.adapted_model import merged_state_dict
 from v2_handwritten.inference.kv_cache import KVCache
 from v2_handwritten.models.blocks.rope import rotary_tables
 from v2_handwritten.models.transformer import Transformer
+from v2_handwritten.models.weight_layout import side_by_side
 
 WINDOW_STEP = 64  # slots by which the attended window grows, so that its views are rarely made anew
 
@@ -36,7 +38,8 @@ class Decoder:
 
     def __init__(self, model: Transformer, cache: KVCache, starts: Int[Tensor, " B"]) -> None:
         self.config, self.cache = model.config, cache
-        self.weights = fuse_weights(model)
+        weights = merged_state_dict(model)  # the model's own, but where it has adapters
+        self.weights = decoder_weights(model.config, weights, side_by_side, torch.cat)
         self.like: dict[str, Any] = {"dtype": model.lm_head.weight.dtype, "device": starts.device}
         self._allocate(len(starts))
         self.position_ids = cache.length - starts  # of the token that comes next
@@ -54,27 +57,32 @@ class Decoder:
         C, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
         H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         gpt2 = config.model_type == "gpt2"
-        # The residual stream x and one more column, √(C ε): a row's length is √(Σ x² + C ε), which a norm divides by.
+        # A row and one more column, √(C ε): the length of both is √(Σ x² + C ε), which a norm divides by.
         epsilon = config.layer_norm_epsilon if gpt2 else config.rms_norm_eps
-        self.stream = torch.full((B, C + 1), math.sqrt(C * epsilon), **like)
-        self.x = self.stream[:, :C]
+        self.row_and_epsilon = torch.full((B, C + 1), math.sqrt(C * epsilon), **like)
+        self.row = self.row_and_epsilon[:, :C]
+        self.x = (
+            torch.empty(B, C, **like) if gpt2 else self.row
+        )  # the residual stream; RMSNorm divides it as it is
         wide = torch.float64 if like["dtype"] == torch.float64 else torch.float32
         self.length = torch.empty(B, 1, dtype=wide, device=like["device"])
-        one = int(self.weights.has_biases)  # a last input of 1, which the biases multiply
-        self.normalized_and_one = torch.ones(B, C + one, **like)
-        self.normalized = self.normalized_and_one[:, :C]
+        self.normalized = torch.empty(B, C, **like)
         self.qkv = torch.empty(B, (H + 2 * K) * D, **like)
-        self.other = torch.empty_like(self.qkv)
-        columns = torch.arange(self.qkv.shape[1], device=like["device"])
+        self.rotated = self.qkv[:, : (H + K) * D]  # all queries and keys
+        self.other = torch.empty(B, (H + K) * D, **like)
+        columns = torch.arange(self.other.shape[1], device=like["device"])
         self.other_half = columns.view(-1, 2, D // 2).flip(1).flatten() if not gpt2 else columns
-        # Views of one product q, k, v: queries [B K, G, D], and key and value side by side [2, B K, D].
-        grouped = self.qkv.view(B * K, H // K + 2, D)
-        self.queries, self.key_value = grouped[:, :-2], grouped[:, -2:].transpose(0, 1)
+        heads = self.qkv.view(B, H + 2 * K, D)
+        self.query_heads = heads[:, :H]
+        self.key_value = heads[:, H:].unflatten(1, (2, K)).transpose(0, 1)  # [2, B, K, D]
+        self.scale = D**-0.5
+        self.queries = torch.empty(B * K, H // K, D, **like)
+        self.scaled_heads = self.queries.view(B, H, D)
         self.context = torch.empty(B * K, H // K, D, **like)
         self.context_rows = self.context.view(B, H * D)
         self.hidden = torch.empty(B, F if gpt2 else 2 * F, **like)
-        self.activated_and_one = torch.ones(B, F + one, **like)
-        self._activate = _activation(config, self.hidden, self.activated_and_one[:, :F])
+        self.activated = torch.empty(B, F, **like)
+        self._activate = _activation(config, self.hidden, self.activated)
         self.logits = torch.empty(B, V, **like)
 
     def _mask_of_unwritten_slots(self, starts: Int[Tensor, " B"]) -> Float[Tensor, "BK 1 S"]:
@@ -97,28 +105,31 @@ class Decoder:
         else:
             cos, sin = self.rotation.index_select(0, self.position_ids).unbind(1)
         self.mask.select(2, slot).zero_()
-        slots = self.states.select(3, slot).unbind()  # of each layer, where this key and value go
+        slots = self.cache.states[0].select(4, slot).unbind()  # of each layer, where this key and value go
 
         for block, key_value_slot, (keys, values) in zip(weights.blocks, slots, self.windows, strict=True):
-            self._normalize()
-            torch.mm(self.normalized_and_one, block.qkv, out=qkv)
-            if weights.positions is None:  # rotate queries and keys; for values, cos is 1 and sin 0
+            self._normalize(block.norm)
+            _multiply(self.normalized, block.qkv, block.qkv_bias, qkv)
+            if weights.positions is None:
                 torch.index_select(qkv, 1, self.other_half, out=self.other)
-                qkv.mul_(cos).addcmul_(self.other, sin)
+                self.rotated.mul_(cos).addcmul_(self.other, sin)
             key_value_slot.copy_(self.key_value)
+            torch.mul(self.query_heads, self.scale, out=self.scaled_heads)
             scores = torch.baddbmm(self.window_mask, self.queries, keys)
             torch.bmm(scores.softmax(-1), values, out=self.context)
             x.addmm_(self.context_rows, block.out)
             if block.out_bias is not None:
                 x.add_(block.out_bias)
 
-            self._normalize()
-            torch.mm(self.normalized_and_one, block.up, out=self.hidden)
+            self._normalize(block.mlp_norm)
+            _multiply(self.normalized, block.up, block.up_bias, self.hidden)
             self._activate()
-            x.addmm_(self.activated_and_one, block.down)
+            x.addmm_(self.activated, block.down)
+            if block.down_bias is not None:
+                x.add_(block.down_bias)
 
-        self._normalize()
-        torch.mm(self.normalized_and_one, weights.head, out=self.logits)
+        self._normalize(weights.norm)
+        torch.mm(self.normalized, weights.head, out=self.logits)
         self.cache.length += 1
         self.position_ids.add_(1)
         return self.logits
@@ -127,13 +138,31 @@ class Decoder:
         """Views of the cache that the next steps attend to, up to a multiple of WINDOW_STEP slots."""
         self.window = min(self.cache.max_length, (self.cache.length // WINDOW_STEP + 1) * WINDOW_STEP)
         self.window_mask = self.mask[:, :, : self.window]
-        self.states = self.cache.states[0].flatten(2, 3)  # [L, 2, B K, S, D]
-        self.windows = [(k[:, : self.window].transpose(1, 2), v[:, : self.window]) for k, v in self.states]
+        states = self.cache.states[0].flatten(2, 3)  # [L, 2, B K, S, D]
+        self.windows = [(k[:, : self.window].transpose(1, 2), v[:, : self.window]) for k, v in states]
 
-    def _normalize(self) -> None:
-        """normalized = x / √(Σ x² + C ε): RMSNorm but for its scale and √C, and the LayerNorm of what has no mean."""
-        torch.linalg.vector_norm(self.stream, dim=-1, keepdim=True, dtype=self.length.dtype, out=self.length)
-        torch.div(self.x, self.length, out=self.normalized)
+    def _normalize(self, norm: Norm) -> None:
+        """normalized = √C g · x / √(Σ x² + C ε), which is RMSNorm; of x without its mean, and + b, LayerNorm."""
+        if norm.bias is not None:
+            torch.sub(self.x, self.x.mean(-1, keepdim=True), out=self.row)
+        torch.linalg.vector_norm(
+            self.row_and_epsilon, dim=-1, keepdim=True, dtype=self.length.dtype, out=self.length
+        )
+        torch.div(self.row, self.length, out=self.normalized).mul_(norm.scale)
+        if norm.bias is not None:
+            self.normalized.add_(norm.bias)
+
+
+def _multiply(x: Tensor, matrices: Sequence[Tensor], bias: Tensor | None, out: Tensor) -> None:
+    """The products of x with some matrices [in, out], side by side in `out`, and the bias."""
+    if len(matrices) == 1:
+        torch.mm(x, matrices[0], out=out)
+    else:
+        parts = out.split([matrix.shape[1] for matrix in matrices], dim=1)
+        for matrix, part in zip(matrices, parts, strict=True):
+            torch.mm(x, matrix, out=part)
+    if bias is not None:
+        out.add_(bias)
 
 
 def _activation(config: ModelConfig, hidden: Tensor, activated: Tensor) -> Callable[[], None]:
@@ -158,19 +187,15 @@ def _activation(config: ModelConfig, hidden: Tensor, activated: Tensor) -> Calla
     return {"silu": silu_gate, "gelu": gelu, "gelu_new": gelu_new}[config.hidden_act]
 
 
-def _rotation_table(config: ModelConfig, length: int, like: dict[str, Any]) -> Float[Tensor, "P 2 Q"]:
-    """For each position and column of q, k, v: the cosine, and the sine that multiplies the other half of its head.
+def _rotation_table(config: ModelConfig, length: int, like: dict[str, Any]) -> Float[Tensor, "P 2 R"]:
+    """For each position and column of all queries and keys: the cosine, and the sine that multiplies the other half of its head.
 
-    x · cos + other half · (-sin, sin) rotates the pairs (i, i + D/2); values are left alone by a cosine of 1, a sine of 0.
+    x · cos + other half · (-sin, sin) rotates the pairs (i, i + D/2).
     """
     wide = torch.float64 if like["dtype"] == torch.float64 else torch.float32
     positions = torch.arange(length, device=like["device"])
     tables = rotary_tables(rotary_frequencies(config), positions[None], wide, rotary_scale(config))
     cos, sin = (part[0] for part in tables)
-    cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)  # [P, D]
-    K, G = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
-    cos_of_group = [cos] * (G + 1) + [torch.ones_like(cos)]
-    sin_of_group = [sin] * (G + 1) + [torch.zeros_like(sin)]
-    return torch.stack([torch.cat(cos_of_group * K, -1), torch.cat(sin_of_group * K, -1)], 1).to(
-        like["dtype"]
-    )
+    heads = config.num_attention_heads + config.num_key_value_heads
+    of_a_head = torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)  # [P, 2, D]
+    return of_a_head.repeat(1, 1, heads).to(like["dtype"])

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from shared_data.memory import freed_memory_returned
 from shared_data.model_files.folder import (
     find_tensors,
     read_config,
@@ -38,6 +39,7 @@ from shared_data.quantization.layers import (
 from v2_handwritten.models.quantization.quantize import LAYERS
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import CausalModel, Transformer
+from v2_handwritten.models.weight_layout import for_decoding
 
 M = TypeVar("M", bound=CausalModel)
 
@@ -112,11 +114,18 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 
 def _fill(model: M, folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> M:
-    """Give a model without memory the folder's tensors as its parameters, and quantized layers in place of its own."""
+    """Give a model without memory the folder's tensors as its parameters, in memory as decoding reads them.
+
+    Quantized layers take the place of its own.
+    """
     codes = stored_layers(model.config)  # their types say how to read them
-    tensors = {
-        name: tensor.to(device, None if name in codes else dtype) for name, tensor in _tensors(model, folder)
-    }
+    found = (
+        (name, tensor.to(device, None if name in codes else dtype))
+        for name, tensor in _tensors(model, folder)
+    )
+    plain = model.config.has_plain_blocks
+    with freed_memory_returned():
+        tensors = dict(for_decoding(found, model.config.head_name) if plain else found)
     if codes:
         model.to(next(tensor.dtype for name, tensor in tensors.items() if name not in codes))
         tensors = place_quantized_layers(model, tensors, LAYERS)

@@ -1,8 +1,8 @@
 """One token for each sequence, in as few operations as possible: the decode step of both families.
 
-A small model generates at the speed at which Python launches operations, not at the speed of the arithmetic. So the
-weights are fused and folded once (decoder_weights.py), every intermediate result has its buffer, every view is made
-in advance, and one step is about 20 operations a block. It gives what `model(...)` gives, to rounding; a test holds it to that.
+A small model generates at the speed at which Python launches operations, a large one at that at which memory delivers its weights. So
+every intermediate result has its buffer, every view is made in advance, one step is about 20 operations a block, and each weight is
+read once, where it lies (shared_data/inference/decoder_weights.py). It gives what `model(...)` gives, to rounding; a test holds it to that.
 
 Level 1 has no such file (`model.generate` runs the ordinary forward pass); level 2 is the same in torch.
 Theory: v2_handwritten/inference/decoder.md.
@@ -11,20 +11,22 @@ Theory: v2_handwritten/inference/decoder.md.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from shared_data.inference.decoder_weights import Norm, decoder_weights
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.rope import rotary_frequencies, rotary_scale
+from shared_data.peft.adapted_model import merged_state_dict
 from v3_numpy_deep.autograd import Array, Tensor
 from v3_numpy_deep.autograd import operations as ops
-from v3_numpy_deep.inference.decoder_weights import fuse_weights
 from v3_numpy_deep.inference.kv_cache import KVCache
 from v3_numpy_deep.models.blocks.rope import rotary_tables
 from v3_numpy_deep.models.transformer import Transformer
+from v3_numpy_deep.models.weight_layout import side_by_side
 
 WINDOW_STEP = 64  # slots by which the attended window grows, so that its views are rarely made anew
 
@@ -38,7 +40,8 @@ class Decoder:
 
     def __init__(self, model: Transformer, cache: KVCache, starts: Int[Array, " B"]) -> None:
         self.config, self.cache = model.config, cache
-        self.weights = fuse_weights(model)
+        weights = merged_state_dict(model)  # the model's own, but where it has adapters
+        self.weights = decoder_weights(model.config, weights, side_by_side, np.concatenate)
         self.like: dict[str, Any] = {"dtype": model.lm_head.weight.dtype}
         self._allocate(len(starts))
         self.position_ids = cache.length - starts  # of the token that comes next
@@ -56,28 +59,33 @@ class Decoder:
         C, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
         H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         gpt2 = config.model_type == "gpt2"
-        # The residual stream x and one more column, √(C ε): a row's length is √(Σ x² + C ε), which a norm divides by.
+        # A row and one more column, √(C ε): the length of both is √(Σ x² + C ε), which a norm divides by.
         epsilon = config.layer_norm_epsilon if gpt2 else config.rms_norm_eps
-        self.stream = np.full((B, C + 1), math.sqrt(C * epsilon), **like)
-        self.x = self.stream[:, :C]
+        self.row_and_epsilon = np.full((B, C + 1), math.sqrt(C * epsilon), **like)
+        self.row = self.row_and_epsilon[:, :C]
+        self.x = (
+            np.empty((B, C), **like) if gpt2 else self.row
+        )  # the residual stream; RMSNorm divides it as it is
         self.length = np.empty((B, 1), **like)
-        one = int(self.weights.has_biases)  # a last input of 1, which the biases multiply
-        self.normalized_and_one = np.ones((B, C + one), **like)
-        self.normalized = self.normalized_and_one[:, :C]
+        self.normalized = np.empty((B, C), **like)
         self.added = np.empty((B, C), **like)
         self.qkv = np.empty((B, (H + 2 * K) * D), **like)
-        self.other = np.empty_like(self.qkv)
-        columns = np.arange(self.qkv.shape[1])
+        self.rotated = self.qkv[:, : (H + K) * D]  # all queries and keys
+        self.other = np.empty((B, (H + K) * D), **like)
+        columns = np.arange(self.other.shape[1])
         self.other_half = np.flip(columns.reshape(-1, 2, D // 2), 1).ravel() if not gpt2 else columns
-        # Views of one product q, k, v: queries [B K, G, D], and key and value side by side [2, B K, D].
-        grouped = self.qkv.reshape(B * K, H // K + 2, D)
-        self.queries, self.key_value = grouped[:, :-2], grouped[:, -2:].transpose(1, 0, 2)
+        heads = self.qkv.reshape(B, H + 2 * K, D)
+        self.query_heads = heads[:, :H]
+        self.key_value = heads[:, H:].reshape(B, 2, K, D).transpose(1, 0, 2, 3)  # [2, B, K, D]
+        self.scale = like["dtype"].type(D**-0.5)
+        self.queries = np.empty((B * K, H // K, D), **like)
+        self.scaled_heads = self.queries.reshape(B, H, D)
         self.largest = np.empty((B * K, H // K, 1), **like)
         self.context = np.empty((B * K, H // K, D), **like)
         self.context_rows = self.context.reshape(B, H * D)
         self.hidden = np.empty((B, F if gpt2 else 2 * F), **like)
-        self.activated_and_one = np.ones((B, F + one), **like)
-        self._activate = _activation(config, self.hidden, self.activated_and_one[:, :F])
+        self.activated = np.empty((B, F), **like)
+        self._activate = _activation(config, self.hidden, self.activated)
         self.logits = np.empty((B, V), **like)
 
     def _mask_of_unwritten_slots(self, starts: Int[Array, " B"]) -> Float[Array, "BK 1 S"]:
@@ -100,28 +108,31 @@ class Decoder:
         else:
             cos, sin = self.rotation[self.position_ids].transpose(1, 0, 2)
         self.mask[:, :, slot] = 0
-        slots = self.states[:, :, :, slot]  # of each layer, where this key and value go
+        slots = self.cache.states[0][:, :, :, :, slot]  # of each layer, where this key and value go
 
         for block, key_value_slot, (keys, values) in zip(weights.blocks, slots, self.windows, strict=True):
-            self._normalize()
-            np.matmul(self.normalized_and_one, block.qkv, out=qkv)
-            if weights.positions is None:  # rotate queries and keys; for values, cos is 1 and sin 0
+            self._normalize(block.norm)
+            _multiply(self.normalized, block.qkv, block.qkv_bias, qkv)
+            if weights.positions is None:
                 qkv.take(self.other_half, axis=1, out=self.other, mode="clip")
-                np.multiply(qkv, cos, out=qkv)
-                qkv += np.multiply(self.other, sin, out=self.other)
+                np.multiply(self.rotated, cos, out=self.rotated)
+                self.rotated += np.multiply(self.other, sin, out=self.other)
             np.copyto(key_value_slot, self.key_value)
+            np.multiply(self.query_heads, self.scale, out=self.scaled_heads)
             self._attend(keys, values)
             x += np.matmul(self.context_rows, block.out, out=self.added)
             if block.out_bias is not None:
                 x += block.out_bias
 
-            self._normalize()
-            np.matmul(self.normalized_and_one, block.up, out=self.hidden)
+            self._normalize(block.mlp_norm)
+            _multiply(self.normalized, block.up, block.up_bias, self.hidden)
             self._activate()
-            x += np.matmul(self.activated_and_one, block.down, out=self.added)
+            x += np.matmul(self.activated, block.down, out=self.added)
+            if block.down_bias is not None:
+                x += block.down_bias
 
-        self._normalize()
-        np.matmul(self.normalized_and_one, weights.head, out=self.logits)
+        self._normalize(weights.norm)
+        np.matmul(self.normalized, weights.head, out=self.logits)
         self.cache.length += 1
         self.position_ids += 1
         return self.logits
@@ -142,15 +153,31 @@ class Decoder:
         self.window_mask = self.mask[:, :, : self.window]
         self.scores = np.empty((*self.queries.shape[:2], self.window), **self.like)
         L, _, B, K, S, D = self.cache.states[0].shape
-        self.states = self.cache.states[0].reshape(L, 2, B * K, S, D)
-        self.windows = [(k[:, : self.window].transpose(0, 2, 1), v[:, : self.window]) for k, v in self.states]
+        states = self.cache.states[0].reshape(L, 2, B * K, S, D)
+        self.windows = [(k[:, : self.window].transpose(0, 2, 1), v[:, : self.window]) for k, v in states]
 
-    def _normalize(self) -> None:
-        """normalized = x / √(Σ x² + C ε): RMSNorm but for its scale and √C, and the LayerNorm of what has no mean."""
+    def _normalize(self, norm: Norm) -> None:
+        """normalized = √C g · x / √(Σ x² + C ε), which is RMSNorm; of x without its mean, and + b, LayerNorm."""
         length = self.length
-        np.vecdot(self.stream, self.stream, out=length[:, 0])
+        if norm.bias is not None:
+            np.subtract(self.x, self.x.mean(-1, keepdims=True), out=self.row)
+        np.vecdot(self.row_and_epsilon, self.row_and_epsilon, out=length[:, 0])
         np.sqrt(length, out=length)
-        np.divide(self.x, length, out=self.normalized)
+        np.divide(self.row, length, out=self.normalized)
+        self.normalized *= norm.scale
+        if norm.bias is not None:
+            self.normalized += norm.bias
+
+
+def _multiply(x: Array, matrices: Sequence[Array], bias: Array | None, out: Array) -> None:
+    """The products of x with some matrices [in, out], side by side in `out`, and the bias."""
+    begin = 0
+    for matrix in matrices:
+        end = begin + matrix.shape[1]
+        np.matmul(x, matrix, out=out[:, begin:end])
+        begin = end
+    if bias is not None:
+        out += bias
 
 
 def _activation(config: ModelConfig, hidden: Array, activated: Array) -> Callable[[], None]:
@@ -181,17 +208,15 @@ def _activation(config: ModelConfig, hidden: Array, activated: Array) -> Callabl
     return {"silu": silu_gate, "gelu": gelu, "gelu_new": gelu_new}[config.hidden_act]
 
 
-def _rotation_table(config: ModelConfig, length: int, like: dict[str, Any]) -> Float[Array, "P 2 Q"]:
-    """For each position and column of q, k, v: the cosine, and the sine that multiplies the other half of its head.
+def _rotation_table(config: ModelConfig, length: int, like: dict[str, Any]) -> Float[Array, "P 2 R"]:
+    """For each position and column of all queries and keys: the cosine, and the sine that multiplies the other half of its head.
 
-    x · cos + other half · (-sin, sin) rotates the pairs (i, i + D/2); values are left alone by a cosine of 1, a sine of 0.
+    x · cos + other half · (-sin, sin) rotates the pairs (i, i + D/2).
     """
     positions = np.arange(length)
     scale = rotary_scale(config)
     tables = rotary_tables(rotary_frequencies(config), positions[None], like["dtype"].type, scale)
     cos, sin = (part[0] for part in tables)
-    cos, sin = np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)  # [P, D]
-    K, G = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
-    cos_of_group = [cos] * (G + 1) + [np.ones_like(cos)]
-    sin_of_group = [sin] * (G + 1) + [np.zeros_like(sin)]
-    return np.stack([np.concatenate(cos_of_group * K, -1), np.concatenate(sin_of_group * K, -1)], 1)
+    heads = config.num_attention_heads + config.num_key_value_heads
+    of_a_head = np.stack([np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)], 1)  # [P, 2, D]
+    return np.tile(of_a_head, (1, 1, heads))

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Shaped
 from safetensors.numpy import save
 
+from shared_data.memory import freed_memory_returned
 from shared_data.model_files.folder import (
     find_tensors,
     read_config,
@@ -39,6 +40,7 @@ from v3_numpy_deep.autograd import Array
 from v3_numpy_deep.models.quantization.quantize import LAYERS
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
+from v3_numpy_deep.models.weight_layout import for_decoding
 
 M = TypeVar("M", bound=CausalModel)
 # How NumPy reads each type. It has no bfloat16, which is the upper half of a float32.
@@ -109,20 +111,23 @@ def read_tensor(path: Path, name: str) -> Shaped[Array, "..."]:
 
 
 def _fill(model: M, folder: Path, dtype: type | None, device: str) -> M:
-    """Give a model the folder's tensors as its parameters, and quantized layers in place of its own.
+    """Give a model the folder's tensors as its parameters, in memory as decoding reads them; the folder's types are the model's.
 
-    They are not copies, so the folder's types are the model's.
+    Quantized layers take the place of its own.
     """
     assert device == "cpu", "NumPy computes on the CPU"
     codes = stored_layers(model.config)  # their types say how to read them
-    tensors = {
-        name: tensor if dtype is None or name in codes else tensor.astype(dtype, copy=False)
+    found: Iterator[tuple[str, Array]] = (
+        (name, tensor if dtype is None or name in codes else tensor.astype(dtype, copy=False))
         for name, tensor in _tensors(model, folder)
-    }
-    tensors = place_quantized_layers(model, tensors, LAYERS)
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        parameters[name].data = tensor
+    )
+    if model.config.has_plain_blocks:
+        found = for_decoding(found, model.config.head_name)
+    with freed_memory_returned():
+        plain = place_quantized_layers(model, dict(found), LAYERS).items() if codes else found
+        parameters = dict(model.named_parameters())
+        for name, tensor in plain:
+            parameters[name].data = tensor
     return model.eval()
 
 

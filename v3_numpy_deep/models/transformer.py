@@ -26,7 +26,6 @@ from shared_data.model_files.initialization import initial_weights
 from shared_data.model_files.rope import rotary_frequencies, rotary_scale
 from v3_numpy_deep.autograd import Array, Module, ModuleList, Tensor
 from v3_numpy_deep.autograd.kernels import KERNELS, kernel
-from v3_numpy_deep.autograd.memory import keep_freed_memory
 from v3_numpy_deep.models.blocks.attention import Cache, SharedInputs
 from v3_numpy_deep.models.blocks.attention_mask import AttentionMask
 from v3_numpy_deep.models.blocks.cross_entropy import IGNORE_INDEX, linear_cross_entropy, soft_capped
@@ -98,7 +97,6 @@ class CausalModel(Module):
 
     def __init__(self, config: ModelConfig, kernels: str = "fused") -> None:
         super().__init__()
-        keep_freed_memory()  # a training step allocates what the step before has freed
         self.config = config
         self.dropout_generator = np.random.default_rng(0)
         # What `loss` adds; the training engine sets it. With a dense indexer, attention reads everything, and indexers learn from that.

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from v2_handwritten.models.blocks import linear as plain
+from v2_handwritten.models.weight_layout import side_by_side
 
 
 def merged_linear(x: Float[Tensor, "*rows I"], layers: Sequence[nn.Module]) -> Float[Tensor, "*rows O"]:
@@ -20,7 +21,9 @@ def merged_linear(x: Float[Tensor, "*rows I"], layers: Sequence[nn.Module]) -> F
     linears = [layer for layer in layers if type(layer) is plain.Linear]
     if len(linears) < len(layers):
         return plain.merged_linear(x, layers)
-    weight = torch.cat(tuple(layer.weight for layer in linears))
+    weights = tuple(layer.weight for layer in linears)
+    joined = [] if torch.is_grad_enabled() else side_by_side([weight.T for weight in weights])
+    weight = joined[0].T if len(joined) == 1 else torch.cat(weights)
     biases = tuple(layer.bias for layer in linears if layer.bias is not None)
     dtype = linears[0].compute_dtype or weight.dtype
     return plain.linear(x.to(dtype), weight.to(dtype), torch.cat(biases).to(dtype) if biases else None)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from shared_data.settings import OptimizerSettings
 from shared_data.training.parameter_groups import hidden_apart, parameter_groups
+from v2_handwritten.models.weight_layout import lay_out_for_training
 from v2_handwritten.pretrain.components.optimizers import AdamW
 
 # Of the polynomial, chosen so that small singular values grow fastest (Jordan et al. 2024).
@@ -33,7 +34,8 @@ _STACK = 2**24  # numbers that are made orthogonal at once: enough to keep a GPU
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> AdamW:
-    """The optimizer that the settings name, over all of the model that is trained."""
+    """The optimizer that the settings name, over all of the model that is trained; its matrices now lie in memory as training reads them."""
+    lay_out_for_training(model)
     betas = (settings.adam_beta1, settings.adam_beta2)
     if settings.optim == "adamw":
         groups = parameter_groups(model, settings.weight_decay)

@@ -15,9 +15,10 @@ from jaxtyping import Float
 
 from v3_numpy_deep.autograd import operations as ops
 from v3_numpy_deep.autograd.module import Module
-from v3_numpy_deep.autograd.tensor import Array, Tensor, record
+from v3_numpy_deep.autograd.tensor import Array, Tensor, is_recording, record
 from v3_numpy_deep.models.blocks.linear import Linear
 from v3_numpy_deep.models.blocks.linear import merged_linear as plain_merged_linear
+from v3_numpy_deep.models.weight_layout import side_by_side
 
 
 def linear(
@@ -47,7 +48,9 @@ def merged_linear(x: Float[Tensor, "*rows i"], layers: Sequence[Module]) -> Floa
     """
     if not all(type(layer) is Linear for layer in layers):
         return plain_merged_linear(x, layers)
-    weight = ops.concatenate([layer.weight for layer in layers])
+    matrices = [layer.weight.data.T for layer in layers]
+    joined = [] if is_recording() else side_by_side(matrices)
+    weight = Tensor(joined[0].T) if len(joined) == 1 else ops.concatenate([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else ops.concatenate([layer.bias for layer in layers])
     return linear(x, weight, bias)
 

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from shared_data.memory import keep_freed_memory
 from shared_data.settings import OptimizerSettings
 from shared_data.training.parameter_groups import hidden_apart, parameter_groups
 from v3_numpy_deep.autograd.module import Module
+from v3_numpy_deep.models.weight_layout import lay_out_for_training
 from v3_numpy_deep.pretrain.components.optimizers import AdamW
 
 # Of the polynomial, chosen so that small singular values grow fastest (Jordan et al. 2024).
@@ -31,7 +33,9 @@ ITERATIONS = 5
 
 
 def make_optimizer(model: Module, settings: OptimizerSettings) -> AdamW:
-    """The optimizer that the settings name, over all of the model that is trained."""
+    """The optimizer that the settings name, over all of the model that is trained; its matrices now lie in memory as training reads them."""
+    lay_out_for_training(model)
+    keep_freed_memory()  # a training step allocates what the step before has freed
     betas = (settings.adam_beta1, settings.adam_beta2)
     if settings.optim == "adamw":
         groups = parameter_groups(model, settings.weight_decay)
