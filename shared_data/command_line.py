@@ -35,6 +35,7 @@ from shared_data.command_options import (
 )
 from shared_data.errors import EXIT_CODE, UserError, ignore_interrupts, one_line_errors
 from shared_data.model_commands import add_chat, add_evaluate, add_export, add_generate
+from shared_data.quantization.cli import add_quantize
 from shared_data.stages import STAGES, is_stage_name
 
 
@@ -100,6 +101,7 @@ def build_app(level: str, summary: str, stages: dict[str, str]) -> typer.Typer:
             _add_stage(app, level, stage, stages)
     if "sft" in stages:
         add_chat(app, level, stages["sft"].partition(".")[0])
+        add_quantize(app, level, stages["sft"].partition(".")[0])
     add_export(app, level)
     _add_report(app, level)
     _add_settings(app)

@@ -20,6 +20,10 @@ def initial_config(folder: Path, config: ModelConfig, tokenizer: Path) -> ModelC
     shape.
     """
     source = read_config(folder)
+    if source.quantization is not None:
+        raise UserError(
+            f"{folder} is quantized ({source.quantization.name}); pretraining goes on from the model that it was made from"
+        )
     _check_same_vocabulary(folder, source.vocab_size, tokenizer, config.vocab_size)
     find_tensors(folder, source, parameter_shapes(source))
     dropout = {name: getattr(config, name) for name in ("embd_pdrop", "attention_dropout", "resid_pdrop")}

@@ -22,6 +22,7 @@ from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config
 from shared_data.model_files.config_file import MOST_LAYERS, read_config_json, write_config_json
 from shared_data.model_files.families import CHOICES, FAMILIES, Family
 from shared_data.model_files.rope_scaling import with_original_length
+from shared_data.quantization.config import Quantization
 from shared_data.settings import ModelSettings
 
 
@@ -93,6 +94,7 @@ class ModelConfig:
     initializer_range: float = 0.02  # standard deviation of the initial weights
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    quantization: Quantization | None = None  # how the weights of the blocks are stored; None: as they are
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on other fields, and refuse sizes that cannot be built."""
@@ -200,9 +202,13 @@ class ModelConfig:
 
     @property
     def has_plain_blocks(self) -> bool:
-        """Whether all blocks are GPT-2's or Llama's own: no experts, no latents, no norm of queries and keys, no pattern, nothing of Gemma."""
+        """Whether all blocks are GPT-2's or Llama's own: no experts, no latents, no norm of queries and keys, no pattern, nothing of Gemma.
+
+        And whether their weights are plain numbers.
+        """
         return (
-            not (self.num_local_experts or self.kv_lora_rank or self.qk_norm or self.has_dynamic_rope)
+            self.quantization is None
+            and not (self.num_local_experts or self.kv_lora_rank or self.qk_norm or self.has_dynamic_rope)
             and not (self.post_norms or self.norm_offset or self.scale_embeddings or self.attention_sinks)
             and not (self.attn_logit_softcapping or self.final_logit_softcapping)
             and all(kind == "full_attention" for kind in self.layer_types)

@@ -12,6 +12,7 @@ from typing import Any
 from shared_data.errors import UserError
 from shared_data.model_files.families import Family
 from shared_data.model_files.rope_scaling import check_rope_scaling, with_original_length
+from shared_data.quantization.config import Quantization
 
 MOST_LAYERS = 10_000  # what differs from layer to layer stands in lists
 _NULLABLE = frozenset(
@@ -69,6 +70,8 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
     layers = values.get("num_hidden_layers")
     if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:  # else `ModelConfig` refuses it
         values |= _read_layers(hf, family, values, layers)
+    if hf.get("quantization_config") is not None:
+        values["quantization"] = Quantization.from_hf(hf["quantization_config"])
     return values
 
 
@@ -163,6 +166,8 @@ def _dense_layers(hf: dict[str, Any], family: Family, L: int) -> list[int]:
 def write_config_json(config: Any, family: Family) -> dict[str, Any]:
     """The contents of a config.json for this `ModelConfig`."""
     hf: dict[str, Any] = {"architectures": [family.architecture], "model_type": config.model_type}
+    if config.quantization is not None:
+        hf["quantization_config"] = config.quantization.to_hf()
     hf |= {theirs: getattr(config, ours) for ours, theirs in family.names.items()}
     if family.names["hidden_act"] == "hidden_activation":  # what other programs than transformers know it as
         hf["hidden_activation"] = hf["hidden_activation"].replace("gelu_new", "gelu_pytorch_tanh")
@@ -212,12 +217,7 @@ def _read_rope(hf: dict[str, Any], family: Family) -> tuple[float, dict[str, Any
 
 
 def _refuse_what_is_not_computed(hf: dict[str, Any], family: Family) -> None:
-    """Quantized weights, a choice that this family has only one of here, and entries that nothing here knows."""
-    if hf.get("quantization_config") is not None:
-        raise UserError(
-            "config.json has a quantization_config, and quantized weights cannot be read; use the checkpoint before it was "
-            "quantized, or remove that entry where it was not"
-        )
+    """A choice that this family has only one of here, and entries that nothing here knows."""
     for name, usual in family.only.items():
         if hf.get(name, usual) != usual:
             raise UserError(

@@ -21,6 +21,7 @@ from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.gguf import is_gguf, read_gguf
 from shared_data.model_files.gguf_model import config_json, weight_shapes
 from shared_data.model_files.stored_names import Index, part_shape, stored_tensors
+from shared_data.quantization.layers import plain_parameters, stored_layers
 from shared_data.tokenizer.tokenizer_config import read_config as read_tokenizer_config
 from shared_data.tokenizer.tokenizer_config import special_tokens
 from shared_data.tokenizer.tokenizer_file import read_tokenizer, tokenizer_beside, write_tokenizer
@@ -35,9 +36,10 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
-# Constants that older versions of transformers saved among the weights: causal masks and rotary frequencies.
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+# Constants among the weights: causal masks and rotary frequencies of older versions of transformers, and bitsandbytes' 0 for "in rows".
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", ".weight_format")
 _FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
+_CODE_TYPES = ("I8", "U8", "I32")
 
 
 class Piece(NamedTuple):
@@ -66,13 +68,18 @@ def write_folder(
         write_json(
             folder / "generation_config.json", {name: id for name, id in tokens.items() if id is not None}
         )
-    if tokenizer_folder is not None and is_gguf(tokenizer_folder):
-        write_tokenizer(folder, *read_tokenizer(tokenizer_folder))
-    elif tokenizer_folder is not None:
-        sources = chain.from_iterable(map(Path(tokenizer_folder).glob, _TOKENIZER_FILES))
-        for source in filter(Path.is_file, sources):
-            with atomic_write(folder / source.relative_to(tokenizer_folder)) as file:
-                file.write(source.read_bytes())
+    if tokenizer_folder is not None:
+        copy_tokenizer(tokenizer_folder, folder)
+
+
+def copy_tokenizer(source: Path | str, folder: Path) -> None:
+    """Copies of the tokenizer's files of a folder, or those of a GGUF file's tokenizer."""
+    if is_gguf(source):
+        write_tokenizer(folder, *read_tokenizer(source))
+        return
+    for file in filter(Path.is_file, chain.from_iterable(map(Path(source).glob, _TOKENIZER_FILES))):
+        with atomic_write(folder / file.relative_to(source)) as copy:
+            copy.write(file.read_bytes())
 
 
 def reward_model_to_hf(config: ModelConfig, tokenizer_folder: Path | str | None) -> dict[str, Any]:
@@ -103,11 +110,12 @@ def _pad_token_id(tokenizer_folder: Path) -> int | None:
     return added.get(named["pad_token"].content)
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path | str) -> ModelConfig:
     """The architecture that a folder's `config.json` describes; `UserError` where it is not one of ours.
 
     Where `generation_config.json` names the tokens that begin and end a text, those are the model's, as in the library.
     """
+    folder = Path(folder)
     if is_gguf(folder):
         return ModelConfig.from_hf(config_json(read_gguf(folder)))
     config, generation = (
@@ -125,14 +133,14 @@ def read_config(folder: Path) -> ModelConfig:
             config = replace(config, **named)
         except UserError as error:
             raise UserError(f"{generation}: {error}") from error
-    if config.tie_word_embeddings and not _output_is_embedding(folder):
+    if config.tie_word_embeddings and not _output_is_embedding(folder, config.quantization is not None):
         return replace(config, tie_word_embeddings=False)  # as transformers does: the weights decide
     return config
 
 
-def _output_is_embedding(folder: Path) -> bool:
+def _output_is_embedding(folder: Path, quantized: bool) -> bool:
     """Whether the checkpoint has one matrix for both, or the same numbers twice."""
-    places = {name: path for path in tensor_files(folder) for name in read_shapes(path)}
+    places = {name: path for path in tensor_files(folder) for name in read_shapes(path, quantized)}
     embeddings = [name for name in places if name.endswith(("embed_tokens.weight", "wte.weight"))]
     if "lm_head.weight" not in places or not embeddings:
         return True
@@ -177,18 +185,23 @@ def read_reward_config(folder: Path) -> ModelConfig:
 def find_tensors(
     folder: Path, config: ModelConfig, shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, list[Piece]]:
-    """Where each parameter is stored: its name → the tensors that hold it. Raises `UserError` unless all have these shapes."""
+    """Where each parameter is stored: its name → the tensors that hold it. Raises `UserError` unless all have these shapes.
+
+    `shapes` are those of the plain model; of a quantized one, the tensors that stand for a weight are found in its place.
+    """
+    layers = stored_layers(config)
+    expected: dict[str, tuple[int, ...] | None] = {**plain_parameters(config, shapes)}
+    expected |= {name: stored.shape for name, stored in layers.items()}
     prefix = "transformer." if config.model_type == "gpt2" else "model."
     source, remedy = "config.json", "use the config.json that belongs to these weights"
     if is_gguf(folder):
         source, remedy = "its header", "copy it again, or use another model"
-    stored = {name: path for path in tensor_files(folder) for name in read_shapes(path)}
-    stored_shapes = {
-        name: shape for path in tensor_files(folder) for name, shape in read_shapes(path).items()
-    }
+    headers = {path: read_shapes(path, quantized=bool(layers)) for path in tensor_files(folder)}
+    stored = {name: path for path, header in headers.items() for name in header}
+    stored_shapes = {name: shape for header in headers.values() for name, shape in header.items()}
     places: dict[str, list[Piece]] = {}
     missing, used = [], set()
-    for name, shape in shapes.items():
+    for name, shape in expected.items():
         # All in one, as in the model itself, where transformers was told to keep that form.
         parts = [(name, ())] if name in stored else stored_tensors(name, config)
         for part, index in parts:
@@ -197,7 +210,7 @@ def find_tensors(
             if found not in stored:
                 missing.append(part)
                 continue
-            wanted = part_shape(shape, index)
+            wanted = stored_shapes[found] if shape is None else part_shape(shape, index)
             if stored_shapes[found] != wanted:
                 raise UserError(
                     f"{stored[found]}: tensor {found} has shape {list(stored_shapes[found])}, but {source} asks for "
@@ -217,7 +230,19 @@ def find_tensors(
                 f"{folder} {problem} tensor {names[0]}{more} for a {config.model_type} model of "
                 f"{config.num_hidden_layers} layers; {remedy}"
             )
+    for name, layer in layers.items():
+        _check_type(places[name][0], layer.types, remedy)
     return places
+
+
+def _check_type(piece: Piece, types: tuple[str, ...], remedy: str) -> None:
+    """Codes read as numbers, or numbers as codes, would be noise."""
+    with safe_open(piece.path, framework="np") as file:
+        found = file.get_slice(piece.name).get_dtype()
+    if found not in types:
+        raise UserError(
+            f"{piece.path}: tensor {piece.name} has type {found}, but config.json asks for {' or '.join(types)}; {remedy}"
+        )
 
 
 def tensor_files(folder: Path) -> list[Path]:
@@ -243,15 +268,19 @@ def tensor_files(folder: Path) -> list[Path]:
     return paths
 
 
-def read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a safetensors or GGUF file, from its header. Raises `UserError` if it is damaged."""
+def read_shapes(path: Path | str, quantized: bool = False) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a safetensors or GGUF file, from its header. Raises `UserError` if it is damaged.
+
+    Tensors are floating point, or, of a `quantized` model, codes as well.
+    """
     if is_gguf(path):
         return weight_shapes(path)
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             for name, piece in slices.items():
-                if piece.get_dtype() not in _FLOAT_TYPES and not name.endswith(_BUFFERS):
+                types = (*_FLOAT_TYPES, *(_CODE_TYPES if quantized else ()))
+                if piece.get_dtype() not in types and not name.endswith(_BUFFERS):
                     raise UserError(
                         f"{path}: tensor {name} has type {piece.get_dtype()}; only {', '.join(_FLOAT_TYPES)} weights can be read"
                     )

@@ -52,6 +52,10 @@ def export_gguf(
             f"{folder} is an adapter, and a GGUF file holds a whole model; export a merged model, as `sft` writes it beside its adapter"
         )
     config = read_config(folder)
+    if config.quantization is not None:
+        raise UserError(
+            f"{folder} is quantized already ({config.quantization.name}); export the model that it was made from"
+        )
     metadata = _model_metadata(config, folder.stem, block_type) | _tokenizer_metadata(
         config, tokenizer_folder
     )

@@ -310,7 +310,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "generate: an epsilon that fits no float": (generate_from("config.json", edited(rms_norm_eps=10**400)), r"rms_norm_eps is 10{59}; correct"),
     "generate: quantized weights": (
         generate_from("config.json", edited(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})),
-        r"config\.json has a quantization_config.*; use the checkpoint before it was quantized",
+        r"quantization_config of bitsandbytes has bnb_4bit_quant_type = 'fp4'; int8 .* and nf4 are supported",
     ),
     "generate: generation_config.json of another kind": (
         generate_from("generation_config.json", lambda _: b"[]"),

@@ -189,8 +189,8 @@ def test_old_and_new_styles_of_rope_in_config_json_mean_the_same() -> None:
         ),
         ({"bos_token_id": [1]}, r"bos_token_id is \[1\]; correct"),
         (
-            {"quantization_config": {"bits": 4}},
-            "quantization_config, and quantized weights cannot be read; use",
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantization_config of quant_method 'fp8', which is not supported; choose",
         ),
         ({"quantization_config": []}, "quantization_config"),
     ],

@@ -10,13 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shared_data.device import resolve_device
 from shared_data.evaluation.held_out import check_vocabulary
+from shared_data.model_files.folder import read_config
 from shared_data.model_files.gguf import is_gguf
 from shared_data.model_names import find_model, starting_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v1_quick.data_pipeline.tokenizer.tokenizer import load_tokenizer
-from v1_quick.models.checkpoint import load_model, merge_adapter, model_options
+from v1_quick.models.checkpoint import dequantized, load_model, merge_adapter, model_options
 
 
 def load_for_inference(settings: Settings, folder: Path) -> PreTrainedModel:
@@ -37,12 +38,14 @@ def load_to_train(
 
 
 def folder_to_train(settings: Settings, run: RunFolder, stage: str) -> Path:
-    """The folder of that model. Trainers read it again for the reference, so an adapter and a GGUF file become one first."""
+    """The folder of that model. Trainers read it again for the reference, so what is no plain folder becomes one first."""
     start = starting_model(run, stage).folder
-    if not is_gguf(start) and not base_of_adapter(start):
+    model = base_of_adapter(start) or start
+    quantized = not is_gguf(model) and read_config(model).quantization is not None
+    if not is_gguf(start) and not base_of_adapter(start) and not quantized:
         return start
     folder = run.stage(stage) / "start"
-    load_for_inference(settings, start).save_pretrained(folder)
+    dequantized(load_for_inference(settings, start), start).save_pretrained(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.initialization import parameter_shapes
 from shared_data.settings import Settings
+from v1_quick.models.peft.qlora import check_widths
 
 
 def load_model(
@@ -26,7 +27,12 @@ def load_model(
     """
     folder = Path(folder)
     config = read_config(folder)
-    find_tensors(folder, config, parameter_shapes(config))
+    if config.quantization is not None:
+        config.quantization.check_readable(("int8", "nf4", "torchao"), "use level 2 or 3")
+        if config.quantization.format == "nf4":
+            check_widths(config)
+    if config.quantization is None or config.quantization.format != "torchao":
+        find_tensors(folder, config, parameter_shapes(config))
     with library_errors(str(folder), "correct what it names, or copy it again"):
         if not is_gguf(folder):
             return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
@@ -43,11 +49,21 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model, decoded if it is quantized, with the adapter of a folder merged into it; raises `UserError` where PEFT cannot load that."""
     from peft import PeftModel  # takes seconds
 
-    if getattr(model, "is_quantized", False):
-        model = model.dequantize()
-
+    model = dequantized(model, folder)
     with library_errors(str(folder), "load it on the model that it was trained on, or copy it again"):
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
+def dequantized(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model of that folder with its weights decoded, where they are quantized; raises `UserError` where the library cannot do that."""
+    if not getattr(model, "is_quantized", False):
+        return model
+    with library_errors(str(folder), "use the model before it was quantized"):
+        decoded = model.dequantize()
+    # What the library has loaded quantized, it does not save: the weights go into a new model.
+    plain = AutoModelForCausalLM.from_config(decoded.config, dtype=torch.float32)
+    plain.load_state_dict(decoded.state_dict())
+    return plain.eval()
 
 
 def model_options(settings: Settings) -> dict[str, Any]:

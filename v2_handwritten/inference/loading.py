@@ -36,11 +36,12 @@ def load_for_inference(settings: Settings, folder: Path) -> Transformer:
 def load_to_train(settings: Settings, run: RunFolder, stage: str) -> tuple[Transformer, Tokenizer]:
     """The model that a stage trains further, in float32 even where its files have half of that, and its tokenizer.
 
-    It stops where its template ends a turn, too. Raises `UserError` where either is missing or damaged, or they do not belong together.
+    It stops where its template ends a turn, too. Quantized weights are decoded, and train as any others. Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     start = starting_model(run, stage)
     base = base_of_adapter(start.folder)
     model = load_model(base or start.folder, None, resolve_device(settings.device), settings.kernels)
+    model = merged_model(model) if model.config.quantization else model
     model = model.to(torch.promote_types(model.lm_head.weight.dtype, torch.float32))
     if base:
         load_adapter(model, start.folder)

@@ -30,6 +30,13 @@ from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.gguf_model import read_weight
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
 from shared_data.model_files.stored_names import stored_tensors
+from shared_data.quantization.layers import (
+    place_quantized_layers,
+    plain_parameters,
+    quantized_tensors,
+    stored_layers,
+)
+from v2_handwritten.models.quantization.quantize import LAYERS
 from v2_handwritten.models.reward_model import RewardModel
 from v2_handwritten.models.transformer import CausalModel, Transformer
 from v2_handwritten.models.weight_layout import for_decoding
@@ -43,11 +50,12 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
     A tied output matrix is left out, as transformers does. Each file appears whole or not at all.
     """
     weights = model.state_dict()
-    tensors = {
-        stored_name: weights[name][index].detach().contiguous().cpu()
-        for name in _shapes(model)
+    tensors = quantized_tensors(model) | {
+        stored_name: weights[name][index]
+        for name in plain_parameters(model.config, _shapes(model))
         for stored_name, index in stored_tensors(name, model.config)
     }
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     is_reward_model = isinstance(model, RewardModel)
     config = reward_model_to_hf(model.config, tokenizer_folder) if is_reward_model else model.config.to_hf()
     dtype = str(model.token_embedding.weight.dtype).removeprefix("torch.")
@@ -106,11 +114,21 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 
 def _fill(model: M, folder: Path, dtype: torch.dtype | None, device: str | torch.device) -> M:
-    """Give a model without memory the folder's tensors as its parameters, in memory as decoding reads them."""
-    found = ((name, tensor.to(device=device, dtype=dtype)) for name, tensor in _tensors(model, folder))
+    """Give a model without memory the folder's tensors as its parameters, in memory as decoding reads them.
+
+    Quantized layers take the place of its own.
+    """
+    codes = stored_layers(model.config)  # their types say how to read them
+    found = (
+        (name, tensor.to(device, None if name in codes else dtype))
+        for name, tensor in _tensors(model, folder)
+    )
     plain = model.config.has_plain_blocks
     with freed_memory_returned():
         tensors = dict(for_decoding(found, model.config.head_name) if plain else found)
+    if codes:
+        model.to(next(tensor.dtype for name, tensor in tensors.items() if name not in codes))
+        tensors = place_quantized_layers(model, tensors, LAYERS)
     # `find_tensors` has checked that only a tied matrix is missing.
     model.load_state_dict(tensors, strict=False, assign=True)
     if isinstance(model, Transformer):

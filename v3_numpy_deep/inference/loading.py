@@ -31,10 +31,11 @@ def load_for_inference(settings: Settings, folder: Path) -> Transformer:
 def load_to_train(settings: Settings, run: RunFolder, stage: str) -> tuple[Transformer, Tokenizer]:
     """The model that a stage trains further, and its tokenizer.
 
-    It stops where its template ends a turn, too. Raises `UserError` where either is missing or damaged, or they do not belong together.
+    It stops where its template ends a turn, too. Quantized weights are decoded, and train as any others. Raises `UserError` where either is missing or damaged, or they do not belong together.
     """
     start = starting_model(run, stage)
     model = load_for_inference(settings, start.folder)
+    model = merged_model(model).eval() if model.config.quantization else model
     tokenizer = load_tokenizer(start.tokenizer)
     tokenizer.ensure_chat_template()
     check_vocabulary(start.folder, model.config.vocab_size, start.tokenizer, tokenizer.vocab_size)

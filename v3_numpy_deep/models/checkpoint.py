@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 from safetensors.numpy import save
 
 from shared_data.memory import freed_memory_returned
@@ -30,14 +30,21 @@ from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.gguf_model import read_weight
 from shared_data.model_files.initialization import parameter_shapes, reward_parameter_shapes
 from shared_data.model_files.stored_names import stored_tensors
+from shared_data.quantization.layers import (
+    place_quantized_layers,
+    plain_parameters,
+    quantized_tensors,
+    stored_layers,
+)
 from v3_numpy_deep.autograd import Array
+from v3_numpy_deep.models.quantization.quantize import LAYERS
 from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import CausalModel, Transformer
 from v3_numpy_deep.models.weight_layout import for_decoding
 
 M = TypeVar("M", bound=CausalModel)
 # How NumPy reads each type. It has no bfloat16, which is the upper half of a float32.
-_FLOAT_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
 
 
 def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | str | None = None) -> None:
@@ -46,11 +53,13 @@ def save_model(model: CausalModel, folder: Path | str, tokenizer_folder: Path | 
     A tied output matrix is left out, as transformers does. Each file appears whole or not at all.
     """
     weights = model.state_dict()
-    tensors = {
-        stored_name: np.ascontiguousarray(weights[name][index])
-        for name in _shapes(model)
+    tensors = quantized_tensors(model) | {
+        stored_name: weights[name][index]
+        for name in plain_parameters(model.config, _shapes(model))
         for stored_name, index in stored_tensors(name, model.config)
     }
+    # `ascontiguousarray` would give a number an axis.
+    tensors = {name: tensor.copy("C") for name, tensor in tensors.items()}
     is_reward_model = isinstance(model, RewardModel)
     config = reward_model_to_hf(model.config, tokenizer_folder) if is_reward_model else model.config.to_hf()
     config |= {"dtype": str(model.token_embedding.weight.dtype)}
@@ -83,7 +92,7 @@ def load_weights(model: CausalModel, folder: Path | str) -> None:
         parameters[name].data[...] = tensor
 
 
-def read_tensor(path: Path, name: str) -> Float[Array, "..."]:
+def read_tensor(path: Path, name: str) -> Shaped[Array, "..."]:
     """One tensor of a safetensors or GGUF file whose header was read (and found sound) before.
 
     A safetensors file is the length of its header (8 bytes), the header (JSON: type, shape and place of each tensor), and the numbers.
@@ -95,23 +104,31 @@ def read_tensor(path: Path, name: str) -> Float[Array, "..."]:
         entry: dict[str, Any] = json.loads(file.read(header_size))[name]
         file.seek(8 + header_size + entry["data_offsets"][0])
         size = int(np.prod(entry["shape"], dtype=np.int64))
-        numbers = np.fromfile(file, _FLOAT_TYPES[entry["dtype"]], size).reshape(entry["shape"])
+        numbers = np.fromfile(file, _TYPES[entry["dtype"]], size).reshape(entry["shape"])
     if entry["dtype"] == "BF16":
         return (numbers.astype(np.uint32) << 16).view(np.float32)
     return numbers.astype(np.float32) if entry["dtype"] == "F16" else numbers
 
 
 def _fill(model: M, folder: Path, dtype: type | None, device: str) -> M:
-    """Give a model the folder's tensors as its parameters, in memory as decoding reads them; the folder's types are the model's."""
+    """Give a model the folder's tensors as its parameters, in memory as decoding reads them; the folder's types are the model's.
+
+    Quantized layers take the place of its own.
+    """
     assert device == "cpu", "NumPy computes on the CPU"
-    parameters = dict(model.named_parameters())
-    found = _tensors(model, folder)
+    codes = stored_layers(model.config)  # their types say how to read them
+    found: Iterator[tuple[str, Array]] = (
+        (name, tensor if dtype is None or name in codes else tensor.astype(dtype, copy=False))
+        for name, tensor in _tensors(model, folder)
+    )
     if model.config.has_plain_blocks:
         found = for_decoding(found, model.config.head_name)
     with freed_memory_returned():
-        for name, tensor in found:
-            parameters[name].data = tensor if dtype is None else tensor.astype(dtype, copy=False)
-    return model
+        plain = place_quantized_layers(model, dict(found), LAYERS).items() if codes else found
+        parameters = dict(model.named_parameters())
+        for name, tensor in plain:
+            parameters[name].data = tensor
+    return model.eval()
 
 
 def _tensors(model: CausalModel, folder: Path) -> Iterator[tuple[str, Array]]:

@@ -19,14 +19,19 @@ def nf4_config(section: AdapterSettings, config: ModelConfig) -> BitsAndBytesCon
         raise UserError(
             f"transformers stores 4-bit weights in blocks of {BLOCK_SIZE}; leave sft.adapter.bnb_4bit_blocksize out, or use level 2"
         )
-    if config.hidden_size % BLOCK_SIZE or config.intermediate_size % BLOCK_SIZE:
-        raise UserError(
-            f"bitsandbytes 0.50 decodes rows that end inside a block of {BLOCK_SIZE} wrongly on a CPU; use sizes that are multiples "
-            "of it, or level 2 with blocks of 32"
-        )
+    check_widths(config)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=section.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=torch.float32,
     )
+
+
+def check_widths(config: ModelConfig) -> None:
+    """Raise `UserError` for layers that bitsandbytes would compute wrongly."""
+    if config.hidden_size % BLOCK_SIZE or config.intermediate_size % BLOCK_SIZE:
+        raise UserError(
+            f"bitsandbytes 0.50 decodes rows that end inside a block of {BLOCK_SIZE} wrongly on a CPU; use sizes that are multiples "
+            "of it, or level 2"
+        )

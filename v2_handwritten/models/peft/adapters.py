@@ -5,6 +5,7 @@ Level 1: PEFT's own functions. Level 3: the same over NumPy. Theory: lora.md.
     save_adapter(model, "runs/adapter", base_name="runs/v2/tiny/pretrain")
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,7 +48,11 @@ def restore_adapter(model: nn.Module, folder: Path | str, name: str = "default")
 
 
 def merged_model(model: Transformer) -> Transformer:
-    """A plain model that computes what a model and its active adapter do together; all of it can be trained."""
-    plain = Transformer(model.config, model.kernels).to(model.lm_head.weight)
+    """A plain model that computes what a model and its active adapter do together; all of it can be trained.
+
+    Quantized weights are decoded.
+    """
+    config = replace(model.config, quantization=None)
+    plain = Transformer(config, model.kernels).to(model.lm_head.weight)
     plain.load_state_dict(merged_state_dict(model))
     return plain

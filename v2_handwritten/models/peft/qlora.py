@@ -69,17 +69,23 @@ class QuantizedLinear(ReplacesLinear, nn.Module):
     `compute_dtype` as in `Linear`; where it is None, products are computed in the type that the weight had.
     """
 
-    def __init__(self, base: nn.Module, block_size: int = 64, double_quantization: bool = True) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        block_size: int = 64,
+        double_quantization: bool = True,
+        quantized: QuantizedTensor | None = None,
+    ) -> None:
         super().__init__()
         layer: Any = base
         weight = layer.weight.detach()
-        quantized = quantize_nf4(
-            weight.T if isinstance(base, Conv1D) else weight, block_size, double_quantization
-        )
+        if quantized is None:
+            plain = weight.T if isinstance(base, Conv1D) else weight
+            quantized = quantize_nf4(plain, block_size, double_quantization)
         self.dtype, self.compute_dtype = weight.dtype, layer.compute_dtype
         self.bias = layer.bias
         self.from_conv1d = isinstance(base, Conv1D)  # a checkpoint has this weight as [in, out]
-        self.shape, self.block_size = quantized.shape, block_size
+        self.shape, self.block_size = quantized.shape, quantized.block_size
         for name in ("codes", "scales", "nested_scales", "offset"):  # buffers follow the module to its device
             self.register_buffer(name, getattr(quantized, name))
         self.train(base.training)

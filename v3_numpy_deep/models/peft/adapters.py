@@ -5,6 +5,7 @@ Level 1: PEFT's own functions. Level 2: the same over torch. Theory: v2_handwrit
     save_adapter(model, "runs/adapter", base_name="runs/v3/tiny/pretrain")
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,11 @@ def restore_adapter(model: Module, folder: Path | str, name: str = "default") ->
 
 
 def merged_model(model: Transformer) -> Transformer:
-    """A plain model that computes what a model and its active adapter do together; all of it can be trained."""
-    plain = Transformer(model.config, model.kernels)
+    """A plain model that computes what a model and its active adapter do together; all of it can be trained.
+
+    Quantized weights are decoded.
+    """
+    config = replace(model.config, quantization=None)
+    plain = Transformer(config, model.kernels)
     plain.load_state_dict(merged_state_dict(model))
     return plain

@@ -65,12 +65,19 @@ class QuantizedLinear(ReplacesLinear, Module):
     Products are computed in the type that the weight had.
     """
 
-    def __init__(self, base: Module, block_size: int = 64, double_quantization: bool = True) -> None:
+    def __init__(
+        self,
+        base: Module,
+        block_size: int = 64,
+        double_quantization: bool = True,
+        quantized: QuantizedTensor | None = None,
+    ) -> None:
         super().__init__()
         weight = base.weight.data
-        self._quantized = quantize_nf4(
-            weight.T if isinstance(base, Conv1D) else weight, block_size, double_quantization
-        )
+        if quantized is None:
+            plain = weight.T if isinstance(base, Conv1D) else weight
+            quantized = quantize_nf4(plain, block_size, double_quantization)
+        self._quantized = quantized
         self.dtype = weight.dtype
         self.bias = base.bias
         self.from_conv1d = isinstance(base, Conv1D)  # a checkpoint has this weight as [in, out]

@@ -1,0 +1,141 @@
+"""How a model's weights are quantized: the `quantization_config` of a config.json, read and written.
+
+int8 and NF4 stand in bitsandbytes' layout, as transformers saves it. Four bits with a scale and a zero point for each group stand in
+GPTQ's packed tensors, whichever algorithm found them (round-to-nearest, GPTQ or AWQ). torchao's files only level 1 reads.
+
+    uv run python -c "from shared_data.quantization.config import *; print(Quantization('int4', group_size=64).to_hf())"
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shared_data.errors import UserError
+
+# What `quantize` makes: how to choose the codes.
+SCHEMES = ("int8", "int4", "nf4", "gptq", "awq")
+# How the codes are stored: the three that levels 2 and 3 compute with.
+FORMATS = ("int8", "int4", "nf4")
+BLOCK_SIZE = 64  # of NF4: weights that share a scale
+OUTLIER_THRESHOLD = 6.0  # of int8: larger activations are not rounded (LLM.int8, section 3.2)
+
+_NEEDED = "use the checkpoint before it was quantized"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the linear layers of the blocks are stored. `algorithm` says what chose the codes; it changes nothing about reading them."""
+
+    format: str  # one of `FORMATS`, or "torchao"
+    algorithm: str = ""
+    group_size: int = -1  # int4: inputs that share a scale and a zero point; -1: all of a row
+    desc_act: bool = False  # int4: groups are not neighbours; `g_idx` says which group an input is in
+    shifted_zeros: bool = True  # int4: the file has each zero point less 1
+    threshold: float = OUTLIER_THRESHOLD  # int8: activations from here on are outliers
+    double_quantization: bool = False  # nf4: the scales are stored in 8 bits
+
+    @classmethod
+    def from_hf(cls, entry: Any) -> "Quantization":
+        """Read a `quantization_config`. Raises `UserError` that names what is not supported."""
+        method = entry.get("quant_method") if isinstance(entry, dict) else entry
+        if method == "bitsandbytes":
+            return _read_bitsandbytes(entry)
+        if method == "gptq":
+            return _read_gptq(entry)
+        if method == "torchao":
+            return cls("torchao", "torchao")
+        raise UserError(
+            f"config.json has a quantization_config of quant_method {method!r:.40}, which is not supported; choose a checkpoint of "
+            f"bitsandbytes (int8, nf4) or gptq, or {_NEEDED}"
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `quantization_config` that transformers reads."""
+        if self.format == "int4":
+            return {
+                "quant_method": "gptq",
+                "bits": 4,
+                "group_size": self.group_size,
+                "desc_act": self.desc_act,
+                "sym": False,
+                "checkpoint_format": "gptq" if self.shifted_zeros else "gptq_v2",
+                "pack_dtype": "int32",
+                "meta": {"quantizer": ["llm-from-scratch"], "algorithm": self.algorithm},
+            }
+        is_int8 = self.format == "int8"
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_8bit": is_int8,
+            "load_in_4bit": not is_int8,
+            "llm_int8_threshold": self.threshold,
+            "llm_int8_skip_modules": None,
+            "llm_int8_has_fp16_weight": False,
+            "bnb_4bit_quant_type": "fp4" if is_int8 else "nf4",  # transformers' default where it says nothing
+            "bnb_4bit_use_double_quant": self.double_quantization,
+            "bnb_4bit_compute_dtype": "float32",
+            "bnb_4bit_quant_storage": "uint8",
+        }
+
+    @property
+    def name(self) -> str:
+        """The scheme in one word, as `quantize --scheme` calls it."""
+        return self.algorithm or self.format
+
+    def check_readable(self, formats: tuple[str, ...], remedy: str) -> None:
+        """Raise `UserError` where a level does not compute with this format."""
+        if self.format not in formats:
+            stored = {"int4": "GPTQ's packed int4", "torchao": "torchao's"}.get(self.format, self.format)
+            raise UserError(f"the weights are in {stored} format, which this level does not read; {remedy}")
+
+
+def _read_bitsandbytes(entry: dict[str, Any]) -> Quantization:
+    """`BitsAndBytesConfig` of transformers."""
+    skipped = entry.get("llm_int8_skip_modules") or []
+    unusual = {
+        "llm_int8_skip_modules": not set(skipped) <= {"lm_head"},
+        "llm_int8_has_fp16_weight": bool(entry.get("llm_int8_has_fp16_weight")),
+        "bnb_4bit_quant_storage": entry.get("bnb_4bit_quant_storage", "uint8") != "uint8",
+    }
+    for name, is_unusual in unusual.items():
+        if is_unusual:
+            raise UserError(
+                f"quantization_config sets {name} = {entry[name]!r:.60}, which is not supported; {_NEEDED}"
+            )
+    threshold = entry.get("llm_int8_threshold", OUTLIER_THRESHOLD)
+    if type(threshold) not in (int, float) or threshold < 0:
+        raise UserError(f"llm_int8_threshold is {threshold!r:.40}; correct config.json or copy it again")
+    if entry.get("load_in_8bit"):
+        return Quantization("int8", "int8", threshold=float(threshold))
+    quant_type = entry.get("bnb_4bit_quant_type", "fp4")
+    if not entry.get("load_in_4bit") or quant_type != "nf4":
+        kind = f"bnb_4bit_quant_type = {quant_type!r:.20}" if entry.get("load_in_4bit") else "neither bits"
+        raise UserError(
+            f"quantization_config of bitsandbytes has {kind}; int8 (load_in_8bit) and nf4 are supported"
+        )
+    return Quantization("nf4", "nf4", double_quantization=bool(entry.get("bnb_4bit_use_double_quant")))
+
+
+def _read_gptq(entry: dict[str, Any]) -> Quantization:
+    """The configuration that AutoGPTQ, GPTQModel and transformers' `GPTQConfig` write."""
+    bits, group_size = entry.get("bits"), entry.get("group_size", -1)
+    checkpoint_format = entry.get("checkpoint_format") or "gptq"
+    if bits != 4:
+        raise UserError(
+            f"quantization_config of gptq has bits = {bits!r:.20}, and only 4 is supported; use a checkpoint of 4 bits"
+        )
+    if checkpoint_format not in ("gptq", "gptq_v2"):
+        raise UserError(
+            f"quantization_config has checkpoint_format = {checkpoint_format!r:.20}; gptq and gptq_v2 are supported"
+        )
+    if type(group_size) is not int or not (group_size == -1 or group_size > 0):
+        raise UserError(
+            f"quantization_config has group_size = {group_size!r:.20}; it is a positive number, or -1"
+        )
+    meta = entry.get("meta")
+    algorithm = meta.get("algorithm") if isinstance(meta, dict) else None
+    return Quantization(
+        "int4",
+        algorithm if algorithm in SCHEMES else "gptq",
+        group_size,
+        bool(entry.get("desc_act")),
+        checkpoint_format == "gptq",
+    )
