@@ -37,6 +37,7 @@ ONLY_IN_ONE_LEVEL: dict[str, str] = {
     "pretrain/components/precision.py": "mixed precision needs bfloat16 and float16 products, which NumPy has not",
     "models/gradient_checkpointing.py": "level 3 frees what it does not need as it walks back",
     "inference/inspection.py": "a tool of the project, and tools are level 2's",
+    "inference/quantized_matrices.py": "NumPy has no product of a row and codes, and no compiler to make one",
     "models/sharding.py": "torch's kernels use all cores by themselves",
 }
 

@@ -20,11 +20,10 @@ from torch import Tensor
 from shared_data.inference.decoder_weights import Norm, decoder_weights
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.rope import rotary_frequencies, rotary_scale
-from shared_data.peft.adapted_model import merged_state_dict
 from v2_handwritten.inference.kv_cache import KVCache
+from v2_handwritten.inference.quantized_matrices import QuantizedMatrix, joined, matrices_of
 from v2_handwritten.models.blocks.rope import rotary_tables
 from v2_handwritten.models.transformer import Transformer
-from v2_handwritten.models.weight_layout import side_by_side
 
 WINDOW_STEP = 64  # slots by which the attended window grows, so that its views are rarely made anew
 
@@ -38,8 +37,7 @@ class Decoder:
 
     def __init__(self, model: Transformer, cache: KVCache, starts: Int[Tensor, " B"]) -> None:
         self.config, self.cache = model.config, cache
-        weights = merged_state_dict(model)  # the model's own, but where it has adapters
-        self.weights = decoder_weights(model.config, weights, side_by_side, torch.cat)
+        self.weights = decoder_weights(model.config, matrices_of(model), joined, torch.cat)
         self.like: dict[str, Any] = {"dtype": model.lm_head.weight.dtype, "device": starts.device}
         self._allocate(len(starts))
         self.position_ids = cache.length - starts  # of the token that comes next
@@ -117,14 +115,14 @@ class Decoder:
             torch.mul(self.query_heads, self.scale, out=self.scaled_heads)
             scores = torch.baddbmm(self.window_mask, self.queries, keys)
             torch.bmm(scores.softmax(-1), values, out=self.context)
-            x.addmm_(self.context_rows, block.out)
+            _add_product(x, self.context_rows, block.out)
             if block.out_bias is not None:
                 x.add_(block.out_bias)
 
             self._normalize(block.mlp_norm)
             _multiply(self.normalized, block.up, block.up_bias, self.hidden)
             self._activate()
-            x.addmm_(self.activated, block.down)
+            _add_product(x, self.activated, block.down)
             if block.down_bias is not None:
                 x.add_(block.down_bias)
 
@@ -153,16 +151,26 @@ class Decoder:
             self.normalized.add_(norm.bias)
 
 
-def _multiply(x: Tensor, matrices: Sequence[Tensor], bias: Tensor | None, out: Tensor) -> None:
+def _multiply(
+    x: Tensor, matrices: Sequence[Tensor | QuantizedMatrix], bias: Tensor | None, out: Tensor
+) -> None:
     """The products of x with some matrices [in, out], side by side in `out`, and the bias."""
-    if len(matrices) == 1:
-        torch.mm(x, matrices[0], out=out)
-    else:
-        parts = out.split([matrix.shape[1] for matrix in matrices], dim=1)
-        for matrix, part in zip(matrices, parts, strict=True):
+    parts = [out] if len(matrices) == 1 else out.split([matrix.shape[1] for matrix in matrices], dim=1)
+    for matrix, part in zip(matrices, parts, strict=True):
+        if isinstance(matrix, QuantizedMatrix):
+            part.copy_(matrix(x))
+        else:
             torch.mm(x, matrix, out=part)
     if bias is not None:
         out.add_(bias)
+
+
+def _add_product(x: Tensor, y: Tensor, matrix: Tensor | QuantizedMatrix) -> None:
+    """x += y W"""
+    if isinstance(matrix, QuantizedMatrix):
+        x.add_(matrix(y))
+    else:
+        x.addmm_(y, matrix)
 
 
 def _activation(config: ModelConfig, hidden: Tensor, activated: Tensor) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from v2_handwritten.inference.decoder import Decoder
 from v2_handwritten.inference.kv_cache import KVCache
+from v2_handwritten.inference.quantized_matrices import can_decode
 from v2_handwritten.models.transformer import Transformer
 
 PREFILL_CHUNK = 512  # tokens of a prompt in one forward pass; bounds the memory of its logits and masks
@@ -42,6 +43,9 @@ class CachedSteps:
             self.cache = self.cache.spread(rows, T + max_new_tokens)
             self.starts, self.logits = self.starts[rows], self.logits[rows]
         self.decoder: Decoder | None = None
+        config = model.config
+        quantized = config.quantization is not None
+        self.is_decoded = can_decode(model, len(prompts)) if quantized else config.has_plain_blocks
 
     def _prefill(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         T = input_ids.shape[1]
@@ -59,7 +63,7 @@ class CachedSteps:
     def step(self, ids: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """The logits after `ids`; the next step may overwrite them."""
         config, cache = self.model.config, self.cache
-        if config.has_plain_blocks:
+        if self.is_decoded:
             self.decoder = self.decoder or Decoder(self.model, cache, self.starts)
             return self.decoder.step(ids)
         # The ordinary forward pass of one token.
