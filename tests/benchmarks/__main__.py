@@ -61,6 +61,7 @@ SUBJECTS: dict[str, Callable[..., Iterator[Row]]] = {
     "stages": rows_of("stages"),
     "numpy_step": rows_of("numpy_step"),
     "generation": rows_of("generation"),
+    "decoding": rows_of("decoding"),
     "benchmark_harness": rows_of("benchmark_harness"),
     "bpe": tokenizer,
 }

@@ -1,5 +1,7 @@
 """SmolLM2-135M-Instruct, a real model in a GGUF file, at all levels. It comes with the extra `smollm2`, and without it these tests are skipped."""
 
+import inspect
+import sys
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from shared_data.inference.chat import complete_chat
 from shared_data.inference.prompts import encode_chat
 from shared_data.model_files.folder import read_config
 from shared_data.model_names import smollm2_file
+from tests.benchmarks.decoding import peak_memory
+from v2_handwritten.inference import quantized_matrices
+from v2_handwritten.models.quantization.quantize import quantize_model
 
 try:
     FILE = smollm2_file("v2")
@@ -83,3 +88,25 @@ def test_the_configuration_is_the_published_one() -> None:
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (9, 3, 64)
     assert (config.rms_norm_eps, config.rope_theta, config.max_position_embeddings) == (1e-5, 100_000.0, 8192)
     assert (config.tie_word_embeddings, config.bos_token_id, config.eos_token_id) == (True, 1, 2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("package", ["v2_handwritten", "v3_numpy_deep"])
+def test_a_process_that_writes_needs_little_more_memory_than_the_weights(package: str) -> None:
+    assert 1 < peak_memory(package, str(FILE)) <= 1.15
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_quantized_model_is_compiled_and_writes_sense(
+    levels: dict[str, Level], scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is a C++ compiler; the ordinary pass, which needs none, writes the same."""
+    for name in ("mixed_row", "int8_row", "int4_row"):  # the shape checker of the tests cannot be compiled
+        monkeypatch.setattr(quantized_matrices, name, inspect.unwrap(getattr(quantized_matrices, name)))
+    tokenizer = levels["v2"][0]
+    model = quantize_model(v2_handwritten.load_model(FILE), scheme)
+    prompt = tokenizer.encode(PROMPTS[0])
+    (alone,) = v2_handwritten.generate(model, [prompt], max_new_tokens=4)
+    twice = v2_handwritten.generate(model, [prompt, prompt[:-1]], max_new_tokens=4)
+    assert alone == twice[0]  # two rows take the ordinary pass
+    assert "Paris" in tokenizer.decode(alone)
