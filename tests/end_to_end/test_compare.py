@@ -56,7 +56,8 @@ def test_choices_of_families_heads_and_optimizers_are_trained_and_compared(
     folder = root / "MoE-optim=muon"
     for command in (["look", "Once"], ["generate", "--prompt", "Once"], ["report"]):
         used = commands("v2", *command, "--out", folder, cwd=tmp_path)
-        assert (used.returncode, used.stderr) == (0, "")
+        note = "[stopped after 5 tokens; --max-new-tokens raises the limit]\n"
+        assert (used.returncode, used.stderr.replace(note, "")) == (0, "")
 
 
 def test_a_killed_comparison_ends_as_one_that_never_was(tmp_path: Path) -> None:

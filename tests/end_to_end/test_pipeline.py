@@ -167,7 +167,10 @@ def test_generate_streams_the_same_text_that_it_writes_at_the_end(
         prompts = ["--prompt", "Once upon", "--prompt", "One"]
         done = commands(level, "generate", "--config", config, "--out", a_run, *prompts, *words, cwd=a_run)
         assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+        # An untrained model does not end by itself.
+        assert set(done.stderr.splitlines()) <= {
+            "[stopped after 5 tokens; --max-new-tokens raises the limit]"
+        }
         return done.stdout
 
     streamed = text("--seed", "3")

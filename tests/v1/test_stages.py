@@ -55,6 +55,7 @@ FUNCTIONS = {
     "ppo": "align.ppo_train:ppo",
     "grpo": "align.grpo_train:grpo",
     "evaluate": "evaluation.evaluate:evaluate",
+    "benchmark": "evaluation.benchmark:benchmark",
     "generate": "inference.generate:generate_samples",
 }
 
