@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.target_modules import linear_layers
-from v2_handwritten.kernels.quantized_row import can_compile, compiled, int4_row, int8_row, mixed_row, rows_of
+from v2_handwritten.kernels.quantized_row import can_compile, int4_row, int8_row, mixed_row, rows_of
 from v2_handwritten.models.quantization.int4 import LARGEST_CODE, Int4Linear
 from v2_handwritten.models.quantization.int8 import Int8Linear
 from v2_handwritten.models.transformer import Transformer
@@ -40,16 +40,18 @@ class QuantizedMatrix:
         shapes = [weight_shape(layer) for layer in layers]
         self.shape = (shapes[0][1], sum(shape[0] for shape in shapes))  # [in, out]
         self.tensors = [row_arguments(layer) for layer in layers]
-        is_int8 = isinstance(layers[0], Int8Linear)
-        self.products = rows_of(int8_row if is_int8 else int4_row, *shapes)
-        self.round = compiled(mixed_row, shapes[0][1:]) if is_int8 else None
+        self.is_int8 = isinstance(layers[0], Int8Linear)
+        # A function is compiled for the shapes of all its tensors: groups of other sizes are another function.
+        stored = [tuple(tensor.shape) for tensors in self.tensors for tensor in tensors]
+        self.products = rows_of(int8_row if self.is_int8 else int4_row, *shapes, *stored)
 
     @property
     def T(self) -> "QuantizedMatrix":  # noqa: N802 - as of a tensor
         return self
 
     def __call__(self, x: Float[Tensor, "1 I"]) -> Float[Tensor, " O"]:
-        row = x[0] if self.round is None else self.round(x[0], self.layers[0].threshold)
+        # Not compiled: a compiler leaves the step over float16 out, and the threshold would be that of the first model.
+        row = mixed_row(x[0], self.layers[0].threshold) if self.is_int8 else x[0]
         return self.products(row, self.tensors)
 
 
