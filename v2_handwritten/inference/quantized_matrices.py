@@ -40,7 +40,9 @@ class QuantizedMatrix:
         shapes = [weight_shape(layer) for layer in layers]
         self.shape = (shapes[0][1], sum(shape[0] for shape in shapes))  # [in, out]
         self.tensors = [row_arguments(layer) for layer in layers]
-        self.is_int8 = isinstance(layers[0], Int8Linear)
+        first: Any = layers[0]
+        self.is_int8 = isinstance(first, Int8Linear)
+        self.threshold: float = first.threshold if self.is_int8 else 0.0
         # A function is compiled for the shapes of all its tensors: groups of other sizes are another function.
         stored = [tuple(tensor.shape) for tensors in self.tensors for tensor in tensors]
         self.products = rows_of(int8_row if self.is_int8 else int4_row, *shapes, *stored)
@@ -51,7 +53,7 @@ class QuantizedMatrix:
 
     def __call__(self, x: Float[Tensor, "1 I"]) -> Float[Tensor, " O"]:
         # Not compiled: a compiler leaves the step over float16 out, and the threshold would be that of the first model.
-        row = mixed_row(x[0], self.layers[0].threshold) if self.is_int8 else x[0]
+        row = mixed_row(x[0], self.threshold) if self.is_int8 else x[0]
         return self.products(row, self.tensors)
 
 
