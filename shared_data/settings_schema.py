@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from shared_data.inference.arguments import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from shared_data.inference.sampling_parameters import LARGEST_LENGTH_PENALTY, MOST_BEAMS
 from shared_data.model_files.families import FAMILIES
 from shared_data.seeds import LARGEST_SEED
 from shared_data.settings_align import DpoSettings, GrpoSettings, PpoSettings, RewardSettings
@@ -247,9 +248,14 @@ class GenerateSettings(Section):
         default=0, ge=0, description="no so many tokens in a row come twice; 0 allows it"
     )
     logit_bias: dict[int, float] = Field(default={}, description="id = what is added to its logit")
-    num_beams: int = Field(default=1, ge=1, description="width of the beam search; needs temperature 0")
+    num_beams: int = Field(
+        default=1, ge=1, le=MOST_BEAMS, description="width of the beam search; needs temperature 0"
+    )
     length_penalty: float = Field(
-        default=1.0, description="power of its length that divides the log-probability of a beam"
+        default=1.0,
+        ge=-LARGEST_LENGTH_PENALTY,
+        le=LARGEST_LENGTH_PENALTY,
+        description="power of its length that divides the log-probability of a beam",
     )
     early_stopping: bool | Literal["never"] = Field(
         default=False,

@@ -7,8 +7,8 @@ each item in turn takes a sample. Where the item itself may be among the example
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from shared_data.benchmarks.items import Item, Prompt
@@ -44,10 +44,12 @@ def build_prompts(
 
 
 def check_shots(task: Task, examples: Sequence[Any], count: int) -> None:
-    """Raise `UserError` where there are fewer examples than shots; one more is needed where the item may be among them."""
-    if count + task.excludes_item > len(examples):
+    """Raise `UserError` where there are fewer examples than shots; where the item may be among them, those that equal it do not count."""
+    same = max(Counter(map(repr, examples)).values(), default=1) if task.excludes_item else 0
+    if count + same > len(examples):
+        itself = " and the item itself" if same == 1 else f" and an item that is there {same} times"
         raise UserError(
-            f"{task.name} has {len(examples)} examples, too few for {count} shots{' and the item itself' if task.excludes_item else ''}; "
+            f"{task.name} has {len(examples)} examples, too few for {count} shots{itself if same else ''}; "
             "lower --num-fewshot, or give more examples"
         )
 
@@ -58,12 +60,12 @@ def draw_shots(
     """`count` examples for one item, by the rule of its task."""
     if not task.excludes_item:
         return list(examples[:count]) if task.takes_first_shots else generator.sample(examples, count)
-    others = (example for example in examples if example.doc != item.doc)
+    others = [example for example in examples if example.doc != item.doc]
     if task.takes_first_shots:
-        return list(islice(others, count))
+        return others[:count]
     drawn = [example for example in generator.sample(examples, count + 1) if example.doc != item.doc]
     if len(drawn) < count:  # the item is there more than once
-        drawn = generator.sample(list(others), count)
+        drawn = generator.sample(others, count)
     return drawn[:count]
 
 

@@ -18,7 +18,7 @@ from shared_data.benchmarks.few_shot import check_shots
 from shared_data.benchmarks.formats import FormatError
 from shared_data.benchmarks.tasks import GROUPS, Task, check_task
 from shared_data.corpus.hub import hub_records
-from shared_data.corpus.readers import SUFFIXES, has_known_suffix, read_records
+from shared_data.corpus.readers import SUFFIXES, format_of, has_known_suffix, read_records
 from shared_data.errors import UserError
 from shared_data.settings import BenchmarkSettings, DataSettings
 from shared_data.story_world.tasks import multiple_choice, questions
@@ -152,7 +152,7 @@ def _is_called(path: Path, config: str | None) -> bool:
 def _read_file(file: Path, task: Task) -> Iterator[tuple[str, Record]]:
     """The records of a file. A CSV of MMLU may come without a header."""
     records = read_records(file)
-    if task.dataset == "cais/mmlu" and file.suffix == ".csv":
+    if task.dataset == "cais/mmlu" and format_of(file) == ".csv":
         first = next(read_records(file), None)
         if first is None or "question" not in first[1]:
             records = read_records(file, csv_columns=_MMLU_COLUMNS)

@@ -20,6 +20,7 @@ from shared_data.files import atomic_write, json_bytes, read_json, write_json
 Line = dict[str, Any]
 Key = tuple[str, int]  # task and number of the item
 DIGITS = 6
+_BEGINNING = b'{"task": "'  # of each line
 
 
 class ItemLines(Protocol):
@@ -81,16 +82,31 @@ def read_items(path: Path) -> dict[Key, Line]:
     lines: dict[Key, Line] = {}
     content = path.read_bytes().splitlines(keepends=True)
     for number, text in enumerate(content, start=1):
-        line = None
+        line: Any = None
         with suppress(ValueError):
             line = json.loads(text)
-        if isinstance(line, dict) and {"task", "doc_id", "inputs"} <= set(line):
+        if _is_item(line):
             lines[line["task"], line["doc_id"]] = line
-        elif number < len(content) or text.endswith(b"\n"):
+        elif number < len(content) or not _is_cut_off(text):
             raise UserError(
                 f"{path}, line {number:,} is no item of a benchmark; name another file with --items, or add --force to replace it"
             )
     return lines
+
+
+def _is_item(line: Any) -> bool:
+    """Whether it is what an evaluation writes of an item."""
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("task"), str)
+        and type(line.get("doc_id")) is int
+        and "inputs" in line
+    )
+
+
+def _is_cut_off(text: bytes) -> bool:
+    """Whether a line is the beginning of an item's."""
+    return not text.endswith(b"\n") and text[: len(_BEGINNING)] == _BEGINNING[: len(text)]
 
 
 def check_results_file(path: Path | None, force: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.benchmarks.evaluation import Files
+from shared_data.benchmarks.readers import data_paths
 from shared_data.benchmarks.results import check_results_file, write_results
 from shared_data.benchmarks.scores import WITHOUT_ERROR, Scores, in_order, with_groups
 from shared_data.benchmarks.tasks import Task, find_tasks
@@ -30,12 +31,26 @@ def stage_settings(
     section = settings.benchmark
     if files is not None:
         check_results_file(files.json, files.force)
+        check_apart(files)
         return section, files
     folder = run.stage("benchmark")
     tasks = find_tasks(section.tasks)
     elsewhere = {task.name for task in tasks if task.is_story_world and settings.data.source != "story_world"}
     own = section.model_copy(update={"tasks": [name for name in section.tasks if name not in elsewhere]})
     return own, Files(items=folder / ITEMS, json=folder / SCORES)
+
+
+def check_apart(files: Files) -> None:
+    """Raise `UserError` where two of the files that are read and written are one."""
+    written = {"--items": files.items, "--json": files.json}
+    read = {f"--data {name}": path for name, path in data_paths(files.data).items()}
+    seen: dict[Path, str] = {path.resolve(): option for option, path in read.items()}
+    for option, path in written.items():
+        if path is None:
+            continue
+        if other := seen.get(path.resolve()):
+            raise UserError(f"{option} and {other} are the same file, {path}; name another one")
+        seen[path.resolve()] = option
 
 
 def identity(model: Path) -> Any:

@@ -15,6 +15,10 @@ from typing import Any
 from shared_data.errors import UserError
 from shared_data.inference.arguments import check_sampling
 
+MOST_BEAMS = 1000
+LARGEST_LENGTH_PENALTY = 50  # its power of a length of 10^5 is still a float
+NO_TOKEN_LEFT = "no_repeat_ngram_size and logit_bias forbid every token; allow some, or write less"
+
 
 @dataclass(frozen=True)
 class SamplingParameters:
@@ -67,7 +71,7 @@ class SamplingParameters:
             raise UserError(
                 f"repetition_penalty {self.repetition_penalty!r:.60} is not above 0; 1 changes nothing, 1.1 is common"
             )
-        for name in ("presence_penalty", "frequency_penalty", "length_penalty"):
+        for name in ("presence_penalty", "frequency_penalty"):
             if not _is_finite(getattr(self, name)):
                 raise UserError(f"{name} {getattr(self, name)!r:.60} is no finite number; choose one, as 0.5")
         if not isinstance(self.no_repeat_ngram_size, Integral) or self.no_repeat_ngram_size < 0:
@@ -83,6 +87,15 @@ class SamplingParameters:
     def _check_beams(self) -> None:
         if not isinstance(self.num_beams, Integral) or self.num_beams < 1:
             raise UserError(f"num_beams {self.num_beams!r:.60} is no integer above 0; 1 is no beam search")
+        if self.num_beams > MOST_BEAMS:
+            raise UserError(
+                f"num_beams {self.num_beams!s:.60} is above {MOST_BEAMS:,}, and each beam has its own key-value cache; 4 is common"
+            )
+        if not _is_finite(self.length_penalty) or abs(self.length_penalty) > LARGEST_LENGTH_PENALTY:
+            raise UserError(
+                f"length_penalty {self.length_penalty!r:.60} is not between -{LARGEST_LENGTH_PENALTY} and {LARGEST_LENGTH_PENALTY}; "
+                "1 is the mean log-probability, more prefers long texts"
+            )
         if self.num_beams > 1 and self.temperature != 0:
             raise UserError(
                 f"{self.num_beams} beams with temperature {self.temperature} would be beam sampling, which is not computed; "

@@ -27,6 +27,7 @@ from shared_data.model_names import FoundModel, find_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.plots import plot_panels
 from shared_data.quantization.config import SCHEMES
+from shared_data.quantization.layers import plan_quantization
 from shared_data.quantization.quantize import NEEDS_CALIBRATION
 from shared_data.quantization.texts import Texts, calibration_ids, find_texts, held_out_perplexity
 from shared_data.runs import RunFolder
@@ -34,6 +35,18 @@ from shared_data.settings import Settings
 from shared_data.summary import print_rows
 
 PICTURE = "quantization.svg"
+# The other files that a quantized model's folder has, beside weights and tokenizer.
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    PICTURE,
+)
 NEW_TOKENS = 64  # of the text that is timed
 
 
@@ -79,6 +92,9 @@ def quantize_folder(settings: Settings, run: RunFolder, request: Request, level:
     _check_out(request)
     found = find_model(run, request.model)
     config = _check_plain(found)
+    plan_quantization(
+        config, request.scheme, request.group_size
+    )  # what does not fit is known before the model is measured
     texts = find_texts(run, found, request.calibration)
     model, tokenizer = level.load_with_tokenizer(settings, run, request.model)
     calibration = None
@@ -110,6 +126,9 @@ def _check_out(request: Request) -> None:
     """A folder that is there is replaced only where it is wanted, and where it holds nothing but a quantized model."""
     out = request.out
     if not out.exists():
+        there = next(parent for parent in out.absolute().parents if parent.exists())
+        if not there.is_dir():
+            raise UserError(f"{there} is a file, so that {out} cannot be a folder; choose another with --out")
         return
     if not request.force:
         raise UserError(f"{out} exists; choose another name, or replace it with --force")
@@ -118,6 +137,16 @@ def _check_out(request: Request) -> None:
         raise UserError(
             f"{out} holds something else than a quantized model; choose another folder with --out"
         )
+    others = sorted(file.name for file in out.iterdir() if not _is_of_model(file))
+    if others:
+        raise UserError(
+            f"{out} also holds {others[0]}, which would be lost; move it, or choose another folder with --out"
+        )
+
+
+def _is_of_model(file: Path) -> bool:
+    """Whether a file is one of those that a model's folder has, so that a new model may replace it."""
+    return file.name in _FILES or file.suffix == ".safetensors" or "tokenizer" in file.name
 
 
 def _check_plain(found: FoundModel) -> ModelConfig:

@@ -125,10 +125,8 @@ def quantized_tensors(model: Any) -> dict[str, Any]:
 def new_quantization(model: Any, scheme: str, group_size: int | None) -> Quantization:
     """How a model will be stored that is quantized by a scheme.
 
-    Raises `UserError` for an unknown scheme, a group size that does not fit, and a model that is quantized or carries adapters already.
+    Raises `UserError` for what `plan_quantization` refuses, and for a model that is quantized or carries adapters already.
     """
-    if scheme not in SCHEMES:
-        raise UserError(f"there is no scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
     config: ModelConfig = model.config
     if config.quantization is not None:
         raise UserError(
@@ -136,6 +134,13 @@ def new_quantization(model: Any, scheme: str, group_size: int | None) -> Quantiz
         )
     if any(isinstance(place.layer, ReplacesLinear) for place in linear_layers(model)):
         raise UserError("the model carries adapters; merge them first")
+    return plan_quantization(config, scheme, group_size)
+
+
+def plan_quantization(config: ModelConfig, scheme: str, group_size: int | None) -> Quantization:
+    """What a scheme makes of a model, by its configuration alone. Raises `UserError` for an unknown scheme and a group size that does not fit."""
+    if scheme not in SCHEMES:
+        raise UserError(f"there is no scheme {scheme!r}; choose one of {', '.join(SCHEMES)}")
     if scheme in ("int8", "nf4"):
         if group_size is not None:
             raise UserError(f"{scheme} has no groups; leave --group-size out")

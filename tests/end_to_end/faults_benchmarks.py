@@ -79,11 +79,16 @@ BENCHMARK_FAULTS: dict[str, tuple[Fault, str]] = {
     "data of an unknown task": (options("--data", "arc=x.jsonl"), r"no benchmark 'arc'; choose of .*arc_easy"),
     "unknown task": (options("--tasks", "story_world,arc_esy"), r"no benchmark 'arc_esy'; choose of arc_easy, .*hellaswag.*, or a subject"),
     "more shots than examples": (items({}, {"id": "2"}, options=("--num-fewshot", "2")), r"arc_easy has 2 examples, too few for 2 shots and the item itself; lower"),
+    "more shots than different examples": (items({}, {}, {"id": "2"}, options=("--num-fewshot", "2")), r"arc_easy has 3 examples, too few for 2 shots and an item that is there 2 times; lower"),
     "shots for whole texts": (options("--tasks", "story_world_stories", "--num-fewshot", "1"), r"story_world_stories scores whole texts, without shots; leave"),
     "limit of zero": (options("--limit", "0"), r"--limit.*greater than or equal to 1; see"),
     "a model without a chat template": (without_template, r"no chat template.*; use"),
     "no such model": (options("--model", "{scratch}/no", "--tasks", "story_world"), r"no model .*/no'; name a stage"),
     "items file of something else": (blocked("notes.txt", "notes\n", "--items"), r"notes\.txt.* (is no item of a benchmark|is there already); name another file with --items"),
+    "items file of half a line": (blocked("notes.txt", "notes", "--items"), r"notes\.txt.* (is no item of a benchmark|is there already); name another file with --items"),
+    "items file with a list for a task": (blocked("i.jsonl", '{"task": [1], "doc_id": 0, "inputs": ""}\n', "--items"), r"i\.jsonl.* (is no item of a benchmark|is there already); name another"),
+    "items and scores in one file": (items({}, {}, options=("--items", "{scratch}/a.json", "--json", "{scratch}/a.json")), r"--json and --items are the same file, .*a\.json; name another"),
+    "items in the data": (items({}, {}, options=("--items", "{scratch}/arc.jsonl")), r"--items and --data arc_easy are the same file, .*; name another"),
     "result file of something else": (blocked("notes.json", '{"a": 1}', "--json"), r"notes\.json is no earlier result.*; name another file with --json"),
 }
 # fmt: on

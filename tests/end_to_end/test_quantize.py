@@ -158,6 +158,10 @@ def test_a_quantized_folder_is_replaced_with_force_and_nothing_else_is(
     assert snapshot(out) == before
     assert commands("v2", *words, "nf4", "--out", out, "--force", cwd=tmp_path).returncode == 0
     assert json.loads((out / "config.json").read_text())["quantization_config"]["load_in_4bit"]
+    (out / "notes.txt").write_text("mine")
+    done = commands("v2", *words, "int8", "--out", out, "--force", cwd=tmp_path)
+    assert_one_line(done, r"q also holds notes\.txt, which would be lost; move it, or choose another folder")
+    assert (out / "notes.txt").read_text() == "mine"
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "diary.txt").write_text("dear diary")
@@ -177,6 +181,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "group size": (
         ["--scheme", "int4", "--group-size", "24"],
         r"groups of 24 do not divide the layers' inputs of 16, 32; choose --group-size 16",
+    ),
+    "groups of a scheme without": (
+        ["--scheme", "int8", "--group-size", "8"],
+        r"int8 has no groups; leave --group-size out",
+    ),
+    "a folder in a file": (
+        ["--out", "{short}/sub"],
+        r"short\.txt is a file, so that .*sub cannot be a folder; choose another with --out",
     ),
     "too little text": (
         ["--scheme", "gptq", "--calibration", "{short}"],

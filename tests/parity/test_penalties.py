@@ -18,7 +18,9 @@ from tests.parity.arrays import array
 from tests.parity.inference_cases import prompts, trio
 from tests.parity.recorder import ParityRecorder
 from v2_handwritten.inference import penalties as v2
+from v2_handwritten.inference.generate import generate as generate_v2
 from v3_numpy_deep.inference import penalties as v3
+from v3_numpy_deep.inference.generate import generate as generate_v3
 
 V = 20
 # Of different lengths, with repeated tokens and n-grams; the last one is shorter than an n-gram.
@@ -137,12 +139,32 @@ def test_penalties_leave_the_logits_that_they_were_given_alone() -> None:
     assert np.array_equal(logits, before)
 
 
-def test_forbidding_every_token_is_one_line() -> None:
-    logits = np.zeros((1, 3))
-    arguments = [[0, 1, 2]], [3], SamplingParameters(no_repeat_ngram_size=1)
-    for apply in (lambda: v2.apply_penalties(torch.from_numpy(logits), *arguments), lambda: v3.apply_penalties(logits, *arguments)):  # fmt: skip
-        with pytest.raises(UserError, match="forbid every token; allow some"):
-            apply()
+@pytest.mark.parametrize("level", [2, 3])
+def test_a_row_without_a_token_left_is_one_line_unless_it_has_stopped(level: int) -> None:
+    logits = np.array([[0.0, -np.inf], [-np.inf, -np.inf]])
+    check = v3.check_allowed if level == 3 else lambda x, rows: v2.check_allowed(torch.from_numpy(x), rows)
+    assert np.array_equal(check(logits, {0}), [[0.0, -np.inf], [0, 0]])
+    with pytest.raises(UserError, match="forbid every token; allow some"):
+        check(logits, {1})
+
+
+@pytest.mark.parametrize("level", [2, 3])
+def test_no_repeat_goes_on_for_the_others_when_a_row_has_stopped(level: int) -> None:
+    """With 96 ids and none twice, a prompt of 90 has 6 tokens left; it stops, and the shorter one goes on."""
+    generate, model = (generate_v2, generate_v3)[level - 2], trio("llama GQA")[level - 1]
+    long, short = list(range(90)), [5]
+    alone = generate(model, [short], max_new_tokens=12, no_repeat_ngram_size=1, eos_token_id=[])
+    stop = generate(model, [long], max_new_tokens=6, no_repeat_ngram_size=1, eos_token_id=[])[0][-1]
+    together = generate(model, [long, short], max_new_tokens=12, no_repeat_ngram_size=1, eos_token_id=[stop])
+    assert together[0][-1] == stop
+    assert together[1] == alone[0][: len(together[1])]
+    assert len(together[1]) > 6
+    model.train()
+    with pytest.raises(UserError, match="forbid every token; allow some"):
+        generate(model, [long, short], max_new_tokens=12, no_repeat_ngram_size=1, eos_token_id=[])
+    assert model.training, "the mode is put back after an error, too"
+    with pytest.raises(UserError, match="forbid every token; allow some"):
+        generate(model, [long], max_new_tokens=12, no_repeat_ngram_size=1, num_beams=2, eos_token_id=[])
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama GQA"])

@@ -99,6 +99,18 @@ def test_the_int8_layer_equals_linear8bitlt(
         )
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_int8_layer_sums_codes_in_float32(dtype: torch.dtype, training: bool) -> None:
+    """A sum of products of codes leaves the range of float16, and bfloat16 does not hold its digits."""
+    layer, x = Linear(256, 8, bias=False), torch.full((2, 256), 3.0)
+    layer.weight.data.fill_(0.5)
+    quantized = int8.Int8Linear(layer.to(dtype)).train(training)
+    y = quantized(x.to(dtype))
+    assert y.dtype == dtype
+    assert torch.allclose(y.float(), torch.full((2, 8), 384.0), rtol=1e-3)
+
+
 def test_outliers_cost_their_row_unless_they_stay_apart() -> None:
     """The exercise of quantization.md: with the split, the rest of the row keeps its resolution."""
     x, layer = torch.from_numpy(activations(5)), Linear(I, O, bias=False)

@@ -350,3 +350,14 @@ def test_foreign_gptq_folders_are_read(tmp_path: Path) -> None:
 def load_model3_plain(folder: Path) -> Any:
     save_model(model_of("llama GQA"), folder)
     return load_model3(folder)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "nf4"])
+def test_a_quantized_model_that_was_cast_is_saved_and_read(scheme: str, tmp_path: Path) -> None:
+    """The layouts have their scales in float32, whatever type the model computes in."""
+    model = quantize_model(model_of("llama GQA"), scheme).to(torch.bfloat16)
+    save_model(model, tmp_path)
+    again = load_model(tmp_path).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again[name].to(tensor.dtype), tensor), name
+    assert model(torch.from_numpy(IDS)).isfinite().all()

@@ -9,6 +9,7 @@ import torch
 
 from shared_data.errors import UserError
 from shared_data.inference.arguments import check_sampling, end_ids, new_token_limits, prompt_ids
+from shared_data.inference.sampling_parameters import SamplingParameters
 from shared_data.seeds import check_seed
 
 NAN = float("nan")
@@ -62,6 +63,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "text for the temperature": (lambda: check_sampling("x", None, None), r"temperature 'x' is not from"),  # type: ignore[arg-type]
     "a fraction for top_k": (lambda: check_sampling(1, 1.5, None), r"top_k 1.5 is no integer above 0; leave"),  # type: ignore[arg-type]
     "NaN for top_p": (lambda: check_sampling(1, None, NAN), r"top_p nan is not in \(0, 1\]; 0.95"),
+    "a length penalty beyond floats": (lambda: SamplingParameters(num_beams=2, length_penalty=1e300), r"length_penalty 1e\+300 is not between -50 and 50; 1 is"),
+    "a length penalty below": (lambda: SamplingParameters(num_beams=2, length_penalty=-2000), r"length_penalty -2000 is not between"),
+    "text for the length penalty": (lambda: SamplingParameters(length_penalty="x"), r"length_penalty 'x' is not between"),  # type: ignore[arg-type]
+    "beams beyond memory": (lambda: SamplingParameters(num_beams=100_000), r"num_beams 100000 is above 1,000.*; 4 is common"),
     "negative seed": (lambda: check_seed(-1), r"seed is -1; choose an integer from 0 to 4294967295"),
     "a seed of 77 bits": (lambda: check_seed(10**23), r"seed is 10{23}; choose an integer"),
     "no seed": (lambda: check_seed(None), r"seed is None; choose an integer"),

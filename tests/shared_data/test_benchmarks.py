@@ -1,6 +1,7 @@
 """Benchmark data as the authors and the hub publish them, few-shot examples, scores, and results on disk."""
 
 import csv
+import gzip
 import json
 import random
 import threading
@@ -94,11 +95,14 @@ def test_the_files_of_the_authors_give_the_records_of_the_hub(tmp_path: Path) ->
     path = tmp_path / "anatomy_test.csv"
     with open(path, "w", newline="") as file:  # without a header
         csv.writer(file).writerows([row["question"], *row["choices"], "ABCD"[row["answer"]]] for row in rows)
-    found = read_split(TASKS["mmlu_anatomy"], "test", path, DATA)
-    assert [prompts.mmlu(doc).requests(str, " ") for doc in found] == [
-        prompts.mmlu(doc).requests(str, " ") for doc in rows
-    ]
-    assert [doc["answer"] for doc in found] == [0, 1, 2]
+    packed = tmp_path / "packed_test.csv.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        found = read_split(TASKS["mmlu_anatomy"], "test", file, DATA)
+        assert [prompts.mmlu(doc).requests(str, " ") for doc in found] == [
+            prompts.mmlu(doc).requests(str, " ") for doc in rows
+        ]
+        assert [doc["answer"] for doc in found] == [0, 1, 2]
 
     assert formats.hellaswag(published.hellaswag(1)[0] | {"label": 2})["label"] == "2"
     assert formats.winogrande(published.winogrande(1)[0] | {"answer": 2})["answer"] == "2"

@@ -33,7 +33,7 @@ from shared_data.settings import Settings
 from v2_handwritten.inference.beam_search import beam_search
 from v2_handwritten.inference.inspection import draw_attention
 from v2_handwritten.inference.loading import load_with_tokenizer
-from v2_handwritten.inference.penalties import apply_penalties
+from v2_handwritten.inference.penalties import apply_penalties, check_allowed
 from v2_handwritten.inference.sampling import filter_logits, sample
 from v2_handwritten.inference.steps import CachedSteps, RecomputedSteps
 from v2_handwritten.models.transformer import Transformer
@@ -102,18 +102,20 @@ def generate(
     check_seeds(seed, len(rows))
     was_training = model.training
     model.eval()  # no dropout
-    if num_beams > 1:
-        new_ids = []
-        for row, limit in zip(rows, limits, strict=True):
-            best = beam_search(model, row, sampling, max_new_tokens=limit, stop=stop, use_cache=use_cache)
-            new_ids.append(best.ids[len(row) :])
-        pass_on(new_ids, on_token)
-    else:
-        make_steps = CachedSteps if use_cache else RecomputedSteps
-        steps = make_steps(model, rows, max(limits))
-        uniforms = uniform_numbers(seed, len(rows), max(limits)) if temperature > 0 else None
-        new_ids = _decode(steps, rows, limits, sampling, uniforms, stop, on_token)
-    model.train(was_training)
+    try:
+        if num_beams > 1:
+            new_ids = []
+            for row, limit in zip(rows, limits, strict=True):
+                best = beam_search(model, row, sampling, max_new_tokens=limit, stop=stop, use_cache=use_cache)
+                new_ids.append(best.ids[len(row) :])
+            pass_on(new_ids, on_token)
+        else:
+            make_steps = CachedSteps if use_cache else RecomputedSteps
+            steps = make_steps(model, rows, max(limits))
+            uniforms = uniform_numbers(seed, len(rows), max(limits)) if temperature > 0 else None
+            new_ids = _decode(steps, rows, limits, sampling, uniforms, stop, on_token)
+    finally:
+        model.train(was_training)
     return new_ids
 
 
@@ -135,6 +137,7 @@ def _decode(
     for position in range(max(limits)):
         if has_penalties:
             logits = apply_penalties(logits, sequences, prompt_lengths, sampling)
+            logits = check_allowed(logits, running)
         if uniforms is None:  # greedy
             chosen = logits.argmax(dim=-1)
         else:

@@ -9,14 +9,14 @@ Level 1 calls transformers' processors; level 3 is the same in NumPy. Theory: sa
     uv run python -c "import torch; from v2_handwritten.inference.penalties import *; print(penalize_repetition(torch.tensor([[2., -1., 1.]]), [[0, 1]], 2.0))"
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from shared_data.errors import UserError
-from shared_data.inference.sampling_parameters import SamplingParameters
+from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, SamplingParameters
 
 
 def apply_penalties(
@@ -25,10 +25,7 @@ def apply_penalties(
     prompt_lengths: Sequence[int],
     sampling: SamplingParameters,
 ) -> Float[Tensor, "B V"]:
-    """The logits (in beam search log-probabilities) after all penalties. `sequences`: prompt and new ids of each row, without padding.
-
-    Raises `UserError` where no token is left.
-    """
+    """The logits (in beam search log-probabilities) after all penalties. `sequences`: prompt and new ids of each row, without padding."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.logit_bias:
         logits = add_bias(logits, sampling.logit_bias)
@@ -39,9 +36,18 @@ def apply_penalties(
         logits = penalize_counts(logits, new_ids, sampling.presence_penalty, sampling.frequency_penalty)
     if sampling.no_repeat_ngram_size:
         logits = forbid_repeated_ngrams(logits, sequences, sampling.no_repeat_ngram_size)
-    if (logits.amax(dim=-1) == -torch.inf).any():
-        raise UserError("no_repeat_ngram_size and logit_bias forbid every token; allow some, or write less")
     return logits
+
+
+def check_allowed(logits: Float[Tensor, "B V"], running: Collection[int]) -> Float[Tensor, "B V"]:
+    """The logits; a row that has stopped and has no token left gets zeros, so that it can go on beside the others.
+
+    Raises `UserError` where one of the `running` rows has no token left.
+    """
+    stuck = logits.amax(dim=-1) == -torch.inf
+    if stuck[list(running)].any():
+        raise UserError(NO_TOKEN_LEFT)
+    return logits.masked_fill(stuck[:, None], 0)
 
 
 def add_bias(logits: Float[Tensor, "B V"], logit_bias: Mapping[int, float]) -> Float[Tensor, "B V"]:

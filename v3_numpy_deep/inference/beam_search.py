@@ -11,8 +11,9 @@ Level 1 calls `model.generate(num_beams=4)`; level 2 is the same in torch. Theor
 import numpy as np
 from jaxtyping import Float, Int
 
+from shared_data.errors import UserError
 from shared_data.inference.beams import Beams, Hypothesis
-from shared_data.inference.sampling_parameters import SamplingParameters
+from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, SamplingParameters
 from shared_data.inference.stop_strings import StopCriteria
 from v3_numpy_deep.autograd import Array
 from v3_numpy_deep.inference.penalties import apply_penalties
@@ -46,7 +47,12 @@ def beam_search(
         sequences = [beam.ids for beam in beams.running]
         log_probs = apply_penalties(log_probs, sequences, [len(prompt)] * num_beams, sampling)
         so_far = np.array([beam.score for beam in beams.running], log_probs.dtype)
-        scores, parents, ids = best_continuations(so_far[:, None] + log_probs, count)
+        totals = so_far[:, None] + log_probs
+        if totals.max() == -np.inf:  # penalties forbid every token of every beam
+            if not beams.finished:
+                raise UserError(NO_TOKEN_LEFT)
+            return beams.finished[0]
+        scores, parents, ids = best_continuations(totals, count)
         beams.advance(scores.tolist(), parents.tolist(), ids.tolist())
         if beams.done:
             return beams.finished[0]

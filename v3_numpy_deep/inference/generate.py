@@ -32,7 +32,7 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v3_numpy_deep.inference.beam_search import beam_search
 from v3_numpy_deep.inference.loading import load_with_tokenizer
-from v3_numpy_deep.inference.penalties import apply_penalties
+from v3_numpy_deep.inference.penalties import apply_penalties, check_allowed
 from v3_numpy_deep.inference.sampling import filter_logits, sample
 from v3_numpy_deep.inference.steps import CachedSteps, RecomputedSteps
 from v3_numpy_deep.models.transformer import Transformer
@@ -100,18 +100,20 @@ def generate(
     check_seeds(seed, len(rows))
     was_training = model.training
     model.eval()  # no dropout
-    if num_beams > 1:
-        new_ids = []
-        for row, limit in zip(rows, limits, strict=True):
-            best = beam_search(model, row, sampling, max_new_tokens=limit, stop=stop, use_cache=use_cache)
-            new_ids.append(best.ids[len(row) :])
-        pass_on(new_ids, on_token)
-    else:
-        make_steps = CachedSteps if use_cache else RecomputedSteps
-        steps = make_steps(model, rows, max(limits))
-        uniforms = uniform_numbers(seed, len(rows), max(limits)) if temperature > 0 else None
-        new_ids = _decode(steps, rows, limits, sampling, uniforms, stop, on_token)
-    model.train(was_training)
+    try:
+        if num_beams > 1:
+            new_ids = []
+            for row, limit in zip(rows, limits, strict=True):
+                best = beam_search(model, row, sampling, max_new_tokens=limit, stop=stop, use_cache=use_cache)
+                new_ids.append(best.ids[len(row) :])
+            pass_on(new_ids, on_token)
+        else:
+            make_steps = CachedSteps if use_cache else RecomputedSteps
+            steps = make_steps(model, rows, max(limits))
+            uniforms = uniform_numbers(seed, len(rows), max(limits)) if temperature > 0 else None
+            new_ids = _decode(steps, rows, limits, sampling, uniforms, stop, on_token)
+    finally:
+        model.train(was_training)
     return new_ids
 
 
@@ -133,6 +135,7 @@ def _decode(
     for position in range(max(limits)):
         if has_penalties:
             logits = apply_penalties(logits, sequences, prompt_lengths, sampling)
+            logits = check_allowed(logits, running)
         if uniforms is None:  # greedy
             chosen = logits.argmax(axis=-1)
         else:

@@ -9,13 +9,13 @@ Level 1 calls transformers' processors; level 2 is the same in torch. Theory: v2
     uv run python -c "import numpy as np; from v3_numpy_deep.inference.penalties import *; print(penalize_repetition(np.array([[2., -1., 1.]]), [[0, 1]], 2.0))"
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from shared_data.errors import UserError
-from shared_data.inference.sampling_parameters import SamplingParameters
+from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, SamplingParameters
 from v3_numpy_deep.autograd import Array
 
 
@@ -25,10 +25,7 @@ def apply_penalties(
     prompt_lengths: Sequence[int],
     sampling: SamplingParameters,
 ) -> Float[Array, "B V"]:
-    """The logits (in beam search log-probabilities) after all penalties. `sequences`: prompt and new ids of each row, without padding.
-
-    Raises `UserError` where no token is left.
-    """
+    """The logits (in beam search log-probabilities) after all penalties. `sequences`: prompt and new ids of each row, without padding."""
     if sampling.logit_bias:
         logits = add_bias(logits, sampling.logit_bias)
     if sampling.repetition_penalty != 1:
@@ -38,9 +35,18 @@ def apply_penalties(
         logits = penalize_counts(logits, new_ids, sampling.presence_penalty, sampling.frequency_penalty)
     if sampling.no_repeat_ngram_size:
         logits = forbid_repeated_ngrams(logits, sequences, sampling.no_repeat_ngram_size)
-    if (logits.max(axis=-1) == -np.inf).any():
-        raise UserError("no_repeat_ngram_size and logit_bias forbid every token; allow some, or write less")
     return logits
+
+
+def check_allowed(logits: Float[Array, "B V"], running: Collection[int]) -> Float[Array, "B V"]:
+    """The logits; a row that has stopped and has no token left gets zeros, so that it can go on beside the others.
+
+    Raises `UserError` where one of the `running` rows has no token left.
+    """
+    stuck = logits.max(axis=-1) == -np.inf
+    if stuck[list(running)].any():
+        raise UserError(NO_TOKEN_LEFT)
+    return np.where(stuck[:, None], 0, logits)
 
 
 def add_bias(logits: Float[Array, "B V"], logit_bias: Mapping[int, float]) -> Float[Array, "B V"]:

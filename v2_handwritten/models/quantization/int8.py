@@ -49,9 +49,13 @@ def int8_linear(
     scale: Float[Tensor, "O"],
     bias: Float[Tensor, "O"] | None = None,
 ) -> Float[Tensor, "*rows O"]:
-    """(x codesᵀ) · scale + b: only the weight is rounded. `scale` is absmax / 127; the product reads one byte a weight."""
-    y = linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
-    return y if bias is None else y + bias
+    """(x codesᵀ) · scale + b: only the weight is rounded. `scale` is absmax / 127; the product reads one byte a weight.
+
+    Sums of codes leave the range of float16 (65,504), so that the product is one of float32 at least.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    y = linear(x.to(dtype), codes.to(dtype)) * scale.to(dtype)
+    return (y if bias is None else y + bias).to(x.dtype)
 
 
 def llm_int8_linear(
@@ -65,16 +69,17 @@ def llm_int8_linear(
 
     x Wᵀ ≈ x_outliers W_outliersᵀ + (codes_x codesᵀ) · (absmax_x / 127) · scale
     """
-    rows = x.reshape(-1, x.shape[-1])
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    rows, scale = x.reshape(-1, x.shape[-1]).to(dtype), scale.to(dtype)
     half = rows.half()
     is_outlier = half.abs() >= threshold if threshold > 0 else torch.zeros_like(half, dtype=torch.bool)
     columns = is_outlier.any(0)
     rounded = _round_rows(half.masked_fill(is_outlier, 0))
-    # Sums of products of integers, which floating point holds exactly as long as they are below 2^24.
-    integers = rounded.codes.masked_fill(columns, 0).to(x.dtype) @ codes.to(x.dtype).T
-    y = integers * (rounded.absmax * (1 / LEVELS)).unsqueeze(1) * scale.to(x.dtype)
+    # Sums of products of integers, which float32 holds exactly as long as they are below 2^24.
+    integers = rounded.codes.masked_fill(columns, 0).to(dtype) @ codes.to(dtype).T
+    y = integers * (rounded.absmax * (1 / LEVELS)).unsqueeze(1) * scale
     if columns.any():
-        y = y + rows[:, columns] @ (codes[:, columns].to(x.dtype) * scale.unsqueeze(1)).T.to(x.dtype)
+        y = y + rows[:, columns] @ (codes[:, columns].to(dtype) * scale.unsqueeze(1)).T
     y = y if bias is None else y + bias
     return y.to(x.dtype).view(*x.shape[:-1], len(codes))
 
@@ -121,7 +126,7 @@ class Int8Linear(ReplacesLinear, nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds in place of the weight, by the ends of the names."""
         rows = torch.zeros((), dtype=torch.uint8)  # the layout: row by row
-        return {"weight": self.codes, "SCB": self.absmax, "weight_format": rows}
+        return {"weight": self.codes, "SCB": self.absmax.float(), "weight_format": rows}
 
     @classmethod
     def from_tensors(
