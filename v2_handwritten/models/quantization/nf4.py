@@ -21,11 +21,6 @@ from v2_handwritten.models.peft.qlora import QuantizedLinear, QuantizedTensor
 _STATE = "weight.quant_state.bitsandbytes__nf4"
 
 
-def as_stored(scales: Tensor) -> Tensor:
-    """Scales as the file has them: codes as they are, else float32, whatever the model was cast to."""
-    return scales.float() if scales.is_floating_point() else scales
-
-
 class Nf4Linear(QuantizedLinear):
     """Stands in place of a `Linear` or `Conv1D`, with its weight in NF4, always as [out, in]. It does not train."""
 
@@ -39,12 +34,12 @@ class Nf4Linear(QuantizedLinear):
         state = write_state(self.shape, dtype, None if offset is None else offset.item())
         tensors = {
             "weight": quantized.codes.unsqueeze(1),
-            "weight.absmax": as_stored(quantized.scales),
+            "weight.absmax": _as_stored(quantized.scales),
             "weight.quant_map": torch.tensor(NF4_CODES),
             _STATE: torch.from_numpy(state),
         }
         if quantized.nested_scales is not None:
-            tensors["weight.nested_absmax"] = as_stored(quantized.nested_scales)
+            tensors["weight.nested_absmax"] = _as_stored(quantized.nested_scales)
             tensors["weight.nested_quant_map"] = torch.from_numpy(
                 dynamic_codes()
             ).clone()  # one each: a file has none twice
@@ -64,3 +59,8 @@ class Nf4Linear(QuantizedLinear):
             quantized.nested_scales = tensors["weight.nested_absmax"]
             quantized.offset = torch.tensor(offset, device=scales.device)
         return cls(base, quantized)
+
+
+def _as_stored(scales: Tensor) -> Tensor:
+    """Scales as the file has them: codes as they are, else float32, whatever the model was cast to."""
+    return scales.float() if scales.is_floating_point() else scales
