@@ -39,6 +39,10 @@ _BELOW_ZERO = "; an estimate from samples, which can be below 0 (policy_evaluati
 _ROWS: dict[str, list[tuple[str, str]]] = {
     "data": [
         ("documents", "{documents:,} for training, of {documents_read:,} read"),
+        (
+            "left out",
+            "what the corpus has beyond data.max_megabytes={stopped_at_megabytes:g}; raise it to read more",
+        ),
         ("text", "{bytes:,} bytes, {words:,} words, {distinct_words:,} of them distinct"),
         ("repaired", "{documents_repaired:,} documents"),
         ("dropped by cleaning", "{dropped_by_cleaning:,} documents"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.cleaning.repair import join_surrogates
+from shared_data.corpus.text_units import LONGEST_RECORD, TooLongError
 from shared_data.errors import UserError
 
 _SPACE = " \t\n\r"
@@ -80,10 +81,19 @@ class _JsonText:
             return without_surrogates(value, self.buffer[start : self.position])
 
     def _read_on(self) -> bool:
-        """Append the next chunk; tell whether there was one."""
-        more = next(self.chunks, None)
-        self.buffer, self.position = self.buffer[self.position :] + (more or ""), 0
-        return more is not None
+        """Append text, at least as much as is held; tell whether there was any.
+
+        A value is tried again from its start each time, so that the text must double for the time to stay linear in it.
+        """
+        parts = [self.buffer[self.position :]]
+        held, added = len(parts[0]), 0
+        if held > LONGEST_RECORD:
+            raise TooLongError(LONGEST_RECORD)
+        while added <= held and (chunk := next(self.chunks, None)) is not None:
+            parts.append(chunk)
+            added += len(chunk)
+        self.buffer, self.position = "".join(parts), 0
+        return added > 0
 
 
 def _is_cut_off(error: Exception, buffer: str) -> bool:

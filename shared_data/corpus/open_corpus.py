@@ -88,6 +88,11 @@ def story_world_documents(settings: DataSettings, split: str) -> Iterator[Docume
     return _limited(documents, settings.validation_megabytes, settings.source)
 
 
+def size(text: str) -> int:
+    """Bytes of UTF-8. Lone surrogates (a broken JSON escape) have none; cleaning removes them, here they only count."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
 def _limited(documents: Iterator[Document], megabytes: float, source: str) -> Iterator[Document]:
     """The stream up to so many millions of bytes of UTF-8; an empty corpus is the user's mistake."""
     left = megabytes * 1e6
@@ -95,8 +100,7 @@ def _limited(documents: Iterator[Document], megabytes: float, source: str) -> It
     for document in documents:
         empty = False
         yield document
-        # Lone surrogates (a broken JSON escape) have no UTF-8; cleaning removes them, here they only count.
-        left -= len(document.text.encode("utf-8", "surrogatepass"))
+        left -= size(document.text)
         if left <= 0:
             return
     if empty:

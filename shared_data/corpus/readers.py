@@ -19,6 +19,7 @@ import json
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +28,12 @@ from typing import Any
 from shared_data.corpus.documents import Document
 from shared_data.corpus.formatting import format_text
 from shared_data.corpus.json_records import json_records, without_surrogates
-from shared_data.corpus.text_units import split_at, split_text
+from shared_data.corpus.text_units import LONGEST_RECORD, TooLongError, split_at, split_text
 from shared_data.errors import UserError, explain_os_error
 from shared_data.settings import DataSettings
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 BLOCK = 1 << 16  # bytes read at a time
-_LARGEST_FIELD = 2**31 - 1  # the csv module refuses fields over 131,072 characters by default
 Records = Iterator[tuple[int, Any]]
 
 
@@ -124,6 +124,10 @@ def _faults_named(path: Path) -> Iterator[None]:
         raise UserError(f"{path} holds text that is not UTF-8; write it again from its source") from error
     except csv.Error as error:
         raise UserError(f"{path} is no valid CSV ({error}); correct the file or data.encoding") from error
+    except TooLongError as error:
+        raise UserError(
+            f"{path} has a record of more than {error.args[0]:,} characters; cut it into smaller ones, or leave the file out"
+        ) from error
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; correct data.source") from error
     except OSError as error:
@@ -164,12 +168,17 @@ def texts_of(records: Iterable[tuple[int, Any]], source: str, unit: str, text_fi
     """The text of each numbered record; empty and null texts are passed over."""
     for number, record in records:
         text = format_text(record, text_field, f"{source}, {unit} {number:,}")
+        if (
+            "\r" in text
+        ):  # in a string of JSON or parquet; of the other formats the reader makes every line end one
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
         if text and not text.isspace():
             yield text
 
 
 def _jsonl_records(chunks: Iterable[str], path: Path) -> Records:
-    for number, line in enumerate(split_at(chunks, "\n"), start=1):
+    for number, line in enumerate(split_at(chunks, "\n", LONGEST_RECORD), start=1):
+        line = line.removeprefix("\ufeff")  # in files that were put together
         if not line or line.isspace():
             continue
         try:
@@ -181,14 +190,38 @@ def _jsonl_records(chunks: Iterable[str], path: Path) -> Records:
 
 
 def _csv_records(chunks: Iterable[str], path: Path, columns: Sequence[str] | None = None) -> Records:
-    csv.field_size_limit(_LARGEST_FIELD)
-    rows = csv.DictReader((line + "\n" for line in split_at(chunks, "\n")), columns)
+    csv.field_size_limit(LONGEST_RECORD)  # by default it is 131,072 characters
+    ended = False
+
+    def lines() -> Iterator[str]:
+        nonlocal ended
+        for line in split_at(chunks, "\n", LONGEST_RECORD):
+            yield line + "\n"
+        ended = True
+
+    rows, first = csv.DictReader(lines(), columns), 1
+    rows.fieldnames = _distinct(rows.fieldnames or ())
     for row in rows:
+        if ended:  # the csv module takes the rest of the file for the field
+            raise UserError(
+                f"{path}: a quote that opens in the record of line {first:,} is not closed; correct the record or copy the file again"
+            )
+        first = rows.line_num + 1
         if any(row.pop(None, ())):  # what is behind an unquoted comma
             raise UserError(
                 f"{path}, line {rows.line_num:,} has more fields than the first line names; put texts with commas in quotes"
             )
         yield rows.line_num, row
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names of columns; one that is there again becomes `name.1`, as pandas has it."""
+    counts: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        distinct.append(f"{name}.{counts[name]}" if counts[name] else name)
+        counts[name] += 1
+    return distinct
 
 
 def _parquet_records(path: Path, column: str | None) -> Records:

@@ -20,7 +20,8 @@ from typing import IO, Any
 from shared_data.cleaning.cleaning import CleaningReport
 from shared_data.cleaning.deduplication import DeduplicationReport
 from shared_data.corpus.documents import Document
-from shared_data.corpus.open_corpus import story_world_documents
+from shared_data.corpus.open_corpus import size, story_world_documents
+from shared_data.corpus.small_corpus import fill_empty_splits, require_documents
 from shared_data.corpus.statistics import analyse
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, write_json
@@ -41,12 +42,14 @@ class Splits:
 
     def __init__(self, data: DataSettings, files: dict[str, IO[str]]) -> None:
         self.data = data
-        self.writers = {split: _DocumentWriter(file) for split, file in files.items()}
+        self.writers = {split: DocumentWriter(file) for split, file in files.items()}
         self.truth = TruthScore()
+        self.bytes_read = 0
 
     def add(self, document: Document, cleaned: Document | None, original: str | None) -> None:
         """Write one document unless it was dropped (`cleaned` is None) or repeats an `original`."""
         self.truth.add(document, cleaned, original)
+        self.bytes_read += size(document.text)
         if cleaned is not None and original is None:
             self.writers[choose_split(cleaned.text, self.data)].write(cleaned)
 
@@ -58,14 +61,16 @@ def write_splits(data: DataSettings, run: RunFolder, cleaning: CleaningReport) -
     The story world adds its own held-out stories. Raises `UserError` where nothing, or too little to hold out, remains.
     """
     with ExitStack() as stack:
-        files = {split: stack.enter_context(atomic_write(run.documents(split), "w")) for split in SPLITS}
+        files = {split: stack.enter_context(atomic_write(run.documents(split), "w+")) for split in SPLITS}
         splits = Splits(data, files)
         yield splits
         if data.source == "story_world":
             for split in ("validation", "test"):
                 for document in story_world_documents(data, split):
                     splits.writers[split].write(document)
-        _require_documents(splits, cleaning)
+        else:
+            fill_empty_splits(splits.writers, data, place_of)
+        require_documents(splits.writers, data, cleaning)
 
 
 def choose_split(text: str, data: DataSettings) -> str:
@@ -75,11 +80,16 @@ def choose_split(text: str, data: DataSettings) -> str:
     """
     if data.source == "story_world":
         return "train"
-    digest = hashlib.sha1(f"{data.seed}:{text}".encode()).digest()
-    place = int.from_bytes(digest[:8], "little") / 2**64  # uniform in [0, 1)
+    place = place_of(text, data)
     if place < data.test_fraction:
         return "test"
     return "validation" if place < data.test_fraction + data.validation_fraction else "train"
+
+
+def place_of(text: str, data: DataSettings) -> float:
+    """A number in [0, 1) that a hash of the text gives, uniform over the documents."""
+    digest = hashlib.sha1(f"{data.seed}:{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") / 2**64
 
 
 def read_documents(path: Path) -> Iterator[Document]:
@@ -137,7 +147,7 @@ def report_documents(
     return _document_metrics(splits, statistics, report)
 
 
-class _DocumentWriter:
+class DocumentWriter:
     """Writes documents as JSON lines and counts them."""
 
     def __init__(self, file: IO[str]) -> None:
@@ -151,24 +161,12 @@ class _DocumentWriter:
             record["log2_probability"] = document.log2_probability
             self.log2_probability += document.log2_probability
         self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.documents += 1
-        self.bytes += len(document.text.encode("utf-8"))
+        self.count(document.text)
 
-
-def _require_documents(splits: Splits, cleaning: CleaningReport) -> None:
-    """Refuse a corpus of which nothing remains to train on, or nothing to hold out."""
-    data, kept = splits.data, sum(writer.documents for writer in splits.writers.values())
-    if not kept:
-        reason, count = cleaning.dropped.most_common(1)[0]
-        raise UserError(
-            f"cleaning dropped all {cleaning.documents:,} documents of {data.source!r} ({count:,} for {reason}); loosen data.cleaning, or set data.cleaning.enabled=false"
-        )
-    required = ["train", "validation", *(["test"] if data.test_fraction > 0 else [])]
-    for split in required:
-        if not splits.writers[split].documents:
-            raise UserError(
-                f"{data.source!r} holds {kept:,} documents after cleaning ({cleaning.documents:,} before), too few for a {split} split; bring more text or raise data.validation_fraction and data.test_fraction"
-            )
+    def count(self, text: str, change: int = 1) -> None:
+        """Count a document, or take one off."""
+        self.documents += change
+        self.bytes += change * size(text)
 
 
 def _draw(run: RunFolder, statistics: dict[str, Any], report: dict[str, Any]) -> None:
@@ -200,7 +198,9 @@ _STATISTICS = (
 def _document_metrics(splits: Splits, statistics: dict[str, Any], report: dict[str, Any]) -> Metrics:
     """Flat numbers for metrics.json."""
     cleaning, deduplication = report["cleaning"], report["deduplication"]
-    metrics: Metrics = {"documents_read": cleaning["documents"]}
+    metrics: Metrics = {"documents_read": cleaning["documents"], "bytes_read": splits.bytes_read}
+    if splits.data.source != "story_world" and splits.bytes_read >= splits.data.max_megabytes * 1e6:
+        metrics["stopped_at_megabytes"] = splits.data.max_megabytes
     metrics |= {name: statistics[name] for name in _STATISTICS}
     for split in ("validation", "test"):
         writer = splits.writers[split]

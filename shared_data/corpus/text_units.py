@@ -2,13 +2,15 @@
 
 - Where `<|endoftext|>` occurs (the files of TinyStories, any corpus of nanoGPT's tradition), documents stand between.
 - A folder of text files is usually a document a file, and so it is read: files of up to a million characters.
-- One large file without separators (tinyshakespeare.txt, a book) would leave nothing to hold out for validation, so it is
-  cut into groups of whole paragraphs, about two thousand characters each.
+- One large file without separators (tinyshakespeare.txt, WikiText, a book) would leave nothing to hold out for validation,
+  so it is cut into groups of paragraphs, about two thousand characters each. A blank line may hold spaces; where none
+  comes in time, a group ends at the end of a line, without lines at the end of a sentence or of a word.
 
 `data.text_unit` replaces this guess by "file", "paragraphs" or "line". Level 1 uses the same rules on the lines that
 `datasets` streams.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
@@ -16,8 +18,20 @@ SEPARATOR = "<|endoftext|>"
 LOOK_AHEAD = (
     1_000_000  # characters in which a separator must occur, and the longest file that is one document
 )
-GROUP = 2_000  # characters after which a group of paragraphs ends at the next blank line …
-LONGEST_GROUP = 32_000  # … and before which it ends in any case, at a line or at a word
+GROUP = 2_000  # characters after which a group of paragraphs ends at the next mark
+LONGEST_GROUP = 32_000  # characters after which it ends in any case
+LONGEST_RECORD = 100_000_000  # characters of a line or record: more is a mistake, or meant to fill the memory
+# Where a group may end, the best first, and up to how many characters the mark is looked for.
+_MARKS = (
+    (re.compile(r"\n[^\S\n]*\n"), 2 * GROUP),  # a blank line
+    (re.compile(r"\n"), LONGEST_GROUP),
+    (re.compile(r"[。！？][”’」』]*|[.!?][\"”’)]*\s"), 2 * GROUP),  # the end of a sentence
+    (re.compile(r"\s"), LONGEST_GROUP),
+)
+
+
+class TooLongError(Exception):
+    """A record has more than so many characters."""
 
 
 def split_text(chunks: Iterable[str], unit: str, only_file: bool) -> Iterator[str]:
@@ -43,21 +57,32 @@ def split_text(chunks: Iterable[str], unit: str, only_file: bool) -> Iterator[st
     return (piece.strip() for piece in pieces if piece and not piece.isspace())
 
 
-def split_at(chunks: Iterable[str], separator: str) -> Iterator[str]:
-    """`"".join(chunks).split(separator)`, streamed.
+def split_at(chunks: Iterable[str], separator: str, longest: int | None = None) -> Iterator[str]:
+    """`"".join(chunks).split(separator)`, streamed, in time linear in the text however long a piece is.
+
+    longest: raise `TooLongError` for a piece of more characters, before more of it is read.
 
     >>> list(split_at(["one|t", "wo|", "three"], "|"))
     ['one', 'two', 'three']
     """
-    rest = ""
+    parts: list[str] = []  # of the piece that has not ended
+    length, rest = 0, ""  # rest: its last characters, which may begin a separator
     for chunk in chunks:
-        *pieces, rest = (rest + chunk).split(separator)
-        yield from pieces
-    yield rest
+        first, *others = (rest + chunk).split(separator)
+        if others:
+            yield "".join([*parts, first])
+            yield from others[:-1]
+            parts, length, first = [], 0, others[-1]
+        cut = max(0, len(first) - len(separator) + 1)
+        parts.append(first[:cut])
+        length, rest = length + cut, first[cut:]
+        if longest is not None and length > longest:
+            raise TooLongError(longest)
+    yield "".join([*parts, rest])
 
 
 def paragraph_groups(chunks: Iterable[str]) -> Iterator[str]:
-    """Groups of whole paragraphs; a text without blank lines is cut at lines, one without lines at words."""
+    """Groups of whole paragraphs; a text without blank lines is cut at lines, one without lines at sentences or words."""
     buffer = ""
     for chunk in chunks:
         buffer += chunk
@@ -76,14 +101,9 @@ def paragraph_groups(chunks: Iterable[str]) -> Iterator[str]:
 
 def _place_to_cut(buffer: str, start: int) -> int:
     """The end of a group that begins at `start`."""
-    blank_line = buffer.find("\n\n", start + GROUP, start + LONGEST_GROUP)
-    if blank_line >= 0:
-        return blank_line + 2
-    end = start + LONGEST_GROUP
-    if end >= len(buffer):
-        return len(buffer)
-    for separator in ("\n", " "):
-        place = buffer.rfind(separator, start + GROUP, end)
-        if place >= 0:
-            return place + 1
-    return end
+    if len(buffer) - start <= 2 * GROUP and not _MARKS[0][0].search(buffer, start + GROUP):
+        return len(buffer)  # the last paragraph stays whole
+    for mark, longest in _MARKS:
+        if found := mark.search(buffer, start + GROUP, start + longest):
+            return found.end()
+    return min(start + LONGEST_GROUP, len(buffer))

@@ -247,11 +247,11 @@ def test_a_trained_tokenizer_can_be_loaded_instead(level: str, tmp_path: Path, f
 @pytest.mark.parametrize("level", BY_HAND)
 def test_a_corpus_that_is_too_small_says_what_to_do(level: str, tmp_path: Path, finished) -> None:
     module = prepare(level)
-    few = write_user_corpus(tmp_path / "few.jsonl", 3)
+    few = write_user_corpus(tmp_path / "few.jsonl", 2)
     lists = tmp_path / "lists.txt"
     lists.write_text("\n\n".join(f"# {number} #" for number in range(3000)))
     cases = [
-        (few, [], "3 documents after cleaning .* too few for a validation split"),
+        (few, [], "2 documents after cleaning .* too few for 3 splits"),
         (lists, [], r"cleaning dropped all \d+ documents"),
     ]
     for number, (source, overrides, expected) in enumerate(cases):

@@ -230,13 +230,9 @@ def test_half_a_character_in_json_becomes_the_replacement_character(tmp_path: Pa
     record = '{"text": "half \\ud83d a pair \\uD83D\\ude00", "messages": [{"role": "user", "content": "\\udc00?"}]}'
     for name in ("broken.jsonl", "broken.json"):
         (tmp_path / name).write_text(record + "\n")
-        if readers == "by hand":
-            assert open_texts(tmp_path / name) == ["half \ufffd a pair 😀"]
-            _, found = next(open_records(DataSettings(source=str(tmp_path / name))))
-            assert found["messages"][0]["content"] == "\ufffd?"
-        else:
-            with pytest.raises(UserError, match=r"broken\.json.*; correct the file"):
-                open_texts(tmp_path / name, readers)
+        assert open_texts(tmp_path / name, readers) == ["half \ufffd a pair 😀"]
+        _, found = next(open_records(DataSettings(source=str(tmp_path / name))))
+        assert found["messages"][0]["content"] == "\ufffd?"
 
 
 def test_conversations_of_all_forms_are_read_from_one_file(tmp_path: Path) -> None:

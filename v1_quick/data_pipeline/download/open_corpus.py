@@ -1,7 +1,7 @@
 """Open a corpus: local files and hub datasets by `datasets.load_dataset(..., streaming=True)`, stories from the story world.
 
-Levels 2 and 3 read the formats by hand (`shared_data/corpus/readers.py`, `hub.py`) and get the same documents. The library
-knows no packed parquet, takes a missing field for an empty text, and its errors name no line.
+Levels 2 and 3 read the formats by hand (`shared_data/corpus/readers.py`, `hub.py`) and get the same documents. JSON is read by hand
+here, too: the library's reader makes a date of a text like 2024-05-01. The library knows no packed parquet, and its errors name no line.
 
     v1 data --set data.source=roneneldan/TinyStories --set data.max_megabytes=20
 """
@@ -14,23 +14,29 @@ from typing import Any
 from datasets import load_dataset
 
 from shared_data.corpus import open_corpus as shared
+from shared_data.corpus import readers
 from shared_data.corpus.documents import Document
-from shared_data.corpus.readers import format_of, texts_of
+from shared_data.corpus.readers import texts_of
 from shared_data.corpus.text_units import split_text
 from shared_data.errors import library_errors
 from shared_data.settings import DataSettings
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
 
 def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Iterator[Document]:
     """Stream the documents of one file; `only_file` says that it is the whole corpus (`text_units.py`)."""
-    builder = _BUILDERS.get(format_of(path), "text")
-    options: dict[str, Any] = {} if builder == "parquet" else {"encoding": settings.encoding}
-    if builder == "text":
-        options["keep_linebreaks"] = True
+    kind = readers.format_of(path)
+    if kind in (".json", ".jsonl"):
+        yield from readers.read_documents(path, settings, only_file)
+        return
+    # The byte order mark that some programs write is no text; the CSV and parquet readers pass it over themselves.
+    encoding = "utf-8-sig" if settings.encoding.lower() in ("utf-8", "utf8") else settings.encoding
+    as_text = {"converters": {settings.text_field: str}, "keep_default_na": False}  # NA and 007 are texts
+    builder, options = {
+        ".csv": ("csv", {"encoding": settings.encoding, **as_text}),
+        ".parquet": ("parquet", {}),
+    }.get(kind, ("text", {"encoding": encoding, "keep_linebreaks": True}))
     with library_errors(str(path), "correct the file, data.encoding or data.source"):
-        rows = load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
+        rows: Any = load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
         if builder == "text":
             texts = split_text((row["text"] for row in rows), settings.text_unit, only_file)
         else:
