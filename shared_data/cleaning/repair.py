@@ -71,13 +71,24 @@ def fix_mojibake(text: str) -> str:
 def strip_markup(text: str) -> str:
     """Remove HTML: comments, scripts and styles with their content, tags, entities. `a < b` and `<3` stay."""
     if "<" in text:
-        text = _INVISIBLE.sub(" ", text)
+        for opening, closing in _INVISIBLE:
+            text = _without(text, opening, closing)
+        text = _DECLARATION.sub(" ", text)
         text = _BLOCK_TAG.sub("\n", text)
         text = _TAG.sub("", text)
     if "&" in text:
         text = _NESTED_AMPERSAND.sub("&", text)
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     return text
+
+
+def _without(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
+    """A space for all from each opening to its closing. One pass: where nothing closes any more, nothing is looked for."""
+    kept, position = [], 0
+    while (start := opening.search(text, position)) and (end := closing.search(text, start.end())):
+        kept.append(text[position : start.start()])
+        position = end.end()
+    return " ".join([*kept, text[position:]])
 
 
 def remove_control_characters(text: str) -> str:
@@ -184,9 +195,14 @@ def _decode_again(match: re.Match[str]) -> str:
 
 # --- Markup -----------------------------------------------------------------------------------------------------------
 
-_INVISIBLE = re.compile(
-    r"<!--.*?-->|<(script|style|head|noscript)\b[^<>]*>.*?</\1\s*>|<![a-z][^<>]*>", re.DOTALL | re.IGNORECASE
-)
+_INVISIBLE = [
+    (re.compile("<!--"), re.compile("-->")),
+    *(
+        (re.compile(rf"<{tag}\b[^<>]*>", re.IGNORECASE), re.compile(rf"</{tag}\s*>", re.IGNORECASE))
+        for tag in ("script", "style", "head", "noscript")
+    ),
+]
+_DECLARATION = re.compile(r"<![a-z][^<>]*>", re.IGNORECASE)
 _BLOCK_TAG = re.compile(
     r"</?(?:address|article|aside|blockquote|body|br|center|dd|div|dl|dt|footer|form|h[1-6]|header|hr|html|li|main|nav"
     r"|ol|p|pre|section|table|tbody|td|tfoot|th|thead|title|tr|ul)(?:\s[^<>]*)?/?>",

@@ -1,10 +1,14 @@
 """Text files as they are found: where they are cut into documents, and how small they may be."""
 
+import time
 from pathlib import Path
 
 import pytest
 
+from shared_data.cleaning.cleaning import Cleaner
 from shared_data.cleaning.filters import REASONS
+from shared_data.cleaning.repair import strip_markup
+from shared_data.corpus.documents import Document
 from shared_data.corpus.small_corpus import SETTING_OF_REASON
 from shared_data.corpus.splits import read_documents
 from shared_data.corpus.text_units import GROUP, LONGEST_GROUP, split_text
@@ -122,3 +126,18 @@ def test_every_rule_of_cleaning_has_its_setting() -> None:
     assert set(SETTING_OF_REASON) == set(REASONS)
     for assignment in SETTING_OF_REASON.values():
         assert assignment.partition("=")[0] in CleaningSettings.model_fields
+
+
+@pytest.mark.parametrize(
+    "unit", ["<!--", "<script>", "<style ", "<a ", "&amp;", "\x1b[", "a\u0301", "\ud800"]
+)
+def test_cleaning_takes_linear_time_whatever_the_text(unit: str) -> None:
+    """A megabyte of comments that never close took a quarter of an hour."""
+    started = time.perf_counter()
+    Cleaner(CleaningSettings()).clean(Document(unit * (500_000 // len(unit)), "x"))
+    assert time.perf_counter() - started < 5
+
+
+def test_a_comment_or_script_goes_with_what_is_in_it() -> None:
+    text = "a<!-- x --> b <!-- y\n--><SCRIPT src='z'>c <b> d</Script > e <header>f</header> <!-- g"
+    assert strip_markup(text).split() == ["a", "b", "e", "f", "<!--", "g"]
