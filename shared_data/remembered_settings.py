@@ -17,6 +17,7 @@ from shared_data.finished import FINISHED, OF_ANOTHER_VERSION, read_finished
 from shared_data.run_writing import CONFIG, SETTINGS, recover
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings, change_settings, load_settings, parse_override, walk_settings
+from shared_data.settings_align import BUILT_IN_REWARDS
 from shared_data.stages import STAGES
 
 
@@ -59,16 +60,32 @@ def open_run(
     if made is None or began is None:
         run = RunFolder(level, load_settings(config or "tiny", assignments), path)
         run.configuration = load_settings(config or "tiny")
+        _check_code_is_asked_for(run.settings, None, assignments)
         return run, []
     configuration = load_settings(config) if config else began
     before = _values(made)
     values = before | _differences(began, configuration)
     run = RunFolder(level, change_settings(values, assignments, str(config or path / SETTINGS)), path)
     run.configuration = configuration
+    _check_code_is_asked_for(run.settings, made, assignments)
     return run, [
         f"settings of {path}: {key} = {value} (was {before[key]})"
         for key, value in _differences(made, run.settings).items()
     ]
+
+
+def _check_code_is_asked_for(settings: Settings, remembered: Settings | None, assignments: list[str]) -> None:
+    """Refuse a reward function, the one setting that runs code, that comes from a configuration file alone: the file may be somebody's."""
+    typed = {".".join(keys) for keys, _ in map(parse_override, assignments)}
+    for stage in ("ppo", "grpo"):
+        reward = getattr(settings, stage).reward
+        known = remembered is not None and getattr(remembered, stage).reward == reward
+        if reward in BUILT_IN_REWARDS or known or f"{stage}.reward" in typed:
+            continue
+        raise UserError(
+            f"the configuration names code that would be run: {stage}.reward = {reward}; if you trust that file, ask for it with "
+            f"--set {stage}.reward={reward}"
+        )
 
 
 def _name(config: str | None, assignments: list[str]) -> str:

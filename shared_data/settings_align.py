@@ -13,6 +13,8 @@ from shared_data.inference.arguments import HIGHEST_TEMPERATURE, LOWEST_TEMPERAT
 from shared_data.settings_data import Section
 from shared_data.settings_training import OptimizerSettings, SchedulerType
 
+BUILT_IN_REWARDS = ("story_world", "reward_model")  # any other reward is FILE.py:FUNCTION, code that is run
+
 
 class PolicyEvaluationSettings(Section):
     """The evaluation of a policy before and after training, on prompts that no training uses."""
@@ -153,8 +155,8 @@ class PpoSettings(OnlineSettings):
     )
     reward: str = Field(
         default="reward_model",
-        description="what scores a completion: reward_model (of the stage `reward`), story_world, or FILE.py:FUNCTION of prompts and "
-        "completions (levels 2 and 3)",
+        description="what scores a completion: reward_model (of the stage `reward`), story_world, or FILE.py:FUNCTION, which is run "
+        "(levels 2 and 3)",
     )
     kl_coef: float = Field(default=0.05, ge=0, description="price of a nat of KL to the reference, per token")
     kl_estimator: Literal["k1", "k3"] = Field(
@@ -188,7 +190,7 @@ class GrpoSettings(OnlineSettings):
     max_completion_length: int = Field(default=512, ge=1, description="tokens of a completion at most")
     reward: str = Field(
         default="story_world",
-        description="what scores a completion: story_world, or FILE.py:FUNCTION of prompts and completions",
+        description="what scores a completion: story_world, or FILE.py:FUNCTION, which is run",
     )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         default="group", description="whose standard deviation advantages are divided by"

@@ -1,9 +1,12 @@
-"""A reward function of the user's own: loaded from a Python file, called with care.
+"""A reward function of the user's own: loaded from a Python file, called as TRL calls it, with care.
 
-The function gets two lists of texts, prompts and completions, and returns one number a completion, as in
+It is called by keyword with the lists `prompts`, `completions`, `completion_ids` and every other column of the prompts, takes those that
+it names (all of them as `**kwargs`), and returns one number a completion; None where it does not apply, which counts as 0, as in TRL:
 
-    def brevity(prompts: list[str], completions: list[str]) -> list[float]:
-        return [1 / (1 + len(completion)) for completion in completions]
+    def exact(completions, answer, **kwargs):
+        return [float(text.strip() == right) for text, right in zip(completions, answer)]
+
+A function of two parameters with other names, as `lambda p, c: …`, gets prompts and completions in that order.
 
 A reward is the one thing that training believes without a question: a NaN would make every weight NaN within a step, and
 a list that is one too short would reward the wrong completions. So all that comes back is checked, and what is wrong is
@@ -15,14 +18,14 @@ named with the completion it belongs to. What the function does to its lists sta
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shared_data.errors import UserError
 
-RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+RewardFunction = Callable[..., Sequence[float | None]]
 LARGEST = 1e15  # float32 ends at 3e38; of such numbers even the squares of a batch, for a standard deviation, add up to less
 _SHOWN = 60  # characters of a text in an error message
 
@@ -33,7 +36,7 @@ def open_reward(reference: str) -> RewardFunction:
         return load_reward_function(reference)
     from shared_data.story_world.tasks import reward
 
-    return lambda prompts, completions: [
+    return lambda prompts, completions, **_: [
         reward(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)
     ]
 
@@ -69,27 +72,67 @@ def load_reward_function(reference: str) -> RewardFunction:
             f"{reference} is an async function; write a plain one, with def alone (asyncio.run in it can wait for others)"
         )
 
-    def checked(prompts: list[str], completions: list[str]) -> list[float]:
-        return score_completions(function, prompts, completions, reference)
+    def checked(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float]:
+        return score_completions(function, prompts, completions, reference, **columns)
 
     return checked
 
 
 def score_completions(
-    function: RewardFunction, prompts: list[str], completions: list[str], name: str = "the reward function"
+    function: RewardFunction,
+    prompts: list[Any],
+    completions: list[Any],
+    name: str = "the reward function",
+    **columns: list[Any],
 ) -> list[float]:
-    """The rewards of the completions. Raises `UserError`, naming the completion, where the function raises or gives no usable number."""
+    """The rewards of the completions. Raises `UserError`, naming the completion, where the function raises or gives no usable number.
+
+    columns: `completion_ids`, and what the records of the prompts have beside them.
+    """
     assert len(prompts) == len(completions), f"{len(prompts)} prompts and {len(completions)} completions"
+    given = {"prompts": prompts, "completions": completions, **columns}
     try:
         with _leaving_refused(name):
-            rewards = _in_order(function(list(prompts), list(completions)), name)
+            rewards = _in_order(_call(function, given, name), name)
     except UserError:  # also of a function that is checked already: it names the completion
         raise
     except Exception as error:
-        record = _first_that_raises(function, prompts, completions)
+        record = _first_that_raises(function, given, name)
         raise UserError(f"{name} raised {_describe(error)}{record}; mend the function") from error
     return check_rewards(
         rewards, len(completions), name, lambda index: _record(index, prompts[index], completions[index])
+    )
+
+
+def _call(function: RewardFunction, given: Mapping[str, list[Any]], name: str) -> Any:
+    """The function's value for copies of the lists that it names. Raises `UserError` where it needs one that there is not."""
+    lists = {key: list(values) for key, values in given.items()}
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of a function in C
+        parameters = None
+    if parameters is None or _is_of_two_lists(parameters, lists):
+        return function(lists["prompts"], lists["completions"])
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return function(**lists)
+    named = {parameter.name: parameter for parameter in parameters}
+    for parameter in named.values():
+        if parameter.name not in lists and parameter.default is inspect.Parameter.empty:
+            raise UserError(
+                f"{name} has the parameter {parameter.name!r}, which is none of {', '.join(lists)}; rename it, or give the prompts such a column"
+            )
+    return function(**{key: values for key, values in lists.items() if key in named})
+
+
+def _is_of_two_lists(parameters: Iterable[inspect.Parameter], lists: Mapping[str, Any]) -> bool:
+    """Whether a function takes prompts and completions by position: two parameters, whose names say nothing, or `*args`."""
+    needed = [each for each in parameters if each.default is inspect.Parameter.empty]
+    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in needed):
+        return all(each.name not in lists for each in parameters)
+    return len(needed) == 2 and all(
+        each.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        and each.name not in lists
+        for each in needed
     )
 
 
@@ -113,7 +156,7 @@ def _in_order(rewards: Any, name: str) -> list[Any]:
         )
     listed = list(rewards)
     _close(listed)
-    return listed
+    return [0.0 if reward is None else reward for reward in listed]
 
 
 def _close(values: list[Any]) -> None:
@@ -156,18 +199,18 @@ def is_usable_number(value: Any) -> bool:
         return False
 
 
-def _first_that_raises(function: RewardFunction, prompts: list[str], completions: list[str]) -> str:
+def _first_that_raises(function: RewardFunction, given: Mapping[str, list[Any]], name: str) -> str:
     """Ask for each completion alone, to find the one the function cannot bear; empty where each of them goes well."""
-    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+    for index, (prompt, completion) in enumerate(zip(given["prompts"], given["completions"], strict=True)):
         try:
-            function([prompt], [completion])
+            _call(function, {key: values[index : index + 1] for key, values in given.items()}, name)
         except (Exception, SystemExit):
             return _record(index, prompt, completion)
     return ""
 
 
-def _record(index: int, prompt: str, completion: str) -> str:
-    return f" for completion {index + 1}, {_shorten(completion)!r} to the prompt {_shorten(prompt)!r}"
+def _record(index: int, prompt: Any, completion: Any) -> str:
+    return f" for completion {index + 1}, {_shown(completion)} to the prompt {_shown(prompt)}"
 
 
 def _shown(value: Any) -> str:

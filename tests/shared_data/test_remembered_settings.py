@@ -97,3 +97,21 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file is a file, not the folder of a run; choose"):
         open_run("v2", out=tmp_path / "file")
+
+
+def test_code_that_a_configuration_names_is_asked_for_on_the_command_line(tmp_path: Path) -> None:
+    """A configuration from elsewhere must not run a file; what was asked for once, the run remembers."""
+    config, code = tmp_path / "theirs.toml", f"{tmp_path / 'rewards.py'}:f"
+    for stage in ("ppo", "grpo"):
+        run = tmp_path / stage
+        config.write_text(f'[{stage}]\nreward = "{code}"\n')
+        says = rf"names code that would be run: {stage}\.reward = {code}; if you trust .* --set {stage}\.reward={code}$"
+        with pytest.raises(UserError, match=says):
+            open_run("v2", str(config), out=run)
+        assert not run.exists()
+        begin(run, str(config), f"{stage}.reward={code}")
+        assert getattr(open_run("v2", out=run)[0].settings, stage).reward == code
+        assert getattr(open_run("v2", str(config), out=run)[0].settings, stage).reward == code
+        begin(tmp_path / f"{stage}-plain", "smoke")
+        with pytest.raises(UserError, match=says):
+            open_run("v2", str(config), out=tmp_path / f"{stage}-plain")

@@ -72,6 +72,35 @@ def beyond_floats(prompts, completions):
 def two_in_one(prompts, completions):
     return [numpy.zeros(2) for _ in completions]
 """
+FORMS = {
+    "def f(completions, **kwargs): return [len(c) for c in completions]": [5, 0, 5],
+    "def f(completions, answer, **kwargs): return [float(c == a) for c, a in zip(completions, answer)]": [
+        1,
+        0,
+        0,
+    ],
+    "def f(answer, completions): return [float(c == a) for c, a in zip(completions, answer)]": [1, 0, 0],
+    "def f(*, prompts, level=1): return [len(p) * level for p in prompts]": [4, 6, 5],
+    "def f(completion_ids, **kwargs): return [sum(ids) for ids in completion_ids]": [3, 0, 7],
+    "def f(**kwargs): return [len(kwargs) + len(p) for p in kwargs['prompts']]": [8, 10, 9],
+    "def f(completions, prompts): return [len(p) - len(c) for p, c in zip(prompts, completions)]": [-1, 6, 0],
+    "def f(completions, **kwargs): return [None if not c else 1.0 for c in completions]": [1, 0, 1],
+    "def f(p, c): return [len(a) - len(b) for a, b in zip(p, c)]": [-1, 6, 0],
+    "f = lambda x, y: [len(a) - len(b) for a, b in zip(x, y)]": [-1, 6, 0],
+    "def f(x, y, /): return [len(a) - len(b) for a, b in zip(x, y)]": [-1, 6, 0],
+    "def f(*args): return [len(a) - len(b) for a, b in zip(*args)]": [-1, 6, 0],
+    "class F:\n    def __call__(self, completions, **_): return [len(c) for c in completions]\nf = F()": [
+        5,
+        0,
+        5,
+    ],
+    "import functools\ndef g(k, completions, **_): return [k] * len(completions)\nf = functools.partial(g, 2)": [
+        2,
+        2,
+        2,
+    ],
+}
+COLUMNS = {"answer": ["Lily.", "x", "At 6."], "completion_ids": [[1, 2], [], [7]]}
 PROMPTS, COMPLETIONS = ["Who?", "Where?", "When?"], ["Lily.", "", "At 5."]
 
 
@@ -84,6 +113,22 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_function_of_a_file_scores_completions(file: Path) -> None:
     assert load_reward_function(f"{file}:brevity")(PROMPTS, COMPLETIONS) == [1 / 6, 1.0, 1 / 6]
+
+
+@pytest.mark.parametrize("code", FORMS)
+def test_a_function_gets_by_keyword_what_it_names_as_in_trl(tmp_path: Path, code: str) -> None:
+    """`def f(completions, answer, **kwargs)` was called by position, and scored prompts as completions."""
+    (tmp_path / "rewards.py").write_text(code)
+    function = load_reward_function(f"{tmp_path / 'rewards.py'}:f")
+    assert function(PROMPTS, COMPLETIONS, **COLUMNS) == FORMS[code]
+
+
+@pytest.mark.parametrize("parameters", ["completions, right", "prompts, replies", "a, b, c", "a"])
+def test_a_parameter_that_nothing_is_given_for_is_named(tmp_path: Path, parameters: str) -> None:
+    (tmp_path / "rewards.py").write_text(f"def f({parameters}): return [1.0] * 3\n")
+    says = r"rewards.py:f has the parameter '(right|replies|a)', which is none of prompts, completions, answer, completion_ids; rename"
+    with pytest.raises(UserError, match=says):
+        load_reward_function(f"{tmp_path / 'rewards.py'}:f")(PROMPTS, COMPLETIONS, **COLUMNS)
 
 
 @pytest.mark.parametrize(
