@@ -81,8 +81,11 @@ def grpo_update(
         num_generations=group,
     )
     prompts = [prompt for prompt in batch.prompts for _ in range(group)]
-    texts = decode_completions(tokenizer, rollout.completions())
-    rewards = np.array(score_completions(reward, prompts, texts), policy.lm_head.weight.dtype)
+    completion_ids = rollout.completions()
+    texts = decode_completions(tokenizer, completion_ids)
+    rewards = np.array(
+        score_completions(reward, prompts, texts, completion_ids=completion_ids), policy.lm_head.weight.dtype
+    )
     advantages = group_advantages(rewards, group, section.scale_rewards)
     mask = rollout.mask
     with no_grad():

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import PromptBatch, PromptBatches, encode_prompts, open_prompts
-from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
+from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward, score_completions
 from shared_data.alignment.token_policy import decode_completions, pad_completions
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.model_names import tokenizer_of
@@ -150,7 +150,8 @@ def text_scores(
     reward: RewardFunction, tokenizer: Tokenizer, batch: PromptBatch, rollout: Rollout
 ) -> list[float]:
     """Scores by a function of texts."""
-    return list(reward(batch.prompts, decode_completions(tokenizer, rollout.completions())))
+    ids = rollout.completions()
+    return score_completions(reward, batch.prompts, decode_completions(tokenizer, ids), completion_ids=ids)
 
 
 def model_scores(reward_model: RewardModel, batch: PromptBatch, rollout: Rollout) -> list[float]:
