@@ -11,13 +11,16 @@ from itertools import islice
 from typing import Any
 
 from shared_data.alignment.pair_batches import check_pairs, encode_pair
-from shared_data.alignment.pairs import check_texts, open_pairs
-from shared_data.alignment.prompts import check_lengths, read_prompts
+from shared_data.alignment.pairs import PairRecord, check_pair_turns, check_texts, open_pairs
+from shared_data.alignment.prompts import check_length, read_prompts
+from shared_data.alignment.rewards import check_parameters, open_reward
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.open_corpus import find_files
 from shared_data.model_names import starting_config
 from shared_data.runs import RunFolder
-from shared_data.training.chat_data import check_content, check_conversation, check_turns, encode_conversation
+from shared_data.settings_align import BUILT_IN_REWARDS
+from shared_data.training.chat_data import check_content, check_conversation, encode_conversation
 
 STAGES_WITH_RECORDS = ("sft", "reward", "dpo", "ppo", "grpo")
 
@@ -48,28 +51,40 @@ def check_records(
 def _check_conversations(run: RunFolder, special_tokens: list[str], tokenizer: Any | None) -> None:
     section, data = run.settings.sft, run.settings.data
     length = min(section.max_length, starting_config(run, "sft").max_position_embeddings)
-    for where, messages in islice(read_conversations(data, section.source), section.conversations):
-        check_conversation(messages, special_tokens, where)
-        if tokenizer is not None and run.level != "v1":  # its trainer cuts off what is too long
-            encode_conversation(tokenizer, messages, length, where)
+    bad = BadRecords(section.on_bad_record)
+    found = read_conversations(data, section.source, columns=section.columns, bad=bad)
+    for where, messages in islice(found, section.conversations):
+        good = bad.is_good(check_conversation, messages, special_tokens, where)
+        if good and tokenizer is not None and run.level != "v1":  # its trainer cuts off what is too long
+            bad.is_good(encode_conversation, tokenizer, messages, length, where)
 
 
 def _check_pairs(run: RunFolder, stage: str, special_tokens: list[str], tokenizer: Any | None) -> None:
     positions = starting_config(run, stage).max_position_embeddings
     length = min(getattr(run.settings, stage).max_length, positions)
-    for pairs in open_pairs(run.settings, stage):
-        for pair in pairs:
-            check_texts(pair, special_tokens)
-            for completion in ("chosen", "rejected"):
-                check_turns([*pair["prompt"], *pair[completion]], pair["where"])
-            if tokenizer is not None and run.level != "v1":
-                check_pairs([encode_pair(tokenizer, pair)], length, [pair["where"]])
+
+    def check(pair: PairRecord) -> None:
+        check_texts(pair, special_tokens)
+        check_pair_turns(pair)
+        if tokenizer is not None and run.level != "v1":
+            check_pairs([encode_pair(tokenizer, pair)], length, [pair["where"]])
+
+    open_pairs(run.settings, stage, check)
 
 
 def _check_prompts(run: RunFolder, stage: str, special_tokens: list[str], tokenizer: Any | None) -> None:
+    section = getattr(run.settings, stage)
+    bad, columns = (
+        BadRecords(section.on_bad_record),
+        dict.fromkeys(("prompts", "completions", "completion_ids")),
+    )
     for prompts in read_prompts(run.settings, stage):
-        for where, text in prompts:
-            check_content([text], special_tokens, where)
-        if tokenizer is not None:
-            positions = starting_config(run, stage).max_position_embeddings
-            check_lengths(prompts, run.settings, stage, tokenizer, positions)
+        for prompt in prompts:
+            columns |= dict.fromkeys(prompt.columns)
+            contents = [message["content"] for message in prompt.messages]
+            good = bad.is_good(check_content, contents, special_tokens, prompt.where)
+            if good and tokenizer is not None:
+                positions = starting_config(run, stage).max_position_embeddings
+                bad.is_good(check_length, prompt, run.settings, stage, tokenizer, positions)
+    if section.reward not in BUILT_IN_REWARDS:
+        check_parameters(open_reward(section.reward), columns, section.reward)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from shared_data.inference.arguments import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
-from shared_data.settings_data import Section
+from shared_data.settings_data import RecordSettings, Section
 from shared_data.settings_training import OptimizerSettings, SchedulerType
 
 BUILT_IN_REWARDS = ("story_world", "reward_model")  # any other reward is FILE.py:FUNCTION, code that is run
@@ -34,7 +34,7 @@ class PolicyEvaluationSettings(Section):
     )
 
 
-class PreferenceSettings(OptimizerSettings):
+class PreferenceSettings(OptimizerSettings, RecordSettings):
     """What the stages have that learn from preference pairs."""
 
     source: str = Field(
@@ -121,7 +121,7 @@ class DpoSettings(PolicyEvaluationSettings, PreferenceSettings):
         return self
 
 
-class OnlineSettings(PolicyEvaluationSettings, OptimizerSettings):
+class OnlineSettings(PolicyEvaluationSettings, OptimizerSettings, RecordSettings):
     """What the stages have that learn from completions of the policy itself."""
 
     source: str = Field(

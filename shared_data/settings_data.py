@@ -40,6 +40,19 @@ class Section(BaseModel):
         return value
 
 
+class RecordSettings(Section):
+    """What a stage does with the records of its source."""
+
+    on_bad_record: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="stop: a record that cannot be used ends the stage; skip: it is counted and named, and the stage goes on",
+    )
+    columns: dict[str, str] = Field(
+        default={},
+        description='what our fields are called in the file, as {prompt = "Frage", response = "Antwort"}',
+    )
+
+
 class CleaningSettings(Section):
     """Which documents are repaired, and which are dropped (after Gopher, Rae et al. 2021, and C4, Raffel et al. 2020)."""
 
@@ -156,6 +169,10 @@ class DataSettings(Section):
     text_unit: Literal["auto", "file", "paragraphs", "line"] = Field(
         default="auto",
         description="what a document of a .txt file is; auto: the parts between <|endoftext|>, else the file, or groups of paragraphs if it is large or the only one",
+    )
+    on_bad_record: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="stop: a record that cannot be read ends the stage; skip: it is counted and named, and the stage goes on",
     )
     encoding: str = Field(default="utf-8", description="encoding of local text files")
     max_megabytes: float = Field(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from shared_data.seeds import LARGEST_SEED
-from shared_data.settings_data import Section
+from shared_data.settings_data import RecordSettings, Section
 
 SchedulerType = Literal[
     "linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup", "warmup_stable_decay"
@@ -182,7 +182,7 @@ class AdapterSettings(Section):
     )
 
 
-class SftSettings(OptimizerSettings):
+class SftSettings(OptimizerSettings, RecordSettings):
     """Instruction tuning on conversations; the loss counts the assistant's tokens only."""
 
     stage: ClassVar[str] = "sft"

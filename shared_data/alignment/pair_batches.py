@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from shared_data.alignment.pairs import PairRecord, check_texts
+from shared_data.alignment.pairs import PairRecord, check_pair_turns, check_texts, open_pairs
 from shared_data.alignment.token_policy import pad_completions
 from shared_data.errors import UserError
-from shared_data.settings import PreferenceSettings
+from shared_data.settings import PreferenceSettings, Settings
 from shared_data.tokenizer.tokenizer import Tokenizer
-from shared_data.training.chat_data import check_turns
 from shared_data.training.data_order import DataOrder
 
 Pair = tuple[list[int], list[int], list[int]]  # ids of the prompt, the chosen and the rejected completion
@@ -90,17 +89,36 @@ class PairBatches:
         return PairBatch(input_ids, completion_mask, attention_mask, rows, self.margins[rows])
 
 
+def open_pair_batches(
+    settings: Settings, stage: str, tokenizer: Tokenizer, positions: int
+) -> tuple[PairBatches, PairBatches]:
+    """Batches of the pairs of a stage to train on, and of held-out ones, in order. Raises `UserError` naming the record that is wrong."""
+    section: PreferenceSettings = getattr(settings, stage)
+    length = min(section.max_length, positions)
+
+    def check(record: PairRecord) -> None:
+        check_pairs([encode_pair(tokenizer, record)], length, [record["where"]])
+
+    # Where a bad record stops the job, encoding the batches finds it.
+    train, held_out = open_pairs(settings, stage, check if section.on_bad_record == "skip" else None)
+    return (
+        PairBatches(train, tokenizer, section, positions),
+        PairBatches(held_out, tokenizer, section, positions, shuffle=False),
+    )
+
+
 def encode_pair(tokenizer: Tokenizer, record: PairRecord) -> Pair:
     """The ids of a record's three parts. Raises `UserError` for an empty part, turns out of order, or a template's token in a text."""
     check_texts(record, tokenizer.special_tokens)
+    check_pair_turns(record)
     template = tokenizer.get_chat_template()
     ids = [tokenizer.encode(template.render(record["prompt"], add_generation_prompt=True))]
     for part in ("chosen", "rejected"):
         messages = [*record["prompt"], *record[part]]
-        check_turns(messages, record["where"])
         text, spans = template.render_with_spans(messages)
+        first = -sum(message["role"] == "assistant" for message in record[part])
         # Not with the line break after it: a sampled completion ends with the token that ends the turn.
-        ids.append(tokenizer.encode(text[slice(*spans[-1])].removesuffix("\n")))
+        ids.append(tokenizer.encode(text[spans[first][0] : spans[-1][1]].removesuffix("\n")))
     return ids[0], ids[1], ids[2]
 
 

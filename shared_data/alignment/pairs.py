@@ -3,11 +3,12 @@
 train, held_out = open_pairs(settings, "dpo")
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 from shared_data.alignment.rewards import LARGEST, is_usable_number
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.formatting import Message, format_preference
 from shared_data.corpus.records import open_records
 from shared_data.errors import UserError
@@ -19,26 +20,45 @@ HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 PairRecord = dict[str, Any]  # prompt, chosen, rejected: messages; where, margin, reason
 
 
-def open_pairs(settings: Settings, stage: str) -> tuple[list[PairRecord], list[PairRecord]]:
+def open_pairs(
+    settings: Settings, stage: str, check: Callable[[PairRecord], Any] | None = None
+) -> tuple[list[PairRecord], list[PairRecord]]:
     """Pairs of a stage to train on, and held-out ones: of the story world's test split, or of a user's records.
 
     `margin` is by how much the chosen completion is better (0: not known), `reason` what is wrong with the other, and `where` names
     the record in an error. Raises `UserError` naming the record that is wrong.
+
+    check: raises `UserError` for a record that the level cannot learn from, so that `on_bad_record` counts for it, too.
     """
     section: PreferenceSettings = getattr(settings, stage)
     if section.source == "story_world":
         train = _story_world_pairs(section.seed, "train", **section.story_world_options)
         held_out = _story_world_pairs(0, "test", question_fraction=section.question_fraction)
         return list(islice(train, section.pairs)), list(islice(held_out, section.eval_pairs))
-    data = settings.data.model_copy(
-        update={"source": section.source, "hub_config": None, "hub_split": "train"}
-    )
-    records = [
-        format_preference(record, where) | _extras(record, where)
-        for where, record in islice(open_records(data), section.pairs)
-    ]
+    bad, records = BadRecords(section.on_bad_record), []
+    with bad.reported(section.source):
+        for where, fields in islice(open_records(settings.data, section.source, bad), section.pairs):
+            record = bad.attempt(_pair, fields, where, section.columns)
+            if record is not None and (check is None or bad.is_good(check, record)):
+                records.append(record)
+    if not records:
+        raise UserError(f"{section.source} has no pair that can be used; correct the records")
     kept = [record for number, record in enumerate(records) if number % HELD_OUT_PART] or records
     return kept, records[::HELD_OUT_PART][: section.eval_pairs]
+
+
+def _pair(fields: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> PairRecord:
+    return format_preference(fields, where, columns) | _extras(fields, where)
+
+
+def check_pair_turns(record: PairRecord) -> None:
+    """Raise `UserError` unless each completion begins and ends with a turn of the assistant."""
+    for part in ("chosen", "rejected"):
+        for which, turn in (("begins", record[part][0]), ("ends", record[part][-1])):
+            if turn["role"] != "assistant":
+                raise UserError(
+                    f"{record['where']}: {part!r} {which} with a turn of {turn['role']!r}, not of the assistant; correct or remove the record"
+                )
 
 
 def check_texts(record: PairRecord, special_tokens: Iterable[str]) -> None:

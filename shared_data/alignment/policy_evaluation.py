@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from shared_data.alignment.rewards import RewardFunction, score_completions
+from shared_data.alignment.prompts import Prompt, as_prompt, score_prompts
+from shared_data.alignment.rewards import RewardFunction
 from shared_data.corpus.splits import read_documents
 from shared_data.files import write_json
 from shared_data.runs import RunFolder
@@ -36,7 +37,7 @@ class Policy(Protocol):
     """What the evaluation needs of a language model, of whatever level."""
 
     def complete(
-        self, prompts: Sequence[str], max_completion_length: int, temperature: float, seed: int
+        self, prompts: Sequence[Prompt | str], max_completion_length: int, temperature: float, seed: int
     ) -> list[Completion]:
         """One sampled completion of each prompt, as the first turn of a conversation."""
 
@@ -53,7 +54,7 @@ def evaluate_policy(
     stage: str,
     policy: Policy,
     reference: Policy,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt | str],
     reward: RewardFunction,
     batch_size: int = 64,
 ) -> dict[str, float]:
@@ -64,7 +65,7 @@ def evaluate_policy(
     words. `kl` is the divergence of the policy from the reference in nats a completion.
     """
     section: PolicyEvaluationSettings = getattr(settings, stage)
-    records: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    records: list[dict[str, Any]] = [{"prompt": as_prompt(prompt).text} for prompt in prompts]
     finished, kl = {"before": 0, "after": 0}, 0.0
     for moment, model in (("before", reference), ("after", policy)):
         for start in range(0, len(prompts), batch_size):
@@ -73,7 +74,8 @@ def evaluate_policy(
                 batch, section.max_completion_length, section.temperature, seed=start
             )
             texts = [completion.text for completion in completions]
-            rewards = score_completions(reward, batch, texts)
+            ids = [completion.ids for completion in completions]
+            rewards = score_prompts(reward, batch, texts, ids)
             for record, text, value in zip(records[start:], texts, rewards, strict=False):
                 record |= {moment: text, f"{moment}_reward": value}
             finished[moment] += sum(completion.finished for completion in completions)

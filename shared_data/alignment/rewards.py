@@ -15,6 +15,7 @@ named with the completion it belongs to. What the function does to its lists sta
     uv run python -c "from shared_data.alignment.rewards import load_reward_function; load_reward_function('rewards.py:brevity')"
 """
 
+import functools
 import importlib.util
 import inspect
 import sys
@@ -72,6 +73,7 @@ def load_reward_function(reference: str) -> RewardFunction:
             f"{reference} is an async function; write a plain one, with def alone (asyncio.run in it can wait for others)"
         )
 
+    @functools.wraps(function)  # its signature says what it asks for
     def checked(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float]:
         return score_completions(function, prompts, completions, reference, **columns)
 
@@ -105,33 +107,45 @@ def score_completions(
 
 
 def _call(function: RewardFunction, given: Mapping[str, list[Any]], name: str) -> Any:
-    """The function's value for copies of the lists that it names. Raises `UserError` where it needs one that there is not."""
+    """The function's value for copies of the lists that it names."""
     lists = {key: list(values) for key, values in given.items()}
+    names = check_parameters(function, lists, name)
+    if names is None:
+        return function(lists["prompts"], lists["completions"])
+    return function(**{key: lists[key] for key in names})
+
+
+def check_parameters(function: RewardFunction, given: Iterable[str], name: str) -> list[str] | None:
+    """Which of the given lists the function names; None where it takes prompts and completions by position.
+
+    Raises `UserError` where it needs one that is not given.
+    """
+    given = list(given)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # of a function in C
-        parameters = None
-    if parameters is None or _is_of_two_lists(parameters, lists):
-        return function(lists["prompts"], lists["completions"])
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return function(**lists)
-    named = {parameter.name: parameter for parameter in parameters}
-    for parameter in named.values():
-        if parameter.name not in lists and parameter.default is inspect.Parameter.empty:
+        return None
+    if _is_of_two_lists(parameters, given):
+        return None
+    for parameter in parameters:
+        is_named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if is_named and parameter.name not in given and parameter.default is parameter.empty:
             raise UserError(
-                f"{name} has the parameter {parameter.name!r}, which is none of {', '.join(lists)}; rename it, or give the prompts such a column"
+                f"{name} has the parameter {parameter.name!r}, which is none of {', '.join(given)}; rename it, or give the prompts such a column"
             )
-    return function(**{key: values for key, values in lists.items() if key in named})
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return given
+    return [each for each in given if each in {parameter.name for parameter in parameters}]
 
 
-def _is_of_two_lists(parameters: Iterable[inspect.Parameter], lists: Mapping[str, Any]) -> bool:
+def _is_of_two_lists(parameters: Iterable[inspect.Parameter], given: Sequence[str]) -> bool:
     """Whether a function takes prompts and completions by position: two parameters, whose names say nothing, or `*args`."""
     needed = [each for each in parameters if each.default is inspect.Parameter.empty]
     if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in needed):
-        return all(each.name not in lists for each in parameters)
+        return all(each.name not in given for each in parameters)
     return len(needed) == 2 and all(
         each.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        and each.name not in lists
+        and each.name not in given
         for each in needed
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from shared_data.alignment.policy_evaluation import Completion
-from shared_data.alignment.prompts import encode_prompts
+from shared_data.alignment.prompts import Prompt, encode_prompts
 from shared_data.evaluation.windows import NegativeLogProbs, bits_per_byte, score_tokens
 from shared_data.inference.prompts import stop_ids
 
@@ -35,7 +35,7 @@ class TokenPolicy:
         self.negative_log_probs = negative_log_probs
 
     def complete(
-        self, prompts: Sequence[str], max_completion_length: int, temperature: float, seed: int
+        self, prompts: Sequence[Prompt | str], max_completion_length: int, temperature: float, seed: int
     ) -> list[Completion]:
         """One sampled completion of each prompt."""
         prompt_ids, stops = encode_prompts(self.tokenizer, prompts), stop_ids(self.model, self.tokenizer)

@@ -10,23 +10,38 @@ print(next(read_conversations(DataSettings(), 'story_world')))"
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.formatting import Message, format_chat
 from shared_data.corpus.records import open_records
 from shared_data.settings import DataSettings
 
+# What a record may have beside its turns that changes what they mean, and that no stage here uses.
+NOT_USED = ("tools", "functions", "weight", "images", "documents")
+
 
 def read_conversations(
-    data: DataSettings, source: str, seed: int = 0, options: Mapping[str, Any] | None = None
+    data: DataSettings,
+    source: str,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
+    bad: BadRecords | None = None,
 ) -> Iterator[tuple[str, list[Message]]]:
     """Each conversation of a source with the words that name it in an error.
 
     options: arguments of the story world's `conversations`, from `SftSettings.story_world_options`.
-    Raises `UserError` for a record that is no conversation, or a source that cannot be read.
+    columns: what our fields are called in the records. bad: what happens to a record that is no conversation; by default it is a `UserError`.
     """
     if source != "story_world":
-        records = data.model_copy(update={"source": source, "hub_config": None, "hub_split": "train"})
-        for where, record in open_records(records):
-            yield where, format_chat(record, where)
+        bad = bad or BadRecords()
+        for where, record in open_records(data, source, bad):
+            messages = bad.attempt(format_chat, record, where, columns)
+            if messages is None:
+                continue
+            for name in NOT_USED:
+                if record.get(name) is not None:
+                    bad.leave_out(f"the field {name!r} is left out")
+            yield where, messages
         return
     from shared_data.story_world.conversations import conversations
 

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.documents import Document
 from shared_data.corpus.formatting import format_text
 from shared_data.corpus.json_records import json_records, without_surrogates
@@ -47,10 +48,11 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
 
     Records become text through `data.text_field`. An id is the path and the number of the document in it.
     """
-    with _faults_named(path):
-        unit, records = _open_records(path, settings.encoding, settings.text_field)
+    bad = BadRecords(settings.on_bad_record)
+    with _faults_named(path), bad.reported(str(path)):
+        unit, records = _open_records(path, settings.encoding, settings.text_field, bad=bad)
         if records is not None:
-            texts = texts_of(records, str(path), unit, settings.text_field)
+            texts = texts_of(records, str(path), unit, settings.text_field, bad)
         else:
             texts = split_text(_text_chunks(path, settings.encoding), settings.text_unit, only_file)
         name = str(path).encode("utf-8", "replace").decode()  # a file name may hold bytes that are no UTF-8
@@ -59,43 +61,54 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
 
 
 def read_records(
-    path: Path, encoding: str = "utf-8", csv_columns: Sequence[str] | None = None
+    path: Path,
+    encoding: str = "utf-8",
+    csv_columns: Sequence[str] | None = None,
+    bad: BadRecords | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Stream the records of one file whole, each with the words that name it in an error; of plain text there are none.
 
     csv_columns: what the columns of a CSV are called whose first line does not say it.
+    bad: what happens to a malformed record; by default it is a `UserError`. Nothing can be read behind one in a .json file.
     """
+    bad = bad or BadRecords()
     with _faults_named(path):
-        unit, records = _open_records(path, encoding, csv_columns=csv_columns)
+        unit, records = _open_records(path, encoding, csv_columns=csv_columns, bad=bad)
         if records is None:
             raise UserError(
                 f"{path} holds no records; give a file that ends in .jsonl, .json, .csv or .parquet"
             )
         for number, record in records:
             where = f"{path}, {unit} {number:,}"
-            if not isinstance(record, dict):
-                raise UserError(
-                    f"{where} is a {type(record).__name__}, not an object; write one object a record"
-                )
-            yield where, record
+            if isinstance(record, dict):
+                yield where, record
+                continue
+            bad.refuse(
+                UserError(f"{where} is a {type(record).__name__}, not an object; write one object a record")
+            )
 
 
 def _open_records(
-    path: Path, encoding: str, column: str | None = None, csv_columns: Sequence[str] | None = None
+    path: Path,
+    encoding: str,
+    column: str | None = None,
+    csv_columns: Sequence[str] | None = None,
+    bad: BadRecords | None = None,
 ) -> tuple[str, Records | None]:
     """What a record of this format is called, and the numbered records; None for plain text.
 
     column: all that is needed of a parquet file, which is then all that is read.
     """
+    bad = bad or BadRecords()
     match format_of(path):
         case ".parquet":
             return "row", _parquet_records(path, column)
         case ".jsonl":
-            return "line", _jsonl_records(_text_chunks(path, encoding), path)
+            return "line", _jsonl_records(_text_chunks(path, encoding), path, bad)
         case ".json":
             return "record", json_records(_text_chunks(path, encoding), path)
         case ".csv":
-            return "line", _csv_records(_text_chunks(path, encoding), path, csv_columns)
+            return "line", _csv_records(_text_chunks(path, encoding), path, bad, csv_columns)
         case _:
             return "line", None
 
@@ -164,32 +177,41 @@ def _text_chunks(path: Path, encoding: str) -> Iterator[str]:
             offset += len(block)
 
 
-def texts_of(records: Iterable[tuple[int, Any]], source: str, unit: str, text_field: str) -> Iterator[str]:
-    """The text of each numbered record; empty and null texts are passed over."""
+def texts_of(
+    records: Iterable[tuple[int, Any]], source: str, unit: str, text_field: str, bad: BadRecords
+) -> Iterator[str]:
+    """The text of each numbered record; those that are empty or null are passed over, and counted."""
     for number, record in records:
-        text = format_text(record, text_field, f"{source}, {unit} {number:,}")
+        text = bad.attempt(format_text, record, text_field, f"{source}, {unit} {number:,}")
+        if text is None:
+            continue
+        if not text or text.isspace():
+            bad.leave_out(f"there is no text in {text_field!r}")
+            continue
         if (
             "\r" in text
         ):  # in a string of JSON or parquet; of the other formats the reader makes every line end one
             text = text.replace("\r\n", "\n").replace("\r", "\n")
-        if text and not text.isspace():
-            yield text
+        yield text
 
 
-def _jsonl_records(chunks: Iterable[str], path: Path) -> Records:
+def _jsonl_records(chunks: Iterable[str], path: Path, bad: BadRecords) -> Records:
     for number, line in enumerate(split_at(chunks, "\n", LONGEST_RECORD), start=1):
         line = line.removeprefix("\ufeff")  # in files that were put together
         if not line or line.isspace():
             continue
         try:
-            yield number, without_surrogates(json.loads(line), line)
+            record = without_surrogates(json.loads(line), line)
         except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-            raise UserError(
-                f"{path}, line {number:,} is not valid JSON ({error}); correct or remove that line"
-            ) from error
+            fault = f"{path}, line {number:,} is not valid JSON ({error}); correct or remove that line"
+            bad.refuse(UserError(fault))
+            continue
+        yield number, record
 
 
-def _csv_records(chunks: Iterable[str], path: Path, columns: Sequence[str] | None = None) -> Records:
+def _csv_records(
+    chunks: Iterable[str], path: Path, bad: BadRecords, columns: Sequence[str] | None = None
+) -> Records:
     csv.field_size_limit(LONGEST_RECORD)  # by default it is 131,072 characters
     ended = False
 
@@ -208,9 +230,9 @@ def _csv_records(chunks: Iterable[str], path: Path, columns: Sequence[str] | Non
             )
         first = rows.line_num + 1
         if any(row.pop(None, ())):  # what is behind an unquoted comma
-            raise UserError(
-                f"{path}, line {rows.line_num:,} has more fields than the first line names; put texts with commas in quotes"
-            )
+            fault = f"{path}, line {rows.line_num:,} has more fields than the first line names; put texts with commas in quotes"
+            bad.refuse(UserError(fault))
+            continue
         yield rows.line_num, row
 
 

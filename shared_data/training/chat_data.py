@@ -19,16 +19,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.conversations import read_conversations
-from shared_data.corpus.formatting import Message
+from shared_data.corpus.turns import MEANINGFUL, Message
 from shared_data.errors import UserError
 from shared_data.settings import Settings
+from shared_data.tokenizer.chat_template import Span
 from shared_data.tokenizer.tokenizer import Tokenizer
 from shared_data.training.data_loader import IGNORED_LABEL, Batch
 from shared_data.training.data_order import DataOrder
 
 HELD_OUT_PART = 20  # one conversation in so many is held out of training
 PACKED_TOGETHER = 1000  # conversations among which those of a row are chosen; as many as TRL's
+
+NamedConversation = tuple[str, list[Message]]  # the words that name it in an error, and its turns
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,15 @@ class Example:
 
 
 def check_turns(messages: Sequence[Mapping[str, Any]], where: str = "the conversation") -> None:
-    """Raise `UserError` unless a system message (if any) comes first, user and assistant take turns, and both speak."""
-    roles = [message.get("role") for message in messages]
-    turns = roles[1:] if roles and roles[0] == "system" else roles
-    if "assistant" not in turns:
+    """Raise `UserError` where the assistant says nothing, and so nothing can be learned. Turns may come in any order, as in TRL."""
+    if not any(message.get("role") == "assistant" for message in messages):
         raise UserError(f"{where} has no assistant turn, so there is nothing to learn from it; add the reply")
-    for number, role in enumerate(turns):
-        expected = "assistant" if number % 2 else "user"
-        if role != expected:
-            raise UserError(
-                f"{where}: turn {number + 1 + len(roles) - len(turns)} is by {role!r}, where {expected!r} is due; put a system "
-                "message first, and let user and assistant take turns"
-            )
 
 
 def check_conversation(
     messages: Sequence[Mapping[str, Any]], special_tokens: Iterable[str], where: str = "the conversation"
 ) -> None:
-    """Raise `UserError` for turns out of order, or text with one of the template's own tokens."""
+    """Raise `UserError` where the assistant says nothing, or for text with one of the template's own tokens."""
     check_turns(messages, where)
     check_content([message["content"] for message in messages], special_tokens, where)
 
@@ -79,11 +74,12 @@ def encode_conversation(
 ) -> Example:
     """The tokens of a conversation, at most `max_length`: what is longer is cut off at the end, as TRL does.
 
-    Raises `UserError` for turns out of order, text with one of the template's own tokens, or a conversation whose first reply
-    begins only after `max_length`.
+    A reply of weight 0 is read and not learned from (OpenAI's field). Raises `UserError` where the assistant says nothing, for text with one
+    of the template's own tokens, or a conversation whose first reply begins only after `max_length`.
     """
     check_conversation(messages, tokenizer.special_tokens, where)
     text, spans = tokenizer.get_chat_template().render_with_spans(messages)
+    spans = _learned(spans, messages, where)
     tokens = tokenizer.encode(text)
     ids = np.array(tokens, dtype=np.int64)
     lengths = tokenizer.byte_lengths_in(text, tokens)
@@ -97,6 +93,20 @@ def encode_conversation(
             "holds; shorten it or raise sft.max_length"
         )
     return Example(ids[:max_length], trained[:max_length])
+
+
+def _learned(spans: Sequence[Span], messages: Sequence[Mapping[str, Any]], where: str) -> list[Span]:
+    """The spans of the replies whose weight is not 0."""
+    weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+    if not all(weights):
+        if len(spans) != len(weights):
+            raise UserError(
+                f"{where} has a reply of weight 0, and the chat template does not mark each reply; remove the weights"
+            )
+        spans = [span for span, weight in zip(spans, weights, strict=True) if weight]
+        if not spans:
+            raise UserError(f"{where} has replies of weight 0 only; remove the record, or a weight")
+    return list(spans)
 
 
 class PackedConversations:
@@ -182,14 +192,33 @@ def best_fit_rows(lengths: Int64[np.ndarray, " N"], room: int) -> list[list[int]
 
 
 def split_conversations(
-    settings: Settings,
-) -> tuple[list[tuple[str, list[Message]]], list[tuple[str, list[Message]]]]:
-    """Conversations to train on, and held-out ones, each with the words that name it in an error."""
-    section = settings.sft
-    found = read_conversations(settings.data, section.source, section.seed, section.story_world_options)
-    records = list(islice(found, section.conversations))
+    settings: Settings, special_tokens: Iterable[str], used: Iterable[str], bad: BadRecords
+) -> tuple[list[NamedConversation], list[NamedConversation]]:
+    """Conversations to train on, and held-out ones, each with the words that name it in an error.
+
+    special_tokens: those of the template, which no text may hold.  used: which of `MEANINGFUL` and `weight` the level and its template
+    use; the others are taken out of the turns and counted.
+    """
+    section, used, special_tokens = settings.sft, set(used), list(special_tokens)
+    found = read_conversations(
+        settings.data, section.source, section.seed, section.story_world_options, section.columns, bad
+    )
+    records = []
+    for where, messages in islice(found, section.conversations):
+        if bad.is_good(check_conversation, messages, special_tokens, where):
+            records.append((where, _with_used_fields(messages, used, bad)))
     held_out = records[::HELD_OUT_PART] if len(records) > 1 else records
     return [record for number, record in enumerate(records) if number % HELD_OUT_PART] or records, held_out
+
+
+def _with_used_fields(messages: list[Message], used: set[str], bad: BadRecords) -> list[Message]:
+    """The turns with role, content and the fields that are used."""
+    kept = {"role", "content", *used}
+    for name in {name for message in messages for name in message} - kept:
+        bad.leave_out(
+            f"the field {name!r} of turns is left out, as the chat template or the level does not use it"
+        )
+    return [{name: value for name, value in message.items() if name in kept} for message in messages]
 
 
 def open_conversations(
@@ -198,10 +227,25 @@ def open_conversations(
     """Packed conversations to train on, and held-out ones. Raises `UserError` naming the record that is wrong."""
     section = settings.sft
     length = min(section.max_length, positions)
-    train, held_out = (
-        [encode_conversation(tokenizer, messages, length, where) for where, messages in part]
-        for part in split_conversations(settings)
-    )
+    bad = BadRecords(section.on_bad_record)
+    used = {"weight", *fields_in(tokenizer.get_chat_template().source)}
+    with bad.reported(section.source):
+        train, held_out = (
+            [
+                example
+                for where, messages in part
+                if (example := bad.attempt(encode_conversation, tokenizer, messages, length, where))
+            ]
+            for part in split_conversations(settings, tokenizer.special_tokens, used, bad)
+        )
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     packing = (section.per_device_train_batch_size, length, pad_id, section.seed)
     return PackedConversations(train, *packing), PackedConversations(held_out, *packing, shuffle=False)
+
+
+def fields_in(template: str) -> list[str]:
+    """The fields of turns, beside role and content, that a template uses."""
+    other_names = {"reasoning_content": ("thinking", "reasoning")}
+    return [
+        name for name in MEANINGFUL if any(each in template for each in (name, *other_names.get(name, ())))
+    ]

@@ -12,8 +12,8 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
-from shared_data.alignment.prompts import open_prompts
-from shared_data.alignment.rewards import open_reward, score_completions
+from shared_data.alignment.prompts import open_prompts, score_prompts
+from shared_data.alignment.rewards import open_reward
 from shared_data.errors import UserError
 from shared_data.model_names import starting_model
 from shared_data.runs import RunFolder
@@ -31,16 +31,14 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     model, tokenizer = load_to_train(settings, run, "grpo")
     reward = open_reward(section.reward)
     prompts, held_out = open_prompts(settings, "grpo", tokenizer, model.config.max_position_embeddings)
-    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-
     if len(prompts) * section.num_generations < section.per_device_train_batch_size:
         raise UserError(
             f"{len(prompts)} prompts are too few for a batch; lower grpo.per_device_train_batch_size"
         )
 
-    def reward_function(prompts: list, completions: list, **_: Any) -> list[float]:
-        texts = [[turns[-1]["content"] for turns in part] for part in (prompts, completions)]
-        return score_completions(reward, texts[0], texts[1])
+    def reward_function(place: list, completions: list, completion_ids: list, **_: Any) -> list[float]:
+        texts = [turns[-1]["content"] for turns in completions]
+        return score_prompts(reward, [prompts[number] for number in place], texts, completion_ids)
 
     steps = {name: getattr(section, name) * section.num_iterations for name in ("max_steps", "warmup_steps")}
     arguments = GRPOConfig(
@@ -62,7 +60,9 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
         model,
         reward_function,
         arguments,
-        train_dataset=Dataset.from_dict({"prompt": messages}),
+        train_dataset=Dataset.from_list(
+            [{"prompt": prompt.messages, "place": number} for number, prompt in enumerate(prompts)]
+        ),
         processing_class=tokenizer,
         optimizers=(make_optimizer(model, section), None),
     )

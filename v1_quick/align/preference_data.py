@@ -11,18 +11,17 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from shared_data.alignment.pairs import PairRecord, check_texts, open_pairs
+from shared_data.alignment.pairs import PairRecord, check_pair_turns, check_texts, open_pairs
 from shared_data.settings import Settings
-from shared_data.training.chat_data import check_turns
 
 
 def preference_datasets(
     settings: Settings, stage: str, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[Dataset, Dataset]:
     """Pairs of a stage to train on, and held-out ones. Raises `UserError` naming the record that is wrong."""
+    pairs = open_pairs(settings, stage, lambda record: preference_texts(record, tokenizer))
     train, held_out = (
-        Dataset.from_list([preference_texts(record, tokenizer) for record in records])
-        for records in open_pairs(settings, stage)
+        Dataset.from_list([preference_texts(record, tokenizer) for record in records]) for records in pairs
     )
     return train, held_out
 
@@ -30,11 +29,11 @@ def preference_datasets(
 def preference_texts(record: PairRecord, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The parts of a record as the chat template writes them, each completion up to its `<|im_end|>`; and the margin."""
     check_texts(record, tokenizer.get_added_vocab())
+    check_pair_turns(record)
     prompt = tokenizer.apply_chat_template(record["prompt"], tokenize=False, add_generation_prompt=True)
     texts = {"prompt": prompt, "margin": record["margin"]}
     for part in ("chosen", "rejected"):
         messages = [*record["prompt"], *record[part]]
-        check_turns(messages, record["where"])
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         texts[part] = text.removeprefix(prompt).removesuffix("\n")
     return texts

@@ -12,13 +12,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.evaluation.answers import evaluate_answers
 from shared_data.inference.prompts import end_of_turn
 from shared_data.model_files.folder import read_config
 from shared_data.model_names import starting_model, tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.chat_data import check_conversation, split_conversations
+from shared_data.training.chat_data import fields_in, split_conversations
 from shared_data.training.training_run import Metrics
 from v1_quick.data_pipeline.tokenizer.tokenizer import ensure_chat_template, load_tokenizer
 from v1_quick.inference.generate import generate
@@ -35,9 +36,9 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     section, folder = settings.sft, run.stage("sft")
     tokenizer = load_tokenizer(tokenizer_of(run, "sft"))
     ensure_chat_template(tokenizer)
-    train, held_out = split_conversations(settings)
-    for where, messages in [*train, *held_out]:
-        check_conversation(messages, tokenizer.get_added_vocab(), where)
+    bad, used = BadRecords(section.on_bad_record), fields_in(str(tokenizer.chat_template))
+    with bad.reported(section.source):  # the trainer knows no weights of turns
+        train, held_out = split_conversations(settings, tokenizer.get_added_vocab(), used, bad)
     base, adapted = load_base(settings, run), section.adapter.method != "none"
     model = inject_lora(base, section.adapter) if adapted else base
     arguments = SFTConfig(

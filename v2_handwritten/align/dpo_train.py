@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs
-from shared_data.alignment.pairs import open_pairs
+from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs, open_pair_batches
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import evaluation_prompts
 from shared_data.alignment.rewards import open_reward
@@ -38,10 +37,8 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     section = settings.dpo
     policy, tokenizer = load_to_train(settings, run, "dpo")
     reference = frozen_copy(policy)
-    records, held_out = open_pairs(settings, "dpo")
     positions = policy.config.max_position_embeddings
-    pairs = PairBatches(records, tokenizer, section, positions)
-    eval_pairs = PairBatches(held_out, tokenizer, section, positions, shuffle=False)
+    pairs, eval_pairs = open_pair_batches(settings, "dpo", tokenizer, positions)
     # What a completion of a user's own prompt is worth is not known.
     on_stories = section.source == "story_world"
     prompts = evaluation_prompts(settings, "dpo", tokenizer, positions) if on_stories else []

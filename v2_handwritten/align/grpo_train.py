@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
-from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts
-from shared_data.alignment.rewards import RewardFunction, open_reward, score_completions
+from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts, score_prompts
+from shared_data.alignment.rewards import RewardFunction, open_reward
 from shared_data.alignment.token_policy import decode_completions
 from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
@@ -83,9 +83,7 @@ def grpo_update(
     prompts = [prompt for prompt in batch.prompts for _ in range(group)]
     completion_ids = rollout.completions()
     texts = decode_completions(tokenizer, completion_ids)
-    rewards = policy.lm_head.weight.new_tensor(
-        score_completions(reward, prompts, texts, completion_ids=completion_ids)
-    )
+    rewards = policy.lm_head.weight.new_tensor(score_prompts(reward, prompts, texts, completion_ids))
     advantages = group_advantages(rewards, group, section.scale_rewards)
     mask = rollout.mask
     with torch.no_grad():

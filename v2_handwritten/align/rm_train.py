@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs
-from shared_data.alignment.pairs import open_pairs
+from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs, open_pair_batches
 from shared_data.device import resolve_device
 from shared_data.files import write_json
 from shared_data.model_names import tokenizer_of
@@ -37,10 +36,8 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     section = settings.reward
     tuned, tokenizer = load_to_train(settings, run, "reward")
     model = RewardModel.from_transformer(tuned, section.seed).to(resolve_device(settings.device))
-    records, held_out = open_pairs(settings, "reward")
     positions = model.config.max_position_embeddings
-    pairs = PairBatches(records, tokenizer, section, positions)
-    eval_pairs = PairBatches(held_out, tokenizer, section, positions, shuffle=False)
+    pairs, eval_pairs = open_pair_batches(settings, "reward", tokenizer, positions)
 
     def step(batch: PairBatch) -> tuple[Tensor, Metrics]:
         scores = pair_scores(model, batch)

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
-from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts
-from shared_data.alignment.rewards import RewardFunction, open_reward, score_completions
+from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts, score_prompts
+from shared_data.alignment.rewards import RewardFunction, open_reward
 from shared_data.alignment.token_policy import decode_completions
 from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
@@ -83,9 +83,7 @@ def grpo_update(
     prompts = [prompt for prompt in batch.prompts for _ in range(group)]
     completion_ids = rollout.completions()
     texts = decode_completions(tokenizer, completion_ids)
-    rewards = np.array(
-        score_completions(reward, prompts, texts, completion_ids=completion_ids), policy.lm_head.weight.dtype
-    )
+    rewards = np.array(score_prompts(reward, prompts, texts, completion_ids), policy.lm_head.weight.dtype)
     advantages = group_advantages(rewards, group, section.scale_rewards)
     mask = rollout.mask
     with no_grad():

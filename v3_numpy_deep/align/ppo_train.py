@@ -18,8 +18,14 @@ import numpy as np
 from jaxtyping import Float
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
-from shared_data.alignment.prompts import PromptBatch, PromptBatches, encode_prompts, open_prompts
-from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward, score_completions
+from shared_data.alignment.prompts import (
+    PromptBatch,
+    PromptBatches,
+    encode_prompts,
+    open_prompts,
+    score_prompts,
+)
+from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
 from shared_data.alignment.token_policy import decode_completions, pad_completions
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.model_names import tokenizer_of
@@ -151,7 +157,7 @@ def text_scores(
 ) -> list[float]:
     """Scores by a function of texts."""
     ids = rollout.completions()
-    return score_completions(reward, batch.prompts, decode_completions(tokenizer, ids), completion_ids=ids)
+    return score_prompts(reward, batch.prompts, decode_completions(tokenizer, ids), ids)
 
 
 def model_scores(reward_model: RewardModel, batch: PromptBatch, rollout: Rollout) -> list[float]:
@@ -162,10 +168,12 @@ def model_scores(reward_model: RewardModel, batch: PromptBatch, rollout: Rollout
 def model_reward(reward_model: RewardModel, tokenizer: Tokenizer) -> RewardFunction:
     """A reward model as a function of texts, for the evaluation on prompts whose true reward is not known."""
 
-    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+    def reward(prompts: list, completions: list, **_: list) -> list[float]:
         end = [tokenizer.special_tokens["<|im_end|>"]]
-        ids = [tokenizer.encode(completion) + end for completion in completions]
-        return _row_scores(reward_model, list(zip(encode_prompts(tokenizer, prompts), ids, strict=True)))
+        texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+        prompt_ids = encode_prompts(tokenizer, list(map(Prompt, prompts)))
+        ids = [tokenizer.encode(text) + end for text in texts]
+        return _row_scores(reward_model, list(zip(prompt_ids, ids, strict=True)))
 
     return reward
 

@@ -15,6 +15,7 @@ from datasets import load_dataset
 
 from shared_data.corpus import open_corpus as shared
 from shared_data.corpus import readers
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.documents import Document
 from shared_data.corpus.readers import texts_of
 from shared_data.corpus.text_units import split_text
@@ -35,12 +36,13 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
         ".csv": ("csv", {"encoding": settings.encoding, **as_text}),
         ".parquet": ("parquet", {}),
     }.get(kind, ("text", {"encoding": encoding, "keep_linebreaks": True}))
-    with library_errors(str(path), "correct the file, data.encoding or data.source"):
+    bad, remedy = BadRecords(settings.on_bad_record), "correct the file, data.encoding or data.source"
+    with library_errors(str(path), remedy), bad.reported(str(path)):
         rows: Any = load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
         if builder == "text":
             texts = split_text((row["text"] for row in rows), settings.text_unit, only_file)
         else:
-            texts = texts_of(enumerate(rows, start=1), str(path), "record", settings.text_field)
+            texts = texts_of(enumerate(rows, start=1), str(path), "record", settings.text_field, bad)
         for number, text in enumerate(texts):
             yield Document(text, f"{path}#{number}")
 
@@ -49,9 +51,10 @@ def hub_documents(settings: DataSettings) -> Iterator[Document]:
     """Stream the documents of the hub dataset `data.source`."""
     name = f"hub dataset {settings.source!r}"
     remedy = "check the name, data.hub_config and data.hub_split, or set data.source to a local file"
-    with library_errors(name, remedy):
+    bad = BadRecords(settings.on_bad_record)
+    with library_errors(name, remedy), bad.reported(name):
         rows = load_dataset(settings.source, settings.hub_config, split=settings.hub_split, streaming=True)
-        texts = texts_of(enumerate(rows, start=1), name, "row", settings.text_field)
+        texts = texts_of(enumerate(rows, start=1), name, "row", settings.text_field, bad)
         for number, text in enumerate(texts):
             yield Document(text, f"{settings.source}#{number}")
 

@@ -1,0 +1,71 @@
+"""What happens to a record that cannot be used: it stops the job (`on_bad_record = "stop"`), or is skipped, counted and named.
+
+bad = BadRecords("skip"); chats = [bad.attempt(format_chat, record) for record in records]; bad.report("chats.jsonl")
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from shared_data.errors import UserError
+
+Policy = Literal["stop", "skip"]
+NAMED = 5  # of the skipped records
+
+
+class BadRecords:
+    """Counts the records of one source: those that were read, and those that were skipped, by their cause."""
+
+    def __init__(self, policy: Policy = "stop") -> None:
+        self.policy = policy
+        self.skipped = 0
+        self.first: list[str] = []
+        self.left_out: Counter[str] = Counter()
+
+    def refuse(self, error: UserError) -> None:
+        """Raise the error, or count it where bad records are skipped."""
+        if self.policy == "stop":
+            raise error
+        self.skipped += 1
+        if len(self.first) < NAMED:
+            self.first.append(str(error))
+
+    def attempt(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's value; None where it raises a `UserError` and bad records are skipped."""
+        try:
+            return function(*arguments)
+        except UserError as error:
+            self.refuse(error)
+            return None
+
+    def is_good(self, check: Callable[..., Any], *arguments: Any) -> bool:
+        """Whether the check passes; False where it raises a `UserError` and bad records are skipped."""
+        try:
+            check(*arguments)
+        except UserError as error:
+            self.refuse(error)
+            return False
+        return True
+
+    def leave_out(self, what: str) -> None:
+        """Count something of a record that is not used, though the record is."""
+        self.left_out[what] += 1
+
+    @contextmanager
+    def reported(self, source: str) -> Iterator[None]:
+        """Report at the end of the block, also where a stream is left before its end."""
+        try:
+            yield
+        finally:
+            self.report(source)
+
+    def report(self, source: str) -> None:
+        """Say on stderr what was skipped and left out."""
+        if self.skipped:
+            print(f"{source}: {self.skipped:,} bad records were skipped, such as", file=sys.stderr)
+            for line in self.first:
+                print(f"    {line}", file=sys.stderr)
+        for what, count in self.left_out.items():
+            print(f"{source}: {what} in {count:,} records", file=sys.stderr)

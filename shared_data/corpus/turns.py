@@ -1,0 +1,112 @@
+"""The turns of a conversation in every published form, as `{"role", "content"}`.
+
+    {"role": "user", "content": "Hi"}                                    OpenAI, TRL
+    {"role": "user", "content": [{"type": "text", "text": "Hi"}]}        its content parts
+    {"from": "human", "value": "Hi"}                                     ShareGPT
+    "\\n\\nHuman: Hi\\n\\nAssistant: Hello."                             one text (Anthropic HH)
+
+What a turn has beside its content and a template may use stays with it: `MEANINGFUL`.
+
+    uv run python -c "from shared_data.corpus.turns import *; print(read_turns([{'from': 'human', 'value': 'Hi'}]))"
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared_data.errors import UserError
+
+Message = dict[str, Any]
+ROLES = ("system", "user", "assistant", "tool")
+# Other names of the roles: ShareGPT's and those of its descendants, OpenAI's earlier and later ones.
+_OTHER_NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+    "developer": "system",
+}
+MEANINGFUL = ("reasoning_content", "tool_calls", "tool_call_id", "name")
+_DIALOGUE = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
+
+
+def as_messages(value: Any, role: str, where: str = "the record") -> list[Message]:
+    """A text is one turn of `role`, or a dialogue of Human and Assistant; a list holds turns."""
+    if not isinstance(value, str):
+        return read_turns(value, where)
+    if value.lstrip("\n").startswith("Human: "):
+        return _dialogue(value)
+    return [{"role": role, "content": value}]
+
+
+def _dialogue(text: str) -> list[Message]:
+    """The turns of "\\n\\nHuman: … \\n\\nAssistant: …"."""
+    _, *parts = _DIALOGUE.split("\n\n" + text.lstrip("\n"))
+    roles, contents = parts[::2], parts[1::2]
+    names = {"Human": "user", "Assistant": "assistant"}
+    turns = [{"role": names[role], "content": content} for role, content in zip(roles, contents, strict=True)]
+    return [turn for turn in turns if turn["content"]]  # a prompt may end with "Assistant:"
+
+
+def history_turns(history: Any, where: str = "the record") -> list[Message]:
+    """Earlier turns: pairs of question and answer, or messages."""
+    if not history:
+        return []
+    if not isinstance(history, Sequence) or isinstance(history, str):
+        raise UserError(f"{where}: 'history' must be a list of pairs or of turns; got {history!r:.60}")
+    if isinstance(history[0], Mapping):
+        return read_turns(history, where)
+    turns: list[Message] = []
+    for pair in history:
+        if not (
+            isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        ):
+            raise UserError(f"{where}: a pair of 'history' needs a question and an answer; got {pair!r:.60}")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return turns
+
+
+def read_turns(turns: Any, where: str = "the record") -> list[Message]:
+    """A list of turns. Raises `UserError` for one without a known role or without text."""
+    if not isinstance(turns, list) or not turns:
+        raise UserError(f"{where}: the turns must be a list that is not empty; got {turns!r:.60}")
+    return [_turn(turn, where) for turn in turns]
+
+
+def _turn(turn: Any, where: str) -> Message:
+    turn = (
+        {key: value for key, value in turn.items() if value is not None} if isinstance(turn, Mapping) else {}
+    )
+    name = turn.get("role", turn.get("from"))
+    role = _OTHER_NAMES.get(name, name) if isinstance(name, str) else None
+    content = _text(turn.get("content", turn.get("value")), where)
+    if content is None and turn.get("tool_calls"):
+        content = ""  # the calls are what is said
+    if role not in ROLES or content is None:
+        raise UserError(
+            f"{where}: a turn needs a role ({', '.join(ROLES)}) and a text as content; got {turn!r:.60}"
+        )
+    kept = {key: turn[key] for key in MEANINGFUL if turn.get(key)}
+    if turn.get("weight") == 0:  # OpenAI: this reply is not learned from
+        kept["weight"] = 0
+    return {"role": role, "content": content, **kept}
+
+
+def _text(content: Any, where: str) -> str | None:
+    """The content as one text, also of OpenAI's parts; None where it is none."""
+    if not isinstance(content, list) or not content:
+        return content if isinstance(content, str) else None
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "input_text", "output_text") or not isinstance(part["text"], str):
+            raise UserError(
+                f"{where}: a part of a turn is {kind or part!r:.40}, and only text can be read; remove the part or the record"
+            )
+        texts.append(part["text"])
+    return "".join(texts)
