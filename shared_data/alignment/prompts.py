@@ -149,7 +149,7 @@ def score_prompts(
     given = [as_prompt(prompt) for prompt in prompts]
     is_chat = any(not isinstance(prompt.value, str) for prompt in given)
     names = {name: None for prompt in given for name in prompt.columns}
-    columns = {name: [prompt.columns.get(name) for prompt in given] for name in names}
+    columns: dict[str, Any] = {name: [prompt.columns.get(name) for prompt in given] for name in names}
     if completion_ids is not None:
         columns["completion_ids"] = [list(ids) for ids in completion_ids]
     return score_completions(

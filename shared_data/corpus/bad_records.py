@@ -20,14 +20,15 @@ class BadRecords:
 
     def __init__(self, policy: Policy = "stop") -> None:
         self.policy = policy
-        self.skipped = 0
+        self.read = self.skipped = 0
         self.first: list[str] = []
         self.left_out: Counter[str] = Counter()
 
-    def refuse(self, error: UserError) -> None:
-        """Raise the error, or count it where bad records are skipped."""
+    def refuse(self, error: UserError, is_counted: bool = True) -> None:
+        """Raise the error, or count it where bad records are skipped. `is_counted`: whether `read` has the record already."""
         if self.policy == "stop":
             raise error
+        self.read += not is_counted
         self.skipped += 1
         if len(self.first) < NAMED:
             self.first.append(str(error))
@@ -64,7 +65,9 @@ class BadRecords:
     def report(self, source: str) -> None:
         """Say on stderr what was skipped and left out."""
         if self.skipped:
-            print(f"{source}: {self.skipped:,} bad records were skipped, such as", file=sys.stderr)
+            print(
+                f"{source}: {self.skipped:,} of {self.read:,} records were skipped, such as", file=sys.stderr
+            )
             for line in self.first:
                 print(f"    {line}", file=sys.stderr)
         for what, count in self.left_out.items():

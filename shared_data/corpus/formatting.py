@@ -42,7 +42,9 @@ def rename(record: Record, columns: Mapping[str, str], fields: set[str], where: 
     """
     if not columns:
         return {name: value for name, value in record.items() if value is not None}
-    for theirs in columns.values():
+    for ours, theirs in columns.items():
+        if ours not in fields:
+            raise UserError(f"columns: {ours!r} is none of our fields; they are {', '.join(sorted(fields))}")
         if theirs not in record:
             raise UserError(
                 f"{where} has no field {theirs!r}; correct columns, or remove the record (it has {', '.join(map(repr, record))})"

@@ -79,6 +79,7 @@ def read_records(
                 f"{path} holds no records; give a file that ends in .jsonl, .json, .csv or .parquet"
             )
         for number, record in records:
+            bad.read += 1
             where = f"{path}, {unit} {number:,}"
             if isinstance(record, dict):
                 yield where, record
@@ -182,6 +183,7 @@ def texts_of(
 ) -> Iterator[str]:
     """The text of each numbered record; those that are empty or null are passed over, and counted."""
     for number, record in records:
+        bad.read += 1
         text = bad.attempt(format_text, record, text_field, f"{source}, {unit} {number:,}")
         if text is None:
             continue
@@ -204,7 +206,7 @@ def _jsonl_records(chunks: Iterable[str], path: Path, bad: BadRecords) -> Record
             record = without_surrogates(json.loads(line), line)
         except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             fault = f"{path}, line {number:,} is not valid JSON ({error}); correct or remove that line"
-            bad.refuse(UserError(fault))
+            bad.refuse(UserError(fault), is_counted=False)
             continue
         yield number, record
 
@@ -231,7 +233,7 @@ def _csv_records(
         first = rows.line_num + 1
         if any(row.pop(None, ())):  # what is behind an unquoted comma
             fault = f"{path}, line {rows.line_num:,} has more fields than the first line names; put texts with commas in quotes"
-            bad.refuse(UserError(fault))
+            bad.refuse(UserError(fault), is_counted=False)
             continue
         yield rows.line_num, row
 

@@ -34,6 +34,8 @@ def open_records(
         hub = data.model_copy(update={"source": source, "hub_config": None, "hub_split": "train"})
         for where, record in hub_records(hub):
             empty = False
+            if bad is not None:
+                bad.read += 1
             yield where, record
     if empty:
         raise UserError(f"{source} holds no record; check the file")

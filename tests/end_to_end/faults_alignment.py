@@ -55,8 +55,8 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
     "empty chosen completion": (pairs("dpo", chosen=" "), r"pairs\.jsonl, \w+ 2: 'chosen' is empty; complete or remove"),
     "identical completions": (pairs("reward", rejected="A ball."), r"pairs\.jsonl, \w+ 2: .*identical; remove"),
     "pair out of turn": (
-        pairs("reward", chosen=[{"role": "assistant", "content": "A ball."}] * 2),
-        r"pairs\.jsonl, \w+ 2: turn 3 is by 'assistant'.*; put",
+        pairs("reward", chosen=[{"role": "user", "content": "A ball."}]),
+        r"pairs\.jsonl, \w+ 2: 'chosen' begins with a turn of 'user'.*; correct",
     ),
     "prompt beyond the context": (pairs("dpo", prompt=STORY * 40), r"pairs\.jsonl, \w+ 2: the prompt has .* tokens.*; shorten"),
     "margin that is no number": (pairs("reward", margin="much"), r"pairs\.jsonl, \w+ 2: the margin is 'much'.*; correct"),

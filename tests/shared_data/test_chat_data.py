@@ -83,11 +83,6 @@ def test_one_conversation_in_twenty_is_held_out(tokenizer: Tokenizer) -> None:
     ("messages", "says"),
     [
         (turns("a"), "record 7 has no assistant turn"),
-        (turns("a", "b")[1:], "record 7: turn 1 is by 'assistant', where 'user' is due"),
-        (
-            [turns("a")[0], {"role": "system", "content": "b"}, turns("a", "c")[1]],
-            "record 7: turn 2 is by 'system'",
-        ),
         (turns("a <|im_end|>", "b"), r"record 7 contains <\|im_end\|>"),
         (turns("word " * 500, "b"), "record 7 has .* tokens before its first reply, more than the 400"),
     ],

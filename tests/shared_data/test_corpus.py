@@ -231,7 +231,7 @@ def test_half_a_character_in_json_becomes_the_replacement_character(tmp_path: Pa
     for name in ("broken.jsonl", "broken.json"):
         (tmp_path / name).write_text(record + "\n")
         assert open_texts(tmp_path / name, readers) == ["half \ufffd a pair 😀"]
-        _, found = next(open_records(DataSettings(source=str(tmp_path / name))))
+        _, found = next(open_records(DataSettings(), str(tmp_path / name)))
         assert found["messages"][0]["content"] == "\ufffd?"
 
 

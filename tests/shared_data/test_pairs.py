@@ -132,7 +132,7 @@ BAD_RECORDS: dict[str, tuple[dict[str, Any], str]] = {
     "a token of the template": ({"rejected": "a<|im_end|>b"}, r"contains <\|im_end\|>"),
     "roles out of order": (
         {"rejected": [{"role": "user", "content": "a"}]},
-        "turn 2 is by 'user'|no assistant",
+        "'rejected' begins with a turn of 'user', not of the assistant; correct",
     ),
 }
 

@@ -21,9 +21,9 @@ def test_a_batch_has_prompts_ids_and_a_seed_of_its_place_in_the_data() -> None:
     whole, resumed = (PromptBatches(texts, tokenizer, 2, seed=3) for _ in range(2))
     batches = [whole.next_batch() for _ in range(4)]
     assert [batch.seed for batch in batches] == [3_000_009, 3_000_011, 3_000_013, 3_000_015]
-    assert sorted([text for batch in batches for text in batch.prompts][:5]) == texts
-    for text, ids in zip(batches[0].prompts, batches[0].ids, strict=True):
-        assert tokenizer.decode(ids) == f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert sorted([prompt.text for batch in batches for prompt in batch.prompts][:5]) == texts
+    for prompt, ids in zip(batches[0].prompts, batches[0].ids, strict=True):
+        assert tokenizer.decode(ids) == f"<|im_start|>user\n{prompt.text}<|im_end|>\n<|im_start|>assistant\n"
     resumed.order.load_state_dict(whole.order.state_dict())
     assert resumed.next_batch() == whole.next_batch()
 
@@ -41,15 +41,16 @@ def test_evaluation_prompts_are_of_the_test_split_and_never_trained_on(stage: st
     settings = load_settings("smoke", [f"{stage}.eval_prompts=30"])
     tokenizer = train_bpe(["What is it?"], 280, special_tokens=SPECIAL_TOKENS)
     held_out = evaluation_prompts(settings, stage, tokenizer, positions=10_000)
-    assert held_out == list(islice(prompts(0, "test", 0.5), 30))
-    stories = [parts[0] for prompt in held_out if (parts := split_prompt(prompt))]
+    texts = [prompt.text for prompt in held_out]
+    assert texts == list(islice(prompts(0, "test", 0.5), 30))
+    stories = [parts[0] for text in texts if (parts := split_prompt(text))]
     assert 5 < len(stories) < 25, "questions and requests"
     assert all(in_split(story, "test") and not in_split(story, "train") for story in stories)
     if stage != "dpo":
         train, same = open_prompts(settings, stage, tokenizer, positions=10_000)
         assert same == held_out
-        assert (len(train), set(train) & set(held_out)) == (40, set())
-        trained = [parts[0] for prompt in train if (parts := split_prompt(prompt))]
+        assert (len(train), {prompt.text for prompt in train} & set(texts)) == (40, set())
+        trained = [parts[0] for prompt in train if (parts := split_prompt(prompt.text))]
         assert all(in_split(story, "train") and not in_split(story, "test") for story in trained)
 
 
@@ -64,8 +65,8 @@ def test_of_a_users_prompts_every_tenth_is_held_out(tmp_path: Path) -> None:
     source = users_prompts(tmp_path, [f"question {n}" for n in range(25)])
     settings = load_settings("smoke", [source, "grpo.eval_prompts=2", "grpo.prompts=25"])
     train, held_out = read_prompts(settings, "grpo")
-    assert [text for _, text in held_out] == ["question 0", "question 10"]
-    assert [text for _, text in train] == [f"question {n}" for n in range(25) if n % 10]
+    assert [prompt.value for prompt in held_out] == ["question 0", "question 10"]
+    assert [prompt.value for prompt in train] == [f"question {n}" for n in range(25) if n % 10]
     settings = load_settings("smoke", [users_prompts(tmp_path, ["fine", " "])])
     with pytest.raises(UserError, match=r"prompts.jsonl, line 2 has no text 'prompt'"):
         read_prompts(settings, "grpo")

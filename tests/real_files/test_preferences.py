@@ -1,0 +1,156 @@
+"""Preference pairs and prompts in every form that TRL takes, and what reward functions are given of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl.data_utils import extract_prompt
+
+from shared_data.alignment.pair_batches import encode_pair
+from shared_data.alignment.pairs import open_pairs
+from shared_data.alignment.prompts import Prompt, open_prompts, read_prompts, score_prompts
+from shared_data.alignment.rewards import check_parameters, load_reward_function
+from shared_data.corpus.formatting import format_preference, format_prompt
+from shared_data.errors import UserError
+from shared_data.settings import SPECIAL_TOKENS, load_settings
+from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
+
+Q = {"role": "user", "content": "Who?"}
+GOOD, BAD = ({"role": "assistant", "content": text} for text in ("Tom.", "No idea."))
+MORE = {"role": "user", "content": "Sure?"}
+BRIEF = {"role": "system", "content": "Be brief."}
+HH = "\n\nHuman: Who?\n\nAssistant: "
+EXPECTED = {"prompt": [Q], "chosen": [GOOD], "rejected": [BAD]}
+# fmt: off
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "texts": ({"prompt": "Who?", "chosen": "Tom.", "rejected": "No idea."}, EXPECTED),
+    "messages": ({"prompt": [Q], "chosen": [GOOD], "rejected": [BAD]}, EXPECTED),
+    "implicit prompt, messages": ({"chosen": [Q, GOOD], "rejected": [Q, BAD]}, EXPECTED),
+    "null prompt": ({"prompt": None, "chosen": [Q, GOOD], "rejected": [Q, BAD]}, EXPECTED),
+    "implicit prompt of several turns": (
+        {"chosen": [BRIEF, Q, GOOD, MORE, GOOD], "rejected": [BRIEF, Q, GOOD, MORE, BAD]},
+        {"prompt": [BRIEF, Q, GOOD, MORE], "chosen": [GOOD], "rejected": [BAD]},
+    ),
+    "prompt, and completions that begin with it": ({"prompt": "Who?", "chosen": [Q, GOOD], "rejected": [Q, BAD]}, EXPECTED),
+    "human and assistant": ({"chosen": HH + "Tom.", "rejected": HH + "No idea."}, EXPECTED),
+    "human and assistant, several turns": (
+        {"chosen": HH + "Tom.\n\nHuman: Sure?\n\nAssistant: Tom.", "rejected": HH + "Tom.\n\nHuman: Sure?\n\nAssistant: No idea."},
+        {"prompt": [Q, GOOD, MORE], "chosen": [GOOD], "rejected": [BAD]},
+    ),
+    "human and assistant, with paragraphs": (
+        {"chosen": "\n\nHuman: Who?\n\nOr what?\n\nAssistant: Tom.", "rejected": "\n\nHuman: Who?\n\nOr what?\n\nAssistant: No idea."},
+        {"prompt": [{"role": "user", "content": "Who?\n\nOr what?"}], "chosen": [GOOD], "rejected": [BAD]},
+    ),
+    "human and assistant, explicit prompt": ({"prompt": HH.rstrip(" "), "chosen": "Tom.", "rejected": "No idea."}, EXPECTED),
+    "completions of several turns": (
+        {"prompt": "Who?", "chosen": [GOOD, MORE, GOOD], "rejected": [BAD, MORE, BAD]},
+        {"prompt": [Q], "chosen": [GOOD, MORE, GOOD], "rejected": [BAD, MORE, BAD]},
+    ),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_gives_prompt_chosen_and_rejected(name: str) -> None:
+    record, expected = FORMS[name]
+    assert format_preference(record) == expected
+
+
+@pytest.mark.parametrize("name", [name for name, (record, _) in FORMS.items() if "prompt" not in record])
+def test_an_implicit_prompt_is_that_of_trl(name: str) -> None:
+    """TRL compares texts by character, so that of "Tom." and "Two." the "T" would be prompt; ours are turns."""
+    record, _ = FORMS[name]
+    found, theirs = format_preference(record), extract_prompt(record)
+    if isinstance(record["chosen"], list):
+        assert found == theirs
+    else:
+        text = "".join(
+            {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}[turn["role"]] + turn["content"]
+            for turn in found["prompt"]
+        )
+        assert theirs["prompt"].strip() == f"{text}\n\nAssistant:".strip()
+        assert theirs["chosen"].strip() == found["chosen"][0]["content"]
+
+
+def test_completions_of_several_turns_are_whole_in_tokens() -> None:
+    tokenizer = train_bpe(["Who? Tom."], 300, special_tokens=SPECIAL_TOKENS)
+    record = format_preference(FORMS["completions of several turns"][0]) | {"where": "line 1"}
+    prompt, chosen, rejected = map(tokenizer.decode, encode_pair(tokenizer, record))
+    assert prompt == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    turns = "{0}<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n{0}<|im_end|>"
+    assert (chosen, rejected) == (turns.format("Tom."), turns.format("No idea."))
+
+
+def write(folder: Path, records: list[Any]) -> Path:
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_bad_pairs_are_skipped_and_columns_named(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pair = {"q": "Who?", "better": "Tom.", "worse": "No idea.", "margin": 2}
+    path = write(tmp_path, [pair, {"q": "Who?"}, pair | {"margin": "much"}, *[pair] * 10])
+    columns = f'{stage}.columns={{prompt="q", chosen="better", rejected="worse"}}'
+    settings = load_settings("smoke", [f"{stage}.source={path}", columns])
+    with pytest.raises(UserError, match=r"line 2 has no field 'better'; correct columns"):
+        open_pairs(settings, stage)
+    settings = load_settings("smoke", [f"{stage}.source={path}", columns, f"{stage}.on_bad_record=skip"])
+    train, held_out = open_pairs(settings, stage)
+    assert (len(train), len(held_out)) == (9, 2)
+    assert train[0]["prompt"] == [Q]
+    assert train[0]["margin"] == 2
+    assert "2 of 13 records were skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "value", "messages"),
+    [
+        ("Who?", "Who?", [Q]),
+        ([BRIEF, Q], [BRIEF, Q], [BRIEF, Q]),
+        ([Q, GOOD, MORE], [Q, GOOD, MORE], [Q, GOOD, MORE]),
+        (HH.strip(), "Who?", [Q]),
+    ],
+)
+def test_prompts_are_texts_or_messages(prompt: Any, value: Any, messages: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, [{"prompt": prompt, "answer": "Tom."}] * 12)
+    train, held_out = read_prompts(load_settings("smoke", [f"grpo.source={path}"]), "grpo")
+    assert (len(train), len(held_out)) == (10, 2)
+    assert train[0].messages == messages
+    assert train[0].value == value
+    assert train[0].columns == {"answer": "Tom."}
+
+
+def test_a_prompt_that_ends_with_a_reply_is_refused() -> None:
+    with pytest.raises(UserError, match="ends with a turn of the assistant; end it before"):
+        format_prompt({"prompt": [Q, GOOD]})
+
+
+def test_a_reward_function_gets_the_columns_of_the_prompts_in_trls_form(tmp_path: Path) -> None:
+    code = "def right(prompts, completions, answer, **kwargs):\n    return [float(c == a) for c, a in zip(completions, answer)]\n"
+    chat = "def chat(prompts, completions, completion_ids):\n    return [len(p) + len(c[0]['content']) + i[0] for p, c, i in zip(prompts, completions, completion_ids)]\n"
+    (tmp_path / "rewards.py").write_text(code + chat)
+    right, of_chat = (load_reward_function(f"{tmp_path / 'rewards.py'}:{name}") for name in ("right", "chat"))
+    prompts = [Prompt("Who?", {"answer": "Tom."}), Prompt("When?", {"answer": "At 5."})]
+    assert score_prompts(right, prompts, ["Tom.", "No."]) == [1.0, 0.0]
+    turns = [Prompt([BRIEF, Q]), Prompt("When?")]
+    assert score_prompts(of_chat, turns, ["Tom.", "At 5."], [[7], [8]]) == [2 + 4 + 7, 1 + 5 + 8]
+    given = ["prompts", "completions", "completion_ids"]
+    assert check_parameters(of_chat, given, "chat") == given
+    with pytest.raises(
+        UserError, match=r"right has the parameter 'answer', which is none of prompts, .*; rename it"
+    ):
+        check_parameters(right, given, "right")
+
+
+def test_long_prompts_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tokenizer = train_bpe(["Who?"], 300, special_tokens=SPECIAL_TOKENS)
+    path = write(tmp_path, [{"prompt": "Who?"}] * 12 + [{"prompt": "w" * 900}, {"prompt": 3}])
+    options = [f"grpo.source={path}", "grpo.max_completion_length=50"]
+    skipping = load_settings("smoke", [*options, "grpo.on_bad_record=skip"])
+    train, held_out = open_prompts(skipping, "grpo", tokenizer, positions=200)
+    assert len(train) + len(held_out) == 12
+    assert "2 of 14 records were skipped" in capsys.readouterr().err
