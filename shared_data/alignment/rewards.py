@@ -139,15 +139,16 @@ def check_parameters(function: RewardFunction, given: Iterable[str], name: str) 
 
 
 def _is_of_two_lists(parameters: Iterable[inspect.Parameter], given: Sequence[str]) -> bool:
-    """Whether a function takes prompts and completions by position: two parameters, whose names say nothing, or `*args`."""
-    needed = [each for each in parameters if each.default is inspect.Parameter.empty]
-    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in needed):
+    """Whether a function takes prompts and completions by position: `*args`, or two parameters that are called something else."""
+    needed = [each for each in parameters if each.default is each.empty]
+    if any(each.kind is each.VAR_POSITIONAL for each in needed):
         return all(each.name not in given for each in parameters)
-    return len(needed) == 2 and all(
-        each.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        and each.name not in given
-        for each in needed
-    )
+    if len(needed) != 2 or any(
+        each.kind not in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in needed
+    ):
+        return False
+    first, second = (each.name for each in needed)
+    return second not in given and (first not in given or first == "prompts")
 
 
 @contextmanager

@@ -516,7 +516,7 @@ def test_scores_are_of_the_text_without_its_end_beside_the_prompt(level: str, pr
 
     updates = Updates(level, prepared, section(max_completion_length=40), reward)
     _, metrics = next(updates.losses())
-    assert sorted(prompt for prompt, _ in seen) == sorted(updates.batches.prompts)
+    assert sorted(prompt for prompt, _ in seen) == sorted(each.text for each in updates.batches.prompts)
     assert metrics["reward"] == pytest.approx(np.mean([len(text) for _, text in seen]))
     assert not any("<|im_end|>" in text or "<|endoftext|>" in text for _, text in seen)
 

@@ -86,6 +86,7 @@ FORMS = {
     "def f(completions, prompts): return [len(p) - len(c) for p, c in zip(prompts, completions)]": [-1, 6, 0],
     "def f(completions, **kwargs): return [None if not c else 1.0 for c in completions]": [1, 0, 1],
     "def f(p, c): return [len(a) - len(b) for a, b in zip(p, c)]": [-1, 6, 0],
+    "def f(prompts, replies): return [len(a) - len(b) for a, b in zip(prompts, replies)]": [-1, 6, 0],
     "f = lambda x, y: [len(a) - len(b) for a, b in zip(x, y)]": [-1, 6, 0],
     "def f(x, y, /): return [len(a) - len(b) for a, b in zip(x, y)]": [-1, 6, 0],
     "def f(*args): return [len(a) - len(b) for a, b in zip(*args)]": [-1, 6, 0],
@@ -123,10 +124,10 @@ def test_a_function_gets_by_keyword_what_it_names_as_in_trl(tmp_path: Path, code
     assert function(PROMPTS, COMPLETIONS, **COLUMNS) == FORMS[code]
 
 
-@pytest.mark.parametrize("parameters", ["completions, right", "prompts, replies", "a, b, c", "a"])
+@pytest.mark.parametrize("parameters", ["completions, right", "a, b, c", "a", "answer, b"])
 def test_a_parameter_that_nothing_is_given_for_is_named(tmp_path: Path, parameters: str) -> None:
     (tmp_path / "rewards.py").write_text(f"def f({parameters}): return [1.0] * 3\n")
-    says = r"rewards.py:f has the parameter '(right|replies|a)', which is none of prompts, completions, answer, completion_ids; rename"
+    says = r"rewards.py:f has the parameter '(right|a|b)', which is none of prompts, completions, answer, completion_ids; rename"
     with pytest.raises(UserError, match=says):
         load_reward_function(f"{tmp_path / 'rewards.py'}:f")(PROMPTS, COMPLETIONS, **COLUMNS)
 
