@@ -45,6 +45,10 @@ def check_config(config: Any) -> None:
         if getattr(config, name) == 0:
             raise UserError(f"{name} is 0, which would make everything equal; use a positive number or none")
     check_rope_scaling(config.rope_scaling or {"rope_type": "default"}, D)
+    if config.rope_theta <= 1 and config.rope_scaling and config.rope_scaling["rope_type"] == "yarn":
+        raise UserError(
+            f"rope_theta is {config.rope_theta}, by whose logarithm yarn divides; use one above 1"
+        )
     _check_layers(config)
     if config.num_local_experts:
         _check_experts(config)
