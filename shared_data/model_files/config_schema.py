@@ -53,11 +53,12 @@ class ConfigJson(ForeignJson):
 def check_types(config: Any) -> None:
     """Raise `UserError` for a field of a `ModelConfig` that has another type than it says, or is out of bounds."""
     values = {each.name: getattr(config, each.name) for each in fields(config)}
-    _model_of(type(config)).read(values, remedy="correct it in config.json or copy that again")
+    kind: Any = type(config)
+    _model_of(kind).read(values, remedy="correct it in config.json or copy that again")
 
 
 @cache
-def _model_of(kind: type) -> type[ForeignJson]:
+def _model_of(kind: Any) -> type[ForeignJson]:
     """A dataclass's fields as pydantic checks them."""
     types: dict[str, Any] = {each.name: (each.type, ...) for each in fields(kind)}
     return create_model(kind.__name__, __base__=ForeignJson, **types)

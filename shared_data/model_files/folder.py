@@ -25,6 +25,7 @@ from shared_data.model_files.size import check_memory
 from shared_data.model_files.stored_names import Index, part_shape, stored_tensors
 from shared_data.model_files.tensor_files import BUFFERS, read_shapes, tensor_bytes, tensor_files
 from shared_data.quantization.layers import plain_parameters, stored_layers
+from shared_data.quantization.stored_values import SCALES, TABLES, check_values
 from shared_data.tokenizer.tokenizer_config import read_config as read_tokenizer_config
 from shared_data.tokenizer.tokenizer_config import special_tokens
 from shared_data.tokenizer.tokenizer_file import read_tokenizer, tokenizer_beside, write_tokenizer
@@ -213,14 +214,18 @@ def find_tensors(
                 f"{config.num_hidden_layers} layers; {remedy}"
             )
     for name, layer in layers.items():
-        _check_type(places[name][0], layer.types, remedy)
+        _check_codes(places[name][0], layer.types, remedy)
     return places
 
 
-def _check_type(piece: Piece, types: tuple[str, ...], remedy: str) -> None:
-    """Codes read as numbers, or numbers as codes, would be noise."""
+def _check_codes(piece: Piece, types: tuple[str, ...], remedy: str) -> None:
+    """Codes read as numbers, or numbers as codes, would be noise; so would numbers times NaN."""
     with safe_open(piece.path, framework="np") as file:
         found = file.get_slice(piece.name).get_dtype()
+        if (
+            found in types and piece.name.endswith((*SCALES, *TABLES)) and found != "BF16"
+        ):  # which NumPy has not
+            check_values(piece.name, file.get_tensor(piece.name), piece.path)
     if found not in types:
         raise UserError(
             f"{piece.path}: tensor {piece.name} has type {found}, but config.json asks for {' or '.join(types)}; {remedy}"

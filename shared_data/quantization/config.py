@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from shared_data.errors import UserError
-from shared_data.foreign_json import ForeignJson
+from shared_data.foreign_json import ForeignJson, Size
 
 # What `quantize` makes: how to choose the codes.
 SCHEMES = ("int8", "int4", "nf4", "gptq", "awq")
@@ -107,7 +107,7 @@ class _Gptq(ForeignJson):
     """What AutoGPTQ, GPTQModel and transformers' `GPTQConfig` write."""
 
     bits: int
-    group_size: Literal[-1] | Annotated[int, Field(ge=1, le=2**24)] = -1
+    group_size: Size | Literal[-1] = -1
     desc_act: bool | None = False
     checkpoint_format: str | None = "gptq"
     meta: Any = None
