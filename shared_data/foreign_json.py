@@ -21,6 +21,9 @@ Length = Annotated[int, Field(ge=1, lt=2**31)]  # of a text
 Number = Annotated[float, Field(ge=0)]
 
 
+_SHOULD = "Input should be "
+
+
 class ForeignJson(BaseModel):
     """The entries of a file that we read."""
 
@@ -53,12 +56,6 @@ def explain(error: ValidationError, values: Any) -> str:
     name = f"{'.'.join(names)!s:.80}"
     if first["type"] == "missing":
         return ".".join([*names, str(first["loc"][-1])]) + " is missing"
-    reason = first["msg"].removeprefix("Value error, ")
-    expected = reason.replace("Input should be", "not").removesuffix(", unable to parse string as an integer")
-    if "dictionary" in expected:  # pydantic's words for what JSON calls an object
-        expected = "not an object"
-    return (
-        f"{name or 'the content'} is {values!r:.60}, {expected}"
-        if expected.startswith("not ")
-        else f"{name}: {reason}"
-    )
+    reason = first["msg"].removeprefix("Value error, ").replace("a valid dictionary", "an object")
+    expected = f", not {reason.removeprefix(_SHOULD)}" if reason.startswith(_SHOULD) else f" ({reason})"
+    return f"{name or 'the content'} is {values!r:.60}{expected}"

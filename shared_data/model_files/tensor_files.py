@@ -28,7 +28,7 @@ _CODE_TYPES = ("I8", "U8", "I32")
 def _inside(name: str) -> str:
     path = PureWindowsPath(name)  # knows both kinds of separators
     if path.anchor or ".." in path.parts or "\0" in name:
-        raise ValueError(f"{name!r:.60} leads out of the folder")
+        raise ValueError("it leads out of the folder")
     return name
 
 

@@ -77,7 +77,9 @@ def base_of_adapter(folder: Path | str) -> Path | None:
     if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         return None
     file = folder / "adapter_config.json"
-    base = AdapterOfBase.read(read_json(file), file).base_model_name_or_path
+    settings = read_json(file)
+    kind = LoraAdapter if settings.get("peft_type") == "LORA" else AdapterOfBase  # level 1 loads others too
+    base = kind.read(settings, file).base_model_name_or_path
     if base and not Path(base).exists() and is_hub_name(base):
         return download_model(base)
     if not base or not (Path(base).is_dir() or is_gguf(base)):

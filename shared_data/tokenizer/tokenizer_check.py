@@ -99,8 +99,12 @@ def check_definition(definition: dict[str, Any], path: Path) -> None:
                     f"{path} uses BPE with {option}={model[option]!r:.40}, which is not supported; use one of BPE without it"
                     " (GPT-2, Llama, Qwen2, Gemma …)"
                 )
-    read = TokenizerJson.read(definition, path, REMEDY)
-    _check_different(read.model.vocab, path)
+    check_bpe(definition, path)
+
+
+def check_bpe(definition: dict[str, Any], path: Path) -> None:
+    """Refuse a tokenizer.json of BPE that is damaged."""
+    _check_different(TokenizerJson.read(definition, path, REMEDY).model.vocab, path)
 
 
 def check_byte_tokens(model: dict[str, Any], path: Path) -> None:

@@ -25,8 +25,10 @@ from shared_data.tokenizer.split_patterns import PATTERNS
 from shared_data.tokenizer.tokenizer_check import (
     Template,
     Vocabulary,
+    check_bpe,
     check_byte_tokens,
     check_definition,
+    check_vocabulary,
 )
 from shared_data.tokenizer.tokenizer_classes import (
     byte_level,
@@ -145,6 +147,24 @@ def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
         definition["post_processor"] = begin_and_end(config, name, added, folder)
     # Named in any case, so that what is saved stays the same tokenizer beside any config.json.
     return definition, config | {"tokenizer_class": name or "PreTrainedTokenizerFast"}
+
+
+def check_files(folder: Path) -> Definition:
+    """The content of a folder's tokenizer_config.json, once all files of its tokenizer have been checked, as far as any library reads them.
+
+    For level 1, whose library names neither file nor entry, and takes two tokens of one id.
+    """
+    config = read_config(folder)
+    _read_added_tokens(folder / "added_tokens.json")
+    path, vocab = folder / "tokenizer.json", folder / "vocab.json"
+    if path.is_file():
+        definition = read_json(path)
+        model = definition.get("model")
+        if not isinstance(model, dict) or model.get("type", "BPE") == "BPE":
+            check_bpe(definition, path)
+    elif vocab.is_file():
+        check_vocabulary(read_json(vocab), vocab)
+    return config
 
 
 def _steps(definition: Definition) -> Definition:
