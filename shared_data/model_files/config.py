@@ -10,15 +10,15 @@ Level 1 builds transformers' configuration from it (`to_hf`).
 """
 
 import itertools
-import math
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
 from shared_data.foreign_json import Length, Number, Size
-from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config
+from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config, check_family
+from shared_data.model_files.config_defaults import fill_in
 from shared_data.model_files.config_file import read_config_json, write_config_json
 from shared_data.model_files.config_schema import (
     ConfigJson,
@@ -30,7 +30,7 @@ from shared_data.model_files.config_schema import (
     WindowSize,
     check_types,
 )
-from shared_data.model_files.families import CHOICES, FAMILIES, Family
+from shared_data.model_files.families import FAMILIES, Family
 from shared_data.model_files.rope_scaling import with_original_length
 from shared_data.quantization.config import Quantization
 from shared_data.settings import ModelSettings
@@ -117,62 +117,14 @@ class ModelConfig:
         if self.model_type not in FAMILIES:
             raise UserError(f"model_type {self.model_type!r} is not supported; choose {supported_families()}")
         check_types(self)
-        self._check_family()
-        L = self.num_hidden_layers
-        fill = {
-            "intermediate_size": _default_intermediate_size(self.model_type, self.hidden_size),
-            "num_key_value_heads": self.num_attention_heads,
-            "head_dim": self.hidden_size // self.num_attention_heads,
-            "hidden_act": self.family.activations[0],
-            "layer_types": [self._default_layer_type(layer) for layer in range(L)],
-        }
-        if self.family.window == "alternating":
-            fill["sliding_window"] = self.family.defaults["sliding_window"]
-        if self._has("no_rope_layers"):
-            fill["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(L)]
-        if self._has("query_pre_attn_scalar"):
-            fill["query_pre_attn_scalar"] = self.head_dim or self.hidden_size // self.num_attention_heads
-        if self._has("num_local_experts"):
-            fill["num_local_experts"] = 8
-        if len(set(self.layer_types)) == 1:  # one kind is that of all layers, however many
-            fill["layer_types"] = self.layer_types[:1] * L
-            object.__setattr__(self, "layer_types", [])
-        self._fill(fill)
-        if self._has("kv_lora_rank"):  # the proportions of DeepSeek-V2, section 3.1.2
-            D = self.hidden_size // self.num_attention_heads
-            self._fill({"kv_lora_rank": 4 * D, "qk_nope_head_dim": D, "v_head_dim": D})
-            self._fill({"qk_rope_head_dim": 2 * math.ceil(D / 4)})
-            if self._has("index_topk"):  # V3.2 compresses its queries always
-                self._fill({"q_lora_rank": max(1, self.hidden_size // 2)})
-            object.__setattr__(self, "head_dim", self.qk_rope_head_dim)
-        if self.num_local_experts:
-            self._fill({"moe_intermediate_size": self.intermediate_size})
-        object.__setattr__(self, "mlp_only_layers", sorted(set(self.mlp_only_layers)))
-        for name, value in self.family.blocks.items():
-            object.__setattr__(self, name, value)
+        check_family(self)
+        fill_in(self)
         check_config(self)
-
-    def _fill(self, defaults: dict[str, Any]) -> None:
-        """Set what is zero or empty."""
-        for name, default in defaults.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, default)
 
     @property
     def family(self) -> Family:
         """Its entry of the table."""
         return FAMILIES[self.model_type]
-
-    def _has(self, name: str) -> bool:
-        """Whether models of this family have a choice."""
-        return name in self.family.names or name in self.family.blocks
-
-    def _default_layer_type(self, layer: int) -> str:
-        """The kind of a layer's attention where nothing names it."""
-        has_window = self.family.window == "all" and self.sliding_window is not None
-        if has_window or (self.family.window == "alternating" and layer % 2 == 0):
-            return "sliding_attention"
-        return self.family.layer_types[0]
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the feed-forward part of a layer is a mixture of experts."""
@@ -233,16 +185,6 @@ class ModelConfig:
         embedding = "transformer.wte.weight" if self.model_type == "gpt2" else "model.embed_tokens.weight"
         return embedding if self.tie_word_embeddings else "lm_head.weight"
 
-    def _check_family(self) -> None:
-        """Raise `UserError` for a choice that models of this family do not have."""
-        for each in fields(self):
-            default = each.default_factory() if each.default_factory is not MISSING else each.default
-            optional = each.name in CHOICES and getattr(self, each.name) != default
-            if optional and not self._has(each.name):
-                others = [name for name, family in FAMILIES.items() if each.name in family.names]
-                remedy = f"use model_type {' or '.join(others)}" if others else "leave it out"
-                raise UserError(f"{self.model_type} has no {each.name}; {remedy}")
-
     @classmethod
     def from_settings(
         cls, settings: ModelSettings, vocab_size: int, eos_token_id: int | None = None
@@ -301,8 +243,3 @@ class ModelConfig:
 def supported_families() -> str:
     """The families by name, for a message."""
     return ", ".join(FAMILIES)
-
-
-def _default_intermediate_size(model_type: str, hidden_size: int) -> int:
-    """F. SwiGLU has three matrices instead of two, so Llama takes 2/3 of 4 C to keep the parameter count (Shazeer 2020)."""
-    return 4 * hidden_size if model_type == "gpt2" else 32 * math.ceil(8 * hidden_size / 3 / 32)

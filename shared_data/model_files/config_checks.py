@@ -3,10 +3,23 @@
 check_config(config)
 """
 
+from dataclasses import MISSING, fields
 from typing import Any
 
 from shared_data.errors import UserError
+from shared_data.model_files.families import CHOICES, FAMILIES
 from shared_data.model_files.rope_scaling import check_rope_scaling
+
+
+def check_family(config: Any) -> None:
+    """Raise `UserError` for a choice that models of this family do not have."""
+    for each in fields(config):
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        optional = each.name in CHOICES and getattr(config, each.name) != default
+        if optional and not config.family.has(each.name):
+            others = [name for name, family in FAMILIES.items() if each.name in family.names]
+            remedy = f"use model_type {' or '.join(others)}" if others else "leave it out"
+            raise UserError(f"{config.model_type} has no {each.name}; {remedy}")
 
 
 def check_config(config: Any) -> None:

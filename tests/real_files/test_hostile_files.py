@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from shared_data.errors import UserError
+from shared_data.tokenizer.chat_template import ChatTemplate
 from tests.end_to_end.conftest import TINIEST, Commands, snapshot
 from tests.real_files.hostile_files import CASES, FOLDERS, Case, make_folders
 
@@ -82,3 +84,23 @@ def test_a_wrong_file_is_one_line(
     name: str, level: str, folders: Path, commands: Commands, tmp_path: Path
 ) -> None:
     assert_refused(CASES[name], level, folders, commands, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}",
+        "{% for a in messages %}" * 30 + "{% endfor %}" * 30,
+        "{% if a %}" * 200 + "{% endif %}" * 200,
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+        "{% for a in range(10 ** 12) %}{{ a }}{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{% for %}",
+        "{{ messages[5].content + 1 }}",
+        "{{ messages | map(attribute='__class__') | list }}{{ ''.__class__.__mro__ }}{{ x.y.z }}",
+    ],
+)
+def test_a_chat_template_that_cannot_be_is_one_line(source: str) -> None:
+    with pytest.raises(UserError, match="the chat template ") as refused:
+        ChatTemplate(source).render([{"role": "user", "content": "Hi"}])
+    assert "\n" not in str(refused.value)
