@@ -22,7 +22,7 @@ from v3_numpy_deep.models.quantization.quantize import quantize_model
 from v3_numpy_deep.models.transformer import new_model
 
 STORY = "Once upon a time there was a little dog who had a red ball."
-FOLDERS = ["model", "shards", "vocab", "adapter", "int8", "nf4", "int4"]
+FOLDERS = ["model", "shards", "vocab", "adapter", "int8", "nf4", "int4", "pattern"]
 Change = Callable[[bytes], bytes]
 
 
@@ -59,7 +59,10 @@ def make_folders(root: Path) -> None:
     merges = "\n".join(" ".join(pair) for pair in definition["merges"])
     (root / "vocab/merges.txt").write_text(f"#version: 0.2\n{merges}\n")
     inject_lora(model, LoraConfig(r=2), seed=0)
-    save_adapter(model, root / "adapter", str(root / "model"))
+    for name in ("adapter", "pattern"):
+        save_adapter(model, root / name, str(root / "model"))
+    file = root / "pattern/adapter_config.json"
+    file.write_bytes(setting("target_modules", r".*\.self_attn\.(q|v)_proj")(file.read_bytes()))
 
 
 def raw(content: bytes) -> Change:
