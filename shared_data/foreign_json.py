@@ -3,7 +3,7 @@
 A model lists the entries that we read, each with its type and its bounds, and stands beside the code that reads the file. All other entries
 may hold anything. A value is never converted: a flag is no number, a text is no number, NaN and infinity are none.
 
-    uv run python -c "from shared_data.foreign_json import *; print(type('Sizes', (ForeignJson,), {'__annotations__': {'layers': Size}}).read({'layers': 4}, 'a.json'))"
+    uv run python -c "from shared_data.tokenizer.tokenizer_check import *; print(Vocabulary.read({'tokens': {'a': 0}}, 'vocab.json'))"
 """
 
 from pathlib import Path

@@ -6,7 +6,7 @@ Each class is one file, which `read_state` reads with it; the stage that writes 
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import Field
 
@@ -152,8 +152,9 @@ class Scores(ForeignJson):
 def read_state(path: Path, kind: type[ForeignJson], stage: str) -> Any:
     """The content of a file; raises `UserError` that names what is wrong with it, and the stage that writes it."""
     remedy = f"run the stage `{stage}` again with --force"
-    records = kind.model_fields.get("records")
-    holds_list = records is not None and kind is not Accuracy
-    content = read_json(path, list if holds_list else dict)
-    kind.read(content if records is None else {"records": content}, path, remedy)
+    records = kind.model_fields.get(
+        "records"
+    )  # the whole content, where it is not an object of fixed entries
+    content = read_json(path, list if records and get_origin(records.annotation) is list else dict)
+    kind.read({"records": content} if records else content, path, remedy)
     return content

@@ -242,6 +242,10 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "templates without names": (GPT2 | settings(chat_template=[{"template": "x"}]), r"chat_template is \[.*, not"),
     "template a number": (GPT2 | settings(chat_template=7), "chat_template"),
     "vocabulary of huge ids": (GPT2 | {"vocab.json": {"a": 10**12}}, r"tokens\.a is 10{12}, not"),
+    "vocabulary with a hole": (
+        GPT2 | {"vocab.json": {"a": 0, "b": 2}, "merges.txt": [], "added_tokens.json": {"<x>": 7}},
+        r"adds the token .*, whose id 2 is that of 'b'; number",
+    ),
     "vocabulary of one id": (GPT2 | {"vocab.json": {"a": 1, "b": 1}}, "the same id"),
     "merges of unknown tokens": (GPT2 | {"merges.txt": [("x", "y")]}, "not in the vocabulary"),
     "merges of three": (GPT2 | {"merges.txt": [("x", "y", "z")]}, r"model\.merges\.0 is \[.x., .y., .z.\], not"),
