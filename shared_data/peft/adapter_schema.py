@@ -6,7 +6,6 @@ matching has a time limit, which `regex` knows and `re` does not.
     uv run python -c "from shared_data.peft.adapter_schema import *; print(chosen_modules('.*q_proj', ['h.q_proj', 'h.k_proj'], 'a.json'))"
 """
 
-import math
 import re
 import time
 from collections.abc import Iterable
@@ -18,9 +17,9 @@ from pydantic import Field
 
 from shared_data.errors import UserError
 from shared_data.foreign_json import ForeignJson, Size
+from shared_data.slow_patterns import is_large
 
 MATCHING_SECONDS = 1.0  # of all names together; patterns in use take a millisecond
-LONGEST_PATTERN, MOST_REPETITIONS = 1000, 1000  # `regex` writes out a{1000}
 
 
 class AdapterOfBase(ForeignJson):
@@ -36,7 +35,7 @@ class LoraAdapter(AdapterOfBase):
     r: Size
     lora_alpha: float
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    target_modules: Annotated[str, Field(max_length=LONGEST_PATTERN)] | list[str] | None = None
+    target_modules: str | list[str] | None = None
     modules_to_save: list[str] | None = None
     ensure_weight_tying: bool | None = None
     use_rslora: bool | None = None
@@ -57,7 +56,7 @@ def chosen_modules(target_modules: Any, paths: Iterable[str], file: Path | str) 
     deadline = time.monotonic() + MATCHING_SECONDS
     try:
         re.compile(target_modules)  # as PEFT does: some of what `regex` reads is an error there
-        if math.prod(int(count) for count in re.findall(r"\d+(?=,?\})", target_modules)) > MOST_REPETITIONS:
+        if is_large(target_modules):
             raise TimeoutError
         pattern = regex.compile(target_modules)
         return [

@@ -119,6 +119,11 @@ def place(offsets: list[int]) -> Change:
     return header(lambda entries: entries["model.norm.weight"].update(data_offsets=offsets))
 
 
+def split(pattern: str) -> dict[str, Any]:
+    """A pre-tokenizer that cuts at a pattern."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 NOT_JSON: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is not valid JSON"),
@@ -207,6 +212,9 @@ VALUES: list[tuple[str, str, Any, str]] = [
     ("tokenizer.json", "added_tokens", [{"id": -1, "content": "<x>"}], r"added_tokens\.0\.id is -1, not"),
     ("tokenizer.json", "added_tokens", [{"id": 1}], r"added_tokens\.0\.content is missing"),
     ("tokenizer.json", "pre_tokenizer", {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}, "split pattern.*is malformed"),
+    ("tokenizer.json", "pre_tokenizer", split("(a|a)*[bc]"), "split pattern '.a.a..*' takes too long"),
+    ("tokenizer.json", "pre_tokenizer", split("((a{9999}){9999}){9999}"), "split pattern .* takes too long"),
+    ("tokenizer.json", "normalizer", {"type": "Replace", "pattern": {"Regex": "(a|a)*[bc]"}, "content": ""}, "pattern of a Replace step .* takes too long"),
     ("tokenizer.json", "pre_tokenizer", [1], "pre_tokenizer is .*, not an object"),
     ("tokenizer.json", "normalizer", {"type": "Sequence", "normalizers": 5}, "tokenizer.json"),
     ("tokenizer_config.json", "chat_template", 7, "chat_template is 7, not"),
