@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,16 +67,28 @@ def write_json(path: Path | str, value: Any) -> None:
         file.write(content)
 
 
+# The largest tokenizer.json has some 35 MB; Jinja, `repr` and pydantic call themselves for each level of nesting.
+LARGEST_JSON, DEEPEST_JSON = 100 << 20, 100
+
+
 def read_json(path: Path | str, kind: type = dict) -> Any:
-    """Read a JSON file; raises `UserError` where it is missing, is not JSON, or holds another kind of value than a `dict`."""
+    """Read a JSON file; raises `UserError` where it is missing, is not JSON, or holds another kind of value than a `dict`.
+
+    As in transformers it is UTF-8 without a byte-order mark. A name that stands twice in an object is refused: programs differ in which one counts.
+    """
     path = Path(path)
     try:
-        value = parse_json(path.read_bytes())
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise ValueError(f"more than {LARGEST_JSON >> 20} MiB")
+        value = parse_json(content)
+        _check_depth(value)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; run the stage that writes it, or correct the path") from error
     except (ValueError, RecursionError) as error:  # malformed JSON, or bytes that are no UTF-8
         raise UserError(
-            f"{path} is not valid JSON ({error}); it is damaged: make or copy it again"
+            f"{path} is not valid JSON ({error!s:.150}); it is damaged: make or copy it again"
         ) from error
     except OSError as error:
         raise explain_os_error(error, path) or error from error
@@ -88,11 +101,32 @@ def read_json(path: Path | str, kind: type = dict) -> Any:
 
 def parse_json(content: bytes) -> Any:
     """A value from JSON; raises `ValueError` for NaN and infinity too, which Python reads and `write_json` refuses."""
-    return json.loads(content, parse_constant=_no_json)
+    return json.loads(content.decode("utf-8"), parse_constant=_no_json, object_pairs_hook=_object)
 
 
 def _no_json(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r:.60} stands twice in an object")
+    return values
+
+
+def _check_depth(value: Any) -> None:
+    """Raise `ValueError` for lists and objects inside of more others than any file of ours or of a library has."""
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [child for each in level for child in _children(each) if type(child) in (dict, list)]
+    if level:
+        raise ValueError(f"more than {DEEPEST_JSON} levels of nesting")
+
+
+def _children(value: Any) -> Any:
+    return value.values() if type(value) is dict else value if type(value) is list else ()
 
 
 def is_number(value: Any) -> bool:

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shared_data.errors import UserError
-from shared_data.files import is_number, read_json, write_json
+from shared_data.files import read_json, write_json
 from shared_data.fingerprints import Inputs
+from shared_data.state_schema import FinishedRecord
 
 FINISHED = "finished.json"
 UNFINISHED = "unfinished.json"  # whose training was begun in this folder: {"inputs": {…}}
@@ -46,15 +47,11 @@ def read_finished(folder: Path) -> Finished | None:
     if not path.is_file():
         return None
     try:
-        record = Finished(**read_json(path))
-    except (UserError, TypeError):  # damaged, or written before outputs and metrics stood in it
+        values = read_json(path)
+        FinishedRecord.read(values, path)
+        return Finished(**values)
+    except (UserError, TypeError):  # damaged, or of other entries
         return OF_ANOTHER_VERSION
-    dictionaries = (record.inputs, record.outputs, record.metrics)
-    if not all(isinstance(values, dict) for values in dictionaries):
-        return OF_ANOTHER_VERSION
-    numbers = [*record.outputs.values(), *record.metrics.values()]
-    whole = isinstance(record.id, str) and all(map(is_number, numbers))
-    return record if whole else OF_ANOTHER_VERSION
 
 
 def write_finished(folder: Path, inputs: Inputs, metrics: dict[str, float]) -> None:

@@ -17,6 +17,7 @@ from shared_data.errors import UserError
 from shared_data.evaluation.held_out import LOSS_BY_POSITION
 from shared_data.files import atomic_write, read_json
 from shared_data.finished import damage, read_finished
+from shared_data.foreign_json import ForeignJson
 from shared_data.generated_text import readable
 from shared_data.plots import FEWEST_POINTS, plot_lines
 from shared_data.progress import format_metric, format_seconds
@@ -28,7 +29,9 @@ from shared_data.report_examples import note_on
 from shared_data.report_experts import experts
 from shared_data.report_tuning import instruction_tuning
 from shared_data.runs import RunFolder
+from shared_data.state_schema import DataReport, Losses, Samples, TokenFacts, read_state
 from shared_data.summary import summary_rows
+from shared_data.tokenizer.tokenizer_check import check_bpe
 
 _CURVES = (
     ("above", "Training loss above the floor, nats per token", True),
@@ -136,7 +139,7 @@ def _corpus(run: RunFolder) -> Iterator[str]:
             ("zipf", "Natural language follows Zipf's law: a word's frequency falls with its rank."),
         )
     )
-    yield from _dropped_examples(_read(folder / "report.json", {}))
+    yield from _dropped_examples(_read(folder / "report.json", DataReport, "data", {}))
 
 
 def _dropped_examples(report: dict[str, Any]) -> Iterator[str]:
@@ -168,7 +171,9 @@ def _tokenizer(run: RunFolder) -> Iterator[str]:
         "Byte-level BPE starts from the 256 bytes and keeps merging the most frequent pair of neighbours into a new token."
     )
     yield html.table(summary_rows("tokenizer", metrics))
-    tokenizer = _read(run.tokenizer, {})
+    tokenizer = read_json(run.tokenizer) if run.tokenizer.exists() else {}
+    if tokenizer:
+        check_bpe(tokenizer, run.tokenizer)
     model, special = (
         tokenizer.get("model", {}),
         {token["content"] for token in tokenizer.get("added_tokens", [])},
@@ -217,7 +222,7 @@ def _evaluation(run: RunFolder) -> Iterator[str]:
         f"On the {run.settings.evaluate.split} split. Bits per byte compare models with different tokenizers; perplexity does not."
     )
     yield html.table(summary_rows("evaluate", metrics))
-    means = _read(run.stage("evaluate") / LOSS_BY_POSITION, [])
+    means = _read(run.stage("evaluate") / LOSS_BY_POSITION, Losses, "evaluate", [])
     if len(means) >= FEWEST_POINTS:
         path = run.path / "report" / "loss_by_position.svg"
         curve = {"": (range(len(means)), means)}
@@ -239,7 +244,7 @@ def _generation(run: RunFolder) -> Iterator[str]:
         f"Temperature {section.temperature:g}, top-k {section.top_k or 'off'}, top-p {section.top_p or 'off'}, seed {section.seed}; the prompt in bold.",
         "soft",
     )
-    samples = _read(run.stage("generate") / "samples.json", [])
+    samples = _read(run.stage("generate") / "samples.json", Samples, "generate", [])
     yield from (html.quote(readable(sample["text"]), sample["prompt"]) for sample in samples)
     yield note_on(sample["text"] for sample in samples)
     yield from _attention(run)
@@ -286,16 +291,16 @@ def _missing(run: RunFolder, stage: str) -> str:
     return html.paragraph(f"The stage {stage} has not finished yet: uv run {run.command(stage)}", "soft")
 
 
-def _read(path: Path, default: Any) -> Any:
+def _read(path: Path, kind: type[ForeignJson], stage: str, default: Any) -> Any:
     """A JSON file of a stage, or the default where the stage did not write it."""
-    return read_json(path, type(default)) if path.exists() else default
+    return read_state(path, kind, stage) if path.exists() else default
 
 
 def _floor_in_nats(run: RunFolder) -> float | None:
     """The entropy of the validation text in the unit of the loss: nats per token."""
-    facts = _read(run.path / "tokenizer" / "validation.json", {})
+    facts = _read(run.path / "tokenizer" / "validation.json", TokenFacts, "tokenizer", {})
     bits = facts.get("log2_probability")
-    return -bits * math.log(2) / facts["tokens"] if bits is not None else None
+    return -bits * math.log(2) / facts["tokens"] if bits is not None and facts["tokens"] else None
 
 
 def _short(number: float) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from shared_data import report_html as html
-from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
 from shared_data.plots import FEWEST_POINTS, plot_lines
 from shared_data.report_curves import curves, kl_per_completion
 from shared_data.report_examples import example, rewarded
 from shared_data.runs import RunFolder
+from shared_data.state_schema import Accuracy, Completions, read_state
 from shared_data.story_world.questions import split_prompt
 from shared_data.summary import summary_rows
 
@@ -56,10 +56,13 @@ def _reward_model(run: RunFolder, metrics: dict[str, float]) -> Iterator[str]:
     yield _curves(run, "reward")
     path = run.path / "reward" / "accuracy.json"
     if path.exists():
-        counts = read_json(path)
+        counts = read_state(path, Accuracy, "reward")
         yield "<h3>Held-out pairs in the right order, by the flaw of the rejected completion</h3>"
         yield html.bars(
-            [(reason, right / count, f"{right} of {count}") for reason, (right, count) in counts.items()]
+            [
+                (reason, right / max(count, 1), f"{right} of {count}")
+                for reason, (right, count) in counts.items()
+            ]
         )
 
 
@@ -95,7 +98,7 @@ def _reward_against_kl(run: RunFolder, stage: str, rows: list[dict[str, Any]]) -
 def _completions(run: RunFolder, stage: str) -> list[dict[str, Any]]:
     """The completions of held-out prompts, before and after."""
     path = run.path / stage / "completions.json"
-    return read_json(path, list) if path.exists() else []
+    return read_state(path, Completions, stage) if path.exists() else []
 
 
 def _failures(run: RunFolder, stage: str) -> Iterator[str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from shared_data import report_html as html
 from shared_data.benchmarks.stage import ITEMS, SCORES
-from shared_data.files import read_json
 from shared_data.progress import format_metric
 from shared_data.report_examples import example
 from shared_data.runs import RunFolder
+from shared_data.state_schema import Scores, read_state
 
 _NORMAL_95 = 1.96  # standard errors on each side that hold the true value 95 times of 100
 
@@ -22,7 +22,7 @@ def benchmarks(run: RunFolder) -> Iterator[str]:
     folder = run.path / "benchmark"
     if "benchmark" not in run.metrics() or not (folder / SCORES).is_file():
         return
-    tasks = read_json(folder / SCORES)["tasks"]
+    tasks = read_state(folder / SCORES, Scores, "benchmark")["tasks"]
     yield html.heading("Benchmarks")
     yield html.paragraph(
         "Multiple choice by log-likelihood: the model writes nothing; the choice to which it gives the highest probability is its answer "

@@ -13,10 +13,10 @@ import numpy as np
 
 from shared_data import report_html as html
 from shared_data.evaluation.expert_reading import EXPERTS
-from shared_data.files import read_json
 from shared_data.plots import FEWEST_POINTS, plot_shares
 from shared_data.report_comparison import training_log
 from shared_data.runs import RunFolder
+from shared_data.state_schema import ExpertReading, read_state
 from shared_data.story_world.segments import KINDS
 from shared_data.training.expert_load import expert_shares
 
@@ -24,7 +24,7 @@ from shared_data.training.expert_load import expert_shares
 def experts(run: RunFolder) -> Iterator[str]:
     """Nothing where the log has no loads and the stage `pretrain` left no experts.json."""
     load, path = _load_over_training(run), run.path / "pretrain" / EXPERTS
-    reading = read_json(path) if path.is_file() else None
+    reading = read_state(path, ExpertReading, "pretrain") if path.is_file() else None
     if not load and not reading:
         return
     yield html.heading("The experts")

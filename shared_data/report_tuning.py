@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from shared_data import report_html as html
-from shared_data.files import read_json
 from shared_data.metrics_log import MetricsLog
 from shared_data.report_curves import training_curve
 from shared_data.report_examples import example
 from shared_data.runs import RunFolder
+from shared_data.state_schema import Answers, read_state
 from shared_data.summary import summary_rows
 
 EXAMPLES = 4  # questions shown with their story and both answers, and as many that were answered wrong
@@ -33,7 +33,7 @@ def instruction_tuning(run: RunFolder) -> Iterator[str]:
     answers = folder / "answers.json"
     if not answers.exists():
         return
-    records = read_json(answers)
+    records = read_state(answers, Answers, "sft")
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for record in records["after"]:
         by_kind[record["kind"]].append(record["reply"].strip() == record["expected"])
@@ -43,7 +43,7 @@ def instruction_tuning(run: RunFolder) -> Iterator[str]:
             for kind, right in sorted(by_kind.items())
         ]
     )
-    pairs = list(zip(records["before"], records["after"], strict=True))
+    pairs = list(zip(records["before"], records["after"], strict=False))
     yield "<h3>The same questions before and after</h3>"
     yield html.paragraph(
         "The stories are held out. The pretrained model has never seen a question: it goes on writing, or writes nothing that can be read."

@@ -8,12 +8,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from shared_data.files import read_json
 from shared_data.generated_text import readable
 from shared_data.progress import format_metric, format_seconds
 from shared_data.run_writing import SETTINGS
 from shared_data.runs import RunFolder
 from shared_data.stages import STAGES
+from shared_data.state_schema import Samples, read_state
 
 _SAMPLE_LENGTH = 300  # characters of a generated text that are printed; the report shows all
 
@@ -187,7 +187,7 @@ def print_summary(stage: str, metrics: dict[str, float], run: RunFolder) -> None
 def _samples(stage: str, run: RunFolder) -> list[tuple[str, str]]:
     """The beginnings of the generated texts."""
     path = run.path / stage / "samples.json"
-    samples = read_json(path, list) if stage == "generate" and path.exists() else []
+    samples = read_state(path, Samples, stage) if stage == "generate" and path.exists() else []
     texts = [" ".join(readable(sample["prompt"] + sample["text"]).split()) for sample in samples]
     return [
         ("the model wrote", text if len(text) <= _SAMPLE_LENGTH else text[:_SAMPLE_LENGTH] + " …")

@@ -12,6 +12,7 @@ from typing import Any
 
 from shared_data.errors import UserError
 from shared_data.files import read_json
+from shared_data.model_files.generation_schema import GenerationConfig
 from shared_data.model_names import resolve_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
@@ -45,15 +46,13 @@ def read_sampling(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """What a folder's generation_config.json says of sampling, by our settings; and what it asks for that is not computed, in words."""
     path = folder / "generation_config.json"
     values = read_json(path) if path.is_file() else {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; correct it or copy it again")
+    biases = GenerationConfig.read(values, path).sequence_bias or []
     asked = [
         f"{name} = {values[name]}" for name, usual in _NOT_COMPUTED.items() if values.get(name) not in usual
     ]
     found = {name: values[name] for name in _ALWAYS if values.get(name) is not None}
     if texts := values.get("stop_strings"):
         found["stop_strings"] = [texts] if isinstance(texts, str) else texts
-    biases = _biases(path, values.get("sequence_bias") or [])
     if single := {ids[0]: bias for ids, bias in biases if len(ids) == 1}:
         found["logit_bias"] = single
     asked += [f"sequence_bias = {[ids, bias]}" for ids, bias in biases if len(ids) != 1]
@@ -66,15 +65,6 @@ def read_sampling(folder: Path) -> tuple[dict[str, Any], list[str]]:
         return found | {"temperature": 0.0}, asked
     drawn = {name: values[name] or None for name in SAMPLING if name in values}
     return found | {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | drawn, asked
-
-
-def _biases(path: Path, sequence_bias: Any) -> list[tuple[list[int], float]]:
-    try:
-        return [(list(ids), float(bias)) for ids, bias in sequence_bias]
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} has a sequence_bias that is no list of [ids, bias]; correct it or copy it again"
-        ) from error
 
 
 def sample_as_asked(run: RunFolder, name: str | Path, assignments: Iterable[str]) -> list[str]:

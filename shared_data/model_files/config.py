@@ -10,17 +10,27 @@ Level 1 builds transformers' configuration from it (`to_hf`).
 """
 
 import itertools
-import math
-from dataclasses import MISSING, dataclass, field, fields
-from types import UnionType
-from typing import Any, get_args, get_origin
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from shared_data.attention.patterns import AttentionPattern
 from shared_data.errors import UserError
-from shared_data.files import is_number
-from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config
-from shared_data.model_files.config_file import MOST_LAYERS, read_config_json, write_config_json
-from shared_data.model_files.families import CHOICES, FAMILIES, Family
+from shared_data.foreign_json import Length, Number, Size
+from shared_data.model_files.config_checks import SIZE_OF_KIND, check_config, check_family
+from shared_data.model_files.config_defaults import fill_in
+from shared_data.model_files.config_file import read_config_json, write_config_json
+from shared_data.model_files.config_schema import (
+    ConfigJson,
+    Count,
+    Layers,
+    NamedId,
+    Probability,
+    RopeTheta,
+    WindowSize,
+    check_types,
+)
+from shared_data.model_files.families import FAMILIES, Family
 from shared_data.model_files.rope_scaling import with_original_length
 from shared_data.quantization.config import Quantization
 from shared_data.settings import ModelSettings
@@ -31,136 +41,90 @@ class ModelConfig:
     """Sizes and choices of a model. A zero or empty value among them is filled in with its default."""
 
     model_type: str = "llama"  # the family, a key of `FAMILIES`
-    vocab_size: int = 1024  # V
-    hidden_size: int = 128  # C, the width of the residual stream
-    intermediate_size: int = 0  # F; default 4 C (gpt2), 8/3 C rounded up to a multiple of 32 (the others)
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4  # H
-    num_key_value_heads: int = 0  # K; default H
-    head_dim: int = 0  # D; default C / H; of latent attention, the part that is rotated
-    max_position_embeddings: int = 256
-    rope_theta: float = 10_000.0
+    vocab_size: Size = 1024  # V
+    hidden_size: Size = 128  # C, the width of the residual stream
+    intermediate_size: Count = 0  # F; default 4 C (gpt2), 8/3 C rounded up to a multiple of 32 (the others)
+    num_hidden_layers: Layers = 4
+    num_attention_heads: Size = 4  # H
+    num_key_value_heads: Count = 0  # K; default H
+    head_dim: Count = 0  # D; default C / H; of latent attention, the part that is rotated
+    max_position_embeddings: Length = 256
+    rope_theta: RopeTheta = 10_000.0
     rope_scaling: dict[str, Any] | None = None  # {"rope_type": "yarn", "factor": …, …} (rope_scaling.py)
-    no_rope_layers: list[int] = field(default_factory=list)  # smollm3, one a layer: 0 rotates nothing there
-    rms_norm_eps: float = 1e-5
-    layer_norm_epsilon: float = 1e-5  # gpt2
+    no_rope_layers: list[Count] = field(default_factory=list)  # smollm3, one a layer: 0 rotates nothing there
+    rms_norm_eps: Number = 1e-5
+    layer_norm_epsilon: Number = 1e-5  # gpt2
     tie_word_embeddings: bool = True  # the output matrix is the token embedding
     attention_bias: bool = False  # biases of q, k, v and o
     attention_output_bias: bool = True  # where there are biases, o has one too (not in qwen2)
     attention_sinks: bool = False  # a learned logit of each head, beside those of the keys (gpt-oss)
     qk_norm: bool = False  # an RMSNorm of every query and key head (Qwen3)
-    query_pre_attn_scalar: int = 0  # gemma2: scores are divided by its root; default D
-    attn_logit_softcapping: float | None = None  # gemma2: scores become c tanh(s/c)
-    final_logit_softcapping: float | None = None  # gemma2: logits become c tanh(z/c)
+    query_pre_attn_scalar: Count = 0  # gemma2: scores are divided by its root; default D
+    attn_logit_softcapping: Number | None = None  # gemma2: scores become c tanh(s/c)
+    final_logit_softcapping: Number | None = None  # gemma2: logits become c tanh(z/c)
     post_norms: bool = False  # a norm of what each half of a block adds, too (Gemma 2)
     norm_offset: bool = False  # norms multiply by 1 + weight (Gemma)
     scale_embeddings: bool = False  # by √C (Gemma)
     mlp_bias: bool = False  # biases of gate, up and down
     hidden_act: str = ""  # default gelu_new (gpt2, gemma2), silu (the others)
-    embd_pdrop: float = 0.0  # gpt2: dropout of the embeddings
-    attention_dropout: float = 0.0  # dropout of the attention weights; `attn_pdrop` in a GPT-2 config.json
-    resid_pdrop: float = 0.0  # gpt2: dropout of what a block adds to the residual stream
+    embd_pdrop: Probability = 0.0  # gpt2: dropout of the embeddings
+    attention_dropout: Probability = (
+        0.0  # dropout of the attention weights; `attn_pdrop` in a GPT-2 config.json
+    )
+    resid_pdrop: Probability = 0.0  # gpt2: dropout of what a block adds to the residual stream
     # Which keys a query sees (blocks/attention_patterns.py).
     layer_types: list[str] = field(default_factory=list)  # the kind of each layer; default full_attention
-    sliding_window: int | None = None  # W of sliding_attention: the last W tokens, the query's own among them
-    attention_chunk_size: int | None = None  # of chunked_attention
-    attention_stride: int | None = None  # of strided_attention
-    num_sink_tokens: int = 0  # the first tokens of a text, which all kinds but full_attention see besides
-    index_topk: int = 0  # of indexed_attention: keys that the indexer selects for a query
-    index_n_heads: int = 0
-    index_head_dim: int = 0
+    sliding_window: WindowSize | None = (
+        None  # W of sliding_attention: the last W tokens, the query's own among them
+    )
+    attention_chunk_size: WindowSize | None = None  # of chunked_attention
+    attention_stride: WindowSize | None = None  # of strided_attention
+    num_sink_tokens: WindowSize = (
+        0  # the first tokens of a text, which all kinds but full_attention see besides
+    )
+    index_topk: WindowSize = 0  # of indexed_attention: keys that the indexer selects for a query
+    index_n_heads: Count = 0
+    index_head_dim: Count = 0
     # Mixture of experts (blocks/mixture_of_experts.py). E = 0: none.
-    num_local_experts: int = 0  # E
-    num_experts_per_tok: int = 2
-    moe_intermediate_size: int = 0  # F of an expert; default intermediate_size
+    num_local_experts: Count = 0  # E
+    num_experts_per_tok: Size = 2
+    moe_intermediate_size: Count = 0  # F of an expert; default intermediate_size
     clamped_experts: bool = False  # gpt-oss's kind (blocks/clamped_experts.py)
-    swiglu_alpha: float = 1.702  # of clamped experts: gate · sigmoid(alpha gate),
-    swiglu_limit: float = 7.0  # and where gate and up are cut off
-    mlp_only_layers: list[int] = field(default_factory=list)  # layers without experts
+    swiglu_alpha: Number = 1.702  # of clamped experts: gate · sigmoid(alpha gate),
+    swiglu_limit: Number = 7.0  # and where gate and up are cut off
+    mlp_only_layers: list[Count] = field(default_factory=list)  # layers without experts
     scoring_func: str = "softmax"  # of the router: "softmax" or "sigmoid" (DeepSeek-V3)
     norm_topk_prob: bool = True  # the weights of the chosen experts sum to 1
-    router_aux_loss_coef: float = 0.001  # of the load-balancing loss
+    router_aux_loss_coef: Number = 0.001  # of the load-balancing loss
     output_router_logits: bool = False  # a forward pass of the library computes the load-balancing loss, too
-    n_shared_experts: int = 0  # experts that every token passes, as one of this many times the width
-    routed_scaling_factor: float = 1.0
-    n_group: int = 1  # groups of experts, and how many of them a token may choose from
-    topk_group: int = 1
+    n_shared_experts: Count = 0  # experts that every token passes, as one of this many times the width
+    routed_scaling_factor: Number = 1.0
+    n_group: Size = 1  # groups of experts, and how many of them a token may choose from
+    topk_group: Size = 1
     # Multi-head latent attention (blocks/latent_attention.py). kv_lora_rank = 0: none.
-    kv_lora_rank: int = 0  # width of the compressed keys and values
-    q_lora_rank: int | None = None  # width of the compressed queries; None: not compressed
-    qk_nope_head_dim: int = 0  # of a query and key head: the part that is not rotated,
-    qk_rope_head_dim: int = 0  # and the part that is
-    v_head_dim: int = 0
-    initializer_range: float = 0.02  # standard deviation of the initial weights
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
+    kv_lora_rank: Count = 0  # width of the compressed keys and values
+    q_lora_rank: Count | None = None  # width of the compressed queries; None: not compressed
+    qk_nope_head_dim: Count = 0  # of a query and key head: the part that is not rotated,
+    qk_rope_head_dim: Count = 0  # and the part that is
+    v_head_dim: Count = 0
+    initializer_range: Number = 0.02  # standard deviation of the initial weights
+    bos_token_id: NamedId | None = None
+    eos_token_id: NamedId | list[NamedId] | None = None
     quantization: Quantization | None = None  # how the weights of the blocks are stored; None: as they are
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on other fields, and refuse sizes that cannot be built."""
         if self.model_type not in FAMILIES:
             raise UserError(f"model_type {self.model_type!r} is not supported; choose {supported_families()}")
-        self._check_types()
-        if self.num_hidden_layers > MOST_LAYERS:
-            raise UserError(
-                f"num_hidden_layers is {self.num_hidden_layers}; correct config.json or copy it again"
-            )
-        self._check_family()
-        L = self.num_hidden_layers
-        fill = {
-            "intermediate_size": _default_intermediate_size(self.model_type, self.hidden_size),
-            "num_key_value_heads": self.num_attention_heads,
-            "head_dim": self.hidden_size // self.num_attention_heads,
-            "hidden_act": self.family.activations[0],
-            "layer_types": [self._default_layer_type(layer) for layer in range(L)],
-        }
-        if self.family.window == "alternating":
-            fill["sliding_window"] = self.family.defaults["sliding_window"]
-        if self._has("no_rope_layers"):
-            fill["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(L)]
-        if self._has("query_pre_attn_scalar"):
-            fill["query_pre_attn_scalar"] = self.head_dim or self.hidden_size // self.num_attention_heads
-        if self._has("num_local_experts"):
-            fill["num_local_experts"] = 8
-        if len(set(self.layer_types)) == 1:  # one kind is that of all layers, however many
-            fill["layer_types"] = self.layer_types[:1] * L
-            object.__setattr__(self, "layer_types", [])
-        self._fill(fill)
-        if self._has("kv_lora_rank"):  # the proportions of DeepSeek-V2, section 3.1.2
-            D = self.hidden_size // self.num_attention_heads
-            self._fill({"kv_lora_rank": 4 * D, "qk_nope_head_dim": D, "v_head_dim": D})
-            self._fill({"qk_rope_head_dim": 2 * math.ceil(D / 4)})
-            if self._has("index_topk"):  # V3.2 compresses its queries always
-                self._fill({"q_lora_rank": max(1, self.hidden_size // 2)})
-            object.__setattr__(self, "head_dim", self.qk_rope_head_dim)
-        if self.num_local_experts:
-            self._fill({"moe_intermediate_size": self.intermediate_size})
-        object.__setattr__(self, "mlp_only_layers", sorted(set(self.mlp_only_layers)))
-        for name, value in self.family.blocks.items():
-            object.__setattr__(self, name, value)
+        check_types(self)
+        check_family(self)
+        fill_in(self)
         check_config(self)
-
-    def _fill(self, defaults: dict[str, Any]) -> None:
-        """Set what is zero or empty."""
-        for name, default in defaults.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, default)
 
     @property
     def family(self) -> Family:
         """Its entry of the table."""
         return FAMILIES[self.model_type]
-
-    def _has(self, name: str) -> bool:
-        """Whether models of this family have a choice."""
-        return name in self.family.names or name in self.family.blocks
-
-    def _default_layer_type(self, layer: int) -> str:
-        """The kind of a layer's attention where nothing names it."""
-        has_window = self.family.window == "all" and self.sliding_window is not None
-        if has_window or (self.family.window == "alternating" and layer % 2 == 0):
-            return "sliding_attention"
-        return self.family.layer_types[0]
 
     def is_sparse(self, layer: int) -> bool:
         """Whether the feed-forward part of a layer is a mixture of experts."""
@@ -221,29 +185,6 @@ class ModelConfig:
         embedding = "transformer.wte.weight" if self.model_type == "gpt2" else "model.embed_tokens.weight"
         return embedding if self.tie_word_embeddings else "lm_head.weight"
 
-    def _check_types(self) -> None:
-        """Raise `UserError` for a value that is no size, number, flag, text or id where one must be; zero is filled in later."""
-        for each in fields(self):
-            value = getattr(self, each.name)
-            # Some folders write -1 for an id that there is not.
-            smallest = (
-                -1 if each.name.endswith("token_id") else 0 if each.default in (0, None, MISSING) else 1
-            )
-            if not _fits(value, each.type, smallest):
-                raise UserError(
-                    f"the model's {each.name} is {value!r:.60}; correct its config.json or copy it again"
-                )
-
-    def _check_family(self) -> None:
-        """Raise `UserError` for a choice that models of this family do not have."""
-        for each in fields(self):
-            default = each.default_factory() if each.default_factory is not MISSING else each.default
-            optional = each.name in CHOICES and getattr(self, each.name) != default
-            if optional and not self._has(each.name):
-                others = [name for name, family in FAMILIES.items() if each.name in family.names]
-                remedy = f"use model_type {' or '.join(others)}" if others else "leave it out"
-                raise UserError(f"{self.model_type} has no {each.name}; {remedy}")
-
     @classmethod
     def from_settings(
         cls, settings: ModelSettings, vocab_size: int, eos_token_id: int | None = None
@@ -282,14 +223,17 @@ class ModelConfig:
         )
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> "ModelConfig":
-        """Read the contents of a Hugging Face `config.json`. Raises `UserError` for another architecture."""
-        model_type = config.get("model_type")
-        if not isinstance(model_type, str) or model_type not in FAMILIES:
+    def from_hf(cls, config: dict[str, Any], source: Path | str = "config.json") -> "ModelConfig":
+        """Read the contents of a Hugging Face `config.json`. Raises `UserError`, with its `source`, for what cannot be built."""
+        model_type = ConfigJson.read(config, source).model_type
+        if model_type not in FAMILIES:
             raise UserError(
-                f"config.json describes a model of type {model_type!r}; supported are {supported_families()}"
+                f"{source} describes a model of type {model_type!r}; supported are {supported_families()}"
             )
-        return cls(model_type=model_type, **read_config_json(config, FAMILIES[model_type]))
+        try:
+            return cls(model_type=model_type, **read_config_json(config, FAMILIES[model_type]))
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a `config.json` that transformers (and llama.cpp, vLLM, …) read."""
@@ -299,21 +243,3 @@ class ModelConfig:
 def supported_families() -> str:
     """The families by name, for a message."""
     return ", ".join(FAMILIES)
-
-
-def _fits(value: Any, kind: Any, smallest: int) -> bool:
-    """Whether a value is of the type of a field: an integer of 31 bits from `smallest`, a finite number from 0, or whatever else it is."""
-    if isinstance(kind, UnionType):
-        return any(_fits(value, each, smallest) for each in get_args(kind))
-    if get_origin(kind) is list:
-        return type(value) is list and all(_fits(each, get_args(kind)[0], smallest) for each in value)
-    if kind is int:
-        return type(value) is int and smallest <= value < 2**31
-    if kind is float:
-        return is_number(value) and value >= 0
-    return type(value) is (get_origin(kind) or kind)
-
-
-def _default_intermediate_size(model_type: str, hidden_size: int) -> int:
-    """F. SwiGLU has three matrices instead of two, so Llama takes 2/3 of 4 C to keep the parameter count (Shazeer 2020)."""
-    return 4 * hidden_size if model_type == "gpt2" else 32 * math.ceil(8 * hidden_size / 3 / 32)

@@ -3,10 +3,23 @@
 check_config(config)
 """
 
+from dataclasses import MISSING, fields
 from typing import Any
 
 from shared_data.errors import UserError
+from shared_data.model_files.families import CHOICES, FAMILIES
 from shared_data.model_files.rope_scaling import check_rope_scaling
+
+
+def check_family(config: Any) -> None:
+    """Raise `UserError` for a choice that models of this family do not have."""
+    for each in fields(config):
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        optional = each.name in CHOICES and getattr(config, each.name) != default
+        if optional and not config.family.has(each.name):
+            others = [name for name, family in FAMILIES.items() if each.name in family.names]
+            remedy = f"use model_type {' or '.join(others)}" if others else "leave it out"
+            raise UserError(f"{config.model_type} has no {each.name}; {remedy}")
 
 
 def check_config(config: Any) -> None:
@@ -45,6 +58,10 @@ def check_config(config: Any) -> None:
         if getattr(config, name) == 0:
             raise UserError(f"{name} is 0, which would make everything equal; use a positive number or none")
     check_rope_scaling(config.rope_scaling or {"rope_type": "default"}, D)
+    if config.rope_theta <= 1 and config.rope_scaling and config.rope_scaling["rope_type"] == "yarn":
+        raise UserError(
+            f"rope_theta is {config.rope_theta}, by whose logarithm yarn divides; use one above 1"
+        )
     _check_layers(config)
     if config.num_local_experts:
         _check_experts(config)

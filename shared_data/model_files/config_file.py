@@ -14,7 +14,6 @@ from shared_data.model_files.families import Family
 from shared_data.model_files.rope_scaling import check_rope_scaling, with_original_length
 from shared_data.quantization.config import Quantization
 
-MOST_LAYERS = 10_000  # what differs from layer to layer stands in lists
 _NULLABLE = frozenset(
     {"bos_token_id", "eos_token_id", "sliding_window", "q_lora_rank"}
     | {"attn_logit_softcapping", "final_logit_softcapping"}
@@ -67,9 +66,7 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
         values["head_dim"] = values["qk_rope_head_dim"]
     if values.get("hidden_act") == "gelu_pytorch_tanh":  # another name of the same function
         values["hidden_act"] = "gelu_new"
-    layers = values.get("num_hidden_layers")
-    if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:  # else `ModelConfig` refuses it
-        values |= _read_layers(hf, family, values, layers)
+    values |= _read_layers(hf, family, values, values["num_hidden_layers"])
     if hf.get("quantization_config") is not None:
         values["quantization"] = Quantization.from_hf(hf["quantization_config"])
     return values
@@ -78,9 +75,8 @@ def read_config_json(hf: dict[str, Any], family: Family) -> dict[str, Any]:
 def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: int) -> dict[str, Any]:
     """What differs from layer to layer, for each of L layers."""
     found: dict[str, Any] = {}
-    _check_entries(hf)
     kinds = values.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) not in (0, L):
+    if kinds is not None and len(kinds) not in (0, L):
         raise UserError(
             f"layer_types has {len(kinds)} entries for {L} layers; correct config.json or copy it again"
         )
@@ -116,26 +112,6 @@ def _read_layers(hf: dict[str, Any], family: Family, values: dict[str, Any], L: 
                 found["num_local_experts"] = hf[name]
         found["mlp_only_layers"] = _dense_layers(hf, family, L)
     return found
-
-
-def _check_entries(hf: dict[str, Any]) -> None:
-    """What counts or lists layers is a whole number, or a list of numbers or kinds, where it is not left out."""
-    counts = {
-        "max_window_layers": 0,
-        "first_k_dense_replace": 0,
-        "no_rope_layer_interval": 1,
-        "decoder_sparse_step": 1,
-    }
-    for name, smallest in counts.items():
-        value = hf.get(name)
-        if value is not None and (type(value) is not int or value < smallest):
-            raise UserError(f"{name} is {value!r:.60}; correct config.json or copy it again")
-    for name in ("no_rope_layers", "mlp_only_layers", "mlp_layer_types"):
-        value = hf.get(name)
-        if value is not None and not (
-            isinstance(value, list) and all(type(each) in (int, str) for each in value)
-        ):
-            raise UserError(f"{name} is {value!r:.60}; correct config.json or copy it again")
 
 
 def _count(hf: dict[str, Any], name: str, default: int) -> int:
@@ -196,12 +172,9 @@ def _read_rope(hf: dict[str, Any], family: Family) -> tuple[float, dict[str, Any
     """Base and scaling of the rotary frequencies, from the style of transformers 5 or the older one, which wins where both are there."""
     rope = hf.get("rope_scaling") or hf.get("rope_parameters")
     rope = family.defaults.get("rope_scaling") or {} if rope is None else rope
-    if not isinstance(rope, dict):
-        raise UserError(f"rope_scaling is {rope!r:.60}, not an object; correct config.json or copy it again")
     rope = dict(rope)
-    theta = (
-        rope.pop("rope_theta", None) or hf.get("rope_theta") or family.defaults.get("rope_theta", 10_000.0)
-    )
+    thetas = (rope.pop("rope_theta", None), hf.get("rope_theta"), family.defaults.get("rope_theta"), 10_000.0)
+    theta = next(each for each in thetas if each is not None)
     rope_type = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if any(
@@ -220,15 +193,13 @@ def _refuse_what_is_not_computed(hf: dict[str, Any], family: Family) -> None:
     """A choice that this family has only one of here, and entries that nothing here knows."""
     for name, usual in family.only.items():
         if hf.get(name, usual) != usual:
-            raise UserError(
-                f"config.json sets {name} = {hf[name]}, which is not supported; it must be {usual}"
-            )
+            raise UserError(f"{name} = {hf[name]!r:.60}, which is not supported; it must be {usual}")
     known = {*family.names.values(), *family.only, *_NEUTRAL, *_READ_APART}
     known |= _EXPERT_ENTRIES if "num_local_experts" in family.names else set()
     known |= _LATENT_ENTRIES if "kv_lora_rank" in family.names else set()
     for name, value in hf.items():
         if name not in known and value not in (None, False, 0, "", [], {}):
             raise UserError(
-                f"config.json sets {name} = {value!r:.60}, which is not supported for {hf['model_type']}; remove it if the model "
+                f"{name} = {value!r:.60}, which is not supported for {hf['model_type']}; remove it if the model "
                 "computes the same without it"
             )

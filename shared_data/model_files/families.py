@@ -1,140 +1,32 @@
 """The families of models: how their `config.json` is written, and what each is made of. Adding one is an entry of this table.
 
-A family is a class of transformers. Its entry says what `ModelConfig`'s fields are called in its `config.json`, what the library assumes
+A family is a class of transformers. Its entry (family_entries.py) says what `ModelConfig`'s fields are called in its `config.json`, what the library assumes
 where that file is silent, and which of the fields the architecture itself decides. The blocks of levels 2 and 3 never ask for the family:
 they read the fields.
 
     uv run python -c "from shared_data.model_files.families import *; print(*FAMILIES)"
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture, by the fields of `ModelConfig`.
-
-    names: field → its name in config.json. defaults: what the library assumes where config.json is silent. blocks: what the architecture
-    decides; no config.json has it. layer_types: the kinds of attention that a layer can have. only: entries of a config.json that are
-    understood with this one value. window: whether `sliding_window` holds for "all" layers, for those that `layer_types` names ("listed"), or, where
-    it names none, for every other one ("alternating").
-    in_library, has_classifier: whether transformers has it, and a sequence classifier of it, which a reward model is.
-    """
-
-    architecture: str
-    names: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    blocks: Mapping[str, Any] = field(default_factory=dict)
-    activations: tuple[str, ...] = ("silu",)
-    layer_types: tuple[str, ...] = ("full_attention",)
-    window: str = "none"
-    only: Mapping[str, Any] = field(default_factory=dict)
-    in_library: bool = True
-    has_classifier: bool = True
-
-    @property
-    def classifier(self) -> str:
-        """The library's class of a reward model."""
-        return f"{self.architecture.removesuffix('LMHeadModel').removesuffix('ForCausalLM')}ForSequenceClassification"
-
-
-def _same(*names: str) -> dict[str, str]:
-    """Fields that are called the same in config.json."""
-    return {name: name for name in names}
-
-
-_TOKENS = _same("vocab_size", "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
-_DECODER = _TOKENS | _same(
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "attention_dropout",
-    "hidden_act",
+from shared_data.model_files.family_entries import (
+    DECODER,
+    DEEPSEEK,
+    DEEPSEEK_DEFAULTS,
+    EXPERTS,
+    HEADS,
+    LLAMA_DEFAULTS,
+    MISTRAL_SIZES,
+    QWEN_SIZES,
+    TOKENS,
+    WINDOWS,
+    Family,
+    same,
 )
-_HEADS = _DECODER | _same("head_dim")
-_EXPERTS = _same("num_experts_per_tok", "router_aux_loss_coef", "output_router_logits")
-_WINDOWS = ("full_attention", "sliding_attention")
-_LATENT = _same("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-_DEEPSEEK = (
-    _DECODER
-    | _LATENT
-    | _same("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "n_shared_experts", "n_group")
-    | _same("topk_group", "routed_scaling_factor", "mlp_only_layers", "attention_bias")
-    | {"num_local_experts": "n_routed_experts"}
-)
-_QWEN_SIZES = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-}
-_MISTRAL_SIZES = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-_LLAMA_DEFAULTS = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-_DEEPSEEK_DEFAULTS = {
-    "vocab_size": 129280,
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "moe_intermediate_size": 2048,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "n_shared_experts": 1,
-    "num_local_experts": 256,
-    "routed_scaling_factor": 2.5,
-    "kv_lora_rank": 512,
-    "q_lora_rank": 1536,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "qk_nope_head_dim": 128,
-    "n_group": 8,
-    "topk_group": 4,
-    "num_experts_per_tok": 8,
-    "mlp_only_layers": [0, 1, 2],
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         architecture="GPT2LMHeadModel",
-        names=_TOKENS
-        | _same("layer_norm_epsilon", "embd_pdrop", "resid_pdrop")
+        names=TOKENS
+        | same("layer_norm_epsilon", "embd_pdrop", "resid_pdrop")
         | {
             "hidden_size": "n_embd",
             "intermediate_size": "n_inner",
@@ -166,35 +58,35 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": Family(
         architecture="LlamaForCausalLM",
-        names=_HEADS | _same("attention_bias", "mlp_bias"),
-        defaults=_LLAMA_DEFAULTS,
+        names=HEADS | same("attention_bias", "mlp_bias"),
+        defaults=LLAMA_DEFAULTS,
     ),
     "mistral": Family(
         architecture="MistralForCausalLM",
-        names=_HEADS | _same("sliding_window"),
-        defaults=_MISTRAL_SIZES | {"rms_norm_eps": 1e-6, "sliding_window": 4096},
-        layer_types=_WINDOWS,
+        names=HEADS | same("sliding_window"),
+        defaults=MISTRAL_SIZES | {"rms_norm_eps": 1e-6, "sliding_window": 4096},
+        layer_types=WINDOWS,
         window="all",
     ),
     "qwen2": Family(
         architecture="Qwen2ForCausalLM",
-        names=_HEADS | _same("sliding_window", "layer_types"),
-        defaults=_QWEN_SIZES | {"sliding_window": 4096},
+        names=HEADS | same("sliding_window", "layer_types"),
+        defaults=QWEN_SIZES | {"sliding_window": 4096},
         blocks={"attention_bias": True, "attention_output_bias": False},
-        layer_types=_WINDOWS,
+        layer_types=WINDOWS,
         window="listed",
     ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
-        names=_HEADS | _same("attention_bias", "sliding_window", "layer_types"),
-        defaults=_QWEN_SIZES | {"sliding_window": 4096, "head_dim": 128},
+        names=HEADS | same("attention_bias", "sliding_window", "layer_types"),
+        defaults=QWEN_SIZES | {"sliding_window": 4096, "head_dim": 128},
         blocks={"qk_norm": True},
-        layer_types=_WINDOWS,
+        layer_types=WINDOWS,
         window="listed",
     ),
     "smollm3": Family(
         architecture="SmolLM3ForCausalLM",
-        names=_HEADS | _same("attention_bias", "mlp_bias", "sliding_window", "layer_types", "no_rope_layers"),
+        names=HEADS | same("attention_bias", "mlp_bias", "sliding_window", "layer_types", "no_rope_layers"),
         defaults={
             "vocab_size": 128256,
             "hidden_size": 2048,
@@ -208,15 +100,15 @@ FAMILIES: dict[str, Family] = {
             "bos_token_id": 128000,
             "eos_token_id": 128001,
         },
-        layer_types=_WINDOWS,
+        layer_types=WINDOWS,
         window="listed",
     ),
     "gemma2": Family(
         architecture="Gemma2ForCausalLM",
-        names={name: theirs for name, theirs in _HEADS.items() if name != "hidden_act"}
+        names={name: theirs for name, theirs in HEADS.items() if name != "hidden_act"}
         | {"hidden_act": "hidden_activation"}
-        | _same("attention_bias", "sliding_window", "layer_types", "query_pre_attn_scalar")
-        | _same("attn_logit_softcapping", "final_logit_softcapping"),
+        | same("attention_bias", "sliding_window", "layer_types", "query_pre_attn_scalar")
+        | same("attn_logit_softcapping", "final_logit_softcapping"),
         defaults={
             "vocab_size": 256000,
             "hidden_size": 2304,
@@ -236,27 +128,27 @@ FAMILIES: dict[str, Family] = {
         },
         blocks={"post_norms": True, "norm_offset": True, "scale_embeddings": True},
         activations=("gelu_new",),
-        layer_types=_WINDOWS,
+        layer_types=WINDOWS,
         window="alternating",
         only={"hidden_act": "gelu_pytorch_tanh", "use_bidirectional_attention": None},
     ),
     "mixtral": Family(
         architecture="MixtralForCausalLM",
-        names=_HEADS | _EXPERTS | _same("sliding_window", "num_local_experts"),
-        defaults=_MISTRAL_SIZES
+        names=HEADS | EXPERTS | same("sliding_window", "num_local_experts"),
+        defaults=MISTRAL_SIZES
         | {"rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
         blocks={"norm_topk_prob": True},
-        layer_types=_WINDOWS,
+        layer_types=WINDOWS,
         window="all",
         only={"router_jitter_noise": 0.0},
     ),
     "qwen3_moe": Family(
         architecture="Qwen3MoeForCausalLM",
-        names=_HEADS
-        | _EXPERTS
-        | _same("attention_bias", "sliding_window", "moe_intermediate_size", "norm_topk_prob")
-        | _same("num_local_experts", "mlp_only_layers"),
-        defaults=_QWEN_SIZES
+        names=HEADS
+        | EXPERTS
+        | same("attention_bias", "sliding_window", "moe_intermediate_size", "norm_topk_prob")
+        | same("num_local_experts", "mlp_only_layers"),
+        defaults=QWEN_SIZES
         | {
             "hidden_size": 2048,
             "intermediate_size": 6144,
@@ -269,15 +161,15 @@ FAMILIES: dict[str, Family] = {
             "norm_topk_prob": False,
         },
         blocks={"qk_norm": True},
-        layer_types=_WINDOWS,
+        layer_types=WINDOWS,
         window="all",
     ),
     "gpt_oss": Family(
         architecture="GptOssForCausalLM",
-        names=_HEADS
-        | _EXPERTS
-        | _same("attention_bias", "sliding_window", "layer_types")
-        | _same("num_local_experts", "swiglu_alpha", "swiglu_limit"),
+        names=HEADS
+        | EXPERTS
+        | same("attention_bias", "sliding_window", "layer_types")
+        | same("num_local_experts", "swiglu_alpha", "swiglu_limit"),
         defaults={
             "vocab_size": 201088,
             "hidden_size": 2880,
@@ -304,13 +196,13 @@ FAMILIES: dict[str, Family] = {
             "num_experts_per_tok": 4,
         },
         blocks={"attention_sinks": True, "clamped_experts": True},
-        layer_types=_WINDOWS,
+        layer_types=WINDOWS,
         window="alternating",
     ),
     "deepseek_v3": Family(
         architecture="DeepseekV3ForCausalLM",
-        names=_DEEPSEEK,
-        defaults=_DEEPSEEK_DEFAULTS,
+        names=DEEPSEEK,
+        defaults=DEEPSEEK_DEFAULTS,
         blocks={"scoring_func": "sigmoid"},
         only={
             "rope_interleave": True,
@@ -321,8 +213,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek_v32": Family(
         architecture="DeepseekV32ForCausalLM",
-        names=_DEEPSEEK | _same("index_topk", "index_n_heads", "index_head_dim", "layer_types"),
-        defaults=_DEEPSEEK_DEFAULTS
+        names=DEEPSEEK | same("index_topk", "index_n_heads", "index_head_dim", "layer_types"),
+        defaults=DEEPSEEK_DEFAULTS
         | {
             "max_position_embeddings": 163840,
             "index_topk": 2048,
@@ -337,11 +229,11 @@ FAMILIES: dict[str, Family] = {
     # Ours: Llama with kinds of attention that transformers lacks. It refuses the name, where it would else attend to everything.
     "sparse_llama": Family(
         architecture="SparseLlamaForCausalLM",
-        names=_HEADS
-        | _same("attention_bias", "mlp_bias", "layer_types", "sliding_window", "attention_chunk_size")
-        | _same("attention_stride", "num_sink_tokens", "index_topk", "index_n_heads", "index_head_dim"),
-        defaults=_LLAMA_DEFAULTS,
-        layer_types=(*_WINDOWS, "chunked_attention", "strided_attention", "indexed_attention"),
+        names=HEADS
+        | same("attention_bias", "mlp_bias", "layer_types", "sliding_window", "attention_chunk_size")
+        | same("attention_stride", "num_sink_tokens", "index_topk", "index_n_heads", "index_head_dim"),
+        defaults=LLAMA_DEFAULTS,
+        layer_types=(*WINDOWS, "chunked_attention", "strided_attention", "indexed_attention"),
         window="listed",
         in_library=False,
     ),
@@ -349,5 +241,5 @@ FAMILIES: dict[str, Family] = {
 
 # The fields that only some families have; what is derived from others is not among them.
 CHOICES = frozenset(name for family in FAMILIES.values() for name in family.names) - frozenset(
-    {*_DECODER, *FAMILIES["gpt2"].names, "head_dim", "layer_types", "moe_intermediate_size"}
+    {*DECODER, *FAMILIES["gpt2"].names, "head_dim", "layer_types", "moe_intermediate_size"}
 )

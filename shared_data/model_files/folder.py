@@ -4,24 +4,28 @@ Everything is checked before a model is built: the architecture, the name and th
 numbers of a tensor; levels 2 and 3 read and write those (models/checkpoint.py). Where a folder is read, a GGUF file may stand in its place
 (gguf_model.py). Level 1: `save_pretrained`, `from_pretrained`.
 
-    uv run python -c "from pathlib import Path; from shared_data.model_files.folder import *; print(read_shapes(Path('runs/v2/tiny/pretrain/model.safetensors')))"
+    uv run python -c "from shared_data.model_files.folder import *; print(read_config('runs/v2/tiny/pretrain'))"
 """
 
-import json
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
+from shared_data.foreign_json import ForeignJson
 from shared_data.model_files.config import ModelConfig
+from shared_data.model_files.generation_schema import GenerationConfig
 from shared_data.model_files.gguf import is_gguf, read_gguf
-from shared_data.model_files.gguf_model import config_json, weight_shapes
+from shared_data.model_files.gguf_model import config_json
+from shared_data.model_files.size import check_memory
 from shared_data.model_files.stored_names import Index, part_shape, stored_tensors
+from shared_data.model_files.tensor_files import BUFFERS, read_shapes, tensor_bytes, tensor_files
 from shared_data.quantization.layers import plain_parameters, stored_layers
+from shared_data.quantization.stored_values import SCALES, TABLES, check_values
 from shared_data.tokenizer.tokenizer_config import read_config as read_tokenizer_config
 from shared_data.tokenizer.tokenizer_config import special_tokens
 from shared_data.tokenizer.tokenizer_file import read_tokenizer, tokenizer_beside, write_tokenizer
@@ -36,10 +40,6 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
-# Constants among the weights: causal masks and rotary frequencies of older versions of transformers, and bitsandbytes' 0 for "in rows".
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", ".weight_format")
-_FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
-_CODE_TYPES = ("I8", "U8", "I32")
 
 
 class Piece(NamedTuple):
@@ -117,22 +117,15 @@ def read_config(folder: Path | str) -> ModelConfig:
     """
     folder = Path(folder)
     if is_gguf(folder):
-        return ModelConfig.from_hf(config_json(read_gguf(folder)))
-    config, generation = (
-        ModelConfig.from_hf(read_json(folder / "config.json")),
-        folder / "generation_config.json",
-    )
+        config = ModelConfig.from_hf(config_json(read_gguf(folder)), folder)
+        check_memory(config, folder)
+        return config
+    file, generation = folder / "config.json", folder / "generation_config.json"
+    config = ModelConfig.from_hf(read_json(file), file)
+    check_memory(config, file)
     if generation.is_file():
-        values = read_json(generation)
-        if not isinstance(values, dict):
-            raise UserError(f"{generation} is not a JSON object; correct it or copy it again")
-        named = {
-            name: values[name] for name in ("bos_token_id", "eos_token_id") if values.get(name) is not None
-        }
-        try:
-            config = replace(config, **named)
-        except UserError as error:
-            raise UserError(f"{generation}: {error}") from error
+        named = GenerationConfig.read(read_json(generation), generation).ids()
+        config = replace(config, **named)
     if config.tie_word_embeddings and not _output_is_embedding(folder, config.quantization is not None):
         return replace(config, tie_word_embeddings=False)  # as transformers does: the weights decide
     return config
@@ -149,14 +142,8 @@ def _output_is_embedding(folder: Path, quantized: bool) -> bool:
     )
 
 
-def tensor_bytes(path: Path, name: str) -> tuple[str, bytes]:
-    """Type and numbers of a tensor, as they stand in the file: the length of the header, the header, the numbers."""
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(size))[name]
-        start, end = entry["data_offsets"]
-        file.seek(8 + size + start)
-        return entry["dtype"], file.read(end - start)
+class _Classifier(ForeignJson):
+    id2label: dict[str, Any] | None = None
 
 
 def read_reward_config(folder: Path) -> ModelConfig:
@@ -165,12 +152,8 @@ def read_reward_config(folder: Path) -> ModelConfig:
         raise UserError(
             f"{folder} is a GGUF file, which holds a language model; train a reward model with `reward`"
         )
-    names = read_json(folder / "config.json").get("id2label", {"0": ""})
-    if not isinstance(names, dict):
-        raise UserError(
-            f"{folder / 'config.json'} has an id2label that is no object; correct it or copy it again"
-        )
-    labels = len(names)
+    file = folder / "config.json"
+    labels = len(_Classifier.read(read_json(file), file).id2label or {"0": ""})
     if not any("score.weight" in read_shapes(path) for path in tensor_files(folder)):
         raise UserError(
             f"{folder} has no score.weight, so it is a language model; train a reward model from it with `reward`"
@@ -221,7 +204,7 @@ def find_tensors(
     unexpected = [
         name
         for name in stored
-        if name not in used and not name.endswith(_BUFFERS) and name != "lm_head.weight"  # a tied copy
+        if name not in used and not name.endswith(BUFFERS) and name != "lm_head.weight"  # a tied copy
     ]
     for names, problem in ((missing, "lacks"), (unexpected, "has unexpected")):
         if names:
@@ -231,59 +214,19 @@ def find_tensors(
                 f"{config.num_hidden_layers} layers; {remedy}"
             )
     for name, layer in layers.items():
-        _check_type(places[name][0], layer.types, remedy)
+        _check_codes(places[name][0], layer.types, remedy)
     return places
 
 
-def _check_type(piece: Piece, types: tuple[str, ...], remedy: str) -> None:
-    """Codes read as numbers, or numbers as codes, would be noise."""
+def _check_codes(piece: Piece, types: tuple[str, ...], remedy: str) -> None:
+    """Codes read as numbers, or numbers as codes, would be noise; so would numbers times NaN."""
     with safe_open(piece.path, framework="np") as file:
         found = file.get_slice(piece.name).get_dtype()
+        if (
+            found in types and piece.name.endswith((*SCALES, *TABLES)) and found != "BF16"
+        ):  # which NumPy has not
+            check_values(piece.name, file.get_tensor(piece.name), piece.path)
     if found not in types:
         raise UserError(
             f"{piece.path}: tensor {piece.name} has type {found}, but config.json asks for {' or '.join(types)}; {remedy}"
         )
-
-
-def tensor_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or those that an index names. A GGUF file is its own."""
-    if is_gguf(folder):
-        return [folder]
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        pickle = any(folder.glob("*.bin"))
-        remedy = "convert its pytorch_model.bin to safetensors" if pickle else "check the path"
-        raise UserError(f"{folder} has no model.safetensors; {remedy}")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} has no weight_map; copy it again")
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise UserError(f"{index} has a weight_map whose files are no names; copy it again")
-    paths = [folder / name for name in sorted(set(weight_map.values()))]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path} is missing, but {index.name} names it; copy it too")
-    return paths
-
-
-def read_shapes(path: Path | str, quantized: bool = False) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a safetensors or GGUF file, from its header. Raises `UserError` if it is damaged.
-
-    Tensors are floating point, or, of a `quantized` model, codes as well.
-    """
-    if is_gguf(path):
-        return weight_shapes(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            for name, piece in slices.items():
-                types = (*_FLOAT_TYPES, *(_CODE_TYPES if quantized else ()))
-                if piece.get_dtype() not in types and not name.endswith(_BUFFERS):
-                    raise UserError(
-                        f"{path}: tensor {name} has type {piece.get_dtype()}; only {', '.join(_FLOAT_TYPES)} weights can be read"
-                    )
-            return {name: tuple(piece.get_shape()) for name, piece in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); copy it again") from error

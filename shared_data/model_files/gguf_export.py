@@ -16,13 +16,14 @@ from jaxtyping import Float32
 
 from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.folder import Piece, find_tensors, read_config, tensor_bytes
+from shared_data.model_files.folder import Piece, find_tensors, read_config
 from shared_data.model_files.gguf import NewTensor, is_gguf, write_gguf
 from shared_data.model_files.gguf_blocks import BLOCK_TYPES, dequantize
 from shared_data.model_files.gguf_model import FIELDS, LLAMA3, llama3_factors, read_weight
 from shared_data.model_files.gguf_names import ROPE_FACTORS, gguf_name, is_transposed, to_gguf
 from shared_data.model_files.gguf_tokenizer import tokenizer_to_gguf
 from shared_data.model_files.initialization import parameter_shapes
+from shared_data.model_files.tensor_files import tensor_bytes
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.tokenizer.tokenizer_file import read_tokenizer
 

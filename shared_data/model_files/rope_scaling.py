@@ -50,14 +50,14 @@ def check_rope_scaling(scaling: dict[str, Any], head_dim: int) -> None:
         raise UserError(f"rope_scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     entries = ROPE_TYPES[kind]
     for name in entries.needed:
-        if not is_number(scaling.get(name)) or scaling[name] <= 0:
+        if not _is_moderate(scaling.get(name)):
             raise _bad(kind, name, scaling.get(name), "a positive number")
     for name in entries.optional:
         value = scaling.get(name)
-        if value is not None and (not is_number(value) or value < 0):
+        if value is not None and not (is_number(value) and value == 0) and not _is_moderate(value):
             raise _bad(kind, name, value, "a number from 0")
     for name in entries.flags:
-        if scaling.get(name) not in (None, True, False):
+        if not isinstance(scaling.get(name), bool | None):
             raise _bad(kind, name, scaling[name], "true or false")
     for name, value in scaling.items():
         if name not in {*_NEUTRAL, *entries.needed, *entries.optional, *entries.flags} and value is not None:
@@ -73,6 +73,11 @@ def check_rope_scaling(scaling: dict[str, Any], head_dim: int) -> None:
         raise _bad(kind, "high_freq_factor", scaling["high_freq_factor"], "more than low_freq_factor")
     if kind == "dynamic" and head_dim == 2:  # its exponent is D / (D - 2)
         raise UserError("rope_scaling of the type dynamic needs a head_dim above 2; use the type linear")
+
+
+def _is_moderate(value: Any) -> bool:
+    """Whether a value is a positive number whose powers and quotients fit into a float."""
+    return is_number(value) and 1e-9 <= value < 2**31
 
 
 def _bad(kind: str, name: str, value: Any, wanted: str) -> UserError:

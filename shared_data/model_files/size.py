@@ -7,7 +7,10 @@ is sent to: the active parameters.
 """
 
 import math
+import os
+from pathlib import Path
 
+from shared_data.errors import UserError
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_files.initialization import is_buffer, parameter_shapes
 
@@ -24,6 +27,19 @@ def count_active_parameters(config: ModelConfig) -> int:
         for name, shape in parameter_shapes(config).items()
         if not is_buffer(name)
     )
+
+
+def check_memory(config: ModelConfig, source: Path) -> None:
+    """Raise `UserError` for a model whose weights alone, of two bytes or (quantized) half a byte each, are more than this machine's memory."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = count_parameters(config) * (2 if config.quantization is None else 0.5)
+    if needed > memory:
+        raise UserError(
+            f"{source} describes a model that needs {needed / 1e9:,.0f} GB of memory, and this machine has {memory / 1e9:,.0f} GB; "
+            "choose a smaller model, or correct the file"
+        )
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> int:

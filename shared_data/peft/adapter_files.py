@@ -9,9 +9,7 @@ Levels 2 and 3 read and write the tensors themselves (`models/peft/adapters.py`)
     base = base_of_adapter("runs/adapter")
 """
 
-import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from shared_data.errors import UserError
 from shared_data.files import atomic_write, read_json, write_json
 from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.hub import download_model, is_hub_name
+from shared_data.peft.adapter_schema import AdapterOfBase, LoraAdapter, chosen_modules
 from shared_data.peft.config import LoraConfig
 from shared_data.peft.layers import AdaptedLayer, copied_weights
 from shared_data.peft.target_modules import (
@@ -77,10 +76,13 @@ def base_of_adapter(folder: Path | str) -> Path | None:
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         return None
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if isinstance(base, str) and not Path(base).exists() and is_hub_name(base):
+    file = folder / "adapter_config.json"
+    settings = read_json(file)
+    kind = LoraAdapter if settings.get("peft_type") == "LORA" else AdapterOfBase  # level 1 loads others too
+    base = kind.read(settings, file).base_model_name_or_path
+    if base and not Path(base).exists() and is_hub_name(base):
         return download_model(base)
-    if not isinstance(base, str) or not base or not (Path(base).is_dir() or is_gguf(base)):
+    if not base or not (Path(base).is_dir() or is_gguf(base)):
         raise UserError(
             f"{folder} is an adapter of {base}, and there is no such folder; correct base_model_name_or_path in its "
             "adapter_config.json"
@@ -122,25 +124,32 @@ def read_adapter(
     Raises `UserError` for an adapter of another base or kind and for damaged files.
     """
     folder = Path(folder)
-    settings = read_json(folder / "adapter_config.json")
-    config = _read_config(settings, folder)
+    settings = _read_settings(folder / "adapter_config.json")
     file = folder / WEIGHTS
     if not file.is_file():
         pickle = (folder / "adapter_model.bin").is_file()
         remedy = "convert its adapter_model.bin to safetensors" if pickle else "check the path"
         raise UserError(f"{folder} has no {WEIGHTS}; {remedy}")
     shapes = read_shapes(file)
-    places = [
-        place for place in linear_layers(model) if _is_target(place.path, settings.get("target_modules"))
-    ]
+    layers = {place.path: place for place in linear_layers(model)}
+    paths = chosen_modules(settings.target_modules, layers, folder / "adapter_config.json")
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout or 0.0,
+        target_modules=tuple(paths),
+        use_rslora=bool(settings.use_rslora),
+        use_dora=bool(settings.use_dora),
+        modules_to_save=tuple(settings.modules_to_save or ()),
+    )
     whole = select_modules(model, config.modules_to_save)
-    if any(len(users) > 1 for users in whole) and not settings.get("ensure_weight_tying"):
+    if any(len(users) > 1 for users in whole) and not settings.ensure_weight_tying:
         raise UserError(
             f"{folder} unties the output matrix from the embedding, which this model cannot; train it with ensure_weight_tying"
         )
     modules = {path: module for users in whole for path, module in users.items()}
-    _check_tensors(shapes, places, modules, config, file)
-    return replace(config, target_modules=tuple(place.path for place in places))
+    _check_tensors(shapes, [layers[path] for path in paths], modules, config, file)
+    return config
 
 
 def _places(model: Any, name: str) -> list[LayerPlace]:
@@ -180,31 +189,16 @@ def _settings(model: Any, base_name: str, name: str) -> dict[str, Any]:
     }
 
 
-def _read_config(settings: Any, folder: Path) -> LoraConfig:
-    """PEFT's settings as ours; those we do not have must not be in use."""
-    file = folder / "adapter_config.json"
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+def _read_settings(file: Path) -> LoraAdapter:
+    """PEFT's settings; those that are not computed here must not be in use."""
+    settings = read_json(file)
+    if settings.get("peft_type") != "LORA":
         raise UserError(f"{file} is not the configuration of a LoRA adapter; choose a folder that PEFT wrote")
     for key, value in settings.items():
         is_used = value not in (None, False, 0, "", [], {}) and value not in _USUAL.get(key, ())
         if is_used and key not in _COMPUTED | _NEUTRAL:
             raise UserError(f"{file}: {key} is {value!r:.60}, which cannot be loaded; train without it")
-    targets = settings.get("target_modules")
-    try:
-        if isinstance(targets, str):
-            re.compile(targets)
-        elif any(not isinstance(target, str) for target in targets or ()):
-            raise TypeError(f"target_modules is {targets!r:.60}")
-        return LoraConfig(
-            r=int(settings["r"]),
-            lora_alpha=float(settings["lora_alpha"]),
-            lora_dropout=float(settings.get("lora_dropout") or 0.0),
-            use_rslora=bool(settings.get("use_rslora")),
-            use_dora=bool(settings.get("use_dora")),
-            modules_to_save=tuple(map(str, settings.get("modules_to_save") or ())),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError, re.error) as error:
-        raise UserError(f"{file} lacks or garbles a setting ({error}); copy it again") from error
+    return LoraAdapter.read(settings, file)
 
 
 def _check_tensors(
@@ -242,10 +236,3 @@ def _target_names(model: Any, places: list[LayerPlace]) -> list[str]:
     names = sorted({place.attribute for place in places})
     paths = [place.path for place in places]
     return names if [place.path for place in select_layers(model, names)] == paths else paths
-
-
-def _is_target(path: str, target_modules: Any) -> bool:
-    """PEFT's rule: a list holds ends of paths; a text is a regular expression for the whole path, or "all-linear"."""
-    if isinstance(target_modules, str):
-        return target_modules == "all-linear" or re.fullmatch(target_modules, path) is not None
-    return any(path == target or path.endswith(f".{target}") for target in target_modules or ())

@@ -20,9 +20,10 @@ from shared_data.evaluation.windows import NegativeLogProbs
 from shared_data.files import read_json, write_json
 from shared_data.inference.prompts import end_of_document
 from shared_data.model_files.config import ModelConfig
-from shared_data.model_files.folder import read_config, tensor_files
+from shared_data.model_files.folder import read_config
 from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.size import count_parameters
+from shared_data.model_files.tensor_files import tensor_files
 from shared_data.model_names import FoundModel, find_model
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.plots import plot_panels

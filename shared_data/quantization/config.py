@@ -7,9 +7,12 @@ GPTQ's packed tensors, whichever algorithm found them (round-to-nearest, GPTQ or
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from shared_data.errors import UserError
+from shared_data.foreign_json import ForeignJson, Size
 
 # What `quantize` makes: how to choose the codes.
 SCHEMES = ("int8", "int4", "nf4", "gptq", "awq")
@@ -34,9 +37,9 @@ class Quantization:
     double_quantization: bool = False  # nf4: the scales are stored in 8 bits
 
     @classmethod
-    def from_hf(cls, entry: Any) -> "Quantization":
+    def from_hf(cls, entry: dict[str, Any]) -> "Quantization":
         """Read a `quantization_config`. Raises `UserError` that names what is not supported."""
-        method = entry.get("quant_method") if isinstance(entry, dict) else entry
+        method = entry.get("quant_method")
         if method == "bitsandbytes":
             return _read_bitsandbytes(entry)
         if method == "gptq":
@@ -44,7 +47,7 @@ class Quantization:
         if method == "torchao":
             return cls("torchao", "torchao")
         raise UserError(
-            f"config.json has a quantization_config of quant_method {method!r:.40}, which is not supported; choose a checkpoint of "
+            f"quantization_config has quant_method {method!r:.40}, which is not supported; choose a checkpoint of "
             f"bitsandbytes (int8, nf4) or gptq, or {_NEEDED}"
         )
 
@@ -87,55 +90,71 @@ class Quantization:
             raise UserError(f"the weights are in {stored} format, which this level does not read; {remedy}")
 
 
+class _BitsAndBytes(ForeignJson):
+    """`BitsAndBytesConfig` of transformers; null is as if there were no such entry, but for what an unusual weight would need."""
+
+    load_in_8bit: bool | None = False
+    load_in_4bit: bool | None = False
+    llm_int8_threshold: Annotated[float, Field(ge=0, le=1e30)] = OUTLIER_THRESHOLD
+    llm_int8_skip_modules: list[str] | None = None
+    llm_int8_has_fp16_weight: bool | None = False
+    bnb_4bit_quant_type: str = "fp4"
+    bnb_4bit_quant_storage: str | None = "uint8"
+    bnb_4bit_use_double_quant: bool | None = False
+
+
+class _Gptq(ForeignJson):
+    """What AutoGPTQ, GPTQModel and transformers' `GPTQConfig` write."""
+
+    bits: int
+    group_size: Size | Literal[-1] = -1
+    desc_act: bool | None = False
+    checkpoint_format: str | None = "gptq"
+    meta: Any = None
+
+
 def _read_bitsandbytes(entry: dict[str, Any]) -> Quantization:
-    """`BitsAndBytesConfig` of transformers."""
-    skipped = entry.get("llm_int8_skip_modules") or []
+    """int8 and NF4."""
+    read = _BitsAndBytes.read(entry, "quantization_config")
     unusual = {
-        "llm_int8_skip_modules": not set(skipped) <= {"lm_head"},
-        "llm_int8_has_fp16_weight": bool(entry.get("llm_int8_has_fp16_weight")),
-        "bnb_4bit_quant_storage": entry.get("bnb_4bit_quant_storage", "uint8") != "uint8",
+        "llm_int8_skip_modules": not set(read.llm_int8_skip_modules or ()) <= {"lm_head"},
+        "llm_int8_has_fp16_weight": bool(read.llm_int8_has_fp16_weight),
+        "bnb_4bit_quant_storage": read.bnb_4bit_quant_storage != "uint8",
     }
     for name, is_unusual in unusual.items():
         if is_unusual:
             raise UserError(
                 f"quantization_config sets {name} = {entry[name]!r:.60}, which is not supported; {_NEEDED}"
             )
-    threshold = entry.get("llm_int8_threshold", OUTLIER_THRESHOLD)
-    if type(threshold) not in (int, float) or threshold < 0:
-        raise UserError(f"llm_int8_threshold is {threshold!r:.40}; correct config.json or copy it again")
-    if entry.get("load_in_8bit"):
-        return Quantization("int8", "int8", threshold=float(threshold))
-    quant_type = entry.get("bnb_4bit_quant_type", "fp4")
-    if not entry.get("load_in_4bit") or quant_type != "nf4":
-        kind = f"bnb_4bit_quant_type = {quant_type!r:.20}" if entry.get("load_in_4bit") else "neither bits"
+    if read.load_in_8bit:
+        return Quantization("int8", "int8", threshold=float(read.llm_int8_threshold))
+    if not read.load_in_4bit or read.bnb_4bit_quant_type != "nf4":
+        kind = (
+            f"bnb_4bit_quant_type = {read.bnb_4bit_quant_type!r:.20}" if read.load_in_4bit else "neither bits"
+        )
         raise UserError(
             f"quantization_config of bitsandbytes has {kind}; int8 (load_in_8bit) and nf4 are supported"
         )
-    return Quantization("nf4", "nf4", double_quantization=bool(entry.get("bnb_4bit_use_double_quant")))
+    return Quantization("nf4", "nf4", double_quantization=bool(read.bnb_4bit_use_double_quant))
 
 
 def _read_gptq(entry: dict[str, Any]) -> Quantization:
-    """The configuration that AutoGPTQ, GPTQModel and transformers' `GPTQConfig` write."""
-    bits, group_size = entry.get("bits"), entry.get("group_size", -1)
-    checkpoint_format = entry.get("checkpoint_format") or "gptq"
-    if bits != 4:
+    """Four bits, in either order of the zero points."""
+    read = _Gptq.read(entry, "quantization_config")
+    checkpoint_format = read.checkpoint_format or "gptq"
+    if read.bits != 4:
         raise UserError(
-            f"quantization_config of gptq has bits = {bits!r:.20}, and only 4 is supported; use a checkpoint of 4 bits"
+            f"quantization_config of gptq has bits = {read.bits!r:.20}, and only 4 is supported; use a checkpoint of 4 bits"
         )
     if checkpoint_format not in ("gptq", "gptq_v2"):
         raise UserError(
             f"quantization_config has checkpoint_format = {checkpoint_format!r:.20}; gptq and gptq_v2 are supported"
         )
-    if type(group_size) is not int or not (group_size == -1 or group_size > 0):
-        raise UserError(
-            f"quantization_config has group_size = {group_size!r:.20}; it is a positive number, or -1"
-        )
-    meta = entry.get("meta")
-    algorithm = meta.get("algorithm") if isinstance(meta, dict) else None
+    algorithm = read.meta.get("algorithm") if isinstance(read.meta, dict) else None
     return Quantization(
         "int4",
-        algorithm if algorithm in SCHEMES else "gptq",
-        group_size,
-        bool(entry.get("desc_act")),
+        algorithm if isinstance(algorithm, str) and algorithm in SCHEMES else "gptq",
+        read.group_size,
+        bool(read.desc_act),
         checkpoint_format == "gptq",
     )

@@ -10,7 +10,17 @@ import numpy as np
 from jaxtyping import UInt8
 
 from shared_data.errors import UserError
+from shared_data.files import parse_json
+from shared_data.foreign_json import ForeignJson
 from shared_data.quantization.config import BLOCK_SIZE
+
+
+class _State(ForeignJson):
+    quant_type: str
+    blocksize: int
+    shape: list[int]
+    nested_blocksize: int | None = None
+    nested_offset: float | None = None
 
 
 def write_state(
@@ -36,14 +46,15 @@ def read_state(
     if nested:
         expected |= {"nested_blocksize": 256}
     try:
-        state = json.loads(text.tobytes())
-        found = {name: state[name] for name in expected}
-        offset = float(state["nested_offset"]) if nested else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: its quant_state is damaged ({error!r:.60}); copy the file again") from error
+        state = parse_json(text.tobytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its quant_state is damaged ({error!s:.60}); copy the file again") from error
+    found = _State.read(state, f"{path}: its quant_state is damaged", "copy the file again")
     for name, value in expected.items():
-        if found[name] != value:
+        if getattr(found, name) != value:
             raise UserError(
-                f"{path}: its quant_state has {name} = {found[name]!r:.40}, not {value}; use the config.json that belongs to these weights"
+                f"{path}: its quant_state has {name} = {getattr(found, name)!r:.40}, not {value}; use the config.json that belongs to these weights"
             )
-    return offset
+    if nested and found.nested_offset is None:
+        raise UserError(f"{path}: its quant_state has no nested_offset; copy the file again")
+    return found.nested_offset if nested else None

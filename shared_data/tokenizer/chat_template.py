@@ -57,14 +57,19 @@ class ChatTemplate:
     def _syntax(self) -> jinja2.nodes.Template:
         try:
             return sandbox().parse(self.source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise UserError(
-                f"the chat template is no valid Jinja ({error}); correct it or copy it again"
+                f"the chat template is no valid Jinja ({error!s:.200}); correct it or copy it again"
             ) from error
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        return sandbox().from_string(self._syntax)
+        try:
+            return sandbox().from_string(self._syntax)
+        except (SyntaxError, RecursionError, MemoryError) as error:  # of the Python that Jinja makes of it
+            raise UserError(
+                f"the chat template is nested too deeply ({error!s:.200}); correct it or copy it again"
+            ) from error
 
     @cached_property
     def literals(self) -> str:

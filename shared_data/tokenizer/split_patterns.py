@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import regex
 
 from shared_data.errors import UserError
+from shared_data.slow_patterns import is_slow
 from shared_data.tokenizer.unicode_versions import NEWER_CHARACTERS, hide_newer_characters
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -86,13 +87,17 @@ def compile_pattern(pattern: str, name: str = "split pattern") -> regex.Pattern[
     """A pattern in the syntax of `tokenizer.json`; raises `UserError`, with its `name`, where engines would read it differently."""
     if foreign := _OTHER_DIALECT.search(pattern):
         raise UserError(
-            f"the {name} {pattern!r} uses {foreign.group()!r}, which regular expression engines read in different"
+            f"the {name} {pattern!r:.200} uses {foreign.group()!r}, which regular expression engines read in different"
             " ways; rewrite that part of the pattern"
         )
     try:
+        if is_slow(pattern, regex.MULTILINE):
+            raise UserError(
+                f"the {name} {pattern!r:.60} takes too long on a text of forty letters; rewrite it without repetitions inside of repetitions"
+            )
         return regex.compile(pattern, regex.MULTILINE)  # Oniguruma's ^ and $ are those of lines
-    except regex.error as error:
-        raise UserError(f"the {name} {pattern!r} is malformed ({error}); correct it") from error
+    except (regex.error, RecursionError) as error:
+        raise UserError(f"the {name} {pattern!r:.60} is malformed ({error}); correct it") from error
 
 
 def _ascii_twin(pattern: str) -> re.Pattern[str] | None:

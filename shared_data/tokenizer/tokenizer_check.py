@@ -4,69 +4,107 @@ uv run python -c "from shared_data.tokenizer.tokenizer_check import *; check_voc
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from shared_data.errors import UserError
+from shared_data.foreign_json import ForeignJson, TokenId
 from shared_data.tokenizer.word_encoder import byte_token
 
-# The largest vocabularies have some 300,000 tokens; arrays of this length still fit into memory.
-LARGEST_ID = 2**24 - 1
+REMEDY = "it is damaged: copy or train it again"
+# Two tokens; before `tokenizers` 0.20 they were one text with a space between.
+Merge = (
+    Annotated[str, Field(pattern=r"^[^ ]* [^ ]*$")] | Annotated[list[str], Field(min_length=2, max_length=2)]
+)
+
+
+class _AddedToken(ForeignJson):
+    id: TokenId
+    content: str
+
+
+class _Bpe(ForeignJson):
+    vocab: Annotated[dict[str, TokenId], Field(min_length=1)]
+    merges: list[Merge]
+    unk_token: str | None = None
+
+
+class TokenizerJson(ForeignJson):
+    """A tokenizer.json of BPE. The steps before and after the model are checked where each is built."""
+
+    model: _Bpe
+    added_tokens: list[_AddedToken] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+
+
+class Vocabulary(ForeignJson):
+    """A vocab.json or an added_tokens.json: the tokens are the names of its entries."""
+
+    tokens: dict[str, TokenId]
+
+
+class _Place(ForeignJson):
+    id: str
+
+
+class _Piece(ForeignJson):
+    Sequence: dict[str, Any] | None = None
+    SpecialToken: _Place | None = None
+
+
+class _Ids(ForeignJson):
+    ids: list[TokenId]
+
+
+class Template(ForeignJson):
+    """A post-processor of the type TemplateProcessing: the text, and special tokens around it."""
+
+    single: list[_Piece]
+    special_tokens: dict[str, _Ids]
 
 
 def check_vocabulary(vocab: Any, path: Path | str) -> None:
     """Refuse a vocabulary that is no dictionary of tokens and different ids."""
-    damaged = f"{path} is no valid vocabulary (%s); it is damaged: copy or train it again"
-    if not isinstance(vocab, dict) or not vocab:
-        raise UserError(damaged % "its vocabulary is not a dictionary of tokens and ids")
-    for token, id in vocab.items():
-        if not is_id(id):
-            raise UserError(damaged % f"token {token!r} has the id {id!r}; ids are 0 to {LARGEST_ID}")
+    Vocabulary.read({"tokens": vocab}, path, REMEDY)
+    _check_different(vocab, path)
+
+
+def _check_different(vocab: dict[str, int], path: Path | str) -> None:
+    if not vocab:
+        raise UserError(f"{path} has no tokens; {REMEDY}")
     if len(set(vocab.values())) != len(vocab):
         seen: dict[int, str] = {}
         first, second = next(
             (seen[id], token) for token, id in vocab.items() if seen.setdefault(id, token) != token
         )
-        raise UserError(damaged % f"{first!r} and {second!r}, two tokens of its vocabulary, have the same id")
+        raise UserError(f"{path}: {first!r:.40} and {second!r:.40}, two tokens, have the same id; {REMEDY}")
 
 
-def is_id(value: Any) -> bool:
-    """Whether a value is a number that a token can have."""
-    return type(value) is int and 0 <= value <= LARGEST_ID
-
-
-def check_definition(definition: Any, path: Path) -> None:
+def check_definition(definition: dict[str, Any], path: Path) -> None:
     """Refuse a tokenizer.json that is damaged or no BPE that we apply exactly."""
-    damaged = f"{path} is no valid tokenizer.json (%s); it is damaged: copy or train it again"
-    if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
-        raise UserError(damaged % "it has no model")
-    model = definition["model"]
-    kind = model.get("type", "BPE" if "merges" in model else None)
-    if kind != "BPE":
-        raise UserError(f"{path} holds a {kind} tokenizer; use one of BPE (GPT-2, Llama, Qwen2, Gemma …)")
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(option):
+    model = definition.get("model")
+    if isinstance(model, dict):
+        kind = model.get("type", "BPE" if "merges" in model else None)
+        if kind != "BPE":
             raise UserError(
-                f"{path} uses BPE with {option}={model[option]!r}, which is not supported; use one of BPE without it"
-                " (GPT-2, Llama, Qwen2, Gemma …)"
+                f"{path} holds a {kind!s:.40} tokenizer; use one of BPE (GPT-2, Llama, Qwen2, Gemma …)"
             )
-    check_vocabulary(model.get("vocab"), path)
-    if not isinstance(model.get("merges"), list):
-        raise UserError(damaged % "it has no list of merges")
-    for number, merge in enumerate(model["merges"], 1):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(token, str) for token in pair):
-            raise UserError(damaged % f"merge {number} is {merge!r}, not two tokens")
-    added = definition.get("added_tokens") or []
-    if not isinstance(added, list) or not all(
-        isinstance(token, dict) and isinstance(token.get("content"), str) and type(token.get("id")) is int
-        for token in added
-    ):
-        raise UserError(damaged % "an added token lacks its content or its id")
-    for token in added:
-        if not is_id(token["id"]):
-            raise UserError(
-                damaged % f"token {token['content']!r} has the id {token['id']}; ids are 0 to {LARGEST_ID}"
-            )
+        for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+            if model.get(option):
+                raise UserError(
+                    f"{path} uses BPE with {option}={model[option]!r:.40}, which is not supported; use one of BPE without it"
+                    " (GPT-2, Llama, Qwen2, Gemma …)"
+                )
+    check_bpe(definition, path)
+
+
+def check_bpe(definition: dict[str, Any], path: Path) -> None:
+    """Refuse a tokenizer.json of BPE that is damaged."""
+    _check_different(TokenizerJson.read(definition, path, REMEDY).model.vocab, path)
 
 
 def check_byte_tokens(model: dict[str, Any], path: Path) -> None:

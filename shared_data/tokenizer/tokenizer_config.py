@@ -15,15 +15,51 @@ Level 1: `AutoTokenizer.from_pretrained`.
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from shared_data.errors import UserError
 from shared_data.files import read_json
+from shared_data.foreign_json import ForeignJson
 from shared_data.tokenizer.added_tokens import AddedToken
-from shared_data.tokenizer.tokenizer_check import LARGEST_ID, is_id
 from shared_data.tokenizer.tokenizer_classes import special_tokens_of_class
 
 Definition = dict[str, Any]
+
+
+class _Token(ForeignJson):
+    content: str
+
+
+class _NamedTemplate(ForeignJson):
+    name: str
+    template: str
+
+
+class SpecialTokensMap(ForeignJson):
+    """`special_tokens_map.json`: each token a text, or an object with its options."""
+
+    bos_token: str | _Token | None = None
+    eos_token: str | _Token | None = None
+    unk_token: str | _Token | None = None
+    sep_token: str | _Token | None = None
+    pad_token: str | _Token | None = None
+    cls_token: str | _Token | None = None
+    mask_token: str | _Token | None = None
+    additional_special_tokens: list[str | _Token] | dict[str, str | _Token] | None = None
+    extra_special_tokens: list[str | _Token] | dict[str, str | _Token] | None = None
+
+
+class TokenizerConfig(SpecialTokensMap):
+    """`tokenizer_config.json`: the same, the class, added tokens by their ids, and the chat template or several by name."""
+
+    tokenizer_class: str | None = None
+    added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^[0-9]{1,7}$")], _Token] | None = None
+    chat_template: str | list[_NamedTemplate] | dict[str, str] | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+
 
 # The names that every tokenizer of transformers has, in the order in which it adds them.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -37,20 +73,23 @@ def read_config(folder: Path) -> Definition:
     """
     path, names = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config: Definition = read_json(path) if path.is_file() else {}
+    TokenizerConfig.read(config, path)
     if names.is_file() and "added_tokens_decoder" not in config:
-        for name, value in read_json(names).items():
+        named: Definition = read_json(names)
+        SpecialTokensMap.read(named, names)
+        for name, value in named.items():
             extra = config.get("extra_special_tokens") or config.get("additional_special_tokens")
             if name == "additional_special_tokens" and extra:
                 continue
-            if name == "extra_special_tokens" and isinstance(value, list):
+            if name == "extra_special_tokens" and isinstance(value, list) and not isinstance(extra, dict):
                 value = [*(extra or []), *(token for token in value if token not in (extra or []))]
             if isinstance(value, dict) and name != "extra_special_tokens":
                 value = value | {"__type": "AddedToken", "special": True}
             config[name] = value
-    return config | _chat_templates(folder, config.get("chat_template"), path)
+    return config | _chat_templates(folder, config.get("chat_template"))
 
 
-def _chat_templates(folder: Path, configured: Any, path: Path) -> Definition:
+def _chat_templates(folder: Path, configured: Any) -> Definition:
     """The chat template of a folder under its key, or nothing where it has none."""
     files = {"default": folder / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
@@ -63,17 +102,9 @@ def _chat_templates(folder: Path, configured: Any, path: Path) -> Definition:
         return {}
     templates = templates or configured
     if isinstance(templates, list):
-        try:
-            templates = {template["name"]: template["template"] for template in templates}
-        except (TypeError, KeyError) as error:
-            raise UserError(
-                f"{path} has a list of chat templates whose members lack a name or a template; copy it again"
-            ) from error
+        templates = {template["name"]: template["template"] for template in templates}
     if isinstance(templates, dict) and set(templates) == {"default"}:
         templates = templates["default"]
-    texts = templates.values() if isinstance(templates, dict) else [templates]
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{path} has a chat_template that is no text; copy it again")
     return {"chat_template": templates}
 
 
@@ -106,7 +137,17 @@ def added_tokens(
     made.add(replace(token, special=True) if token.content in names else token for token in new)
     if class_name == "Qwen2Tokenizer":  # adds its special tokens once more, without options
         made.add(_plain(token.content) for token in [*named.values(), *extra])
+    _check_different(vocab, made.by_id, where)
     return [replace(token, special=token.content in made.special) for _, token in sorted(made.by_id.items())]
+
+
+def _check_different(vocab: dict[str, int], added: dict[int, AddedToken], where: Path | str) -> None:
+    """A vocabulary with holes has less tokens than its largest id says, and the next id is taken."""
+    for token, id in vocab.items():
+        if id in added and added[id].content != token:
+            raise UserError(
+                f"{where} adds the token {added[id].content!r:.40}, whose id {id} is that of {token!r:.40}; number the vocabulary from 0"
+            )
 
 
 def special_tokens(
@@ -123,8 +164,6 @@ def special_tokens(
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if isinstance(listed, dict):  # names of a model's own, such as {"image_token": "<image>"}
         values, listed = values | listed, []
-    if not isinstance(listed, list):
-        raise UserError(f"{where} has special tokens that are no list but {listed!r}; write them as a list")
     named = {name: _token(value, where) for name, value in values.items() if value is not None}
     return named, [_token(value, where) for value in listed]
 
@@ -135,13 +174,7 @@ def _declared(
     """The tokens that the files declare with an id, in the order of these ids."""
     declared: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
-        listed = config["added_tokens_decoder"]
-        if not isinstance(listed, dict) or not all(
-            id.isdecimal() and is_id(int(id)) and isinstance(token, dict) for id, token in listed.items()
-        ):
-            raise UserError(
-                f"{where} has an added_tokens_decoder that is no dictionary of ids (0 to {LARGEST_ID}) and tokens; copy it again"
-            )
+        listed = config["added_tokens_decoder"] or {}
         declared = {int(id): _token(token, where) for id, token in listed.items()}
     else:
         named, extra = special_tokens(config, None, where)

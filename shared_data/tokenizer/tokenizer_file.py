@@ -23,10 +23,12 @@ from shared_data.tokenizer.added_tokens import AddedToken
 from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
 from shared_data.tokenizer.split_patterns import PATTERNS
 from shared_data.tokenizer.tokenizer_check import (
-    LARGEST_ID,
+    Template,
+    Vocabulary,
+    check_bpe,
     check_byte_tokens,
     check_definition,
-    is_id,
+    check_vocabulary,
 )
 from shared_data.tokenizer.tokenizer_classes import (
     byte_level,
@@ -147,6 +149,24 @@ def read_tokenizer(path: Path | str) -> tuple[Definition, Definition]:
     return definition, config | {"tokenizer_class": name or "PreTrainedTokenizerFast"}
 
 
+def check_files(folder: Path) -> Definition:
+    """The content of a folder's tokenizer_config.json, once all files of its tokenizer have been checked, as far as any library reads them.
+
+    For level 1, whose library names neither file nor entry, and takes two tokens of one id.
+    """
+    config = read_config(folder)
+    _read_added_tokens(folder / "added_tokens.json")
+    path, vocab = folder / "tokenizer.json", folder / "vocab.json"
+    if path.is_file():
+        definition = read_json(path)
+        model = definition.get("model")
+        if not isinstance(model, dict) or model.get("type", "BPE") == "BPE":
+            check_bpe(definition, path)
+    elif vocab.is_file():
+        check_vocabulary(read_json(vocab), vocab)
+    return config
+
+
 def _steps(definition: Definition) -> Definition:
     """The steps of a definition before and after its model."""
     return {
@@ -157,11 +177,7 @@ def _steps(definition: Definition) -> Definition:
 def _read_added_tokens(path: Path) -> dict[str, int]:
     """The tokens and ids of an added_tokens.json; none where there is no such file."""
     added: dict[str, int] = read_json(path) if path.is_file() else {}
-    for token, id in added.items():
-        if not is_id(id):
-            raise UserError(
-                f"{path} gives token {token!r} the id {id!r}; ids are 0 to {LARGEST_ID}: copy it again"
-            )
+    Vocabulary.read({"tokens": added}, path)
     return added
 
 
@@ -195,10 +211,21 @@ def surrounding_ids(definition: Definition) -> tuple[list[int], list[int]]:
             )
     if not templates:
         return [], []
-    pieces = templates[0]["single"]
-    texts = [place for place, piece in enumerate(pieces) if "Sequence" in piece]
+    template = Template.read(templates[0], remedy="correct its post-processor")
+    texts = [place for place, piece in enumerate(template.single) if piece.SpecialToken is None]
     if len(templates) > 1 or len(texts) != 1:
         raise UserError("its post-processor does not have one text and tokens around it; use such a template")
-    known = templates[0]["special_tokens"]
-    ids = [known[piece["SpecialToken"]["id"]]["ids"] if "SpecialToken" in piece else [] for piece in pieces]
-    return list(chain(*ids[: texts[0]])), list(chain(*ids[texts[0] :]))
+    ids = [
+        _ids_of(piece.SpecialToken.id, template) if piece.SpecialToken else [] for piece in template.single
+    ]
+    around = list(chain(*ids[: texts[0]])), list(chain(*ids[texts[0] :]))
+    known = {*definition["model"]["vocab"].values(), *(token.id for token in added_tokens_of(definition))}
+    if unknown := set(chain(*around)) - known:
+        raise UserError(f"its post-processor adds the id {min(unknown)}, which no token has; correct it")
+    return around
+
+
+def _ids_of(name: str, template: Template) -> list[int]:
+    if name not in template.special_tokens:
+        raise UserError(f"its post-processor adds {name!r:.40}, which its special_tokens lack; correct it")
+    return template.special_tokens[name].ids

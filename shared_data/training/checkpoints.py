@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.errors import UserError, explain_os_error
-from shared_data.files import is_number, read_json, write_json
+from shared_data.files import read_json, write_json
+from shared_data.state_schema import TrainingRecord
 
 
 @dataclass
@@ -67,18 +68,11 @@ def newest_checkpoints(folder: Path, fingerprint: str) -> Iterator[tuple[Path, T
     for checkpoint in reversed(_checkpoints(folder)):
         try:
             values = read_json(checkpoint / "training_state.json")
-            numbers = [values.get(name) for name, kind in _TYPES if kind in (int, float)]
-            if any(type(values.get(name)) is not kind for name, kind in _TYPES) or not all(
-                map(is_number, numbers)
-            ):
-                raise UserError(f"{checkpoint / 'training_state.json'} is no training state")
+            TrainingRecord.read(values, checkpoint / "training_state.json")
             if values["fingerprint"] == fingerprint:
                 yield checkpoint, TrainingState(**{name: values[name] for name in asdict(TrainingState())})
         except UserError as error:
             yield checkpoint, error
-
-
-_TYPES = [("fingerprint", str), *((name, type(value)) for name, value in asdict(TrainingState()).items())]
 
 
 def clear_checkpoints(folder: Path) -> None:

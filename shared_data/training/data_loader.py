@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from shared_data.errors import UserError
-from shared_data.files import read_json
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
+from shared_data.state_schema import TokenFacts, read_state
 from shared_data.tokenizer.tokenizer import Tokenizer
 from shared_data.training.data_order import DataOrder
 
@@ -170,9 +170,5 @@ def read_token_facts(path: str | Path) -> dict[str, Any]:
     facts_path = Path(path).with_suffix(".json")
     if not facts_path.is_file():
         raise UserError(f"no {facts_path}; run the stage `tokenizer` first")
-    facts: dict[str, Any] = read_json(facts_path)
-    if not {"dtype", "tokens", "bytes", "vocab_size"} <= facts.keys():
-        raise UserError(
-            f"{facts_path} does not describe a token file; run the stage `tokenizer` again with --force"
-        )
+    facts: dict[str, Any] = read_state(facts_path, TokenFacts, "tokenizer")
     return facts

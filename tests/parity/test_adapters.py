@@ -264,7 +264,7 @@ FAULTS = {
     "wrong shape": "has shape",
     "more layers": "belongs to no layer",
     "other kind": "not the configuration of a LoRA adapter",
-    "no rank": "garbles a setting",
+    "no rank": "r is None, not a valid integer; correct",
     "other target": "none of its target modules",
     "ranks by layer": "rank_pattern",
     "trained biases": "bias is 'all'",

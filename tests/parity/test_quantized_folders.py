@@ -236,7 +236,11 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "3 bits": ("int4", config_entry(bits=3), r"has bits = 3, and only 4 is supported; use"),
     "fp4": ("nf4", config_entry(bnb_4bit_quant_type="fp4"), r"bnb_4bit_quant_type = 'fp4'; int8 .* and nf4"),
     "marlin": ("gptq", config_entry(checkpoint_format="marlin"), r"checkpoint_format = 'marlin'; gptq and"),
-    "odd group": ("gptq", config_entry(group_size="a"), r"group_size = 'a'; it is a positive number, or -1"),
+    "odd group": (
+        "gptq",
+        config_entry(group_size="a"),
+        r"quantization_config: group_size is 'a', not .*; correct",
+    ),
     "other groups": (
         "gptq",
         config_entry(group_size=64),
@@ -247,7 +251,11 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
         config_entry(llm_int8_skip_modules=["o_proj"]),
         r"llm_int8_skip_modules = \['o_proj'\], which is not supported; use",
     ),
-    "threshold": ("int8", config_entry(llm_int8_threshold="6"), r"llm_int8_threshold is '6'; correct"),
+    "threshold": (
+        "int8",
+        config_entry(llm_int8_threshold="6"),
+        r"llm_int8_threshold is '6', not .*; correct",
+    ),
     "no scales": (
         "gptq",
         tensor("scales", None),
@@ -260,6 +268,29 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
         "gptq",
         tensor("g_idx", lambda t: t + 9),
         rf"{Q}g_idx names groups that there are not; copy",
+    ),
+    "NaN among scales": (
+        "int8",
+        tensor("SCB", lambda t: t.fill_(float("nan"))),
+        rf"{Q}SCB holds NaN or infinity; copy",
+    ),
+    "infinite scale": (
+        "nf4",
+        tensor("weight.absmax", lambda t: t.fill_(float("inf"))),
+        rf"{Q}weight\.absmax holds NaN or infinity; copy",
+    ),
+    "levels of zeros": (
+        "nf4",
+        tensor("weight.quant_map", lambda t: t.fill_(0)),
+        rf"{Q}weight\.quant_map does not hold the levels of this format; copy",
+    ),
+    "state of many levels": (
+        "nf4",
+        tensor(
+            "weight.quant_state.bitsandbytes__nf4",
+            lambda _: torch.frombuffer(bytearray(b"[" * 100_000), dtype=torch.uint8),
+        ),
+        r"its quant_state is damaged .*; copy the file again",
     ),
     "no state": (
         "nf4",

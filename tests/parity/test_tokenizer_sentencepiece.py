@@ -271,6 +271,13 @@ def test_bytes_that_a_normalizer_changed_are_no_places_in_the_text(tmp_path):
             tokens.byte_lengths_in(text, tokens.encode(text))
 
 
+def template(ids, name="<s>"):
+    """A post-processor that puts a token before the text."""
+    known = {"<s>": {"id": "<s>", "ids": ids, "tokens": ["<s>"]}}
+    single = [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": known}
+
+
 REFUSED = {
     "byte tokens missing": ({"model": {"byte_fallback": True}}, "lacks 256 of the 256 byte tokens"),
     "Lowercase": ({"normalizer": {"type": "Lowercase"}}, "normalizer 'Lowercase' is not supported; NFC"),
@@ -286,12 +293,16 @@ REFUSED = {
     ),
     "empty Replace": ({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}}, "empty pattern"),
     "Replace by a number": ({"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": 1}}, "not a text"),
-    "huge id": ({"model": {"vocab": {"a": 10**12}}}, r"token 'a' has the id 1000000000000; ids are 0 to"),
-    "id beyond 31 bits": ({"model": {"vocab": {"a": 2**31 + 1}}}, "ids are 0 to"),
-    "negative id": ({"model": {"vocab": {"a": -1}}}, "ids are 0 to"),
-    "one id twice": ({"model": {"vocab": {"a": 0, "b": 0}}}, "'a' and 'b', two tokens of its vocabulary, have the same id"),
-    "huge added id": ({"added_tokens": [{"id": 10**12, "content": "<x>"}]}, "'<x>' has the id 1000000000000"),
+    "huge id": ({"model": {"vocab": {"a": 10**12}}}, r"model\.vocab\.a is 1000000000000, not"),
+    "id beyond 31 bits": ({"model": {"vocab": {"a": 2**31 + 1}}}, r"model\.vocab\.a is -?\d+, not"),
+    "negative id": ({"model": {"vocab": {"a": -1}}}, r"model\.vocab\.a is -?\d+, not"),
+    "one id twice": ({"model": {"vocab": {"a": 0, "b": 0}}}, "'a' and 'b', two tokens, have the same id"),
+    "huge added id": ({"added_tokens": [{"id": 10**12, "content": "<x>"}]}, r"added_tokens\.0\.id is 1000000000000, not"),
     "merge of unknown tokens": ({"model": {"merges": [["q", "w"]]}}, "which is not in the vocabulary"),
+    "template of a huge id": ({"post_processor": template([10**12])}, r"special_tokens\.<s>\.ids\.0 is 1000000000000, not"),
+    "template of a negative id": ({"post_processor": template([-1])}, r"special_tokens\.<s>\.ids\.0 is -1, not"),
+    "template of an id without a token": ({"post_processor": template([9999])}, "adds the id 9999, which no token has"),
+    "template of an unknown token": ({"post_processor": template([0], "<t>")}, "adds '<t>', which its special_tokens lack"),
     "template without a text": (
         {"post_processor": {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}},
         "one text and tokens around it",

@@ -82,6 +82,10 @@ def test_json_round_trips_and_refuses_nan(tmp_path: Path) -> None:
         (b'{"loss": NaN}', "not valid JSON .NaN is no number of JSON.; it is damaged"),
         (b'{"loss": -Infinity}', "not valid JSON"),
         (b"[1]", "holds a list, not a dict; it is damaged"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands twice in an object"),
+        (b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "more than 100 levels of nesting"),
+        (b"\xef\xbb\xbf{}", "not valid JSON .*BOM"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "not valid JSON .*digits"),
     ],
 )
 def test_missing_and_damaged_json_are_user_errors(
@@ -91,6 +95,14 @@ def test_missing_and_damaged_json_are_user_errors(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
+        read_json(path)
+
+
+def test_a_huge_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with open(path, "wb") as file:
+        file.truncate(10**12)  # takes no space on the disk
+    with pytest.raises(UserError, match="more than 100 MiB"):
         read_json(path)
 
 

@@ -125,7 +125,7 @@ def test_beams_of_the_file_give_way_to_a_temperature_of_the_user_s(folder: Path,
 def test_a_bias_that_cannot_be_is_one_line(folder: Path) -> None:
     asks(folder, sequence_bias=5)
     with pytest.raises(
-        UserError, match=r"generation_config.json has a sequence_bias that is no list .*; correct"
+        UserError, match=r"generation_config.json: sequence_bias is 5, not a valid list; correct"
     ):
         read_sampling(folder)
 
@@ -144,5 +144,7 @@ def test_the_ends_that_the_file_names_are_the_model_s(folder: Path) -> None:
     asks(folder, eos_token_id=[2, 7])
     assert read_config(folder).eos_token_id == [2, 7]
     asks(folder, eos_token_id=[2, "7"])
-    with pytest.raises(UserError, match=r"generation_config.json: the model's eos_token_id is"):
+    with pytest.raises(
+        UserError, match=r"generation_config.json: eos_token_id is \[2, '7'\], not .*; correct"
+    ):
         read_config(folder)

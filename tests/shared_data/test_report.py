@@ -57,7 +57,8 @@ def add_training(run: RunFolder, level_loss: float = 1.0) -> None:
     for step in (5, 10, 15, 20):
         log.append(step=step, loss=level_loss + 1 / step, learning_rate=0.1 / step, grad_norm=1.0)
     log.append(step=20, eval_loss=1.2, sample=EVIL)
-    write_json(run.stage("tokenizer") / "validation.json", {"tokens": 100, "log2_probability": -100.0})
+    facts = {"dtype": "uint16", "tokens": 100, "bytes": 400, "vocab_size": 300, "log2_probability": -100.0}
+    write_json(run.stage("tokenizer") / "validation.json", facts)
     write_finished(run.stage("pretrain"), {}, TRAINED)
 
 

@@ -55,5 +55,8 @@ def load_with_tokenizer(
     """The model of that name (`shared_data/model_names.py`) and the tokenizer beside it (default: that of the run)."""
     folder, tokenizer_folder = find_model(run, name)
     model, tokenizer = load_for_inference(settings, folder), load_tokenizer(tokenizer_folder)
-    check_vocabulary(folder, model.config.vocab_size, tokenizer_folder, len(tokenizer))
+    largest_id = max(
+        tokenizer.get_vocab().values()
+    )  # more than `len(tokenizer)` where the vocabulary has holes
+    check_vocabulary(folder, model.config.vocab_size, tokenizer_folder, largest_id + 1)
     return model, tokenizer

@@ -13,6 +13,7 @@ from shared_data.errors import library_errors
 from shared_data.model_files.folder import find_tensors, read_config
 from shared_data.model_files.gguf import is_gguf
 from shared_data.model_files.initialization import parameter_shapes
+from shared_data.peft.adapter_schema import chosen_modules
 from shared_data.settings import Settings
 from v1_quick.models.peft.qlora import check_widths
 
@@ -47,11 +48,15 @@ def load_model(
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model, decoded if it is quantized, with the adapter of a folder merged into it; raises `UserError` where PEFT cannot load that."""
-    from peft import PeftModel  # takes seconds
+    from peft import PeftConfig, PeftModel  # takes seconds
 
-    model = dequantized(model, folder)
+    model, file = dequantized(model, folder), folder / "adapter_config.json"
     with library_errors(str(folder), "load it on the model that it was trained on, or copy it again"):
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        config = PeftConfig.from_pretrained(str(folder))
+        targets = config.target_modules
+        if isinstance(targets, str) and targets != "all-linear":  # the library's own match has no time limit
+            config.target_modules = chosen_modules(targets, dict(model.named_modules()), file)
+        return PeftModel.from_pretrained(model, str(folder), config=config).merge_and_unload()
 
 
 def dequantized(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

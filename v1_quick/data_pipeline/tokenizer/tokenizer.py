@@ -12,10 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shared_data.errors import library_errors
-from shared_data.files import read_json
 from shared_data.model_files.gguf import is_gguf
 from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
-from shared_data.tokenizer.tokenizer_file import read_tokenizer
+from shared_data.tokenizer.tokenizer_file import check_files, read_tokenizer
 
 
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
@@ -31,11 +30,9 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
         backend = Tokenizer.from_str(json.dumps(definition))
         return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     path = Path(folder).parent if Path(folder).suffix == ".json" else Path(folder)
+    config = check_files(path)
     with library_errors(f"tokenizer.json of {folder}", "name another folder, or copy or train it again"):
         # For some `model_type` the automatic class cuts text by rules of its own, not by those of the file (Qwen2).
-        config = (
-            read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
-        )
         plain = config.get("tokenizer_class") == "PreTrainedTokenizerFast"
         return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(
             path.resolve(strict=True)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from shared_data.model_files.folder import read_shapes
+from shared_data.model_files.tensor_files import read_shapes
 from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.adapter_files import WEIGHTS, adapter_tensors, read_adapter, write_adapter
 from v2_handwritten.models.checkpoint import read_tensor

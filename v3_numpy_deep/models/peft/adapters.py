@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from shared_data.model_files.folder import read_shapes
+from shared_data.model_files.tensor_files import read_shapes
 from shared_data.peft.adapted_model import merged_state_dict
 from shared_data.peft.adapter_files import WEIGHTS, adapter_tensors, read_adapter, write_adapter
 from v3_numpy_deep.autograd import Module, Parameter
