@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shared_data.cleaning.words import split_at_spaces
 from shared_data.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def readable(text: str) -> str:
 
 
 def describe(texts: Sequence[str]) -> dict[str, float]:
-    """Mean number of words in a text, and the share of distinct words among all."""
-    words = [word for text in texts for word in text.lower().split()]
+    """Mean number of words in a text (characters where a script has no spaces), and the share of distinct words among all."""
+    words = [word for text in texts for word in split_at_spaces(text.lower())]
     return {
         "mean_words": len(words) / max(1, len(texts)),
         "distinct_word_ratio": len(set(words)) / max(1, len(words)),

@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from shared_data.corpus.statistics import unit_of
 from shared_data.files import read_json
 from shared_data.generated_text import readable
 from shared_data.progress import format_metric, format_seconds
@@ -39,7 +40,7 @@ _BELOW_ZERO = "; an estimate from samples, which can be below 0 (policy_evaluati
 _ROWS: dict[str, list[tuple[str, str]]] = {
     "data": [
         ("documents", "{documents:,} for training, of {documents_read:,} read"),
-        ("text", "{bytes:,} bytes, {words:,} words, {distinct_words:,} of them distinct"),
+        ("text", "{bytes:,} bytes, {words:,} {unit}, {distinct_words:,} of them distinct"),
         ("repaired", "{documents_repaired:,} documents"),
         ("dropped by cleaning", "{dropped_by_cleaning:,} documents"),
         ("dropped as duplicates", "{dropped_exact_duplicates:,} exact, {dropped_near_duplicates:,} near"),
@@ -137,6 +138,8 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
         values["ratio_to_floor"] = metrics["bits_per_byte"] / metrics["floor_bits_per_byte"]
     if "training_bytes" in values:
         values["training_megabytes"] = metrics["training_bytes"] / 1e6
+    if stage == "data":  # a run of an earlier version counted no characters
+        values["unit"] = unit_of({"characters": 0, "words": 0} | metrics)
     if "kl" in values:
         values["kl_note"] = _BELOW_ZERO if metrics["kl"] < 0 else ""
     rows = []
