@@ -140,8 +140,9 @@ class PretrainSettings(OptimizerSettings):
     )
     eval_batches: int = Field(default=8, ge=1, description="batches of an evaluation during training")
     sample_steps: int = Field(default=200, ge=0, description="steps between samples of text; 0 is never")
-    sample_prompt: str = Field(
-        default="Once", description="the beginning that samples continue; may be empty"
+    sample_prompt: str | None = Field(
+        default=None,
+        description='the beginning that samples continue, may be empty; none: "Once" for the story world, else that of a held-out document',
     )
     sample_tokens: int = Field(default=60, ge=1, description="tokens of a sample")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from shared_data.corpus.statistics import unit_of
 from shared_data.files import read_json
 from shared_data.generated_text import readable
+from shared_data.inference.sample_prompts import example_prompt
 from shared_data.progress import format_metric, format_seconds
 from shared_data.run_writing import SETTINGS
 from shared_data.runs import RunFolder
@@ -206,16 +207,17 @@ def print_next(run: RunFolder, finished: str) -> None:
 def print_finished(run: RunFolder, report: Path) -> None:
     """After the last stage, commands to try next."""
     print_title("finished", f"everything is in {run.path}")
+    prompt = example_prompt(run)
     changed = ("run", "--from", "pretrain", "--set", "pretrain.learning_rate=1e-3")
     rows = [
         ("report of the run", str(report)),
-        ("let it write", f"uv run {run.command('generate', '--prompt', 'Once upon a time')}"),
+        ("let it write", f"uv run {run.command('generate', '--prompt', prompt)}"),
         *([("talk with it", f"uv run {run.command('chat')}")] if "sft" in run.metrics() else []),
         ("change a setting", f"uv run {run.command(*changed)}"),
         ("see all settings", f"uv run {run.level} settings --out {shlex.quote(str(run.path))}"),
     ]
     if run.level == "v2":  # tools are this level's
-        rows.insert(2, ("look inside it", f"uv run {run.command('look', 'Once upon a time')}"))
+        rows.insert(2, ("look inside it", f"uv run {run.command('look', prompt)}"))
     other = "v3" if run.level != "v3" else "v2"
     words = [other, "run", "--config", str(run.path / SETTINGS)]
     if run.path != Path("runs") / run.level / run.settings.name:

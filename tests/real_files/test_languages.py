@@ -137,7 +137,7 @@ def test_a_corpus_of_many_languages_is_kept_or_filtered_by_the_setting(prepare, 
     for language in ('"auto"', '"zh"', '["ja", "th"]'):
         overrides = [f"data.source={source}", f"data.language={language}", "data.validation_fraction=0.2"]
         settings = load_settings("smoke", [*overrides, "data.test_fraction=0.2"])
-        metrics = prepare(settings, RunFolder(tmp_path / language.strip('"[]'), settings, level))
+        metrics = prepare(settings, RunFolder(level, settings, tmp_path / language.strip('"[]')))
         kept[language] = metrics["documents_read"] - metrics["dropped_by_cleaning"]
         assert metrics.get("dropped_other_language", 0) == 80 - kept[language]
     assert kept == {'"auto"': 80, '"zh"': 20, '["ja", "th"]': 40}
