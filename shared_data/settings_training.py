@@ -190,7 +190,7 @@ class SftSettings(OptimizerSettings):
 
     source: str = Field(
         default="story_world",
-        description="conversations: story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with `messages`, "
+        description="conversations: none (`run` leaves the stage out), story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with `messages`, "
         "`prompt` and `completion`, or `instruction` and `output`; or a hub dataset",
     )
     conversations: int = Field(

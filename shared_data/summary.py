@@ -6,6 +6,7 @@ floor on a user's own text, no truth about its dirt) are left out. A stage witho
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from shared_data.corpus.statistics import unit_of
@@ -15,7 +16,7 @@ from shared_data.inference.sample_prompts import example_prompt
 from shared_data.progress import format_metric, format_seconds
 from shared_data.run_writing import SETTINGS
 from shared_data.runs import RunFolder
-from shared_data.stages import STAGES
+from shared_data.stages import STAGES, left_out
 
 _SAMPLE_LENGTH = 300  # characters of a generated text that are printed; the report shows all
 
@@ -115,6 +116,7 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
     ],
     "generate": [
         ("texts", "{samples:,} prompts continued, {mean_words:.0f} words on average"),
+        ("texts", "{samples:,} prompts continued, {mean_characters:.0f} characters on average"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
         (
             "consistent stories",
@@ -178,6 +180,15 @@ def print_current(stage: str, run: RunFolder) -> None:
     print_title(f"{run.level} {stage}", "nothing changed since it finished; kept (--force runs it again)")
 
 
+def print_left_out(reasons: Mapping[str, str]) -> None:
+    """The stages that a run leaves out, and why; nothing where it has all."""
+    stages_of: dict[str, list[str]] = {}
+    for stage, reason in reasons.items():
+        stages_of.setdefault(reason, []).append(stage)
+    for reason, stages in stages_of.items():
+        print_title("left out", f"{', '.join(stages)} ({reason})")
+
+
 def print_summary(stage: str, metrics: dict[str, float], run: RunFolder) -> None:
     """The results of a stage, and where they are."""
     written = ("written to", f"{run.stage(stage)}, in {format_seconds(metrics['seconds'])}")
@@ -197,7 +208,10 @@ def _samples(stage: str, run: RunFolder) -> list[tuple[str, str]]:
 
 def print_next(run: RunFolder, finished: str) -> None:
     """After a stage, the command of the next one."""
-    following = next((name for name, stage in STAGES.items() if stage.after == finished), None)
+    without = left_out(run.settings)
+    following = next(
+        (name for name, stage in STAGES.items() if stage.after == finished and name not in without), None
+    )
     rows = [("next", f"uv run {run.command(following)}")] if following else []
     if finished == "sft":
         rows.insert(0, ("talk with it", f"uv run {run.command('chat')}"))

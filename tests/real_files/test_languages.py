@@ -124,7 +124,7 @@ def test_statistics_say_what_they_counted() -> None:
     korean = analyse([made_text("ko", 0)], lambda counts: 1.0)
     assert korean["characters"] == 0
     assert unit_of(korean) == "words"
-    assert describe(["宝玉笑道", "宝玉说"]) == {"mean_words": 3.5, "distinct_word_ratio": 5 / 7}
+    assert describe(["宝玉笑道", "宝玉说"]) == {"mean_characters": 3.5, "distinct_word_ratio": 5 / 7}
 
 
 @pytest.mark.parametrize("prepare", [prepare1, prepare2, prepare3], ids=["v1", "v2", "v3"])
