@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shared_data.cleaning.words import are_characters, split_at_spaces
 from shared_data.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,10 +31,11 @@ def readable(text: str) -> str:
 
 
 def describe(texts: Sequence[str]) -> dict[str, float]:
-    """Mean number of words in a text, and the share of distinct words among all."""
-    words = [word for text in texts for word in text.lower().split()]
+    """Mean number of words in a text, or of characters where a script has no spaces, and the share of distinct ones among all."""
+    words = [word for text in texts for word in split_at_spaces(text.lower())]
+    unit = "characters" if are_characters(words) else "words"
     return {
-        "mean_words": len(words) / max(1, len(texts)),
+        f"mean_{unit}": len(words) / max(1, len(texts)),
         "distinct_word_ratio": len(set(words)) / max(1, len(words)),
     }
 

@@ -109,6 +109,7 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
             ),
         ] = False,
     ) -> None:
+        from shared_data.inference.sample_prompts import sample_prompts
         from shared_data.pipeline import load_function
 
         chosen = chosen_settings(
@@ -131,7 +132,7 @@ def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         load_function(f"{module}:generate_command")(
             run.settings,
             run,
-            prompt or run.settings.generate.prompts,
+            prompt or sample_prompts(run.settings, run),
             name,
             not no_cache,
             write,

@@ -28,7 +28,7 @@ from shared_data.model_names import origin, starting_config
 from shared_data.needs_records import STAGES_WITH_RECORDS, check_records, is_on_this_disk
 from shared_data.peft.adapter_files import base_of_adapter
 from shared_data.runs import RunFolder
-from shared_data.stages import STAGES
+from shared_data.stages import NO_SOURCE, STAGES
 from shared_data.tokenizer.chat_template import CHAT_TEMPLATE, ChatTemplate, template_of
 from shared_data.tokenizer.tokenizer_file import added_tokens_of, new_config, read_tokenizer
 from shared_data.training.chat_data import check_turns
@@ -76,6 +76,8 @@ def check_needs(
     _check_device(run)
     path = _finished_tokenizer(run, "tokenizer" in stages)
     for stage in stages:
+        if getattr(getattr(run.settings, stage), "source", None) == NO_SOURCE:
+            raise UserError(f"{stage}.source is {NO_SOURCE!r}; name the data with --set {stage}.source=FILE")
         if STAGES[stage].resumable:
             _check_training(run, stage)
         if run.level == "v1":

@@ -17,8 +17,8 @@ from shared_data.finished import FINISHED
 from shared_data.needs import check_needs
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.stages import STAGES
-from shared_data.summary import print_current, print_heading, print_rows, print_summary
+from shared_data.stages import STAGES, left_out
+from shared_data.summary import print_current, print_heading, print_left_out, print_rows, print_summary
 
 # What the settings are called whose size decides how much memory a stage takes.
 _SIZES = (
@@ -78,7 +78,10 @@ def run_pipeline(
             raise UserError(f"there is no stage {name!r}; the stages are {', '.join(functions)}")
     if only:
         return [only] if run_stage(only, functions, run, force) else []
-    names = [stage for stage in STAGES if stage in functions]
+    without = left_out(run.settings)
+    names = [stage for stage in STAGES if stage in functions and stage not in without]
+    if first in without:
+        raise UserError(f"the stage {first} is left out: {without[first]}")
     again = names if force else names[names.index(first) :] if first else []
     for name in names:
         if name not in again:
@@ -93,6 +96,7 @@ def run_pipeline(
             done.append(name)
         else:
             print_current(name, run)
+    print_left_out({name: reason for name, reason in without.items() if name in functions})
     return done
 
 

@@ -19,6 +19,7 @@ from shared_data.files import atomic_write, read_json
 from shared_data.finished import damage, read_finished
 from shared_data.foreign_json import ForeignJson
 from shared_data.generated_text import readable
+from shared_data.inference.sample_prompts import example_prompt
 from shared_data.plots import FEWEST_POINTS, plot_lines
 from shared_data.progress import format_metric, format_seconds
 from shared_data.report_alignment import alignment
@@ -260,7 +261,7 @@ def _attention(run: RunFolder) -> Iterator[str]:
         "Each map is one head of the pretrained model, over the beginning of a held-out text. A row shows how much its token reads "
         "from each token up to itself. A map says where a head reads, not why the model predicts what it does."
     )
-    yield html.figure(picture, f"For a text of your own: uv run {run.command('look', 'Once upon a time')}")
+    yield html.figure(picture, f"For a text of your own: uv run {run.command('look', example_prompt(run))}")
 
 
 def _time(run: RunFolder) -> Iterator[str]:

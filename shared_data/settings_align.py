@@ -39,7 +39,7 @@ class PreferenceSettings(OptimizerSettings, RecordSettings):
 
     source: str = Field(
         default="story_world",
-        description="preference pairs: story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with `prompt`, "
+        description="preference pairs: none (`run` leaves the stage out), story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with `prompt`, "
         "`chosen` and `rejected`, each a text or messages; or a hub dataset",
     )
     pairs: int = Field(
@@ -126,7 +126,7 @@ class OnlineSettings(PolicyEvaluationSettings, OptimizerSettings, RecordSettings
 
     source: str = Field(
         default="story_world",
-        description="prompts: story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with a text `prompt`; or a "
+        description="prompts: none (`run` leaves the stage out), story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with a text `prompt`; or a "
         "hub dataset",
     )
     prompts: int = Field(

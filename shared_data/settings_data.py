@@ -5,6 +5,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from shared_data.cleaning.word_lists import LANGUAGES
 from shared_data.seeds import LARGEST_SEED
 
 SPECIAL_TOKENS = [
@@ -57,8 +58,14 @@ class CleaningSettings(Section):
     """Which documents are repaired, and which are dropped (after Gopher, Rae et al. 2021, and C4, Raffel et al. 2020)."""
 
     enabled: bool = Field(default=True, description="repair and filter documents before deduplication")
-    min_words: int = Field(default=15, ge=0, description="drop documents of fewer words")
-    max_words: int = Field(default=100_000, ge=1, description="drop documents of more words")
+    min_words: int = Field(
+        default=15,
+        ge=0,
+        description="drop documents of fewer words, or characters where a script has no spaces (Chinese, Japanese, Thai …)",
+    )
+    max_words: int = Field(
+        default=100_000, ge=1, description="drop documents of more words or such characters"
+    )
     min_mean_word_length: float = Field(
         default=2.5, ge=0, description="drop documents whose words are shorter on average, in characters"
     )
@@ -93,13 +100,13 @@ class CleaningSettings(Section):
         description="drop documents where repeated 5- to 10-grams cover more characters",
     )
     min_stop_words: int = Field(
-        default=2, ge=0, description="drop documents with fewer distinct English stop words (Gopher: 2)"
+        default=2, ge=0, description="drop English documents with fewer distinct stop words (Gopher: 2)"
     )
     min_language_ratio: float = Field(
         default=0.2,
         ge=0,
         le=1,
-        description="drop documents where English function words are a smaller part of all words",
+        description="drop English documents where function words are a smaller part of all words",
     )
     boilerplate_phrases: list[str] = Field(
         default=[
@@ -143,7 +150,9 @@ class DeduplicationSettings(Section):
         description="Jaccard similarity of shingle sets from which documents count as duplicates",
     )
     permutations: int = Field(default=128, ge=8, description="hash functions in a MinHash signature")
-    shingle_words: int = Field(default=5, ge=1, description="words in a shingle")
+    shingle_words: int = Field(
+        default=5, ge=1, description="words in a shingle, or characters where a script has no spaces"
+    )
     seed: int = Field(default=1, ge=0, le=LARGEST_SEED, description="seed of the hash functions")
 
 
@@ -175,6 +184,11 @@ class DataSettings(Section):
         description="stop: a record that cannot be read ends the stage; skip: it is counted and named, and the stage goes on",
     )
     encoding: str = Field(default="utf-8", description="encoding of local text files")
+    language: str | list[str] = Field(
+        default="auto",
+        description="auto keeps every language and judges each document by the rules of its own (the story world is English); a code "
+        "(en, zh, ja, ko, th, de …) or a list of them keeps the documents in these languages only",
+    )
     max_megabytes: float = Field(
         default=8.0, gt=0, description="read at most this much text, in millions of bytes of UTF-8"
     )
@@ -200,6 +214,24 @@ class DataSettings(Section):
     )
     cleaning: CleaningSettings = CleaningSettings()
     deduplication: DeduplicationSettings = DeduplicationSettings()
+
+    @property
+    def languages(self) -> frozenset[str] | None:
+        """The codes of the languages to keep, None for all; the stories are English, and their dirt holds other languages."""
+        if self.language == "auto":
+            return frozenset({"en"}) if self.source == "story_world" else None
+        return frozenset([self.language] if isinstance(self.language, str) else self.language)
+
+    @field_validator("language")
+    @classmethod
+    def _languages_are_known(cls, language: str | list[str]) -> str | list[str]:
+        codes = [language] if isinstance(language, str) else language
+        unknown = [code for code in codes if code not in LANGUAGES]
+        if language != "auto" and (unknown or not codes):
+            raise ValueError(
+                f"unknown language {unknown[0] if unknown else '[]'!r}, use auto, or one or more of {' '.join(LANGUAGES)}"
+            )
+        return language
 
     @field_validator("encoding")
     @classmethod

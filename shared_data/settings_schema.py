@@ -265,8 +265,9 @@ class GenerateSettings(Section):
         default=[], description="texts that end what is written; they are not printed"
     )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="seed of the sampler")
-    prompts: list[str] = Field(
-        default=["Once upon a time", "One day,", ""], description="prompts of the stage `generate` in `run`"
+    prompts: list[str] | None = Field(
+        default=None,
+        description="prompts of the stage `generate` in `run`; none: those of the story world, or the beginnings of held-out documents",
     )
 
     @field_validator("temperature")

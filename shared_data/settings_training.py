@@ -140,8 +140,9 @@ class PretrainSettings(OptimizerSettings):
     )
     eval_batches: int = Field(default=8, ge=1, description="batches of an evaluation during training")
     sample_steps: int = Field(default=200, ge=0, description="steps between samples of text; 0 is never")
-    sample_prompt: str = Field(
-        default="Once", description="the beginning that samples continue; may be empty"
+    sample_prompt: str | None = Field(
+        default=None,
+        description='the beginning that samples continue, may be empty; none: "Once" for the story world, else that of a held-out document',
     )
     sample_tokens: int = Field(default=60, ge=1, description="tokens of a sample")
 
@@ -189,7 +190,7 @@ class SftSettings(OptimizerSettings, RecordSettings):
 
     source: str = Field(
         default="story_world",
-        description="conversations: story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with `messages`, "
+        description="conversations: none (`run` leaves the stage out), story_world, a file, folder or glob (.jsonl .json .parquet, .gz) of records with `messages`, "
         "`prompt` and `completion`, or `instruction` and `output`; or a hub dataset",
     )
     conversations: int = Field(

@@ -6,6 +6,10 @@ and the report's order follow from this table.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared_data.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ STAGES = {
     ),
 }
 
+NO_SOURCE = "none"  # as the source of a stage: there are no data for it
+
 # The stages that leave a language model, and which of them each of these starts from where the settings name no other model.
 MODEL_STAGES = ("pretrain", "sft", "dpo", "ppo", "grpo")
 STARTS_FROM = {"sft": "pretrain", "reward": "sft", "dpo": "sft", "ppo": "sft", "grpo": "sft"}
@@ -104,6 +110,19 @@ WITHOUT_EFFECT = {"data.hub_cache"} | {
     if stage.resumable
     for setting in ("resume_from_checkpoint", "save_total_limit", "save_steps")
 }
+
+
+def left_out(settings: "Settings") -> dict[str, str]:
+    """The stages that `run` does not do, each with the reason: they have no data, or need one that has none."""
+    reasons: dict[str, str] = {}
+    for name, stage in STAGES.items():
+        if getattr(getattr(settings, name), "source", None) == NO_SOURCE and name != "data":
+            reasons[name] = (
+                f"no data, since the source is {NO_SOURCE}; name yours with --set STAGE.source=FILE"
+            )
+        elif stage.after in reasons:
+            reasons[name] = f"{stage.after} comes before"
+    return reasons
 
 
 def marked_path(name: str | None) -> str | None:

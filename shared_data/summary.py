@@ -6,13 +6,16 @@ floor on a user's own text, no truth about its dirt) are left out. A stage witho
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from shared_data.corpus.statistics import unit_of
 from shared_data.generated_text import readable
+from shared_data.inference.sample_prompts import example_prompt
 from shared_data.progress import format_metric, format_seconds
 from shared_data.run_writing import SETTINGS
 from shared_data.runs import RunFolder
-from shared_data.stages import STAGES
+from shared_data.stages import STAGES, left_out
 from shared_data.state_schema import Samples, read_state
 
 _SAMPLE_LENGTH = 300  # characters of a generated text that are printed; the report shows all
@@ -43,7 +46,7 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
             "left out",
             "what the corpus has beyond data.max_megabytes={stopped_at_megabytes:g}; raise it to read more",
         ),
-        ("text", "{bytes:,} bytes, {words:,} words, {distinct_words:,} of them distinct"),
+        ("text", "{bytes:,} bytes, {words:,} {unit}, {distinct_words:,} of them distinct"),
         ("repaired", "{documents_repaired:,} documents"),
         ("dropped by cleaning", "{dropped_by_cleaning:,} documents"),
         ("dropped as duplicates", "{dropped_exact_duplicates:,} exact, {dropped_near_duplicates:,} near"),
@@ -117,6 +120,7 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
     ],
     "generate": [
         ("texts", "{samples:,} prompts continued, {mean_words:.0f} words on average"),
+        ("texts", "{samples:,} prompts continued, {mean_characters:.0f} characters on average"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
         (
             "consistent stories",
@@ -141,6 +145,8 @@ def summary_rows(stage: str, metrics: dict[str, float]) -> list[tuple[str, str]]
         values["ratio_to_floor"] = metrics["bits_per_byte"] / metrics["floor_bits_per_byte"]
     if "training_bytes" in values:
         values["training_megabytes"] = metrics["training_bytes"] / 1e6
+    if stage == "data":  # a run of an earlier version counted no characters
+        values["unit"] = unit_of({"characters": 0, "words": 0} | metrics)
     if "kl" in values:
         values["kl_note"] = _BELOW_ZERO if metrics["kl"] < 0 else ""
     rows = []
@@ -178,6 +184,15 @@ def print_current(stage: str, run: RunFolder) -> None:
     print_title(f"{run.level} {stage}", "nothing changed since it finished; kept (--force runs it again)")
 
 
+def print_left_out(reasons: Mapping[str, str]) -> None:
+    """The stages that a run leaves out, and why; nothing where it has all."""
+    stages_of: dict[str, list[str]] = {}
+    for stage, reason in reasons.items():
+        stages_of.setdefault(reason, []).append(stage)
+    for reason, stages in stages_of.items():
+        print_title("left out", f"{', '.join(stages)} ({reason})")
+
+
 def print_summary(stage: str, metrics: dict[str, float], run: RunFolder) -> None:
     """The results of a stage, and where they are."""
     written = ("written to", f"{run.stage(stage)}, in {format_seconds(metrics['seconds'])}")
@@ -197,7 +212,10 @@ def _samples(stage: str, run: RunFolder) -> list[tuple[str, str]]:
 
 def print_next(run: RunFolder, finished: str) -> None:
     """After a stage, the command of the next one."""
-    following = next((name for name, stage in STAGES.items() if stage.after == finished), None)
+    without = left_out(run.settings)
+    following = next(
+        (name for name, stage in STAGES.items() if stage.after == finished and name not in without), None
+    )
     rows = [("next", f"uv run {run.command(following)}")] if following else []
     if finished == "sft":
         rows.insert(0, ("talk with it", f"uv run {run.command('chat')}"))
@@ -207,16 +225,17 @@ def print_next(run: RunFolder, finished: str) -> None:
 def print_finished(run: RunFolder, report: Path) -> None:
     """After the last stage, commands to try next."""
     print_title("finished", f"everything is in {run.path}")
+    prompt = example_prompt(run)
     changed = ("run", "--from", "pretrain", "--set", "pretrain.learning_rate=1e-3")
     rows = [
         ("report of the run", str(report)),
-        ("let it write", f"uv run {run.command('generate', '--prompt', 'Once upon a time')}"),
+        ("let it write", f"uv run {run.command('generate', '--prompt', prompt)}"),
         *([("talk with it", f"uv run {run.command('chat')}")] if "sft" in run.metrics() else []),
         ("change a setting", f"uv run {run.command(*changed)}"),
         ("see all settings", f"uv run {run.level} settings --out {shlex.quote(str(run.path))}"),
     ]
     if run.level == "v2":  # tools are this level's
-        rows.insert(2, ("look inside it", f"uv run {run.command('look', 'Once upon a time')}"))
+        rows.insert(2, ("look inside it", f"uv run {run.command('look', prompt)}"))
     other = "v3" if run.level != "v3" else "v2"
     words = [other, "run", "--config", str(run.path / SETTINGS)]
     if run.path != Path("runs") / run.level / run.settings.name:

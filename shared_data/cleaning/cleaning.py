@@ -7,6 +7,7 @@ encoding by ftfy's.
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,9 +47,14 @@ class CleaningReport:
 class Cleaner:
     """Repairs and filters documents one by one; memory does not grow."""
 
-    def __init__(self, settings: CleaningSettings, repairs: Repairs | None = None) -> None:
-        """`repairs` replace those of `repair.py`."""
-        self.settings = settings
+    def __init__(
+        self,
+        settings: CleaningSettings,
+        languages: Collection[str] | None = None,
+        repairs: Repairs | None = None,
+    ) -> None:
+        """`languages` are the codes to keep, None for every language; `repairs` replace those of `repair.py`."""
+        self.settings, self.languages = settings, languages
         self.repairs = repairs
         self.report = CleaningReport()
 
@@ -61,7 +67,7 @@ class Cleaner:
             # The least: text that has a UTF-8 form.
             return replace(document, text=join_surrogates(document.text))
         text, repairs = repair_and_name(document.text, self.settings.boilerplate_phrases, self.repairs)
-        reason = rejection_reason(text, self.settings)
+        reason = rejection_reason(text, self.settings, self.languages)
         if reason is not None:
             report.dropped[reason] += 1
             report.add_example(reason, document.text)

@@ -7,16 +7,15 @@ theory in `v2_handwritten/data_pipeline/processing/deduplication.md`.
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from shared_data.cleaning.words import split_words
 from shared_data.corpus.documents import Document
 from shared_data.settings import DeduplicationSettings
 
-_WORD = re.compile(r"\w+")
 # Missing a duplicate costs more than checking a candidate in vain, because candidates are checked.
 FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.1, 0.9
 _EXAMPLES = 10  # kept in the report
@@ -25,17 +24,19 @@ _EXAMPLES = 10  # kept in the report
 def shingles(text: str, words: int) -> set[str]:
     """The overlapping runs of so many words, in lower case and without punctuation; a shorter text is one run.
 
-    >>> sorted(shingles("The cat sat. The cat ran!", 2))
-    ['cat ran', 'cat sat', 'sat the', 'the cat']
+    Where a script has no spaces between words, a run is of so many characters (`words.py`).
+
+    >>> sorted(shingles("The cat sat. The cat ran!", 2)), sorted(shingles("宝玉笑道", 3))
+    (['cat ran', 'cat sat', 'sat the', 'the cat'], ['宝 玉 笑', '玉 笑 道'])
     """
-    return _runs(_WORD.findall(text.lower()), words)
+    return _runs(split_words(text.lower()), words)
 
 
-def _runs(found: list[str], words: int) -> set[str]:
-    """Runs of so many words."""
-    if not found:
+def _runs(units: list[str], length: int) -> set[str]:
+    """Runs of so many words or characters."""
+    if not units:
         return set()
-    return {" ".join(found[i : i + words]) for i in range(max(1, len(found) - words + 1))}
+    return {" ".join(units[i : i + length]) for i in range(max(1, len(units) - length + 1))}
 
 
 class SignatureIndex(Protocol):
@@ -89,13 +90,13 @@ class Deduplicator:
         """The id of the earlier document that this one repeats, or None: then it is new, and remembered."""
         settings, report = self.settings, self.report
         report.documents += 1
-        words = _WORD.findall(document.text.lower())
-        digest = hashlib.sha1(" ".join(words).encode()).digest()
+        units = split_words(document.text.lower())
+        digest = hashlib.sha1(" ".join(units).encode()).digest()
         if settings.exact and (original := self._index.find_exact(digest)) is not None:
             return self._found("exact", document, original, 1.0)
         signature = None
-        if settings.near and words:
-            signature = self._signature_of(_runs(words, settings.shingle_words))
+        if settings.near and units:
+            signature = self._signature_of(_runs(units, settings.shingle_words))
             found = self._index.find_near(signature, settings.threshold)
             if found is not None:
                 return self._found("near", document, *found)

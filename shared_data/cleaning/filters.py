@@ -1,17 +1,20 @@
 """Which documents are worth training on: the heuristics of Gopher (Rae et al. 2021, appendix A.1.1 and table A1) and C4.
 
 Each rule is one number of a document against one setting; the first that fails names the reason. The rules ask for prose:
-enough words of usual length, letters rather than symbols, lines that are not a list, little repetition, English.
+enough words of usual length, letters rather than symbols, lines that are not a list, little repetition, one of the languages. What
+they count are words, or characters where a script has no spaces (`words.py`); the rules about function words are for English only.
 Theory: `cleaning.md`. Counting is plain Python: over the hundred words of a document, a set of tuples is faster than arrays.
 
     uv run python -c "from shared_data.cleaning.filters import rejection_reason; \
 from shared_data.settings import CleaningSettings; print(rejection_reason('buy now ' * 50, CleaningSettings()))"
 """
 
-import re
 from collections import Counter
+from collections.abc import Collection
 
-from shared_data.cleaning.word_lists import ENGLISH_FUNCTION_WORDS, GOPHER_STOP_WORDS
+from shared_data.cleaning.languages import function_word_share, language_of
+from shared_data.cleaning.word_lists import GOPHER_STOP_WORDS
+from shared_data.cleaning.words import are_characters, is_character, letters, split_at_spaces, split_words
 from shared_data.settings import CleaningSettings
 
 REASONS = (
@@ -23,35 +26,35 @@ REASONS = (
     "bullet_lines",
     "ellipsis_lines",
     "duplicate_lines",
-    "stop_words",
     "other_language",
+    "stop_words",
+    "function_words",
     "top_ngram",
     "duplicate_ngrams",
 )
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
 _FEWEST_LINES = 3  # a share of fewer says nothing: a paragraph may well end in an ellipsis
 _BULLETS = ("•", "‣", "- ", "* ", "– ")
 
 
-def rejection_reason(text: str, settings: CleaningSettings) -> str | None:
-    """The rule a document fails first, one of `REASONS`, or None if it is good; cheap rules come first."""
-    words = text.split()
-    reason = _reason_of_words(text, words, settings) or _reason_of_lines(text, settings)
+def rejection_reason(
+    text: str, settings: CleaningSettings, languages: Collection[str] | None = None
+) -> str | None:
+    """The rule a document fails first, one of `REASONS`, or None if it is good; cheap rules come first.
+
+    languages: the codes to keep; None keeps every language.
+    """
+    reason = _reason_of_words(text, split_at_spaces(text), settings) or _reason_of_lines(text, settings)
     if reason is not None:
         return reason
-    tokens = _WORD.findall(text.lower())
-    known = sum(token in ENGLISH_FUNCTION_WORDS for token in tokens)
-    if len(GOPHER_STOP_WORDS.intersection(tokens)) < settings.min_stop_words:
-        return "stop_words"
-    if known < settings.min_language_ratio * len(tokens):
+    language, tokens = language_of(text), split_words(text.lower())
+    if languages is not None and language not in languages:
         return "other_language"
-    characters = sum(map(len, tokens))
-    if any(top_ngram_characters(tokens, n) > settings.max_top_ngram_ratio * characters for n in (2, 3, 4)):
-        return "top_ngram"
-    # Gopher has a bound for each n from 5 to 10. Where a 6-gram repeats, its 5-grams do: one bound is tightest at n = 5.
-    if duplicate_ngram_characters(tokens, 5) > settings.max_duplicate_ngram_ratio * characters:
-        return "duplicate_ngrams"
-    return None
+    if language == "en":
+        if len(GOPHER_STOP_WORDS.intersection(tokens)) < settings.min_stop_words:
+            return "stop_words"
+        if function_word_share(tokens, "en") < settings.min_language_ratio:
+            return "function_words"
+    return _reason_of_repetition(tokens, settings)
 
 
 def _reason_of_words(text: str, words: list[str], settings: CleaningSettings) -> str | None:
@@ -61,9 +64,11 @@ def _reason_of_words(text: str, words: list[str], settings: CleaningSettings) ->
         return "too_many_words"
     if not words:
         return None
-    mean_length = sum(map(len, words)) / len(words)
-    if not settings.min_mean_word_length <= mean_length <= settings.max_mean_word_length:
-        return "word_length"
+    if not are_characters(words):  # of a text in characters the few words have no usual length
+        lengths = [letters(word) for word in words if not is_character(word)]
+        mean_length = sum(lengths) / len(lengths)
+        if not settings.min_mean_word_length <= mean_length <= settings.max_mean_word_length:
+            return "word_length"
     symbols = text.count("#") + text.count("…") + text.count("...")
     if symbols > settings.max_symbol_ratio * len(words):
         return "symbols"
@@ -85,6 +90,27 @@ def _reason_of_lines(text: str, settings: CleaningSettings) -> str | None:
     if len(lines) - len(set(lines)) > settings.max_duplicate_line_ratio * len(lines):
         return "duplicate_lines"
     return None
+
+
+def _reason_of_repetition(tokens: list[str], settings: CleaningSettings) -> str | None:
+    characters = sum(map(len, tokens))
+    largest = settings.max_top_ngram_ratio * characters
+    if any(top_ngram_characters(tokens, n) > largest for n in ngram_sizes(tokens, 2, 3, 4)):
+        return "top_ngram"
+    # Gopher has a bound for each n from 5 to 10. Where a 6-gram repeats, its 5-grams do: one bound is tightest at n = 5.
+    (n,) = ngram_sizes(tokens, 5)
+    if duplicate_ngram_characters(tokens, n) > settings.max_duplicate_ngram_ratio * characters:
+        return "duplicate_ngrams"
+    return None
+
+
+def ngram_sizes(tokens: list[str], *words: int) -> list[int]:
+    """The sizes of n-grams of so many words, in characters where the text is written in these: eight stand for five words.
+
+    >>> ngram_sizes(["宝", "玉", "说"], 2, 5), ngram_sizes(["one", "two"], 2, 5)
+    ([3, 8], [2, 5])
+    """
+    return [n * 8 // 5 for n in words] if are_characters(tokens) else list(words)
 
 
 def top_ngram_characters(tokens: list[str], n: int) -> int:

@@ -121,6 +121,7 @@ def _compare(
     """
     from shared_data.comparison.table import NUMBERS, PLOT, TABLE, print_table, rows_of, write_comparison
     from shared_data.comparison.trials import train
+    from shared_data.inference.sample_prompts import example_prompt
     from shared_data.summary import print_rows, print_title
 
     failures: dict[str, str] = {}
@@ -136,7 +137,7 @@ def _compare(
     print_title("compared", f"{len(rows)} choices")
     print_table(rows)
     files = (("table", TABLE), ("numbers", NUMBERS), ("plot", PLOT))
-    look = trials[0].run.command("look", "Once upon a time")
+    look = trials[0].run.command("look", example_prompt(trials[0].run))
     print_rows([*((name, str(root / file)) for name, file in files), ("look inside one", f"uv run {look}")])
     for name, message in failures.items():
         raise UserError(f"{len(failures)} of {len(trials)} trainings failed; {name}: {message}")

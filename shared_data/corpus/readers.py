@@ -21,12 +21,13 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.documents import Document
+from shared_data.corpus.encodings import likely_encodings
 from shared_data.corpus.formatting import format_text
 from shared_data.corpus.json_records import json_records, without_surrogates
 from shared_data.corpus.text_units import LONGEST_RECORD, TooLongError, split_at, split_text
@@ -171,11 +172,30 @@ def _text_chunks(path: Path, encoding: str) -> Iterator[str]:
                 yield decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{path} is not {encoding}: {error.reason} near byte {offset + error.start:,}; set data.encoding (cp1252, latin-1, utf-16 …) or convert the file"
+                    f"{path} is not {encoding}: {error.reason} near byte {offset + error.start:,}; {encoding_remedy(block)}"
                 ) from error
             if not block:
                 return
             offset += len(block)
+
+
+def encoding_remedy(content: bytes) -> str:
+    """What to do about a file that is not in the encoding of the settings, by some of its bytes."""
+    likely = likely_encodings(content)
+    if not likely:
+        return "set data.encoding (cp1252, latin-1, utf-16 …) or convert the file"
+    others = f" (or {', '.join(likely[1:])})" if likely[1:] else ""
+    return f"it looks like {likely[0]}: set data.encoding={likely[0]}{others}"
+
+
+def remedy_for(path: Path, encoding: str) -> str:
+    """What to do about a file that a library cannot read, by its first bytes."""
+    with suppress(OSError, EOFError, zlib.error), _open_bytes(path) as file:
+        content = file.read(BLOCK)
+        likely = likely_encodings(content)
+        if likely and encoding not in likely and format_of(path) != ".parquet":
+            return encoding_remedy(content)
+    return "correct the file, data.encoding or data.source"
 
 
 def texts_of(

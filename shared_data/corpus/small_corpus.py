@@ -16,18 +16,19 @@ from shared_data.settings import DataSettings
 
 # The setting behind each rule of `cleaning/filters.py`, for the message.
 SETTING_OF_REASON = {
-    "too_few_words": "min_words=0",
-    "too_many_words": "max_words=1000000",
-    "word_length": "max_mean_word_length=1000",
-    "symbols": "max_symbol_ratio=1",
-    "not_alphabetic": "min_alphabetic_ratio=0",
-    "bullet_lines": "max_bullet_line_ratio=1",
-    "ellipsis_lines": "max_ellipsis_line_ratio=1",
-    "duplicate_lines": "max_duplicate_line_ratio=1",
-    "stop_words": "min_stop_words=0",
-    "other_language": "min_language_ratio=0",
-    "top_ngram": "max_top_ngram_ratio=1",
-    "duplicate_ngrams": "max_duplicate_ngram_ratio=1",
+    "too_few_words": "data.cleaning.min_words=0",
+    "too_many_words": "data.cleaning.max_words=1000000",
+    "word_length": "data.cleaning.max_mean_word_length=1000",
+    "symbols": "data.cleaning.max_symbol_ratio=1",
+    "not_alphabetic": "data.cleaning.min_alphabetic_ratio=0",
+    "bullet_lines": "data.cleaning.max_bullet_line_ratio=1",
+    "ellipsis_lines": "data.cleaning.max_ellipsis_line_ratio=1",
+    "duplicate_lines": "data.cleaning.max_duplicate_line_ratio=1",
+    "stop_words": "data.cleaning.min_stop_words=0",
+    "other_language": "data.language=auto",
+    "function_words": "data.cleaning.min_language_ratio=0",
+    "top_ngram": "data.cleaning.max_top_ngram_ratio=1",
+    "duplicate_ngrams": "data.cleaning.max_duplicate_ngram_ratio=1",
 }
 
 
@@ -75,7 +76,7 @@ def require_documents(writers: Mapping[str, Any], data: DataSettings, cleaning: 
         reason, count = cleaning.dropped.most_common(1)[0]
         raise UserError(
             f"cleaning dropped all {cleaning.documents:,} documents of {data.source!r} ({count:,} for {reason}); "
-            f"loosen that rule with --set data.cleaning.{SETTING_OF_REASON[reason]}, or set data.cleaning.enabled=false"
+            f"loosen that rule with --set {SETTING_OF_REASON[reason]}, or set data.cleaning.enabled=false"
         )
     splits = required_splits(data)
     if not all(writers[split].documents for split in splits):

@@ -22,7 +22,7 @@ from shared_data.cleaning.deduplication import DeduplicationReport
 from shared_data.corpus.documents import Document
 from shared_data.corpus.open_corpus import size, story_world_documents
 from shared_data.corpus.small_corpus import fill_empty_splits, require_documents
-from shared_data.corpus.statistics import analyse
+from shared_data.corpus.statistics import analyse, unit_of
 from shared_data.errors import UserError
 from shared_data.files import atomic_write, write_json
 from shared_data.plots import plot_bars, plot_histogram, plot_zipf
@@ -172,10 +172,9 @@ class DocumentWriter:
 def _draw(run: RunFolder, statistics: dict[str, Any], report: dict[str, Any]) -> None:
     """The plots of the report page."""
     folder = run.stage("data")
-    plot_histogram(
-        statistics["lengths"], folder / "lengths.svg", title="Length of documents", x_label="words"
-    )
-    exponent = f"Words by rank: Zipf exponent {statistics['zipf_exponent']:.2f}"
+    unit = unit_of(statistics)
+    plot_histogram(statistics["lengths"], folder / "lengths.svg", title="Length of documents", x_label=unit)
+    exponent = f"{unit.capitalize()} by rank: Zipf exponent {statistics['zipf_exponent']:.2f}"
     plot_zipf(statistics["word_counts"], folder / "zipf.svg", title=exponent)
     duplicates = {f"{kind} duplicate": n for kind, n in report["deduplication"]["dropped"].items()}
     if dropped := report["cleaning"]["dropped"] | duplicates:
@@ -188,6 +187,7 @@ _STATISTICS = (
     "documents",
     "bytes",
     "words",
+    "characters",
     "distinct_words",
     "median_words",
     "compression_ratio",

@@ -7,13 +7,13 @@ The exponent of Zipf's law is fitted by each level (`data_pipeline/analysis/stat
 from v2_handwritten.data_pipeline.analysis.statistics import zipf_exponent; print(analyse(['the cat saw the dog'], zipf_exponent))"
 """
 
-import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+from shared_data.cleaning.words import is_character, split_words
+
 _MOST_WORDS = 300_000  # distinct words counted at a time; beyond, the rarest are forgotten
 
 
@@ -21,18 +21,20 @@ def analyse(texts: Iterable[str], zipf_exponent: Callable[[Sequence[int]], float
     """Counts and ratios of a corpus.
 
     `lengths` maps a number of words to the documents of that length; `word_counts` maps words to occurrences, the
-    commonest first; `compression_ratio` is bytes over bytes after zlib. `zipf_exponent` gets the word frequencies in
+    commonest first. In scripts without spaces each character counts as a word, and `characters` says how many of the words are
+    that. `compression_ratio` is bytes over bytes after zlib. `zipf_exponent` gets the word frequencies in
     falling order.
     """
     words: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
-    size = compressed_size = 0
+    size = compressed_size = characters = 0
     compressor = zlib.compressobj()
     for text in texts:
         encoded = text.encode("utf-8")
         size += len(encoded)
         compressed_size += len(compressor.compress(encoded))
-        found = _WORD.findall(text.lower())
+        found = split_words(text.lower())
+        characters += sum(map(is_character, found))
         lengths[len(found)] += 1
         words.update(found)
         if len(words) > _MOST_WORDS:
@@ -44,6 +46,7 @@ def analyse(texts: Iterable[str], zipf_exponent: Callable[[Sequence[int]], float
         "documents": documents,
         "bytes": size,
         "words": sum(length * count for length, count in lengths.items()),
+        "characters": characters,
         "distinct_words": len(words),
         "median_words": median(lengths),
         "bytes_per_document": size / max(1, documents),
@@ -52,6 +55,11 @@ def analyse(texts: Iterable[str], zipf_exponent: Callable[[Sequence[int]], float
         "lengths": dict(sorted(lengths.items())),
         "word_counts": word_counts,
     }
+
+
+def unit_of(statistics: Mapping[str, Any]) -> str:
+    """What most of the words of a corpus are: words, or characters of a script without spaces."""
+    return "characters" if 2 * statistics["characters"] > statistics["words"] else "words"
 
 
 def _without_the_rarest(words: Counter[str]) -> Counter[str]:

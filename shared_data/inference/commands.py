@@ -13,6 +13,7 @@ from shared_data.inference.arguments import end_ids
 from shared_data.inference.chat import Generate
 from shared_data.inference.notes import say_cut_off
 from shared_data.inference.prompts import encode_prompt
+from shared_data.inference.sample_prompts import sample_prompts
 from shared_data.inference.stop_strings import text_before_stop
 from shared_data.inference.streaming import TextStream
 from shared_data.runs import RunFolder
@@ -25,16 +26,16 @@ STORY_TOKENS = 512  # more than any story has
 def write_samples(
     generate: Generate, model: Any, tokenizer: Any, settings: Settings, run: RunFolder
 ) -> dict[str, int | float]:
-    """Continue the prompts of the settings, keep them in samples.json, measure speed and variety.
+    """Continue the prompts (`sample_prompts.py`), keep them in samples.json, measure speed and variety.
 
     On the story world the model also writes stories from an empty prompt, and the world says how many of them are possible.
     """
     section = settings.generate
     options = section.model_dump(exclude={"prompts"}) | {"tokenizer": tokenizer}
     ends = end_ids(model.config.eos_token_id)
+    prompts = sample_prompts(settings, run)
     started = time.perf_counter()
-    prompts = [encode_prompt(model, tokenizer, prompt) for prompt in section.prompts]
-    new_ids = generate(model, prompts, **options)
+    new_ids = generate(model, [encode_prompt(model, tokenizer, prompt) for prompt in prompts], **options)
     seconds = time.perf_counter() - started
     whole = [tokenizer.decode(ids, skip_special_tokens=True) for ids in new_ids]
     texts = [text_before_stop(text, section.stop_strings) for text in whole]
@@ -43,7 +44,7 @@ def write_samples(
     ]
     samples = [
         {"prompt": prompt, "text": text, "tokens": len(ids), "finished": ended}
-        for prompt, text, ids, ended in zip(section.prompts, texts, new_ids, finished, strict=True)
+        for prompt, text, ids, ended in zip(prompts, texts, new_ids, finished, strict=True)
     ]
     write_json(run.stage("generate") / "samples.json", samples)
     tokens = sum(len(ids) for ids in new_ids)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from shared_data.errors import UserError
+from shared_data.inference.sample_prompts import example_prompt
 from shared_data.inference.typed import BLOCK
 from shared_data.model_names import MODEL_STAGES, resolve_model
 from shared_data.run_writing import SETTINGS
@@ -44,7 +45,7 @@ def welcome(run: RunFolder, name: str | Path) -> Iterator[tuple[str, bool]]:
         yield f"{folder} is loaded.", False
     elif folder.name == "pretrain":
         yield f"{folder} is loaded. It continues text; it has not been tuned to answer.", False
-        prompt = made_by.command("generate", "--prompt", "Once upon a time")
+        prompt = made_by.command("generate", "--prompt", example_prompt(made_by))
         yield f"To see it continue a text, leave and use: uv run {prompt}", False
     elif made_by.settings.sft.source != "story_world":
         yield (

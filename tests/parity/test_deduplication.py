@@ -2,10 +2,12 @@
 
 import random
 from itertools import islice
+from mmap import PAGESIZE
+from pathlib import Path
 
 import numpy as np
 import pytest
-from datasketch import MinHash, MinHashLSH
+from datasketch import LeanMinHash, MinHash, MinHashLSH
 
 from shared_data.cleaning.deduplication import shingles
 from shared_data.corpus.documents import Document
@@ -17,6 +19,7 @@ from v2_handwritten.data_pipeline.processing.signature_index import SignatureInd
 from v3_numpy_deep.data_pipeline.processing import deduplication as v3
 from v3_numpy_deep.data_pipeline.processing.signature_index import SignatureIndex as Index3
 
+STATM = Path("/proc/self/statm")  # the second number: pages in memory
 TEXTS = [
     "",
     "...",
@@ -163,5 +166,28 @@ def test_level_1_too_names_the_earliest_of_equally_similar_documents() -> None:
     index, minhash = v1.SignatureIndex(0.7, 128), MinHash(num_perm=128)
     minhash.update_batch(shingle.encode() for shingle in shingles(stories(1)[0], 5))
     for number in range(20):
-        index.add(f"id-{number}", bytes([number]) * 20, minhash)
-    assert index.find_near(minhash, 1.0) == ("id-0", 1.0)
+        index.add(f"id-{number}", bytes([number]) * 20, LeanMinHash(minhash))
+    index.add("text only", b"a" * 20, None)
+    assert index.find_near(LeanMinHash(minhash), 1.0) == ("id-0", 1.0)
+    assert index.find_exact(b"a" * 20) == "text only"
+    assert index.find_exact(b"b" * 20) is None
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="only Linux says how much memory a process has")
+def test_memory_of_level_1_does_not_grow_with_the_documents() -> None:
+    """datasketch's own tables take 7,000 bytes a document. With a small page cache a few thousand documents show it."""
+    index, generator = v1.SignatureIndex(0.7, 128), np.random.default_rng(0)
+    index._database.execute("PRAGMA cache_size = -500")  # kilobytes
+    empty = MinHash(num_perm=128, seed=1)
+
+    def add(first: int, last: int) -> None:
+        for number in range(first, last):
+            minhash = empty.copy()
+            minhash.hashvalues = generator.integers(0, 1 << 32, 128, dtype=np.uint32)
+            index.add(f"document {number}", number.to_bytes(20), LeanMinHash(minhash))
+
+    add(0, 1000)
+    before = int(STATM.read_text().split()[1]) * PAGESIZE
+    add(1000, 4000)
+    grown = int(STATM.read_text().split()[1]) * PAGESIZE - before
+    assert grown / 3000 < 500

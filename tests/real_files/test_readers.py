@@ -160,3 +160,14 @@ def test_pieces_are_those_of_split_whatever_the_size_of_the_chunks(separator: st
     text = separator.join(["", "one", "two" * 20, "", "<|end", "|", "x"]) + separator[:-1]
     chunks = [text[i : i + size] for i in range(0, len(text), size)]
     assert list(split_at(chunks, separator)) == text.split(separator)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_the_hint_for_a_chinese_file_names_its_encoding(name: str, level: str, tmp_path: Path) -> None:
+    path, text = tmp_path / name, "text\n" + "今天是我们的好日子，他们都来了。\n" * 20
+    path.write_bytes(text.encode("gbk"))
+    with pytest.raises(UserError, match=r"it looks like gb18030: set data\.encoding=gb18030"):
+        list(LEVELS[level](path, DataSettings(), True))
+    found = list(LEVELS[level](path, DataSettings(encoding="gb18030"), True))
+    assert "今天是我们的好日子" in found[0].text

@@ -110,7 +110,8 @@ REJECTED = {
     "ellipsis_lines": "\n".join(f"{sentence} ..." for sentence in GOOD.split(". ")),
     "duplicate_lines": GOOD.replace(". ", ".\n") + "\n" + GOOD.replace(". ", ".\n"),
     "stop_words": "Dogs run fast over green hills while small birds sing loudly from tall trees near quiet rivers.",
-    "other_language": "Der Hund und die Katze have ein Haus, und the Vogel singt jeden Tag ein schönes Lied im Garten.",
+    "other_language": "Der Hund und die Katze haben ein Haus, und der Vogel singt jeden Tag ein schönes Lied im Garten.",
+    "function_words": "Dogs with the longest legs run fast, small birds sing loudly near tall trees beside quiet rivers.",
     "top_ngram": "buy cheap shoes to have the best day " + "buy cheap shoes " * 12 + GOOD,
     "duplicate_ngrams": (GOOD + " ") * 4,
 }
@@ -118,7 +119,7 @@ REJECTED = {
 
 @pytest.mark.parametrize("reason", filters.REASONS)
 def test_every_rule_rejects_its_example(reason: str) -> None:
-    assert rejection_reason(REJECTED[reason], CleaningSettings()) == reason
+    assert rejection_reason(REJECTED[reason], CleaningSettings(), {"en"}) == reason
 
 
 def test_good_prose_passes_every_rule() -> None:

@@ -13,6 +13,7 @@ from shared_data.errors import UserError
 from shared_data.inference import commands
 from shared_data.inference.options import chosen_settings
 from shared_data.inference.prompts import encode_prompt
+from shared_data.inference.sample_prompts import STORY_PROMPTS
 from shared_data.inference.streaming import TextStream
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings, load_settings
@@ -43,7 +44,7 @@ def test_the_stage_keeps_its_samples_and_measures_them(
     monkeypatch.setattr(commands, "STORIES", 3)
     metrics = level.generate_samples(run.settings, run)
     samples = json.loads((run.stage("generate") / "samples.json").read_text())
-    assert [sample["prompt"] for sample in samples] == run.settings.generate.prompts
+    assert [sample["prompt"] for sample in samples] == STORY_PROMPTS
     assert metrics["samples"] == len(samples) == 3
     assert metrics["tokens"] == sum(sample["tokens"] for sample in samples)
     assert metrics["consistent_story_ratio"] == 0, "an untrained model writes no story"

@@ -11,7 +11,7 @@ from shared_data.errors import UserError
 from shared_data.needs import check_needs
 from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, available_configs, load_settings
-from shared_data.stages import STAGES
+from shared_data.stages import STAGES, left_out
 from v2_handwritten import load_tokenizer
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 
@@ -52,10 +52,22 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+LEFT_OUT = {"sft", "reward", "dpo", "ppo", "grpo", "benchmark"}  # by tiny-zh
+
+
 @pytest.mark.parametrize("name", available_configs())
 def test_every_configuration_has_what_it_needs(name: str, tmp_path: Path) -> None:
     settings = load_settings(name, ["data.source=story_world", "pretrain.torch_compile=false"])
-    check_needs(RunFolder("v2", settings, tmp_path), STAGES)
+    without = left_out(settings)
+    assert set(without) == (LEFT_OUT if name == "tiny-zh" else set())
+    check_needs(RunFolder("v2", settings, tmp_path), [stage for stage in STAGES if stage not in without])
+
+
+def test_a_stage_without_data_is_refused_when_it_is_asked_for(tmp_path: Path) -> None:
+    run = RunFolder("v2", load_settings("tiny-zh", ["sft.source=chat.jsonl"]), tmp_path)
+    assert set(left_out(run.settings)) == {"reward", "dpo", "ppo", "grpo"}
+    with pytest.raises(UserError, match=r"^dpo.source is 'none'; name the data with --set dpo.source=FILE$"):
+        check_needs(run, ["dpo"])
 
 
 def test_good_files_of_a_user_are_accepted(files: Path) -> None:

@@ -22,7 +22,7 @@ def test_every_configuration_loads_and_is_named_after_its_file(name: str) -> Non
 
 
 def test_the_promised_configurations_exist() -> None:
-    assert {"smoke", "tiny", "small", "gpt2-124m", "llama-1b"} <= set(available_configs())
+    assert {"smoke", "tiny", "tiny-zh", "small", "gpt2-124m", "llama-1b"} <= set(available_configs())
 
 
 def test_the_default_configuration_sets_at_most_forty_values() -> None:

@@ -24,7 +24,8 @@ from v1_quick.data_pipeline.tokenizer.tokenizer import ensure_chat_template, loa
 def prepare_documents(settings: Settings, run: RunFolder) -> Metrics:
     """Stage `data`: write the clean documents of each split, report.json and plots; returns what was counted."""
     data = settings.data
-    cleaner, deduplicator = new_cleaner(data.cleaning), new_deduplicator(data.deduplication)
+    cleaner = new_cleaner(data.cleaning, data.languages)
+    deduplicator = new_deduplicator(data.deduplication)
     with write_splits(data, run, cleaner.report) as splits:
         for document in with_progress(open_corpus(data), data.max_megabytes):
             cleaned = cleaner.clean(document)

@@ -26,7 +26,8 @@ def prepare_documents(settings: Settings, run: RunFolder) -> Metrics:
     Raises `UserError` for a corpus that cannot be read, or of which nothing or too little to hold out remains.
     """
     data = settings.data
-    cleaner, deduplicator = Cleaner(data.cleaning), new_deduplicator(data.deduplication)
+    cleaner = Cleaner(data.cleaning, data.languages)
+    deduplicator = new_deduplicator(data.deduplication)
     with write_splits(data, run, cleaner.report) as splits:
         for document in with_progress(open_corpus(data), data.max_megabytes):
             cleaned = cleaner.clean(document)

@@ -10,6 +10,7 @@ Level 1 hands the training to `transformers.Trainer`; level 2 is the same over t
 
 from shared_data.evaluation.expert_reading import write_expert_reading
 from shared_data.evaluation.held_out import pretrained_metrics
+from shared_data.inference.sample_prompts import pretraining_prompt
 from shared_data.model_files.compatibility import initial_config
 from shared_data.model_files.config import ModelConfig
 from shared_data.model_names import find_model
@@ -46,10 +47,12 @@ def pretrain(settings: Settings, run: RunFolder) -> Metrics:
     def evaluate() -> Metrics:
         return evaluate_loss(model, validation, section.eval_batches, section.document_masks)
 
+    beginning = pretraining_prompt(settings, run)
+
     def sample(seed: int) -> str:
-        prompt = [tokenizer.end_of_text_id, *tokenizer.encode(section.sample_prompt)]  # as a document begins
+        prompt = [tokenizer.end_of_text_id, *tokenizer.encode(beginning)]  # as a document begins
         (ids,) = generate(model, [prompt], max_new_tokens=section.sample_tokens, temperature=0.8, seed=seed)
-        return section.sample_prompt + tokenizer.decode(ids, skip_special_tokens=True)
+        return beginning + tokenizer.decode(ids, skip_special_tokens=True)
 
     metrics = Training("pretrain", settings, run).fit(model, train, step, evaluate=evaluate, sample=sample)
     save_model(model, run.stage("pretrain"), run.tokenizer.parent)

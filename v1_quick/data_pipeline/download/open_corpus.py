@@ -36,8 +36,8 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
         ".csv": ("csv", {"encoding": settings.encoding, **as_text}),
         ".parquet": ("parquet", {}),
     }.get(kind, ("text", {"encoding": encoding, "keep_linebreaks": True}))
-    bad, remedy = BadRecords(settings.on_bad_record), "correct the file, data.encoding or data.source"
-    with library_errors(str(path), remedy), bad.reported(str(path)):
+    bad = BadRecords(settings.on_bad_record)
+    with library_errors(str(path), readers.remedy_for(path, settings.encoding)), bad.reported(str(path)):
         rows: Any = load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
         if builder == "text":
             texts = split_text((row["text"] for row in rows), settings.text_unit, only_file)

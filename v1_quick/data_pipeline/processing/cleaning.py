@@ -6,6 +6,8 @@ without width, so these repairs are the shared ones. Theory: `shared_data/cleani
     uv run python -c "from v1_quick.data_pipeline.processing.cleaning import fix_encoding; print(fix_encoding('cafÃ© and naÃ¯ve'))"
 """
 
+from collections.abc import Collection
+
 import ftfy
 
 from shared_data.cleaning.cleaning import Cleaner
@@ -28,6 +30,6 @@ REPAIRS = {
 }
 
 
-def new_cleaner(settings: CleaningSettings) -> Cleaner:
-    """A cleaner with these repairs."""
-    return Cleaner(settings, REPAIRS)
+def new_cleaner(settings: CleaningSettings, languages: Collection[str] | None = None) -> Cleaner:
+    """A cleaner with these repairs, which keeps documents of these languages (None: of all)."""
+    return Cleaner(settings, languages, REPAIRS)

@@ -1,15 +1,27 @@
-"""Find documents that repeat an earlier one, with datasketch: `MinHash` signatures in a `MinHashLSH` index.
+"""Find documents that repeat an earlier one: datasketch signs them, a temporary SQLite database remembers them.
 
-Levels 2 and 3 do it by hand, with the same signatures, bands and decisions; theory in
-`v2_handwritten/data_pipeline/processing/deduplication.md`. The library's index takes some kilobytes a kept document.
+`MinHash` makes the signatures, `MinHashLSH` chooses the bands. Its own tables are dictionaries, which take seven kilobytes a kept
+document; its other stores (Redis, Cassandra) are servers. A table on disk that is indexed by the bands answers the same question
+in the same words, and memory holds SQLite's page cache only. Levels 2 and 3 do it by hand, with the same signatures, bands and
+decisions; theory in `v2_handwritten/data_pipeline/processing/deduplication.md`.
 
     v1 data --config smoke
 """
+
+import sqlite3
 
 from datasketch import LeanMinHash, MinHash, MinHashLSH
 
 from shared_data.cleaning.deduplication import FALSE_NEGATIVE_WEIGHT, FALSE_POSITIVE_WEIGHT, Deduplicator
 from shared_data.settings import DeduplicationSettings
+
+_TABLES = """
+PRAGMA cache_size = -16000;  -- kilobytes
+PRAGMA journal_mode = OFF;
+CREATE TABLE documents (number INTEGER PRIMARY KEY, id TEXT, digest BLOB, signature BLOB);
+CREATE INDEX texts ON documents (digest);
+CREATE TABLE bands (key BLOB, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
+"""
 
 
 class SignatureIndex:
@@ -17,31 +29,44 @@ class SignatureIndex:
 
     def __init__(self, threshold: float, permutations: int) -> None:
         weights = FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT
-        self._lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=weights)
-        self.bands, self.rows = self._lsh.b, self._lsh.r
-        self._texts: dict[bytes, str] = {}
-        self._kept: list[tuple[str, LeanMinHash]] = []
+        lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=weights)
+        self.bands, self.rows = lsh.b, lsh.r
+        self._database = sqlite3.connect("")  # a file that goes with the connection
+        self._database.executescript(_TABLES)
 
     def find_exact(self, digest: bytes) -> str | None:
         """The id of the document with this hash of its text."""
-        return self._texts.get(digest)
+        query = "SELECT id FROM documents WHERE digest = ? ORDER BY number LIMIT 1"
+        row = self._database.execute(query, [digest]).fetchone()
+        return row[0] if row else None
 
     def find_near(self, minhash: LeanMinHash, threshold: float) -> tuple[str, float] | None:
         """Id and estimated similarity of the most similar document that shares a band, if it reaches the threshold."""
+        keys = self._band_keys(minhash)
+        query = f"""SELECT DISTINCT number, id, signature FROM bands JOIN documents USING (number)
+                    WHERE key IN ({", ".join("?" * len(keys))}) ORDER BY number"""
         best: tuple[str, float] | None = None
-        for number in sorted(self._lsh.query(minhash)):  # of equally similar ones, the earliest
-            document_id, known = self._kept[number]
-            similarity = minhash.jaccard(known)
+        for _, document_id, signature in self._database.execute(query, keys):
+            similarity = minhash.jaccard(LeanMinHash.deserialize(signature))
             if similarity >= threshold and (best is None or similarity > best[1]):
-                best = (document_id, similarity)
+                best = (document_id, similarity)  # of equally similar ones, the earliest
         return best
 
     def add(self, document_id: str, digest: bytes, minhash: LeanMinHash | None) -> None:
         """Remember a document; without a signature only its text."""
-        self._texts.setdefault(digest, document_id)
+        signature = None if minhash is None else bytearray(minhash.bytesize())
         if minhash is not None:
-            self._lsh.insert(len(self._kept), minhash)
-            self._kept.append((document_id, minhash))
+            minhash.serialize(signature)
+        query = "INSERT INTO documents (id, digest, signature) VALUES (?, ?, ?)"
+        number = self._database.execute(query, [document_id, digest, signature]).lastrowid
+        if minhash is not None:
+            rows = [(key, number) for key in self._band_keys(minhash)]
+            self._database.executemany("INSERT INTO bands VALUES (?, ?)", rows)
+
+    def _band_keys(self, minhash: LeanMinHash) -> list[bytes]:
+        """The rows of each band, behind its number."""
+        values, r = minhash.digest(), self.rows
+        return [band.to_bytes(2) + values[band * r : (band + 1) * r].tobytes() for band in range(self.bands)]
 
 
 def new_deduplicator(settings: DeduplicationSettings) -> Deduplicator:
