@@ -72,10 +72,16 @@ def add_evaluate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
         print_rows(summary_rows("evaluate", load_function(stages["evaluate"])(run.settings, run, model)))
 
 
+GENERATE_HELP = f"""{STAGES["generate"].summary}
+
+Every other setting of [generate] goes through --set: generate.typical_p=0.9, generate.presence_penalty=0.5, generate.no_repeat_ngram_size=3,
+generate.logit_bias='{{300 = 1.5}}', generate.length_penalty=0.8 …; the command settings explains them."""
+
+
 def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
     module = stages["generate"].partition(":")[0]
 
-    @app.command("generate", help=STAGES["generate"].summary)
+    @app.command("generate", help=GENERATE_HELP, short_help=STAGES["generate"].summary)
     def generate_command(
         config: Config = None,
         overrides: Overrides = None,
@@ -149,6 +155,8 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         device: Device = None,
         model: Model = None,
         temperature: Temperature = None,
+        top_k: TopK = None,
+        top_p: TopP = None,
         min_p: MinP = None,
         repetition_penalty: RepetitionPenalty = None,
         num_beams: NumBeams = None,
@@ -163,6 +171,8 @@ def add_chat(app: typer.Typer, level: str, package: str) -> None:
         chosen = chosen_settings(
             overrides,
             temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
             num_beams=num_beams,

@@ -246,8 +246,9 @@ def print_finished(run: RunFolder, report: Path) -> None:
 def print_rows(rows: list[tuple[str, str]]) -> None:
     """Label and text in two columns; long texts wrap on a terminal and stay whole in a file."""
     if not sys.stdout.isatty():
+        width = max([27, *(len(label) + 2 for label, _ in rows)])
         for label, text in rows:
-            print(f"   {label + ':':<27}{text}", flush=True)
+            print(f"   {label + ':':<{width}}{text}", flush=True)
         return
     from rich.console import Console
     from rich.table import Table

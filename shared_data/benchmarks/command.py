@@ -16,7 +16,8 @@ from shared_data.stages import STAGES
 
 HELP = f"""{STAGES["benchmark"].summary}
 
-Without a model, tasks or files it is the stage of the run. Tasks have their data on the Hugging Face hub, unless files are named."""
+Without a model, tasks or files it is the stage of the run. Tasks have their data on the Hugging Face hub, unless --data names files, in the
+format in which each benchmark is published; without --tasks, the tasks that --data names are evaluated. Scored is the model of `sft`, unless --model names another."""
 # What a call with --model or --tasks does unless it says otherwise, as lm-evaluation-harness does.
 _DEFAULTS = ["benchmark.limit=none", "benchmark.apply_chat_template=false"]
 
@@ -32,7 +33,10 @@ Limit = Annotated[
 Shots = Annotated[
     int | None,
     typer.Option(
-        "--num-fewshot", min=0, metavar="K", help="Examples before each item; default the task's own."
+        "--num-fewshot",
+        min=0,
+        metavar="K",
+        help="Examples before each item of every task; default the task's own: 5 for gsm8k, else 0.",
     ),
 ]
 Items = Annotated[
@@ -83,6 +87,8 @@ def add_benchmark(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
     ) -> None:
         options = {"limit": limit, "num_fewshot": num_fewshot, "seed": seed}
         chosen = [f"benchmark.{name}={value}" for name, value in options.items() if value is not None]
+        if tasks is None and data:  # the tasks whose data are named
+            tasks = ",".join(assignment.partition("=")[0] for assignment in data)
         if tasks is not None:
             names = [name.strip() for name in tasks.split(",") if name.strip()]
             chosen.append(f"benchmark.tasks={json.dumps(names, ensure_ascii=False)}")

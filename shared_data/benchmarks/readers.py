@@ -8,7 +8,7 @@ folder the names say which split a file is, as the authors and the hub call them
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from shared_data.benchmarks.few_shot import check_shots
 from shared_data.benchmarks.formats import FormatError
-from shared_data.benchmarks.tasks import GROUPS, Task, check_task
+from shared_data.benchmarks.tasks import GROUPS, TASKS, Task, check_task
 from shared_data.corpus.hub import hub_records
 from shared_data.corpus.readers import SUFFIXES, format_of, has_known_suffix, read_records
 from shared_data.errors import UserError
@@ -28,6 +28,17 @@ Record = dict[str, Any]
 STORY_WORLD_ITEMS = {"test": 1000, "train": 100}  # of each of its tasks; shots come from the second
 # What a split is called in the names of files, if not only as itself.
 _NAMES = {"validation": {"validation", "valid", "val", "dev"}, "val": {"val", "valid", "validation"}}
+_NO_SUBJECT = {
+    "all",
+    "data",
+    "default",
+    "of",
+    "jsonl",
+    "json",
+    "csv",
+    "parquet",
+    "gz",
+}  # words of files that hold all subjects
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 _MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")  # of the authors' CSV, which has no header
 
@@ -45,8 +56,29 @@ def data_paths(assignments: Iterable[str]) -> dict[str, Path]:
         check_task(name)
         if not path.exists():
             raise UserError(f"--data {name}: {path} does not exist; correct the path")
+        if name in GROUPS and path.is_file() and "subject" not in _first_record(path):
+            raise UserError(
+                f"--data {name}: {path} is one file and has no column 'subject', but {name} has {len(GROUPS[name])} subjects; name the one that it "
+                f"holds, as in --tasks {GROUPS[name][0]} --data {GROUPS[name][0]}={value}, or a folder with files of all"
+            )
         paths |= dict.fromkeys(GROUPS.get(name, [name]), path)
     return paths
+
+
+def _first_record(path: Path) -> Record:
+    """Of a file; empty where there is none."""
+    found: tuple[str, Record] | None = next(read_records(path), None)
+    return found[1] if found else {}
+
+
+def check_data_is_used(paths: Mapping[str, Path], tasks: Iterable[Task]) -> None:
+    """Raise `UserError` for data of a task that is not evaluated."""
+    names = {task.name for task in tasks}
+    for name in paths:
+        if not names & {name, *(task for group in GROUPS.values() if name in group for task in group)}:
+            raise UserError(
+                f"--data {name} names data of a task that is not evaluated; add it to --tasks, or leave it out"
+            )
 
 
 class Splits(NamedTuple):
@@ -107,7 +139,9 @@ def _open_split(
     if path is not None:
         files = [path] if path.is_file() else split_files(path, task, split)
         for file in files:
-            yield from _read_file(file, task)
+            for where, record in _read_file(file, task):
+                if task.config is None or record.get("subject") in (None, task.config):
+                    yield where, record
     elif task.is_story_world:
         yield from enumerate_records(task, islice(_story_world(task, split, seed), STORY_WORLD_ITEMS[split]))
     else:
@@ -121,6 +155,10 @@ def split_files(folder: Path, task: Task, split: str) -> list[Path]:
     of_split = [file for file in files if names & _words(file.relative_to(folder))]
     own = [file for file in of_split if _is_called(file.relative_to(folder), task.config)]
     found = own or of_split
+    if (
+        not own and sum(each.dataset == task.dataset for each in TASKS.values()) > 1
+    ):  # a file of another subject is none
+        found = [file for file in of_split if _words(file.relative_to(folder)) <= names | _NO_SUBJECT]
     if len({re.sub(r"\d+", "", str(file)) for file in found}) > 1:  # parts of one file differ in numbers only
         raise UserError(
             f"--data {task.name}: {folder} holds several files of the split {split}, such as {found[0].name} and {found[-1].name}; "
@@ -135,8 +173,8 @@ def split_files(folder: Path, task: Task, split: str) -> list[Path]:
 
 
 def _words(path: Path) -> set[str]:
-    """The words of a path in lower case."""
-    return set(re.split(r"[^a-z0-9]+", str(path).lower()))
+    """The words of a path in lower case, without numbers."""
+    return {word for word in re.split(r"[^a-z0-9]+", str(path).lower()) if not word.isdigit()}
 
 
 def _is_called(path: Path, config: str | None) -> bool:
@@ -156,7 +194,19 @@ def _read_file(file: Path, task: Task) -> Iterator[tuple[str, Record]]:
         first = next(read_records(file), None)
         if first is None or "question" not in first[1]:
             records = read_records(file, csv_columns=_MMLU_COLUMNS)
+    labels = file.with_name(f"{file.name.partition('.')[0]}-labels.lst")
+    if task.name == "piqa" and labels.is_file():  # as the authors publish it
+        return _with_labels(records, labels)
     return records
+
+
+def _with_labels(records: Iterator[tuple[str, Record]], labels: Path) -> Iterator[tuple[str, Record]]:
+    """The records with the labels of another file, a line each."""
+    lines = labels.read_text(encoding="utf-8").split()
+    for number, (where, record) in enumerate(records):
+        if number >= len(lines) or not lines[number].isdigit():
+            raise UserError(f"{labels} has no label for {where}; copy both files again")
+        yield where, {**record, "label": int(lines[number])}
 
 
 def _hub_split(task: Task, split: str, settings: DataSettings) -> Iterator[tuple[str, Record]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_data.benchmarks.evaluation import Files
-from shared_data.benchmarks.readers import data_paths
+from shared_data.benchmarks.readers import check_data_is_used, data_paths
 from shared_data.benchmarks.results import check_results_file, write_results
 from shared_data.benchmarks.scores import WITHOUT_ERROR, Scores, in_order, with_groups
 from shared_data.benchmarks.tasks import Task, find_tasks
@@ -32,6 +32,7 @@ def stage_settings(
     if files is not None:
         check_results_file(files.json, files.force)
         check_apart(files)
+        check_data_is_used(data_paths(files.data), find_tasks(section.tasks))
         return section, files
     folder = run.stage("benchmark")
     tasks = find_tasks(section.tasks)

@@ -50,7 +50,9 @@ RepetitionPenalty = Annotated[
 NumBeams = Annotated[
     int | None,
     typer.Option(
-        "--num-beams", metavar="N", help="Search with N beams, with temperature 0; nothing is streamed."
+        "--num-beams",
+        metavar="N",
+        help="Search with N beams, without drawing: the temperature is then 0. Nothing is streamed.",
     ),
 ]
 Stop = Annotated[

@@ -18,10 +18,17 @@ def add_quantize(app: typer.Typer, level: str, package: str) -> None:
     def quantize_command(
         out: Annotated[
             Path,
-            typer.Option("--out", metavar="FOLDER", help="The folder to write; --model takes it."),
+            typer.Option(
+                "--out",
+                metavar="FOLDER",
+                help="The folder to write, which --model of any command takes; a stage of another run is --model RUN/sft.",
+            ),
         ],
         scheme: Annotated[
-            str, typer.Option("--scheme", metavar="NAME", help="int8, int4, nf4, gptq or awq.")
+            str,
+            typer.Option(
+                "--scheme", metavar="NAME", help="int8, int4, nf4, gptq or awq; level 1: int8, int4 or nf4."
+            ),
         ] = "int8",
         config: Config = None,
         overrides: Overrides = None,

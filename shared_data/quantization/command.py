@@ -131,13 +131,13 @@ def _check_out(request: Request) -> None:
         if not there.is_dir():
             raise UserError(f"{there} is a file, so that {out} cannot be a folder; choose another with --out")
         return
-    if not request.force:
-        raise UserError(f"{out} exists; choose another name, or replace it with --force")
     config = read_json(out / "config.json") if (out / "config.json").is_file() else {}
     if not config.get("quantization_config"):
         raise UserError(
-            f"{out} holds something else than a quantized model; choose another folder with --out"
+            f"{out} holds something else than a quantized model; choose another folder with --out, the one to write"
         )
+    if not request.force:
+        raise UserError(f"{out} exists; choose another name, or replace it with --force")
     others = sorted(file.name for file in out.iterdir() if not _is_of_model(file))
     if others:
         raise UserError(
@@ -221,6 +221,14 @@ def _report(request: Request, before: Measurement, after: Measurement) -> dict[s
         ),
         ("picture", str(request.out / PICTURE)),
     ]
+    if after.tokens_per_second < before.tokens_per_second:
+        rows.insert(
+            4,
+            (
+                "slower",
+                "codes are decoded for each token, which pays only where reading the weights is what takes time (quantization.md)",
+            ),
+        )
     if before.perplexity is not None and after.perplexity is not None:
         change = after.perplexity / before.perplexity - 1
         rows[2] = (

@@ -71,6 +71,8 @@ BENCHMARK_FAULTS: dict[str, tuple[Fault, str]] = {
     "empty file": (items(), r"arc\.jsonl holds no item of arc_easy; check the file"),
     "no such file": (options("--tasks", "arc_easy", "--data", "arc_easy={scratch}/no.jsonl"), r"arc_easy: .*no\.jsonl does not exist; correct"),
     "no split in a folder": (folder_without_a_split, r"holds no file called test that ends in .*; rename"),
+    "one file for a group": (items({}, options=("--data", "mmlu={scratch}/arc.jsonl", "--tasks", "mmlu")), r"--data mmlu: .*arc\.jsonl is one file and has no column 'subject', but mmlu has 57 subjects; name the one"),
+    "data that no task uses": (items({}, options=("--data", "piqa={scratch}/arc.jsonl")), r"--data piqa names data of a task that is not evaluated; add it to --tasks"),
     "hub out of reach": (
         options("--tasks", "arc_easy", "--set", "data.hub_endpoint=http://127.0.0.1:9", "--set", "data.hub_cache={scratch}"),
         r"arc_easy has its data on the hub, but cannot reach 127\.0\.0\.1:9.*; connect, or .* --data arc_easy=PATH",

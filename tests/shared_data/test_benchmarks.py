@@ -56,9 +56,7 @@ def test_files_of_a_split_are_found_in_the_folders_of_the_authors_and_of_the_hub
     mmlu = touch(tmp_path / "mmlu", *names)
     assert chosen(mmlu, "mmlu_professional_law", "test") == ["test/professional_law_test.csv"]
     assert chosen(mmlu, "mmlu_anatomy", "test") == ["test/anatomy_test.csv"]
-    with pytest.raises(
-        UserError, match=r"several files of the split test, such as anatomy_test\.csv and .*; name"
-    ):
+    with pytest.raises(UserError, match=r"no file called test that ends in .*; rename"):  # others' are none
         split_files(mmlu, TASKS["mmlu_virology"], "test")
     with pytest.raises(UserError, match=r"no file called train that ends in .*; rename"):
         split_files(mmlu, TASKS["arc_easy"], "train")
@@ -137,6 +135,28 @@ def test_a_wrong_record_is_named_with_its_file_and_line(
         UserError, match=rf"items\.jsonl, line 2 has .*{says}.*; correct it, or leave the item of {task} out"
     ):
         read_split(TASKS[task], "test", path, DATA)
+
+
+def test_labels_of_piqa_stand_in_a_file_beside_it_as_published(tmp_path: Path) -> None:
+    rows = published.piqa(3)
+    path = published.write_rows(
+        tmp_path / "valid.jsonl", [{key: row[key] for key in row if key != "label"} for row in rows]
+    )
+    (tmp_path / "valid-labels.lst").write_text("".join(f"{row['label']}\n" for row in rows))
+    assert read_split(TASKS["piqa"], "validation", tmp_path, DATA) == rows
+    (tmp_path / "valid-labels.lst").write_text("1\n0\n")
+    with pytest.raises(UserError, match=r"valid-labels\.lst has no label for .*line 3; copy"):
+        read_split(TASKS["piqa"], "validation", path, DATA)
+
+
+def test_rows_of_other_subjects_are_left_out(tmp_path: Path) -> None:
+    rows = [
+        row | {"subject": name} for row, name in zip(published.mmlu(2), ("anatomy", "virology"), strict=True)
+    ]
+    path = published.write_rows(tmp_path / "test.jsonl", rows)
+    assert data_paths([f"mmlu={path}"])["mmlu_anatomy"] == path
+    found = read_split(TASKS["mmlu_virology"], "test", path, DATA)
+    assert [row["question"] for row in found] == [rows[1]["question"]]
 
 
 def test_paths_of_a_group_count_for_its_subjects(tmp_path: Path) -> None:
