@@ -11,7 +11,7 @@ from shared_data.files import write_json
 from shared_data.generated_text import consistent_story_ratio, describe
 from shared_data.inference.arguments import end_ids
 from shared_data.inference.chat import Generate
-from shared_data.inference.notes import say_cut_off
+from shared_data.inference.notes import say_cut_off, say_nothing_written
 from shared_data.inference.prompts import encode_prompt
 from shared_data.inference.sample_prompts import sample_prompts
 from shared_data.inference.stop_strings import text_before_stop
@@ -82,7 +82,9 @@ def continue_prompts(
         )
         write(stream.finish() + "\n")
         ended = stream.before_stop.stopped or new_ids[-1] in ends
-        if len(new_ids) == section.max_new_tokens and not ended:
+        if len(new_ids) == 1 and ended:
+            say_nothing_written()
+        elif len(new_ids) == section.max_new_tokens and not ended:
             say_cut_off(section.max_new_tokens)
         elif len(ids) + len(new_ids) == positions and not ended:
             write(f"[stopped: the text fills all {positions} positions of the model]\n")

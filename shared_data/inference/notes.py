@@ -10,3 +10,11 @@ def say_cut_off(max_new_tokens: int) -> None:
 
     note = f"[stopped after {max_new_tokens} tokens; --max-new-tokens raises the limit]"
     typer.secho(note, dim=True, err=True)
+
+
+def say_nothing_written() -> None:
+    """One dim line: the model ended the text with its first token."""
+    import typer
+
+    note = "[the model ended the text at once; a tuned model answers in `chat`, another --seed or --temperature may go on]"
+    typer.secho(note, dim=True, err=True)
