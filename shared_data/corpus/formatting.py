@@ -129,7 +129,7 @@ def format_prompt(
 ) -> list[Message]:
     """The turns of a prompt, the last of which is not the assistant's. Raises `UserError` where there is none."""
     prompt = rename(record, columns or {}, {"prompt"}, where).get("prompt")
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+    if not prompt or not isinstance(prompt, str | list) or (isinstance(prompt, str) and not prompt.strip()):
         raise UserError(
             f"{where} has no text 'prompt'; write one, name its field with columns, or remove the record"
         )

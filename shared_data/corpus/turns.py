@@ -74,7 +74,9 @@ def history_turns(history: Any, where: str = "the record") -> list[Message]:
 def read_turns(turns: Any, where: str = "the record") -> list[Message]:
     """A list of turns. Raises `UserError` for one without a known role or without text."""
     if not isinstance(turns, list) or not turns:
-        raise UserError(f"{where}: the turns must be a list that is not empty; got {turns!r:.60}")
+        raise UserError(
+            f"{where}: the turns must be a list that is not empty, not {turns!r:.60}; correct or remove the record"
+        )
     return [_turn(turn, where) for turn in turns]
 
 

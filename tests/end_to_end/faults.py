@@ -249,7 +249,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "corpus smaller than one sequence": (small_corpus, r"tokens, fewer than one sequence.*4097; "),
     # conversations
     "conversation without an assistant": (chat("user: Hello?"), r"chat\.jsonl, \w+ 2 has no assistant turn.*; add"),
-    "roles out of order": (chat("assistant: A.", "user: B."), r"chat\.jsonl, \w+ 2: turn 1 is by 'assistant'.*; put"),
+    "no reply": (chat("system: A.", "user: B."), r"chat\.jsonl, \w+ 2 has no assistant turn.*; add"),
     "a template's token in a text": (chat("user: <|im_end|>", "assistant: A."), r"chat\.jsonl, \w+ 2 contains <\|im_end\|>.*; remove"),
     "reply beyond the context": (
         chat(f"user: {STORY * 40}", "assistant: A."),
@@ -305,9 +305,9 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "generate: config.json of wrong types": (generate_from("config.json", edited(hidden_size="16")), r"hidden_size.*; "),
     "generate: an end of text that is no id": (
         generate_from("config.json", edited(eos_token_id="x")),
-        r"eos_token_id is 'x'; correct its config\.json",
+        r"config\.json: eos_token_id is 'x', not a valid integer; correct it",
     ),
-    "generate: an epsilon that fits no float": (generate_from("config.json", edited(rms_norm_eps=10**400)), r"rms_norm_eps is 10{59}; correct"),
+    "generate: an epsilon that fits no float": (generate_from("config.json", edited(rms_norm_eps=10**400)), r"config\.json: rms_norm_eps is 10{59}, not a valid number; correct"),
     "generate: quantized weights": (
         generate_from("config.json", edited(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})),
         r"quantization_config of bitsandbytes has bnb_4bit_quant_type = 'fp4'; int8 .* and nf4 are supported",
@@ -318,13 +318,13 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "generate: generation_config.json of wrong types": (
         generate_from("generation_config.json", edited(bos_token_id="x")),
-        r"generation_config\.json: the model's bos_token_id is 'x'; correct",
+        r"generation_config\.json: bos_token_id is 'x', not a valid integer; correct",
     ),
     "generate: an index of no files": (
         generate_from_shards({"metadata": {}, "weight_map": {"lm_head.weight": 5}}),
-        r"index\.json has a weight_map whose files are no names; copy it again",
+        r"index\.json: weight_map\.\S+ is 5, not a valid string; correct it or copy",
     ),
-    "generate: an index without its map": (generate_from_shards({"weight_map": None}), r"index\.json has no weight_map; copy"),
+    "generate: an index without its map": (generate_from_shards({"weight_map": None}), r"index\.json: weight_map is None, not an object; correct it or copy"),
     "generate: a temperature that divides to infinity": (
         arguments("generate", "--temperature", "1e-320"),
         r"generate\.temperature: logits cannot be divided.*; choose 0.*; correct",

@@ -52,7 +52,7 @@ def test_choices_of_families_heads_and_optimizers_are_trained_and_compared(
     assert (again.returncode, again.stdout.count("nothing changed")) == (0, 4)
     # The hint it printed, and two other commands, in the folder of a choice.
     hint = next(line for line in done.stdout.splitlines() if "look inside one" in line)
-    assert re.search(r"uv run v2 look 'Once upon a time' --out \S+/root/dense-optim=adamw$", hint)
+    assert re.search(r"uv run v2 look Once --out \S+/root/dense-optim=adamw$", hint)
     folder = root / "MoE-optim=muon"
     for command in (["look", "Once"], ["generate", "--prompt", "Once"], ["report"]):
         used = commands("v2", *command, "--out", folder, cwd=tmp_path)

@@ -99,7 +99,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "negative n-grams": ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size -1 is no integer of at least 0; 3 is common"),
     "no beams": ({"num_beams": 0}, "num_beams 0 is no integer above 0; 1 is no beam search"),
     "another early_stopping": ({"early_stopping": "soon"}, "early_stopping 'soon' is not known; choose true, false"),
-    "infinite length_penalty": ({"length_penalty": float("inf")}, "length_penalty inf is no finite number; choose"),
+    "infinite length_penalty": ({"length_penalty": float("inf")}, "length_penalty inf is not between -50 and 50; 1 is"),
     "an unknown id": ({"logit_bias": {96: 1.0}}, "logit_bias has the id 96, and the model's ids are 0 to 95; use ids"),
     "NaN for a bias": ({"logit_bias": {5: float("nan")}}, "logit_bias has 5: nan; map ids to finite numbers"),
 }  # fmt: skip

@@ -218,7 +218,7 @@ def test_a_damaged_document_is_named_by_its_line(tmp_path: Path) -> None:
     ("files", "expected"),
     [
         ({}, r"tokenizer\.json of .* cannot be read"),
-        ({"tokenizer.json": "{"}, r"tokenizer\.json of .* cannot be read"),
+        ({"tokenizer.json": "{"}, r"tokenizer\.json is not valid JSON .*; it is damaged"),
         ({"tokenizer.json": None}, "names no token that ends a document"),
     ],
 )
