@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import (
+    Prompt,
     PromptBatch,
     PromptBatches,
     encode_prompts,

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import (
+    Prompt,
     PromptBatch,
     PromptBatches,
     encode_prompts,
