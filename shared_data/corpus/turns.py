@@ -119,7 +119,7 @@ def _text(content: Any, where: str) -> str | None:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
             raise UserError(
-                f"{where}: a part of a turn is {str(kind or part):.40}, and only text can be read; remove the part or the record"
+                f"{where}: a part of a turn is {kind or part!s:.40}, and only text can be read; remove the part or the record"
             )
         texts.append(part["text"])
     return "".join(texts)
