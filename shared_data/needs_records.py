@@ -12,7 +12,7 @@ from typing import Any
 
 from shared_data.alignment.pair_batches import check_pairs, encode_pair
 from shared_data.alignment.pairs import PairRecord, check_pair_turns, check_texts, open_pairs
-from shared_data.alignment.prompts import check_length, read_prompts
+from shared_data.alignment.prompts import Prompt, check_length, read_prompts
 from shared_data.alignment.rewards import check_parameters, open_reward
 from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.conversations import read_conversations
@@ -51,7 +51,7 @@ def check_records(
 def _check_conversations(run: RunFolder, special_tokens: list[str], tokenizer: Any | None) -> None:
     section, data = run.settings.sft, run.settings.data
     length = min(section.max_length, starting_config(run, "sft").max_position_embeddings)
-    bad = BadRecords(section.on_bad_record)
+    bad = BadRecords(section.on_bad_record, is_silent=True)  # the stage reports
     found = read_conversations(data, section.source, columns=section.columns, bad=bad)
     for where, messages in islice(found, section.conversations):
         good = bad.is_good(check_conversation, messages, special_tokens, where)
@@ -69,22 +69,21 @@ def _check_pairs(run: RunFolder, stage: str, special_tokens: list[str], tokenize
         if tokenizer is not None and run.level != "v1":
             check_pairs([encode_pair(tokenizer, pair)], length, [pair["where"]])
 
-    open_pairs(run.settings, stage, check)
+    bad = BadRecords(getattr(run.settings, stage).on_bad_record, is_silent=True)
+    open_pairs(run.settings, stage, check, bad)
 
 
 def _check_prompts(run: RunFolder, stage: str, special_tokens: list[str], tokenizer: Any | None) -> None:
     section = getattr(run.settings, stage)
-    bad, columns = (
-        BadRecords(section.on_bad_record),
-        dict.fromkeys(("prompts", "completions", "completion_ids")),
-    )
-    for prompts in read_prompts(run.settings, stage):
-        for prompt in prompts:
-            columns |= dict.fromkeys(prompt.columns)
-            contents = [message["content"] for message in prompt.messages]
-            good = bad.is_good(check_content, contents, special_tokens, prompt.where)
-            if good and tokenizer is not None:
-                positions = starting_config(run, stage).max_position_embeddings
-                bad.is_good(check_length, prompt, run.settings, stage, tokenizer, positions)
+    columns = dict.fromkeys(("prompts", "completions", "completion_ids"))
+
+    def check(prompt: Prompt) -> None:
+        columns.update(dict.fromkeys(prompt.columns))
+        check_content([message["content"] for message in prompt.messages], special_tokens, prompt.where)
+        if tokenizer is not None:
+            positions = starting_config(run, stage).max_position_embeddings
+            check_length(prompt, run.settings, stage, tokenizer, positions)
+
+    read_prompts(run.settings, stage, check, BadRecords(section.on_bad_record, is_silent=True))
     if section.reward not in BUILT_IN_REWARDS:
         check_parameters(open_reward(section.reward), columns, section.reward)

@@ -20,6 +20,13 @@ from shared_data.state_schema import Samples, read_state
 
 _SAMPLE_LENGTH = 300  # characters of a generated text that are printed; the report shows all
 
+# What became of a user's records (corpus/bad_records.py).
+_RECORDS = [
+    ("records", "{records_read:,} read, {records_skipped:,} skipped as they cannot be used"),
+    ("cut off", "{records_cut:,} that are longer than max_length"),
+    ("left out", "{records_too_long:,} that are longer than max_length"),
+]
+
 # The evaluation of a policy before and after a stage that aligns it (alignment/policy_evaluation.py).
 _POLICY = [
     ("reward", "{before:.3f} before, {after:.3f} after, for completions of held-out prompts"),
@@ -83,6 +90,7 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
         ("experts", "a token's expert tells {expert_bits:.3f} bits of its kind of segment"),
     ],
     "sft": [
+        *_RECORDS,
         ("training", "{steps:,} steps on {conversations:,} conversations, {tokens:,} tokens"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
         ("last training loss", "{loss:.4f} nats per token of the assistant"),
@@ -92,23 +100,29 @@ _ROWS: dict[str, list[tuple[str, str]]] = {
         ("memory", "{training_megabytes:.1f} MB for weights, gradients and optimizer state"),
     ],
     "reward": [
+        *_RECORDS,
         ("training", "{steps:,} steps on {pairs:,} pairs, {tokens:,} tokens"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
         ("held-out pairs", "{accuracy:.1%} of {eval_pairs:,} in the right order"),
     ],
     "dpo": [
+        *_RECORDS,
         ("training", "{steps:,} steps on {pairs:,} pairs, {tokens:,} tokens"),
         ("speed", "{tokens_per_second:,.0f} tokens/s"),
         ("held-out pairs", "{accuracy:.1%} in the right order"),
         *_POLICY,
     ],
     "ppo": [
+        *_RECORDS[:1],  # none is cut
         ("training", "{steps:,} updates"),
+        ("prompts", "{prompts:,} to train on"),
         ("tokens", "{tokens:,}, {tokens_per_second:,.0f} per second, sampling included"),
         *_POLICY,
     ],
     "grpo": [
+        *_RECORDS[:1],  # none is cut
         ("training", "{steps:,} updates"),
+        ("prompts", "{prompts:,} to train on"),
         ("tokens", "{tokens:,}, {tokens_per_second:,.0f} per second, sampling included"),
         *_POLICY,
     ],

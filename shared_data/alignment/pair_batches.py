@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 
 from shared_data.alignment.pairs import PairRecord, check_pair_turns, check_texts, open_pairs
 from shared_data.alignment.token_policy import pad_completions
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.errors import UserError
 from shared_data.settings import PreferenceSettings, Settings
 from shared_data.tokenizer.tokenizer import Tokenizer
@@ -90,9 +91,12 @@ class PairBatches:
 
 
 def open_pair_batches(
-    settings: Settings, stage: str, tokenizer: Tokenizer, positions: int
+    settings: Settings, stage: str, tokenizer: Tokenizer, positions: int, bad: BadRecords | None = None
 ) -> tuple[PairBatches, PairBatches]:
-    """Batches of the pairs of a stage to train on, and of held-out ones, in order. Raises `UserError` naming the record that is wrong."""
+    """Batches of the pairs of a stage to train on, and of held-out ones, in order. Raises `UserError` naming the record that is wrong.
+
+    bad: counts what was read, skipped and cut off.
+    """
     section: PreferenceSettings = getattr(settings, stage)
     length = min(section.max_length, positions)
 
@@ -100,11 +104,20 @@ def open_pair_batches(
         check_pairs([encode_pair(tokenizer, record)], length, [record["where"]])
 
     # Where a bad record stops the job, encoding the batches finds it.
-    train, held_out = open_pairs(settings, stage, check if section.on_bad_record == "skip" else None)
-    return (
-        PairBatches(train, tokenizer, section, positions),
-        PairBatches(held_out, tokenizer, section, positions, shuffle=False),
+    bad = bad or BadRecords(section.on_bad_record)
+    records = open_pairs(settings, stage, check if bad.policy == "skip" else None, bad)
+    train, held_out = (
+        PairBatches(part, tokenizer, section, positions, shuffle)
+        for part, shuffle in zip(records, (True, False), strict=True)
     )
+    bad.cut = sum(is_cut(pair, length) for batches in (train, held_out) for pair in batches.pairs)
+    return train, held_out
+
+
+def is_cut(pair: Pair, max_length: int) -> bool:
+    """Whether the end of a completion is left out."""
+    prompt, chosen, rejected = pair
+    return len(prompt) + max(len(chosen), len(rejected)) > max_length
 
 
 def encode_pair(tokenizer: Tokenizer, record: PairRecord) -> Pair:

@@ -21,21 +21,25 @@ PairRecord = dict[str, Any]  # prompt, chosen, rejected: messages; where, margin
 
 
 def open_pairs(
-    settings: Settings, stage: str, check: Callable[[PairRecord], Any] | None = None
+    settings: Settings,
+    stage: str,
+    check: Callable[[PairRecord], Any] | None = None,
+    bad: BadRecords | None = None,
 ) -> tuple[list[PairRecord], list[PairRecord]]:
     """Pairs of a stage to train on, and held-out ones: of the story world's test split, or of a user's records.
 
     `margin` is by how much the chosen completion is better (0: not known), `reason` what is wrong with the other, and `where` names
     the record in an error. Raises `UserError` naming the record that is wrong.
 
-    check: raises `UserError` for a record that the level cannot learn from, so that `on_bad_record` counts for it, too.
+    check: raises `UserError` for a record that the level cannot learn from, so that `on_bad_record` counts for it, too.  bad: counts
+    what was read and skipped.
     """
     section: PreferenceSettings = getattr(settings, stage)
     if section.source == "story_world":
         train = _story_world_pairs(section.seed, "train", **section.story_world_options)
         held_out = _story_world_pairs(0, "test", question_fraction=section.question_fraction)
         return list(islice(train, section.pairs)), list(islice(held_out, section.eval_pairs))
-    bad, records = BadRecords(section.on_bad_record), []
+    bad, records = bad or BadRecords(section.on_bad_record), []
     with bad.reported(section.source):
         for where, fields in islice(open_records(settings.data, section.source, bad), section.pairs):
             record = bad.attempt(_pair, fields, where, section.columns)

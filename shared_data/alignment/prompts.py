@@ -3,7 +3,7 @@
 train, held_out = open_prompts(settings, "grpo", tokenizer, model.config.max_position_embeddings)
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ from shared_data.errors import UserError
 from shared_data.inference.prompts import encode_chat
 from shared_data.settings import OnlineSettings, PolicyEvaluationSettings, Settings
 from shared_data.tokenizer.tokenizer import Tokenizer
+from shared_data.training.chat_data import check_content
 from shared_data.training.data_order import DataOrder
 
 HELD_OUT_PART = 10  # of a user's prompts, one in so many is held out
@@ -47,45 +48,56 @@ class Prompt:
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.value)
 
 
-def read_prompts(settings: Settings, stage: str) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts of a stage to train on, and held-out ones for its evaluation. Raises `UserError` naming the record that is wrong."""
-    return _read_prompts(settings, stage, BadRecords(getattr(settings, stage).on_bad_record))
+def read_prompts(
+    settings: Settings,
+    stage: str,
+    check: Callable[[Prompt], Any] = lambda prompt: None,
+    bad: BadRecords | None = None,
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts of a stage to train on, and held-out ones for its evaluation. Raises `UserError` naming the record that is wrong.
 
-
-def _read_prompts(settings: Settings, stage: str, bad: BadRecords) -> tuple[list[Prompt], list[Prompt]]:
+    check: raises `UserError` for a prompt that cannot be used.  bad: counts what was read and skipped.
+    """
     section: OnlineSettings = getattr(settings, stage)
     if section.source == "story_world":
         train = _story_world_prompts(section, section.seed, "train", section.prompts)
-        return train, _held_out_of_the_story_world(section)
-    records = islice(open_records(settings.data, section.source, bad), section.prompts)
-    found = [bad.attempt(_prompt, record, where, section.columns) for where, record in records]
-    prompts = [prompt for prompt in found if prompt is not None]
+        held_out = _held_out_of_the_story_world(section)
+        for prompt in (*train, *held_out):
+            check(prompt)
+        return train, held_out
+    bad, prompts = bad or BadRecords(section.on_bad_record), []
+    with bad.reported(section.source):
+        for where, record in islice(open_records(settings.data, section.source, bad), section.prompts):
+            found = bad.attempt(_prompt, record, where, section.columns)
+            if found is not None and bad.is_good(check, found):
+                prompts.append(found)
+    if not prompts:
+        raise UserError(f"{section.source} has no prompt that can be used; correct the records")
     train = [prompt for number, prompt in enumerate(prompts) if number % HELD_OUT_PART] or prompts
     return train, prompts[::HELD_OUT_PART][: section.eval_prompts]
 
 
 def open_prompts(
-    settings: Settings, stage: str, tokenizer: Any, positions: int
+    settings: Settings, stage: str, tokenizer: Any, positions: int, bad: BadRecords | None = None
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Those of `read_prompts`, all of which leave room for a completion in the model's positions.
 
     Raises `UserError` naming the record that is wrong or too long: before the first step, since a training that meets it in one of its
     batches could never be finished.
     """
-    section: OnlineSettings = getattr(settings, stage)
-    bad = BadRecords(section.on_bad_record)
-    with bad.reported(section.source):
-        train, held_out = (
-            [
-                prompt
-                for prompt in part
-                if bad.is_good(check_length, prompt, settings, stage, tokenizer, positions)
-            ]
-            for part in _read_prompts(settings, stage, bad)
+
+    def check(prompt: Prompt) -> None:
+        check_content(
+            [message["content"] for message in prompt.messages], control_tokens(tokenizer), prompt.where
         )
-    if not train or not held_out:
-        raise UserError(f"{section.source} has too few prompts that can be used; correct the records")
-    return train, held_out
+        check_length(prompt, settings, stage, tokenizer, positions)
+
+    return read_prompts(settings, stage, check, bad)
+
+
+def control_tokens(tokenizer: Any) -> Iterable[str]:
+    """The tokens that a chat template writes itself, of our tokenizer or of transformers'."""
+    return tokenizer.special_tokens if isinstance(tokenizer, Tokenizer) else tokenizer.get_added_vocab()
 
 
 def evaluation_prompts(settings: Settings, stage: str, tokenizer: Any, positions: int) -> list[Prompt]:

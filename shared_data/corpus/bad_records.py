@@ -16,11 +16,12 @@ NAMED = 5  # of the skipped records
 
 
 class BadRecords:
-    """Counts the records of one source: those that were read, and those that were skipped, by their cause."""
+    """Counts the records of one source: those that were read, were skipped, or are too long and `cut` off at the end."""
 
-    def __init__(self, policy: Policy = "stop") -> None:
-        self.policy = policy
-        self.read = self.skipped = 0
+    def __init__(self, policy: Policy = "stop", is_silent: bool = False) -> None:
+        """is_silent: report nothing, as where the records are read again later."""
+        self.policy, self.is_silent = policy, is_silent
+        self.read = self.skipped = self.cut = 0
         self.first: list[str] = []
         self.left_out: Counter[str] = Counter()
 
@@ -54,6 +55,11 @@ class BadRecords:
         """Count something of a record that is not used, though the record is."""
         self.left_out[what] += 1
 
+    def metrics(self) -> dict[str, int]:
+        """The counts for metrics.json; none where no record was read, as of the story world."""
+        names = ("read", "skipped", "cut")
+        return {f"records_{name}": getattr(self, name) for name in names} if self.read else {}
+
     @contextmanager
     def reported(self, source: str) -> Iterator[None]:
         """Report at the end of the block, also where a stream is left before its end."""
@@ -64,6 +70,8 @@ class BadRecords:
 
     def report(self, source: str) -> None:
         """Say on stderr what was skipped and left out."""
+        if self.is_silent:
+            return
         if self.skipped:
             print(
                 f"{source}: {self.skipped:,} of {self.read:,} records were skipped, such as", file=sys.stderr

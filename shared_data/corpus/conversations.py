@@ -11,12 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shared_data.corpus.bad_records import BadRecords
-from shared_data.corpus.formatting import Message, format_chat
+from shared_data.corpus.formatting import Message, fields_left_out, format_chat
 from shared_data.corpus.records import open_records
 from shared_data.settings import DataSettings
-
-# What a record may have beside its turns that changes what they mean, and that no stage here uses.
-NOT_USED = ("tools", "functions", "weight", "images", "documents")
 
 
 def read_conversations(
@@ -38,9 +35,8 @@ def read_conversations(
             messages = bad.attempt(format_chat, record, where, columns)
             if messages is None:
                 continue
-            for name in NOT_USED:
-                if record.get(name) is not None:
-                    bad.leave_out(f"the field {name!r} is left out")
+            for name in fields_left_out(record, columns):
+                bad.leave_out(f"the field {name!r} is left out")
             yield where, messages
         return
     from shared_data.story_world.conversations import conversations

@@ -17,7 +17,7 @@ print(format_chat({'prompt': 'Who has the ball?', 'completion': 'Tom.'}))"
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared_data.corpus.turns import Message, as_messages, history_turns, read_turns
+from shared_data.corpus.turns import Message, as_messages, history_turns, is_dialogue, read_turns
 from shared_data.errors import UserError
 
 Record = Mapping[str, Any]
@@ -32,16 +32,16 @@ QUESTION_AND_REPLY = (
     ("instruction", "response"),
 )
 CHAT_FIELDS = {*WHOLE, *(name for form in QUESTION_AND_REPLY for name in form), "input", "context", "history", "system"}  # fmt: skip
-PREFERENCE_FIELDS = {"prompt", "chosen", "rejected"}
+BESIDE = ("input", "context", "history", "tools", "functions", "weight", "images", "documents")
+PROMPT_FIELDS = {"prompt", "system"}
+PREFERENCE_FIELDS = {*PROMPT_FIELDS, "chosen", "rejected"}
 
 
 def rename(record: Record, columns: Mapping[str, str], fields: set[str], where: str) -> dict[str, Any]:
-    """The record by our names. `columns` says what ours are called in it; then no other field counts as one of ours.
+    """The record by our names, without its nulls. `columns` says what ours are called in it.
 
-    Raises `UserError` for a column that the record has not.
+    Raises `UserError` for a column that the record has not, or a name that is none of our `fields`.
     """
-    if not columns:
-        return {name: value for name, value in record.items() if value is not None}
     for ours, theirs in columns.items():
         if ours not in fields:
             raise UserError(f"columns: {ours!r} is none of our fields; they are {', '.join(sorted(fields))}")
@@ -49,12 +49,10 @@ def rename(record: Record, columns: Mapping[str, str], fields: set[str], where: 
             raise UserError(
                 f"{where} has no field {theirs!r}; correct columns, or remove the record (it has {', '.join(map(repr, record))})"
             )
-    others = {
-        name: value
-        for name, value in record.items()
-        if name not in fields and name not in columns.values() and value is not None
-    }
-    return others | {ours: record[theirs] for ours, theirs in columns.items() if record[theirs] is not None}
+    taken = {*columns, *columns.values()}
+    renamed = {name: value for name, value in record.items() if name not in taken}
+    renamed |= {ours: record[theirs] for ours, theirs in columns.items()}
+    return {name: value for name, value in renamed.items() if value is not None}
 
 
 def format_text(record: Any, text_field: str = "text", where: str = "the record") -> str:
@@ -81,26 +79,41 @@ def format_chat(
 ) -> list[Message]:
     """The turns of a conversation record. Raises `UserError` where no known form fits, or several do."""
     fields = rename(record, columns or {}, CHAT_FIELDS, where)
-    forms: list[Sequence[str]] = [(name,) for name in WHOLE if name in fields]
-    forms += [form for form in QUESTION_AND_REPLY if set(form) <= set(fields)]
-    if len(forms) > 1:
-        found = " and as ".join(" with ".join(map(repr, form)) for form in forms)
-        raise UserError(
-            f'{where} can be read as {found}; say which with columns, as in columns = {{messages = "messages"}}'
-        )
-    if not forms:
-        raise UserError(
-            f"{where} is no conversation: it has {', '.join(map(repr, record)) or 'no fields'}; give 'messages', 'prompt' and 'completion', "
-            "or 'instruction' and 'output', or name its fields with columns"
-        )
-    (form,) = forms
+    form = _chat_form(fields, columns or {}, where)
     if len(form) == 1:
         turns = read_turns(fields[form[0]], where)
     else:
-        question = _question(fields, form[0], where)
-        turns = [*history_turns(fields.get("history"), where), *question]
+        turns = [*history_turns(fields.get("history"), where), *_question(fields, form[0], where)]
         turns += as_messages(fields[form[1]], "assistant", where)
     return _with_system(turns, fields.get("system"), where)
+
+
+def fields_left_out(record: Record, columns: Mapping[str, str] | None = None) -> list[str]:
+    """What a conversation record has beside its turns that may change what they mean, and that its form does not read."""
+    fields = rename(record, columns or {}, CHAT_FIELDS, "the record")
+    form = _chat_form(fields, columns or {}, "the record")
+    read = {"history"} if len(form) == 2 else set()
+    read |= {"input", "context"} if form[0] == "instruction" else set()
+    return [name for name in BESIDE if fields.get(name) not in (None, "", []) and name not in read]
+
+
+def _chat_form(fields: Record, columns: Mapping[str, str], where: str) -> Sequence[str]:
+    """The names of the fields that hold the turns; of several forms the one that `columns` names."""
+    known: list[Sequence[str]] = [*((name,) for name in WHOLE), *QUESTION_AND_REPLY]
+    forms = [form for form in known if set(form) <= set(fields)]
+    forms = [form for form in forms if any(fields[name] not in ("", []) for name in form)] or forms
+    named = [len(set(form) & set(columns)) for form in forms]
+    forms = [form for form, count in zip(forms, named, strict=True) if count == max(named)]
+    if len(forms) > 1:
+        found = " and as ".join(" with ".join(map(repr, form)) for form in forms)
+        example = ", ".join(f'{name} = "{name}"' for name in forms[0])
+        raise UserError(f"{where} can be read as {found}; say which with columns = {{{example}}}")
+    if not forms:
+        raise UserError(
+            f"{where} is no conversation: it has {', '.join(map(repr, fields)) or 'no fields'}; give 'messages', 'prompt' and 'completion', "
+            "or 'instruction' and 'output', or name its fields with columns"
+        )
+    return forms[0]
 
 
 def _question(fields: Mapping[str, Any], name: str, where: str) -> list[Message]:
@@ -128,7 +141,8 @@ def format_prompt(
     record: Record, where: str = "the record", columns: Mapping[str, str] | None = None
 ) -> list[Message]:
     """The turns of a prompt, the last of which is not the assistant's. Raises `UserError` where there is none."""
-    prompt = rename(record, columns or {}, {"prompt"}, where).get("prompt")
+    fields = rename(record, columns or {}, PROMPT_FIELDS, where)
+    prompt = fields.get("prompt")
     if not prompt or not isinstance(prompt, str | list) or (isinstance(prompt, str) and not prompt.strip()):
         raise UserError(
             f"{where} has no text 'prompt'; write one, name its field with columns, or remove the record"
@@ -136,7 +150,7 @@ def format_prompt(
     messages = as_messages(prompt, "user", where)
     if messages[-1]["role"] == "assistant":
         raise UserError(f"{where}: the prompt ends with a turn of the assistant; end it before the reply")
-    return messages
+    return _with_system(messages, fields.get("system"), where)
 
 
 def format_preference(
@@ -144,9 +158,9 @@ def format_preference(
 ) -> dict[str, list[Message]]:
     """Prompt, chosen and rejected reply, each as messages.
 
-    Where `prompt` is missing, `chosen` and `rejected` are whole conversations: what they share from the start is the prompt (TRL's
-    `extract_prompt`). As texts they are those of Anthropic's HH, "\\n\\nHuman: … \\n\\nAssistant: …". With a prompt they may begin with
-    it, too. Raises `UserError` where no known form fits.
+    Where `prompt` is missing, what `chosen` and `rejected` share from the start is the prompt, as TRL's `extract_prompt` has it: turns of
+    messages and of Anthropic HH's "\\n\\nHuman: … \\n\\nAssistant: …", characters of other texts. Completions may begin with the prompt
+    though it is there, too. Raises `UserError` where no known form fits.
     """
     fields = rename(record, columns or {}, PREFERENCE_FIELDS, where)
     missing = [name for name in ("chosen", "rejected") if not fields.get(name)]
@@ -154,18 +168,39 @@ def format_preference(
         raise UserError(
             f"{where} has no {missing[0]!r}; a preference record needs 'chosen' and 'rejected', and usually 'prompt'"
         )
-    chosen = as_messages(fields["chosen"], "assistant", where)
-    rejected = as_messages(fields["rejected"], "assistant", where)
-    if fields.get("prompt"):
-        prompt = as_messages(fields["prompt"], "user", where)
-        begin_so = all(
-            len(part) > len(prompt) and part[: len(prompt)] == prompt for part in (chosen, rejected)
+    texts = [fields["chosen"], fields["rejected"]]
+    if not fields.get("prompt") and all(isinstance(text, str) and not is_dialogue(text) for text in texts):
+        begin = _shared_characters(*texts)
+        fields |= {"prompt": texts[0][:begin], "chosen": texts[0][begin:], "rejected": texts[1][begin:]}
+    chosen, rejected = (as_messages(fields[part], "assistant", where) for part in ("chosen", "rejected"))
+    prompt = as_messages(fields["prompt"], "user", where) if fields.get("prompt") else []
+    shared = 0
+    if not isinstance(fields.get("prompt"), list) and chosen[0]["role"] != "assistant":
+        shared = _shared_turns(chosen, rejected)
+    elif all(len(part) > len(prompt) and part[: len(prompt)] == prompt for part in (chosen, rejected)):
+        shared = len(prompt)
+    prompt = chosen[:shared] or prompt
+    if not prompt:
+        raise UserError(
+            f"{where} has no 'prompt', and 'chosen' and 'rejected' share no turn and no beginning; add the prompt"
         )
-        start = len(prompt) if begin_so else 0
-        return {"prompt": prompt, "chosen": chosen[start:], "rejected": rejected[start:]}
+    prompt = _with_system(prompt, fields.get("system"), where)
+    return {"prompt": prompt, "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
+    """How many turns two conversations share from the start; the last one of each is always its reply."""
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    if shared == 0:
-        raise UserError(f"{where} has no 'prompt', and 'chosen' and 'rejected' share no turn; add the prompt")
-    return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+    return shared
+
+
+def _shared_characters(chosen: str, rejected: str) -> int:
+    """How many characters two texts share from the start, without the space after the last word; something of each is always left."""
+    shorter = min(len(chosen), len(rejected))
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    shared = next((place for place, (one, other) in pairs if one != other), shorter)
+    if shared == shorter:
+        return shared - 1
+    return shared - chosen[:shared].endswith(" ")

@@ -32,6 +32,7 @@ _OTHER_NAMES = {
     "developer": "system",
 }
 MEANINGFUL = ("reasoning_content", "tool_calls", "tool_call_id", "name")
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # one field under the names of several libraries
 _DIALOGUE = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
 
 
@@ -39,9 +40,14 @@ def as_messages(value: Any, role: str, where: str = "the record") -> list[Messag
     """A text is one turn of `role`, or a dialogue of Human and Assistant; a list holds turns."""
     if not isinstance(value, str):
         return read_turns(value, where)
-    if value.lstrip("\n").startswith("Human: "):
+    if is_dialogue(value):
         return _dialogue(value)
     return [{"role": role, "content": value}]
+
+
+def is_dialogue(text: str) -> bool:
+    """Whether a text holds turns of both; one that only begins with the word "Human:" is a text like any other."""
+    return text.lstrip("\n").startswith("Human:") and "\n\nAssistant:" in text
 
 
 def _dialogue(text: str) -> list[Message]:
@@ -87,13 +93,20 @@ def _turn(turn: Any, where: str) -> Message:
     name = turn.get("role", turn.get("from"))
     role = _OTHER_NAMES.get(name, name) if isinstance(name, str) else None
     content = _text(turn.get("content", turn.get("value")), where)
+    if "function_call" in turn:  # OpenAI's earlier form of one call
+        turn["tool_calls"] = [{"type": "function", "function": turn["function_call"]}]
     if content is None and turn.get("tool_calls"):
         content = ""  # the calls are what is said
     if role not in ROLES or content is None:
         raise UserError(
             f"{where}: a turn needs a role ({', '.join(ROLES)}) and a text as content; got {turn!r:.60}"
         )
+    turn["reasoning_content"] = next((turn[key] for key in _REASONING if turn.get(key)), None)
     kept = {key: turn[key] for key in MEANINGFUL if turn.get(key)}
+    if turn.get("weight", 1) not in (0, 1):
+        raise UserError(
+            f"{where}: the weight of a turn is {turn['weight']!r:.40}; write 0 or 1, or leave it out"
+        )
     if turn.get("weight") == 0:  # OpenAI: this reply is not learned from
         kept["weight"] = 0
     return {"role": role, "content": content, **kept}
@@ -106,7 +119,7 @@ def _text(content: Any, where: str) -> str | None:
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("text", "input_text", "output_text") or not isinstance(part["text"], str):
+        if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
             raise UserError(
                 f"{where}: a part of a turn is {kind or part!s:.40}, and only text can be read; remove the part or the record"
             )

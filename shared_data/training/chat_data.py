@@ -11,7 +11,7 @@ the same as here. Theory: chat_data.md.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -23,6 +23,7 @@ from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.turns import MEANINGFUL, Message
 from shared_data.errors import UserError
+from shared_data.inference.prompts import encode_chat
 from shared_data.settings import Settings
 from shared_data.tokenizer.chat_template import Span
 from shared_data.tokenizer.tokenizer import Tokenizer
@@ -32,8 +33,6 @@ from shared_data.training.data_order import DataOrder
 HELD_OUT_PART = 20  # one conversation in so many is held out of training
 PACKED_TOGETHER = 1000  # conversations among which those of a row are chosen; as many as TRL's
 
-NamedConversation = tuple[str, list[Message]]  # the words that name it in an error, and its turns
-
 
 @dataclass(frozen=True)
 class Example:
@@ -41,6 +40,7 @@ class Example:
 
     ids: Int64[np.ndarray, " N"]
     trained: Bool[np.ndarray, " N"]  # the tokens that the assistant says
+    is_cut: bool = False  # whether its end is left out
 
 
 def check_turns(messages: Sequence[Mapping[str, Any]], where: str = "the conversation") -> None:
@@ -88,11 +88,8 @@ def encode_conversation(
     for begin, end in ((len(text[:place].encode()) for place in span) for span in spans):
         trained |= (ends > begin) & (ends - lengths < end)
     if not trained[:max_length].any():
-        raise UserError(
-            f"{where} has {int(trained.argmax())} tokens before its first reply, more than the {max_length} that a sequence "
-            "holds; shorten it or raise sft.max_length"
-        )
-    return Example(ids[:max_length], trained[:max_length])
+        raise UserError(_no_room(where, int(trained.argmax()), max_length))
+    return Example(ids[:max_length], trained[:max_length], len(ids) > max_length)
 
 
 def _learned(spans: Sequence[Span], messages: Sequence[Mapping[str, Any]], where: str) -> list[Span]:
@@ -192,23 +189,34 @@ def best_fit_rows(lengths: Int64[np.ndarray, " N"], room: int) -> list[list[int]
 
 
 def split_conversations(
-    settings: Settings, special_tokens: Iterable[str], used: Iterable[str], bad: BadRecords
-) -> tuple[list[NamedConversation], list[NamedConversation]]:
-    """Conversations to train on, and held-out ones, each with the words that name it in an error.
+    settings: Settings,
+    special_tokens: Iterable[str],
+    used: Iterable[str],
+    bad: BadRecords,
+    example_of: Callable[[list[Message], str], Any],
+) -> tuple[list[Any], list[Any]]:
+    """Examples to train on, and held-out ones.
 
     special_tokens: those of the template, which no text may hold.  used: which of `MEANINGFUL` and `weight` the level and its template
-    use; the others are taken out of the turns and counted.
+    use; the others are taken out of the turns and counted.  example_of: the level's example of a conversation and the words that name it;
+    it raises `UserError` for one that is too long to be learned from.
     """
     section, used, special_tokens = settings.sft, set(used), list(special_tokens)
     found = read_conversations(
         settings.data, section.source, section.seed, section.story_world_options, section.columns, bad
     )
-    records = []
-    for where, messages in islice(found, section.conversations):
-        if bad.is_good(check_conversation, messages, special_tokens, where):
-            records.append((where, _with_used_fields(messages, used, bad)))
-    held_out = records[::HELD_OUT_PART] if len(records) > 1 else records
-    return [record for number, record in enumerate(records) if number % HELD_OUT_PART] or records, held_out
+    examples = []
+    with bad.reported(section.source):
+        for where, messages in islice(found, section.conversations):
+            if bad.is_good(check_conversation, messages, special_tokens, where):
+                example = bad.attempt(example_of, _with_used_fields(messages, used, bad), where)
+                examples += [] if example is None else [example]
+    if not examples:
+        raise UserError(f"{section.source} has no conversation that can be used; correct the records")
+    held_out = examples[::HELD_OUT_PART] if len(examples) > 1 else examples
+    return [
+        example for number, example in enumerate(examples) if number % HELD_OUT_PART
+    ] or examples, held_out
 
 
 def _with_used_fields(messages: list[Message], used: set[str], bad: BadRecords) -> list[Message]:
@@ -222,25 +230,63 @@ def _with_used_fields(messages: list[Message], used: set[str], bad: BadRecords) 
 
 
 def open_conversations(
-    settings: Settings, tokenizer: Tokenizer, positions: int
+    settings: Settings, tokenizer: Tokenizer, positions: int, bad: BadRecords | None = None
 ) -> tuple[PackedConversations, PackedConversations]:
-    """Packed conversations to train on, and held-out ones. Raises `UserError` naming the record that is wrong."""
+    """Packed conversations to train on, and held-out ones. Raises `UserError` naming the record that is wrong.
+
+    bad: counts what was read, skipped and cut off.
+    """
     section = settings.sft
     length = min(section.max_length, positions)
-    bad = BadRecords(section.on_bad_record)
+    bad = bad or BadRecords(section.on_bad_record)
     used = {"weight", *fields_in(tokenizer.get_chat_template().source)}
-    with bad.reported(section.source):
-        train, held_out = (
-            [
-                example
-                for where, messages in part
-                if (example := bad.attempt(encode_conversation, tokenizer, messages, length, where))
-            ]
-            for part in split_conversations(settings, tokenizer.special_tokens, used, bad)
-        )
+
+    def example_of(messages: list[Message], where: str) -> Example:
+        return encode_conversation(tokenizer, messages, length, where)
+
+    train, held_out = split_conversations(settings, tokenizer.special_tokens, used, bad, example_of)
+    bad.cut = len({id(example) for example in [*train, *held_out] if example.is_cut})
     pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
     packing = (section.per_device_train_batch_size, length, pad_id, section.seed)
     return PackedConversations(train, *packing), PackedConversations(held_out, *packing, shuffle=False)
+
+
+def open_messages(
+    settings: Settings, tokenizer: Any, max_length: int, bad: BadRecords
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The conversations of `open_conversations` as rows of `messages`, for a tokenizer and a trainer of the libraries.
+
+    TRL's trainer knows no weights of turns, so they are left out.
+    """
+
+    def example_of(messages: list[Message], where: str) -> dict[str, Any]:
+        bad.cut += is_cut(tokenizer, messages, max_length, where)
+        return {"messages": messages}
+
+    used = fields_in(str(tokenizer.chat_template))
+    return split_conversations(settings, tokenizer.get_added_vocab(), used, bad, example_of)
+
+
+def is_cut(
+    tokenizer: Any, messages: Sequence[Message], max_length: int, where: str = "the conversation"
+) -> bool:
+    """Whether a conversation is longer than `max_length` tokens, for a tokenizer of transformers.
+
+    Raises `UserError` where its first reply begins only after them, so that there is nothing to learn.
+    """
+    replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    before = messages[: replies[0]]
+    prompt = encode_chat(tokenizer, before) if before else []
+    if len(prompt) >= max_length:
+        raise UserError(_no_room(where, len(prompt), max_length))
+    return len(tokenizer.apply_chat_template(messages, return_dict=False)) > max_length
+
+
+def _no_room(where: str, tokens: int, max_length: int) -> str:
+    return (
+        f"{where} has {tokens} tokens before its first reply, more than the {max_length} that a sequence "
+        "holds; shorten it or raise sft.max_length"
+    )
 
 
 def fields_in(template: str) -> list[str]:

@@ -159,7 +159,7 @@ def test_fields_that_no_template_uses_are_named_and_long_records_are_skipped(
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     settings = [f"sft.source={path}", "sft.max_length=128", "sft.conversations=100"]
-    with pytest.raises(UserError, match="line 5 has no assistant turn"):
+    with pytest.raises(UserError, match="line 4 has 519 tokens before its first reply"):
         open_conversations(load_settings("smoke", settings), tokenizer, 1000)
     train_part, held_out = open_conversations(
         load_settings("smoke", [*settings, "sft.on_bad_record=skip"]), tokenizer, 1000

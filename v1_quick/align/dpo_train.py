@@ -10,6 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import evaluation_prompts
 from shared_data.alignment.rewards import open_reward
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.errors import UserError
 from shared_data.model_names import starting_model
 from shared_data.runs import RunFolder
@@ -28,14 +29,15 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     if section.label_smoothing:
         raise UserError("level 1 has no dpo.label_smoothing; leave it out, or use level 2")
     model, tokenizer = load_to_train(settings, run, "dpo")
-    train, held_out = preference_datasets(settings, "dpo", tokenizer)
-    positions = model.config.max_position_embeddings
+    positions, bad = model.config.max_position_embeddings, BadRecords(section.on_bad_record)
+    max_length = min(section.max_length, positions)
+    train, held_out = preference_datasets(settings, "dpo", tokenizer, max_length, bad)
     # What a completion of a user's own prompt is worth is not known.
     on_stories = section.source == "story_world"
     prompts = evaluation_prompts(settings, "dpo", tokenizer, positions) if on_stories else []
     arguments = DPOConfig(
         **trainer_arguments(settings, "dpo", run),
-        max_length=min(section.max_length, positions),
+        max_length=max_length,
         beta=section.beta,
         router_aux_loss_coef=0.0,
         loss_type=[section.loss_type],
@@ -53,7 +55,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     trainer.evaluate()
     metrics = logged_metrics(trainer, folder)
     trainer.save_model(folder)
-    metrics |= {"pairs": len(train), "accuracy": metrics["eval_rewards/accuracies"]}
+    metrics |= bad.metrics() | {"pairs": len(train), "accuracy": metrics["eval_rewards/accuracies"]}
     if not prompts:
         return metrics
     folders = (folder, starting_model(run, "dpo").folder)

@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import open_prompts, score_prompts
 from shared_data.alignment.rewards import open_reward
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.errors import UserError
 from shared_data.model_names import starting_model
 from shared_data.runs import RunFolder
@@ -30,7 +31,8 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     section, folder = settings.grpo, run.stage("grpo")
     model, tokenizer = load_to_train(settings, run, "grpo")
     reward = open_reward(section.reward)
-    prompts, held_out = open_prompts(settings, "grpo", tokenizer, model.config.max_position_embeddings)
+    positions, bad = model.config.max_position_embeddings, BadRecords(section.on_bad_record)
+    prompts, held_out = open_prompts(settings, "grpo", tokenizer, positions, bad)
     if len(prompts) * section.num_generations < section.per_device_train_batch_size:
         raise UserError(
             f"{len(prompts)} prompts are too few for a batch; lower grpo.per_device_train_batch_size"
@@ -67,7 +69,7 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
         optimizers=(make_optimizer(model, section), None),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(arguments))
-    metrics = logged_metrics(trainer, folder)
+    metrics = logged_metrics(trainer, folder) | {"prompts": len(prompts)} | bad.metrics()
     trainer.save_model(folder)
     folders = (folder, starting_model(run, "grpo").folder)
     policy, reference = (as_policy(load_for_inference(settings, each), tokenizer) for each in folders)

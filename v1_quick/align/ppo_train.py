@@ -13,6 +13,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import encode_prompts, open_prompts
 from shared_data.alignment.rewards import open_reward
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.errors import UserError
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.model_names import starting_model, tokenizer_of
@@ -40,7 +41,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
         run.model("reward"), reward_model.config.vocab_size, tokenizer_of(run, "ppo"), len(tokenizer)
     )
     positions, batch_size = model.config.max_position_embeddings, section.per_device_train_batch_size
-    prompts, held_out = open_prompts(settings, "ppo", tokenizer, positions)
+    bad = BadRecords(section.on_bad_record)
+    prompts, held_out = open_prompts(settings, "ppo", tokenizer, positions, bad)
     ids = encode_prompts(tokenizer, prompts)
     if len(ids) < batch_size:
         raise UserError(
@@ -77,7 +79,7 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
         value_model=value_model,
     )
     trainer.train()
-    metrics = logged_metrics(trainer, folder)
+    metrics = logged_metrics(trainer, folder) | {"prompts": len(prompts)} | bad.metrics()
     trainer.save_model(str(folder))
     if section.source != "story_world":  # what a completion of a user's own prompt is worth is not known
         return metrics

@@ -3,7 +3,7 @@
 They may be messages or texts. Texts it is here: messages would let a completion end with the template's line break after
 `<|im_end|>`, and the reward model would be trained at a token that no sampled completion ends with.
 
-    train, held_out = preference_datasets(settings, "dpo", tokenizer)
+    train, held_out = preference_datasets(settings, "dpo", tokenizer, 1024, BadRecords())
 """
 
 from typing import Any
@@ -11,17 +11,31 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from shared_data.alignment.pair_batches import check_pairs, is_cut
 from shared_data.alignment.pairs import PairRecord, check_pair_turns, check_texts, open_pairs
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.settings import Settings
 
 
 def preference_datasets(
-    settings: Settings, stage: str, tokenizer: PreTrainedTokenizerFast
+    settings: Settings, stage: str, tokenizer: PreTrainedTokenizerFast, max_length: int, bad: BadRecords
 ) -> tuple[Dataset, Dataset]:
-    """Pairs of a stage to train on, and held-out ones. Raises `UserError` naming the record that is wrong."""
-    pairs = open_pairs(settings, stage, lambda record: preference_texts(record, tokenizer))
+    """Pairs of a stage to train on, and held-out ones. Raises `UserError` naming the record that is wrong.
+
+    bad: counts what was read and skipped, and what is longer than `max_length`.
+    """
+
+    def check(record: PairRecord) -> None:
+        texts = preference_texts(record, tokenizer)
+        prompt, chosen, rejected = tokenizer(
+            [texts[part] for part in ("prompt", "chosen", "rejected")], add_special_tokens=False
+        )["input_ids"]
+        check_pairs([(prompt, chosen, rejected)], max_length, [record["where"]])
+        bad.cut += is_cut((prompt, chosen, rejected), max_length)
+
     train, held_out = (
-        Dataset.from_list([preference_texts(record, tokenizer) for record in records]) for records in pairs
+        Dataset.from_list([preference_texts(record, tokenizer) for record in records])
+        for records in open_pairs(settings, stage, check, bad)
     )
     return train, held_out
 

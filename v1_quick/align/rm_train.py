@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.model_files.folder import read_config
 from shared_data.model_files.initialization import initial_score
 from shared_data.model_names import tokenizer_of
@@ -27,14 +28,15 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     start = folder_to_train(settings, run, "reward")
     tokenizer = load_tokenizer(tokenizer_of(run, "reward"))
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # batches need one
-    train, held_out = preference_datasets(settings, "reward", tokenizer)
-    config = read_config(start)
+    config, bad = read_config(start), BadRecords(section.on_bad_record)
+    max_length = min(section.max_length, config.max_position_embeddings)
+    train, held_out = preference_datasets(settings, "reward", tokenizer, max_length, bad)
     model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, **model_options(settings))
     # The library draws the new head at random; with these numbers a run can be repeated, and compared with levels 2 and 3.
     model.score.weight.data.copy_(torch.from_numpy(initial_score(config, section.seed)))
     arguments = RewardConfig(
         **trainer_arguments(settings, "reward", run),
-        max_length=min(section.max_length, config.max_position_embeddings),  # longer pairs are left out
+        max_length=max_length,  # longer pairs are left out
         center_rewards_coefficient=section.center_rewards_coefficient,
     )
     trainer = RewardTrainer(
@@ -49,5 +51,7 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     trainer.evaluate()
     metrics = logged_metrics(trainer, folder)
     trainer.save_model(folder)
-    metrics |= {"pairs": len(train), "eval_pairs": len(held_out)}
+    metrics |= bad.metrics() | {"pairs": len(trainer.train_dataset), "eval_pairs": len(trainer.eval_dataset)}
+    if "records_cut" in metrics:
+        metrics["records_too_long"] = metrics.pop("records_cut")
     return metrics | {name: metrics[f"eval_{name}"] for name in ("accuracy", "margin")}

@@ -19,7 +19,7 @@ from shared_data.model_files.folder import read_config
 from shared_data.model_names import starting_model, tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.chat_data import fields_in, split_conversations
+from shared_data.training.chat_data import open_messages
 from shared_data.training.training_run import Metrics
 from v1_quick.data_pipeline.tokenizer.tokenizer import ensure_chat_template, load_tokenizer
 from v1_quick.inference.generate import generate
@@ -36,14 +36,14 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     section, folder = settings.sft, run.stage("sft")
     tokenizer = load_tokenizer(tokenizer_of(run, "sft"))
     ensure_chat_template(tokenizer)
-    bad, used = BadRecords(section.on_bad_record), fields_in(str(tokenizer.chat_template))
-    with bad.reported(section.source):  # the trainer knows no weights of turns
-        train, held_out = split_conversations(settings, tokenizer.get_added_vocab(), used, bad)
     base, adapted = load_base(settings, run), section.adapter.method != "none"
     model = inject_lora(base, section.adapter) if adapted else base
+    bad = BadRecords(section.on_bad_record)
+    max_length = min(section.max_length, model.config.max_position_embeddings)
+    train, held_out = open_messages(settings, tokenizer, max_length, bad)
     arguments = SFTConfig(
         **trainer_arguments(settings, "sft", run),
-        max_length=min(section.max_length, model.config.max_position_embeddings),
+        max_length=max_length,
         packing=True,
         router_aux_loss_coef=getattr(model.config, "router_aux_loss_coef", 0.0),
         assistant_only_loss=True,
@@ -52,15 +52,15 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     trainer = SFTTrainer(
         model,
         arguments,
-        train_dataset=Dataset.from_list([{"messages": messages} for _, messages in train]),
-        eval_dataset=Dataset.from_list([{"messages": messages} for _, messages in held_out]),
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=Dataset.from_list(held_out),
         processing_class=tokenizer,
         optimizers=(make_optimizer(model, section), None),
     )
     rows = min(len(trainer.eval_dataset), section.eval_batches * section.per_device_train_batch_size)
     trainer.eval_dataset = trainer.eval_dataset.select(range(rows))
     train_and_evaluate(trainer)
-    metrics = logged_metrics(trainer, folder) | {"conversations": len(train)}
+    metrics = logged_metrics(trainer, folder) | {"conversations": len(train)} | bad.metrics()
     metrics["trainable_parameters"] = model.num_parameters(only_trainable=True)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
     trainer.save_model(folder / "adapter" if adapted else folder)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs, open_pair_batches
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.device import resolve_device
 from shared_data.files import write_json
 from shared_data.model_names import tokenizer_of
@@ -37,7 +38,8 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     tuned, tokenizer = load_to_train(settings, run, "reward")
     model = RewardModel.from_transformer(tuned, section.seed).to(resolve_device(settings.device))
     positions = model.config.max_position_embeddings
-    pairs, eval_pairs = open_pair_batches(settings, "reward", tokenizer, positions)
+    bad = BadRecords(section.on_bad_record)
+    pairs, eval_pairs = open_pair_batches(settings, "reward", tokenizer, positions, bad)
 
     def step(batch: PairBatch) -> tuple[Tensor, Metrics]:
         scores = pair_scores(model, batch)
@@ -56,7 +58,7 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     )
     save_model(model, run.stage("reward"), tokenizer_of(run, "reward"))
     write_json(run.stage("reward") / "accuracy.json", accuracy_by_reason(model, eval_pairs))
-    metrics |= {"pairs": len(pairs.pairs), "eval_pairs": len(eval_pairs.pairs)}
+    metrics |= bad.metrics() | {"pairs": len(pairs.pairs), "eval_pairs": len(eval_pairs.pairs)}
     return metrics | {name: metrics[f"eval_{name}"] for name in ("accuracy", "margin")}
 
 

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.device import resolve_device
 from shared_data.evaluation.answers import evaluate_answers
 from shared_data.model_names import starting_model
@@ -47,7 +48,8 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     """
     section, device = settings.sft, resolve_device(settings.device)
     model, tokenizer = model_to_tune(settings, run)
-    train, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
+    positions, bad = model.config.max_position_embeddings, BadRecords(section.on_bad_record)
+    train, validation = open_conversations(settings, tokenizer, positions, bad)
     mean_loss = torch.compile(model.loss) if section.torch_compile else model.loss
 
     def step(batch: Batch) -> tuple[Tensor, Metrics]:
@@ -64,7 +66,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         load=partial(restore_adapter, model) if adapted else None,
         evaluate=partial(evaluate_loss, model, validation, section.eval_batches),
     )
-    metrics["conversations"] = len(train.examples)
+    metrics |= {"conversations": len(train.examples)} | bad.metrics()
     metrics["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     metrics["training_bytes"] = memory_bytes(model, is_hidden if section.optim == "muon" else None)["total"]
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run

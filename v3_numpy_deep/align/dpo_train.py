@@ -15,6 +15,7 @@ from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import evaluation_prompts
 from shared_data.alignment.rewards import open_reward
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
@@ -38,7 +39,8 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
     policy, tokenizer = load_to_train(settings, run, "dpo")
     reference = frozen_copy(policy)
     positions = policy.config.max_position_embeddings
-    pairs, eval_pairs = open_pair_batches(settings, "dpo", tokenizer, positions)
+    bad = BadRecords(section.on_bad_record)
+    pairs, eval_pairs = open_pair_batches(settings, "dpo", tokenizer, positions, bad)
     # What a completion of a user's own prompt is worth is not known.
     on_stories = section.source == "story_world"
     prompts = evaluation_prompts(settings, "dpo", tokenizer, positions) if on_stories else []
@@ -78,7 +80,7 @@ def dpo(settings: Settings, run: RunFolder) -> Metrics:
         policy, pairs, step, evaluate=evaluate, shown=("loss", "rewards/accuracies"), dropout=False
     )
     save_model(policy, run.stage("dpo"), tokenizer_of(run, "dpo"))
-    metrics |= {"pairs": len(pairs.pairs), "accuracy": metrics["eval_accuracy"]}
+    metrics |= bad.metrics() | {"pairs": len(pairs.pairs), "accuracy": metrics["eval_accuracy"]}
     if not prompts:
         return metrics
     policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)

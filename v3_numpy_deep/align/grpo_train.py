@@ -19,6 +19,7 @@ from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts, score_prompts
 from shared_data.alignment.rewards import RewardFunction, open_reward
 from shared_data.alignment.token_policy import decode_completions
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import GrpoSettings, Settings
@@ -44,7 +45,8 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     policy, tokenizer = load_to_train(settings, run, "grpo")
     reference = frozen_copy(policy)
     positions = policy.config.max_position_embeddings
-    train, held_out = open_prompts(settings, "grpo", tokenizer, positions)
+    bad = BadRecords(section.on_bad_record)
+    train, held_out = open_prompts(settings, "grpo", tokenizer, positions, bad)
     reward = open_reward(section.reward)
     prompts = PromptBatches(
         train, tokenizer, section.per_device_train_batch_size // section.num_generations, section.seed
@@ -55,6 +57,7 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
     )
     save_model(policy, run.stage("grpo"), tokenizer_of(run, "grpo"))
     policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)
+    metrics |= {"prompts": len(train)} | bad.metrics()
     return metrics | evaluate_policy(settings, run, "grpo", *policies, held_out, reward)
 
 

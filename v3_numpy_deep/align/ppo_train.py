@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import (
+    Prompt,
     PromptBatch,
     PromptBatches,
     encode_prompts,
@@ -27,6 +28,7 @@ from shared_data.alignment.prompts import (
 )
 from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
 from shared_data.alignment.token_policy import decode_completions, pad_completions
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.evaluation.held_out import check_vocabulary
 from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
@@ -62,7 +64,8 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     # What a whole completion is worth is a good guess for its beginning.
     value_model = copy.deepcopy(reward_model)
     positions = policy.config.max_position_embeddings
-    train, held_out = open_prompts(settings, "ppo", tokenizer, positions)
+    bad = BadRecords(section.on_bad_record)
+    train, held_out = open_prompts(settings, "ppo", tokenizer, positions, bad)
     prompts = PromptBatches(train, tokenizer, section.per_device_train_batch_size, section.seed)
     if section.reward == "reward_model":
         score: Score = partial(model_scores, reward_model)
@@ -89,6 +92,7 @@ def ppo(settings: Settings, run: RunFolder) -> Metrics:
     )
     save_model(policy, run.stage("ppo"), tokenizer_of(run, "ppo"))
     policies = as_policy(policy, tokenizer), as_policy(reference, tokenizer)
+    metrics |= {"prompts": len(train)} | bad.metrics()
     return metrics | evaluate_policy(settings, run, "ppo", *policies, held_out, reward)
 
 

@@ -13,6 +13,7 @@ from collections import defaultdict
 from jaxtyping import Float
 
 from shared_data.alignment.pair_batches import PairBatch, PairBatches, evaluate_pairs, open_pair_batches
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.files import write_json
 from shared_data.model_names import tokenizer_of
 from shared_data.runs import RunFolder
@@ -35,7 +36,8 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     tuned, tokenizer = load_to_train(settings, run, "reward")
     model = RewardModel.from_transformer(tuned, section.seed)
     positions = model.config.max_position_embeddings
-    pairs, eval_pairs = open_pair_batches(settings, "reward", tokenizer, positions)
+    bad = BadRecords(section.on_bad_record)
+    pairs, eval_pairs = open_pair_batches(settings, "reward", tokenizer, positions, bad)
 
     def step(batch: PairBatch) -> tuple[Tensor, Metrics]:
         B, scores = batch.num_items, pair_scores(model, batch)
@@ -53,7 +55,7 @@ def reward(settings: Settings, run: RunFolder) -> Metrics:
     )
     save_model(model, run.stage("reward"), tokenizer_of(run, "reward"))
     write_json(run.stage("reward") / "accuracy.json", accuracy_by_reason(model, eval_pairs))
-    metrics |= {"pairs": len(pairs.pairs), "eval_pairs": len(eval_pairs.pairs)}
+    metrics |= bad.metrics() | {"pairs": len(pairs.pairs), "eval_pairs": len(eval_pairs.pairs)}
     return metrics | {name: metrics[f"eval_{name}"] for name in ("accuracy", "margin")}
 
 

@@ -13,6 +13,7 @@ Level 1: TRL's `SFTTrainer`; level 2: the same as here over torch.
 import shutil
 from functools import partial
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.evaluation.answers import evaluate_answers
 from shared_data.model_names import starting_model
 from shared_data.peft.config import LoraConfig, QuantizationConfig
@@ -44,7 +45,8 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     """
     section = settings.sft
     model, tokenizer = model_to_tune(settings, run)
-    train, validation = open_conversations(settings, tokenizer, model.config.max_position_embeddings)
+    positions, bad = model.config.max_position_embeddings, BadRecords(section.on_bad_record)
+    train, validation = open_conversations(settings, tokenizer, positions, bad)
 
     def step(batch: Batch) -> tuple[Tensor, Metrics]:
         loss = model.loss(**model_inputs(batch))
@@ -60,7 +62,7 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
         load=partial(restore_adapter, model) if adapted else None,
         evaluate=partial(evaluate_loss, model, validation, section.eval_batches),
     )
-    metrics["conversations"] = len(train.examples)
+    metrics |= {"conversations": len(train.examples)} | bad.metrics()
     metrics["trainable_parameters"] = sum(p.data.size for p in model.parameters() if p.requires_grad)
     metrics["training_bytes"] = memory_bytes(model, is_hidden if section.optim == "muon" else None)["total"]
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an earlier run
