@@ -56,9 +56,10 @@ def function_word_share(words: list[str], code: str) -> float:
 
 def _script_of(units: list[str]) -> str | None:
     """The script of most words or characters; Japanese is known by its syllables among the Chinese characters."""
-    found = (_SCRIPT.search(unit) for unit in units)
-    counts = Counter(match.lastgroup for match in found if match is not None)
-    if not counts:
+    counts = Counter({"Latin": sum(unit.isascii() and unit[0].isalpha() for unit in units)})
+    others = (_SCRIPT.search(unit) for unit in units if not unit.isascii())
+    counts.update(match.lastgroup for match in others if match is not None)
+    if not counts.total():
         return None
     kana = counts["Hiragana"] + counts["Katakana"]
     if kana > _JAPANESE_KANA * (kana + counts["Han"]):

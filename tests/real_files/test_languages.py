@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared_data.cleaning.deduplication import shingles
-from shared_data.cleaning.filters import rejection_reason
+from shared_data.cleaning.filters import ngram_sizes, rejection_reason
 from shared_data.cleaning.languages import UNKNOWN, language_of
 from shared_data.cleaning.word_lists import FUNCTION_WORDS, LANGUAGES, LANGUAGES_OF_SCRIPT
 from shared_data.cleaning.words import letters, split_at_spaces, split_words
@@ -90,6 +90,8 @@ def test_every_language_that_shares_its_script_has_function_words() -> None:
 
 
 def test_rules_about_repetition_and_length_count_characters() -> None:
+    assert ngram_sizes(list("宝玉笑道"), 2, 3, 4, 5) == [3, 4, 6, 8]
+    assert ngram_sizes(["one", "two", "三"], 2, 3, 4, 5) == [2, 3, 4, 5]
     text = made_text("zh", 0, 200)
     assert rejection_reason("你好，世界。", RULES) == "too_few_words"
     assert rejection_reason(text * 4, RULES) == "duplicate_ngrams"
