@@ -49,8 +49,13 @@ def fingerprint(inputs: Inputs) -> str:
 
 
 def changed_inputs(before: Inputs, now: Inputs) -> list[str]:
-    """What is different, in words; the results of earlier stages come last."""
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    """What is different, in words; the results of earlier stages come last.
+
+    A setting that there was not yet when a result was made counts as its default.
+    """
+    defaults = {key: value for key, value, _ in walk_settings(Settings())}
+    added = {key for key in now if key not in before and key in defaults and now[key] == defaults[key]}
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in added]
     keys.sort(key=lambda key: key.startswith(RESULT_OF))
     return [_describe(key, before.get(key), now.get(key)) for key in keys]
 

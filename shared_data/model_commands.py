@@ -74,8 +74,8 @@ def add_evaluate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:
 
 GENERATE_HELP = f"""{STAGES["generate"].summary}
 
-Every other setting of [generate] goes through --set: generate.typical_p=0.9, generate.presence_penalty=0.5, generate.no_repeat_ngram_size=3,
-generate.logit_bias='{{300 = 1.5}}', generate.length_penalty=0.8 …; the command settings explains them."""
+All sampling settings are keys of the section generate, such as generate.typical_p=0.9, generate.presence_penalty=0.5, generate.no_repeat_ngram_size=3 or
+generate.length_penalty=0.8; the command settings explains them."""
 
 
 def add_generate(app: typer.Typer, level: str, stages: dict[str, str]) -> None:

@@ -16,8 +16,8 @@ from shared_data.stages import STAGES
 
 HELP = f"""{STAGES["benchmark"].summary}
 
-Without a model, tasks or files it is the stage of the run. Tasks have their data on the Hugging Face hub, or in files of the format in which they are
-published (option --data, which alone also chooses the tasks). The model of sft is scored, unless another one is named."""
+Called alone it is the stage of the run: the tasks of the section benchmark in its settings. A model, tasks or files make it an evaluation of its own, of
+the model of sft unless another one is named. Tasks have their data on the Hugging Face hub, or in files of the format in which they are published."""
 # What a call with --model or --tasks does unless it says otherwise, as lm-evaluation-harness does.
 _DEFAULTS = ["benchmark.limit=none", "benchmark.apply_chat_template=false"]
 

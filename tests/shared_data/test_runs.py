@@ -12,9 +12,10 @@ import pytest
 
 from shared_data.errors import UserError
 from shared_data.files import read_json, write_json
+from shared_data.fingerprints import changed_inputs, stage_inputs
 from shared_data.remembered_settings import open_run
 from shared_data.runs import RunFolder
-from shared_data.settings import load_settings
+from shared_data.settings import Settings, load_settings
 
 
 def make(tmp_path: Path, *overrides: str) -> RunFolder:
@@ -324,3 +325,12 @@ def test_a_command_names_the_configuration_only_where_it_is_that_of_the_run(
         "smoke", ["pretrain.max_steps=3"]
     )  # began with another file of this name
     assert run.command("chat") == "v2 chat --out runs/v2/smoke"
+
+
+def test_a_setting_that_is_newer_than_a_result_counts_as_its_default() -> None:
+    """Else every new setting would make the runs of an earlier version useless."""
+    now = stage_inputs("v2", Settings(), "data")
+    before = {key: value for key, value in now.items() if key != "data.on_bad_record"}
+    assert changed_inputs(before, now) == []
+    skipping = now | {"data.on_bad_record": "skip"}
+    assert changed_inputs(before, skipping) == ["it was made with data.on_bad_record = None, not skip"]
