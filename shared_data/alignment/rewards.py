@@ -1,7 +1,8 @@
 """A reward function of the user's own: loaded from a Python file, called as TRL calls it, with care.
 
 It is called by keyword with the lists `prompts`, `completions`, `completion_ids` and every other column of the prompts, takes those that
-it names (all of them as `**kwargs`), and returns one number a completion; None where it does not apply, which counts as 0, as in TRL:
+it names (all of them as `**kwargs`), and returns one number a completion; None where it does not apply, which counts as 0 (TRL
+leaves such a completion out of the mean of its group):
 
     def exact(completions, answer, **kwargs):
         return [float(text.strip() == right) for text, right in zip(completions, answer)]
