@@ -45,9 +45,8 @@ def explain(error: ValidationError, values: Any) -> str:
     """The first thing that is wrong, as `name is value, not what it must be`."""
     first = error.errors(include_url=False, include_context=False)[0]
     names: list[str] = []
-    for part in first[
-        "loc"
-    ]:  # names, places in lists, and at last pydantic's own name for one of several types
+    # Names, places in lists, and at last pydantic's own name for one of several types.
+    for part in first["loc"]:
         try:
             values = values[part]
         except (LookupError, TypeError):

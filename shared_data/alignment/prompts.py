@@ -134,9 +134,8 @@ def _story_world_prompts(
 
 def _prompt(record: dict[str, Any], where: str, columns: Mapping[str, str]) -> Prompt:
     messages = format_prompt(record, where, columns)
-    is_text = len(messages) == 1 and messages[0]["role"] == "user"
     name = columns.get("prompt", "prompt")
-    is_text = is_text and isinstance(record[name], str)
+    is_text = len(messages) == 1 and isinstance(record[name], str)
     others = {key: value for key, value in record.items() if key not in (*_OURS, name)}
     return Prompt(messages[0]["content"] if is_text else messages, others, where)
 

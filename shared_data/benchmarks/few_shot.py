@@ -9,6 +9,7 @@ each item in turn takes a sample. Where the item itself may be among the example
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from shared_data.benchmarks.items import Item, Prompt
@@ -60,12 +61,12 @@ def draw_shots(
     """`count` examples for one item, by the rule of its task."""
     if not task.excludes_item:
         return list(examples[:count]) if task.takes_first_shots else generator.sample(examples, count)
-    others = [example for example in examples if example.doc != item.doc]
+    others = (example for example in examples if example.doc != item.doc)
     if task.takes_first_shots:
-        return others[:count]
+        return list(islice(others, count))
     drawn = [example for example in generator.sample(examples, count + 1) if example.doc != item.doc]
     if len(drawn) < count:  # the item is there more than once
-        drawn = generator.sample(others, count)
+        drawn = generator.sample(list(others), count)
     return drawn[:count]
 
 

@@ -28,17 +28,8 @@ Record = dict[str, Any]
 STORY_WORLD_ITEMS = {"test": 1000, "train": 100}  # of each of its tasks; shots come from the second
 # What a split is called in the names of files, if not only as itself.
 _NAMES = {"validation": {"validation", "valid", "val", "dev"}, "val": {"val", "valid", "validation"}}
-_NO_SUBJECT = {
-    "all",
-    "data",
-    "default",
-    "of",
-    "jsonl",
-    "json",
-    "csv",
-    "parquet",
-    "gz",
-}  # words of files that hold all subjects
+# Words in the names of files that hold all subjects.
+_NO_SUBJECT = {"all", "data", "default", "of", "jsonl", "json", "csv", "parquet", "gz"}
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 _MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")  # of the authors' CSV, which has no header
 
@@ -155,9 +146,8 @@ def split_files(folder: Path, task: Task, split: str) -> list[Path]:
     of_split = [file for file in files if names & _words(file.relative_to(folder))]
     own = [file for file in of_split if _is_called(file.relative_to(folder), task.config)]
     found = own or of_split
-    if (
-        not own and sum(each.dataset == task.dataset for each in TASKS.values()) > 1
-    ):  # a file of another subject is none
+    has_subjects = sum(each.dataset == task.dataset for each in TASKS.values()) > 1
+    if has_subjects and not own:  # a file that is called like something else may be of another subject
         found = [file for file in of_split if _words(file.relative_to(folder)) <= names | _NO_SUBJECT]
     if len({re.sub(r"\d+", "", str(file)) for file in found}) > 1:  # parts of one file differ in numbers only
         raise UserError(

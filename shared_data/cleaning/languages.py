@@ -15,9 +15,7 @@ from shared_data.cleaning.word_lists import FUNCTION_WORDS, LANGUAGES_OF_SCRIPT
 from shared_data.cleaning.words import split_words
 
 UNKNOWN = "unknown"
-_JAPANESE_KANA = (
-    0.1  # of the Chinese and Japanese characters; a Chinese text quotes fewer, a Japanese one has half
-)
+_JAPANESE_KANA = 0.1  # of the characters; a Chinese text quotes fewer, a Japanese one has half
 _ENGLISH_SHARE = 0.2  # of the words: with that many function words a text is English, whatever else it holds
 _LEAST_SHARE = 0.1  # of another list; fewer of its words stand in any text by chance
 _FOREIGN_WORDS = 0.05  # of the words: with more that have letters beyond a to z, a text of few function words is not English

@@ -44,12 +44,9 @@ class BadRecords:
 
     def is_good(self, check: Callable[..., Any], *arguments: Any) -> bool:
         """Whether the check passes; False where it raises a `UserError` and bad records are skipped."""
-        try:
-            check(*arguments)
-        except UserError as error:
-            self.refuse(error)
-            return False
-        return True
+        skipped = self.skipped
+        self.attempt(check, *arguments)
+        return self.skipped == skipped
 
     def leave_out(self, what: str) -> None:
         """Count something of a record that is not used, though the record is."""

@@ -51,7 +51,7 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
     """
     bad = BadRecords(settings.on_bad_record)
     with _faults_named(path), bad.reported(str(path)):
-        unit, records = _open_records(path, settings.encoding, settings.text_field, bad=bad)
+        unit, records = _open_records(path, settings.encoding, bad, settings.text_field)
         if records is not None:
             texts = texts_of(records, str(path), unit, settings.text_field, bad)
         else:
@@ -74,7 +74,7 @@ def read_records(
     """
     bad = bad or BadRecords()
     with _faults_named(path):
-        unit, records = _open_records(path, encoding, csv_columns=csv_columns, bad=bad)
+        unit, records = _open_records(path, encoding, bad, csv_columns=csv_columns)
         if records is None:
             raise UserError(
                 f"{path} holds no records; give a file that ends in .jsonl, .json, .csv or .parquet"
@@ -93,15 +93,14 @@ def read_records(
 def _open_records(
     path: Path,
     encoding: str,
+    bad: BadRecords,
     column: str | None = None,
     csv_columns: Sequence[str] | None = None,
-    bad: BadRecords | None = None,
 ) -> tuple[str, Records | None]:
     """What a record of this format is called, and the numbered records; None for plain text.
 
     column: all that is needed of a parquet file, which is then all that is read.
     """
-    bad = bad or BadRecords()
     match format_of(path):
         case ".parquet":
             return "row", _parquet_records(path, column)

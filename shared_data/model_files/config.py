@@ -68,20 +68,14 @@ class ModelConfig:
     mlp_bias: bool = False  # biases of gate, up and down
     hidden_act: str = ""  # default gelu_new (gpt2, gemma2), silu (the others)
     embd_pdrop: Probability = 0.0  # gpt2: dropout of the embeddings
-    attention_dropout: Probability = (
-        0.0  # dropout of the attention weights; `attn_pdrop` in a GPT-2 config.json
-    )
+    attention_dropout: Probability = 0.0  # of the attention weights; GPT-2's files call it `attn_pdrop`
     resid_pdrop: Probability = 0.0  # gpt2: dropout of what a block adds to the residual stream
     # Which keys a query sees (blocks/attention_patterns.py).
     layer_types: list[str] = field(default_factory=list)  # the kind of each layer; default full_attention
-    sliding_window: WindowSize | None = (
-        None  # W of sliding_attention: the last W tokens, the query's own among them
-    )
+    sliding_window: WindowSize | None = None  # W of sliding_attention: the last W tokens, its own included
     attention_chunk_size: WindowSize | None = None  # of chunked_attention
     attention_stride: WindowSize | None = None  # of strided_attention
-    num_sink_tokens: WindowSize = (
-        0  # the first tokens of a text, which all kinds but full_attention see besides
-    )
+    num_sink_tokens: WindowSize = 0  # the first tokens of a text, seen by all kinds of attention
     index_topk: WindowSize = 0  # of indexed_attention: keys that the indexer selects for a query
     index_n_heads: Count = 0
     index_head_dim: Count = 0

@@ -222,9 +222,8 @@ def _check_codes(piece: Piece, types: tuple[str, ...], remedy: str) -> None:
     """Codes read as numbers, or numbers as codes, would be noise; so would numbers times NaN."""
     with safe_open(piece.path, framework="np") as file:
         found = file.get_slice(piece.name).get_dtype()
-        if (
-            found in types and piece.name.endswith((*SCALES, *TABLES)) and found != "BF16"
-        ):  # which NumPy has not
+        is_scale = piece.name.endswith((*SCALES, *TABLES))
+        if found in types and is_scale and found != "BF16":  # NumPy has no bfloat16
             check_values(piece.name, file.get_tensor(piece.name), piece.path)
     if found not in types:
         raise UserError(
