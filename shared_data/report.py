@@ -99,7 +99,7 @@ def _header(run: RunFolder) -> Iterator[str]:
         share = format_metric("qa_accuracy", metrics["sft"]["qa_accuracy"])
         facts.append((share, "of held-out questions answered right"))
     for stage in ("dpo", "ppo", "grpo"):
-        if "after" in (numbers := metrics.get(stage, {})):
+        if {"before", "after"} <= (numbers := metrics.get(stage, {})).keys():
             after, before = (format_metric("reward", numbers[moment]) for moment in ("after", "before"))
             facts.append((after, f"reward after {stage.upper()}, {before} before"))
     facts.append((format_seconds(sum(stage["seconds"] for stage in metrics.values())), "for all stages"))

@@ -103,7 +103,8 @@ def _completions(run: RunFolder, stage: str) -> list[dict[str, Any]]:
 
 def _failures(run: RunFolder, stage: str) -> Iterator[str]:
     """The completions with the lowest reward after training."""
-    worst = sorted(_completions(run, stage), key=lambda record: record["after_reward"])[:FAILURES]
+    scored = [record for record in _completions(run, stage) if record["after_reward"] is not None]
+    worst = sorted(scored, key=lambda record: record["after_reward"])[:FAILURES]
     if worst:
         examples = [example(record["prompt"], [rewarded(stage, record, "after")], _HEAD) for record in worst]
         yield html.folded("Examples of failures: the completions with the lowest reward", "".join(examples))

@@ -27,4 +27,5 @@ def note_on(texts: Iterable[str]) -> str:
 
 def rewarded(label: str, record: dict, moment: str) -> list[str]:
     """A row with the completion `before` or `after`, and its reward."""
-    return [label, record[moment], format_metric("reward", record[f"{moment}_reward"])]
+    reward = record[f"{moment}_reward"]
+    return [label, record[moment], "none" if reward is None else format_metric("reward", reward)]

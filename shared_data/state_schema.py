@@ -67,9 +67,9 @@ class Samples(ForeignJson):
 class _Completion(ForeignJson):
     prompt: str
     before: str
-    before_reward: float
+    before_reward: float | None
     after: str
-    after_reward: float
+    after_reward: float | None
 
 
 class Completions(ForeignJson):

@@ -30,6 +30,7 @@ _RECORDS = [
 # The evaluation of a policy before and after a stage that aligns it (alignment/policy_evaluation.py).
 _POLICY = [
     ("reward", "{before:.3f} before, {after:.3f} after, for completions of held-out prompts"),
+    ("without a reward", "{unscored:,} of the held-out completions; the function returned None for them"),
     ("reward, questions", "{question_before:.3f} before, {question_after:.3f} after"),
     ("reward, story requests", "{request_before:.3f} before, {request_after:.3f} after"),
     ("right answers", "{right_before:.1%} before, {right_after:.1%} after, whatever their length"),

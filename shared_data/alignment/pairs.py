@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from shared_data.alignment.rewards import LARGEST, is_usable_number
+from shared_data.alignment.reward_values import LARGEST, is_usable_number
 from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.formatting import Message, format_preference
 from shared_data.corpus.records import open_records

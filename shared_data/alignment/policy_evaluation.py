@@ -60,8 +60,8 @@ def evaluate_policy(
 ) -> dict[str, float]:
     """The metrics before and after; all completions are kept in completions.json.
 
-    `before` and `after` are the mean reward of the reference's and the policy's completions; `question_…` and `request_…` the same
-    for the story world's two sorts of prompts; `right_…` the share of its questions that are answered right, in however many
+    `before` and `after` are the mean reward of the reference's and the policy's completions, where it applies (none of the two where it
+    never does); `question_…` and `request_…` the same for the story world's two sorts of prompts; `right_…` the share of its questions that are answered right, in however many
     words. `kl` is the divergence of the policy from the reference in nats a completion.
     """
     section: PolicyEvaluationSettings = getattr(settings, stage)
@@ -86,7 +86,7 @@ def evaluate_policy(
                 kl += sum(log_probs[0]) - sum(log_probs[1])
     write_json(run.stage(stage) / "completions.json", records)
     count = len(records)
-    metrics = {moment: _mean(records, f"{moment}_reward") for moment in ("before", "after")}
+    metrics = _mean_rewards(records) | _unscored(records)
     metrics |= {"kl": kl / count, "finished_before": finished["before"] / count}
     metrics["finished"] = finished["after"] / count
     # There is no such text where the stage began with a model from elsewhere.
@@ -98,19 +98,30 @@ def evaluate_policy(
     return metrics | _by_kind_of_prompt(records)
 
 
-def _mean(records: Sequence[dict], name: str) -> float:
-    return sum(record[name] for record in records) / len(records)
+def _mean_rewards(records: Sequence[dict], prefix: str = "") -> dict[str, float]:
+    """Of the completions that the reward applies to."""
+    metrics = {}
+    for moment in ("before", "after"):
+        rewards = [record[f"{moment}_reward"] for record in records if record[f"{moment}_reward"] is not None]
+        if rewards:
+            metrics[prefix + moment] = sum(rewards) / len(rewards)
+    return metrics
+
+
+def _unscored(records: Sequence[dict]) -> dict[str, float]:
+    """How many completions the reward does not apply to, where there are any."""
+    moments = ("before_reward", "after_reward")
+    count = sum(record[moment] is None for record in records for moment in moments)
+    return {"unscored": count} if count else {}
 
 
 def _by_kind_of_prompt(records: Sequence[dict]) -> dict[str, float]:
     """Questions and requests of the story world apart, and how many questions are answered right."""
-    metrics = {}
     questions = [record for record in records if split_prompt(record["prompt"])]
     requests = [record for record in records if not split_prompt(record["prompt"])]
+    both = questions and requests
+    metrics = _mean_rewards(questions, "question_") | _mean_rewards(requests, "request_") if both else {}
     for moment in ("before", "after"):
-        if questions and requests:
-            metrics[f"question_{moment}"] = _mean(questions, f"{moment}_reward")
-            metrics[f"request_{moment}"] = _mean(requests, f"{moment}_reward")
         right = [is_right(record["prompt"], record[moment]) for record in questions]
         if right and None not in right:
             metrics[f"right_{moment}"] = sum(map(bool, right)) / len(right)

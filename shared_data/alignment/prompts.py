@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from shared_data.alignment.reward_values import Rewards
 from shared_data.alignment.rewards import RewardFunction, score_completions
 from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.formatting import format_prompt
@@ -155,7 +156,7 @@ def score_prompts(
     prompts: Iterable[Prompt | str],
     completions: Sequence[str],
     completion_ids: Sequence[Sequence[int]] | None = None,
-) -> list[float]:
+) -> Rewards:
     """The rewards of completions. As TRL does, a prompt of several turns is handed over as messages, and so is its completion."""
     given = [as_prompt(prompt) for prompt in prompts]
     is_chat = any(not isinstance(prompt.value, str) for prompt in given)

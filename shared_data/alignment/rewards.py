@@ -1,8 +1,8 @@
 """A reward function of the user's own: loaded from a Python file, called as TRL calls it, with care.
 
 It is called by keyword with the lists `prompts`, `completions`, `completion_ids` and every other column of the prompts, takes those that
-it names (all of them as `**kwargs`), and returns one number a completion; None where it does not apply, which counts as 0 (TRL
-leaves such a completion out of the mean of its group):
+it names (all of them as `**kwargs`), and returns one number a completion, or None where it does not apply: GRPO leaves such a
+completion out of its group and learns nothing from it; PPO takes numbers only:
 
     def exact(completions, answer, **kwargs):
         return [float(text.strip() == right) for text, right in zip(completions, answer)]
@@ -25,11 +25,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shared_data.alignment.reward_values import Rewards, check_count_and_numbers, shown
 from shared_data.errors import UserError
 
 RewardFunction = Callable[..., Sequence[float | None]]
-LARGEST = 1e15  # float32 ends at 3e38; of such numbers even the squares of a batch, for a standard deviation, add up to less
-_SHOWN = 60  # characters of a text in an error message
 
 
 def open_reward(reference: str) -> RewardFunction:
@@ -75,7 +74,7 @@ def load_reward_function(reference: str) -> RewardFunction:
         )
 
     @functools.wraps(function)  # its signature says what it asks for
-    def checked(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> list[float]:
+    def checked(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> Rewards:
         return score_completions(function, prompts, completions, reference, **columns)
 
     return checked
@@ -87,7 +86,7 @@ def score_completions(
     completions: list[Any],
     name: str = "the reward function",
     **columns: list[Any],
-) -> list[float]:
+) -> Rewards:
     """The rewards of the completions. Raises `UserError`, naming the completion, where the function raises or gives no usable number.
 
     columns: `completion_ids`, and what the records of the prompts have beside them.
@@ -102,9 +101,10 @@ def score_completions(
     except Exception as error:
         record = _first_that_raises(function, given, name)
         raise UserError(f"{name} raised {_describe(error)}{record}; mend the function") from error
-    return check_rewards(
+    check_count_and_numbers(
         rewards, len(completions), name, lambda index: _record(index, prompts[index], completions[index])
     )
+    return [None if reward is None else float(reward) for reward in rewards]
 
 
 def _call(function: RewardFunction, given: Mapping[str, list[Any]], name: str) -> Any:
@@ -172,7 +172,7 @@ def _in_order(rewards: Any, name: str) -> list[Any]:
         )
     listed = list(rewards)
     _close(listed)
-    return [0.0 if reward is None else reward for reward in listed]
+    return listed
 
 
 def _close(values: list[Any]) -> None:
@@ -180,39 +180,6 @@ def _close(values: list[Any]) -> None:
     for value in values:
         if inspect.iscoroutine(value):
             value.close()
-
-
-def check_rewards(
-    rewards: Sequence[Any],
-    count: int,
-    name: str = "the reward",
-    record: Callable[[int], str] = lambda index: f" for completion {index + 1}",
-) -> list[float]:
-    """The rewards as numbers, the last check before they move weights. Raises `UserError` unless there are `count` usable ones.
-
-    record: the words that name a completion by its index.
-    """
-    if len(rewards) != count:
-        raise UserError(
-            f"{name} gave {len(rewards)} rewards for {count} completions; return one number for each completion, in order"
-        )
-    for index, reward in enumerate(rewards):
-        if not is_usable_number(reward):
-            raise UserError(
-                f"{name} gave {_shown(reward)}{record(index)}; return a finite number for every completion, "
-                f"of at most {LARGEST:.0e} in size"
-            )
-    return [float(reward) for reward in rewards]
-
-
-def is_usable_number(value: Any) -> bool:
-    """Python's, NumPy's or torch's number, neither NaN nor beyond what float32 can compute with."""
-    try:
-        return not isinstance(value, str | bytes | bytearray) and abs(float(value)) <= LARGEST
-    except (
-        Exception
-    ):  # of whatever a user's function returned: no number, several in one tensor, an integer too large
-        return False
 
 
 def _first_that_raises(function: RewardFunction, given: Mapping[str, list[Any]], name: str) -> str:
@@ -226,18 +193,7 @@ def _first_that_raises(function: RewardFunction, given: Mapping[str, list[Any]],
 
 
 def _record(index: int, prompt: Any, completion: Any) -> str:
-    return f" for completion {index + 1}, {_shown(completion)} to the prompt {_shown(prompt)}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        return _shorten(repr(value))
-    except Exception:  # Python writes no integer of more than 4,300 digits
-        return f"a {type(value).__name__}"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return f" for completion {index + 1}, {shown(completion)} to the prompt {shown(prompt)}"
 
 
 def _describe(error: Exception) -> str:

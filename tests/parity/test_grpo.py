@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared_data.alignment.reward_values import as_floats, reward_metrics
 from shared_data.errors import UserError
 from shared_data.settings import GrpoSettings
 from tests.parity.arrays import array
@@ -206,6 +207,41 @@ def test_advantages_equal_those_of_the_library(parity: ParityRecorder, trainer: 
             component=f"grpo, scale {scale}", quantity="advantages", levels=levels,
             actual=two, expected=expected, tolerance=tolerance,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rewards", [[1.0, None, 0.25, 0.75], [None, None, 0.0, 1.0], [None] * 3 + [1.0], [None] * 4]
+)
+@pytest.mark.parametrize("scale", SCALES)
+def test_rewards_that_do_not_apply_teach_what_they_teach_in_the_library(
+    parity: ParityRecorder, trainer: Any, scale: Any, rewards: list
+) -> None:
+    trainer.scale_rewards, functions = scale, trainer.reward_funcs
+    trainer.reward_funcs = [lambda prompts, completions, **_: rewards]
+    prompts = [{"prompt": "given by the rollout"}] * 4
+    library = trainer._generate_and_score_completions(prompts)["advantages"]
+    trainer.reward_funcs = functions
+    two = grpo2.group_advantages(torch.tensor(as_floats(rewards)).double(), 2, scale)
+    three = grpo3.group_advantages(np.array(as_floats(rewards)), 2, scale)
+    for levels, expected, tolerance in (("v2-v1", library, 1e-7), ("v2-v3", three, 1e-15)):
+        parity(
+            component=f"grpo, scale {scale}, None among the rewards", quantity="advantages", levels=levels,
+            actual=two, expected=expected, tolerance=tolerance,
+        )  # fmt: skip
+
+
+def test_a_reward_that_does_not_apply_leaves_its_group() -> None:
+    """The mean of 1, 0 and 0.5 is 0.5 and their deviation 0.5; the completion without a reward has no advantage."""
+    rewards = [1.0, 0.0, None, 0.5]
+    assert reward_metrics(rewards) == {"reward": 0.5, "reward_std": 0.5}
+    assert reward_metrics([None, 1.0]) == {"reward": 1.0}
+    assert reward_metrics([None]) == {}
+    for advantages in (
+        grpo2.group_advantages(torch.tensor(as_floats(rewards)), 4),
+        grpo3.group_advantages(np.array(as_floats(rewards), np.float32), 4),
+    ):
+        assert np.asarray(advantages).dtype == np.float32
+        np.testing.assert_allclose(advantages, [0.9998, -0.9998, 0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize(("beta", "unbiased"), [(0.0, True), (0.04, True), (0.04, False)])

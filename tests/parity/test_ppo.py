@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from shared_data.errors import UserError
 from shared_data.settings import PpoSettings
 from shared_data.training.parameter_groups import parameter_groups
 from tests.parity.arrays import array, integers
@@ -519,6 +520,15 @@ def test_scores_are_of_the_text_without_its_end_beside_the_prompt(level: str, pr
     assert sorted(prompt for prompt, _ in seen) == sorted(each.text for each in updates.batches.prompts)
     assert metrics["reward"] == pytest.approx(np.mean([len(text) for _, text in seen]))
     assert not any("<|im_end|>" in text or "<|endoftext|>" in text for _, text in seen)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_reward_that_does_not_apply_is_refused(level: str, prepared: Path) -> None:
+    updates = Updates(
+        level, prepared, section(), lambda prompts, completions: [1.0, *[None] * (len(completions) - 1)]
+    )
+    with pytest.raises(UserError, match="None for completion 2; PPO needs a number for every completion"):
+        next(updates.losses())
 
 
 def test_a_reward_model_scores_a_completion_in_a_batch_as_alone(

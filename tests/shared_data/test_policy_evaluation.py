@@ -57,3 +57,17 @@ def test_rewards_kl_and_language_before_and_after(tmp_path: Path) -> None:
     assert completions[2] == {
         "prompt": "three?", "before": "three?", "before_reward": 6.0, "after": "three?!!", "after_reward": 8.0
     }  # fmt: skip
+
+
+def test_a_reward_counts_where_it_applies(tmp_path: Path) -> None:
+    run = RunFolder("v2", load_settings("smoke"), tmp_path)
+
+    def of_short_ones(prompts: list[str], completions: list[str]) -> list[float | None]:
+        return [len(text) if len(text) < 5 else None for text in completions]
+
+    metrics = evaluate_policy(
+        run.settings, run, "grpo", Parrot("!!", 0.5), Parrot("", 2.0), PROMPTS, of_short_ones
+    )
+    assert metrics["before"] == 4
+    assert metrics["unscored"] == 1 + 3
+    assert "after" not in metrics, "it applies to none of them"

@@ -199,7 +199,8 @@ def add_ppo(run: RunFolder, steps: int, kl: float) -> None:
         "after": "Oscar \ufffd",
         "after_reward": 1.0,
     }
-    write_json(run.stage("ppo") / "completions.json", [record])
+    unscored = {"prompt": "a", "before": "b", "before_reward": None, "after": "c", "after_reward": None}
+    write_json(run.stage("ppo") / "completions.json", [record, unscored])
 
 
 def test_a_question_stands_with_its_story(run: RunFolder) -> None:
@@ -209,6 +210,7 @@ def test_a_question_stands_with_its_story(run: RunFolder) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     # Before and after tuning, what was answered wrong, the lowest reward, and the same prompts after each stage.
     assert text.count(f"{STORY}<b>\nQuestion: Who has the ball at the end?</b>") == 4
+    assert "<td>c</td><td>none</td>" in text, "a completion that the reward does not apply to"
 
 
 def test_what_cannot_be_read_is_said_in_words(run: RunFolder) -> None:

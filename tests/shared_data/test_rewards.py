@@ -84,7 +84,7 @@ FORMS = {
     "def f(completion_ids, **kwargs): return [sum(ids) for ids in completion_ids]": [3, 0, 7],
     "def f(**kwargs): return [len(kwargs) + len(p) for p in kwargs['prompts']]": [8, 10, 9],
     "def f(completions, prompts): return [len(p) - len(c) for p, c in zip(prompts, completions)]": [-1, 6, 0],
-    "def f(completions, **kwargs): return [None if not c else 1.0 for c in completions]": [1, 0, 1],
+    "def f(completions, **kwargs): return [None if not c else 1.0 for c in completions]": [1, None, 1],
     "def f(p, c): return [len(a) - len(b) for a, b in zip(p, c)]": [-1, 6, 0],
     "def f(prompts, replies): return [len(a) - len(b) for a, b in zip(prompts, replies)]": [-1, 6, 0],
     "f = lambda x, y: [len(a) - len(b) for a, b in zip(x, y)]": [-1, 6, 0],

@@ -32,7 +32,7 @@ DUPLICATE = {"kind": "near", "similarity": 0.9, "text": "a"}
 SOUND: list[tuple[Any, Any]] = [
     (TokenFacts, FACTS),
     (Samples, [SAMPLE]),
-    (Completions, [COMPLETION]),
+    (Completions, [COMPLETION, COMPLETION | {"after_reward": None}]),
     (Answers, {"before": [], "after": []}),
     (Accuracy, {"evasive": [3, 4]}),
     (Losses, [2.5, 1]),

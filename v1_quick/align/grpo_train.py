@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import open_prompts, score_prompts
+from shared_data.alignment.reward_values import Rewards
 from shared_data.alignment.rewards import open_reward
 from shared_data.corpus.bad_records import BadRecords
 from shared_data.errors import UserError
@@ -38,7 +39,7 @@ def grpo(settings: Settings, run: RunFolder) -> Metrics:
             f"{len(prompts)} prompts are too few for a batch; lower grpo.per_device_train_batch_size"
         )
 
-    def reward_function(place: list, completions: list, completion_ids: list, **_: Any) -> list[float]:
+    def reward_function(place: list, completions: list, completion_ids: list, **_: Any) -> Rewards:
         texts = [turns[-1]["content"] for turns in completions]
         return score_prompts(reward, [prompts[number] for number in place], texts, completion_ids)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts, score_prompts
+from shared_data.alignment.reward_values import as_floats, reward_metrics
 from shared_data.alignment.rewards import RewardFunction, open_reward
 from shared_data.alignment.token_policy import decode_completions
 from shared_data.corpus.bad_records import BadRecords
@@ -86,8 +87,10 @@ def grpo_update(
     prompts = [prompt for prompt in batch.prompts for _ in range(group)]
     completion_ids = rollout.completions()
     texts = decode_completions(tokenizer, completion_ids)
-    rewards = policy.lm_head.weight.new_tensor(score_prompts(reward, prompts, texts, completion_ids))
-    advantages = group_advantages(rewards, group, section.scale_rewards)
+    rewards = score_prompts(reward, prompts, texts, completion_ids)
+    advantages = group_advantages(
+        policy.lm_head.weight.new_tensor(as_floats(rewards)), group, section.scale_rewards
+    )
     mask = rollout.mask
     with torch.no_grad():
         reference_log_probs = rollout_log_probs(reference, rollout, section.temperature)
@@ -108,9 +111,8 @@ def grpo_update(
             max_completion_length=section.max_completion_length,
             use_bias_correction_kl=section.use_bias_correction_kl,
         )
+        metrics |= reward_metrics(rewards)
         metrics |= {
-            "reward": rewards.mean().item(),
-            "reward_std": rewards.std().item(),
             # Nats a token, as the samples estimate them; the estimator of the KL is k1, penalized or not.
             "kl": masked_mean(log_probs.detach() - reference_log_probs, mask).item(),
             "entropy": masked_mean(-log_probs.detach(), mask).item(),

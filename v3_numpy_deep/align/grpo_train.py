@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from shared_data.alignment.policy_evaluation import evaluate_policy
 from shared_data.alignment.prompts import PromptBatch, PromptBatches, open_prompts, score_prompts
+from shared_data.alignment.reward_values import as_floats, reward_metrics
 from shared_data.alignment.rewards import RewardFunction, open_reward
 from shared_data.alignment.token_policy import decode_completions
 from shared_data.corpus.bad_records import BadRecords
@@ -86,8 +87,10 @@ def grpo_update(
     prompts = [prompt for prompt in batch.prompts for _ in range(group)]
     completion_ids = rollout.completions()
     texts = decode_completions(tokenizer, completion_ids)
-    rewards = np.array(score_prompts(reward, prompts, texts, completion_ids), policy.lm_head.weight.dtype)
-    advantages = group_advantages(rewards, group, section.scale_rewards)
+    rewards = score_prompts(reward, prompts, texts, completion_ids)
+    advantages = group_advantages(
+        np.array(as_floats(rewards), policy.lm_head.weight.dtype), group, section.scale_rewards
+    )
     mask = rollout.mask
     with no_grad():
         reference_log_probs = rollout_log_probs(reference, rollout, section.temperature).data
@@ -108,9 +111,8 @@ def grpo_update(
             max_completion_length=section.max_completion_length,
             use_bias_correction_kl=section.use_bias_correction_kl,
         )
+        metrics |= reward_metrics(rewards)
         metrics |= {
-            "reward": rewards.mean().item(),
-            "reward_std": rewards.std(ddof=1).item(),
             # Nats a token, as the samples estimate them; the estimator of the KL is k1, penalized or not.
             "kl": (log_probs.data - reference_log_probs)[mask == 1].mean().item(),
             "entropy": -log_probs.data[mask == 1].mean().item(),

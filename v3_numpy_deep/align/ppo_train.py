@@ -26,7 +26,8 @@ from shared_data.alignment.prompts import (
     open_prompts,
     score_prompts,
 )
-from shared_data.alignment.rewards import RewardFunction, check_rewards, open_reward
+from shared_data.alignment.reward_values import Rewards, check_rewards
+from shared_data.alignment.rewards import RewardFunction, open_reward
 from shared_data.alignment.token_policy import decode_completions, pad_completions
 from shared_data.corpus.bad_records import BadRecords
 from shared_data.evaluation.held_out import check_vocabulary
@@ -46,7 +47,7 @@ from v3_numpy_deep.models.reward_model import RewardModel
 from v3_numpy_deep.models.transformer import Transformer, frozen_copy
 from v3_numpy_deep.pretrain.components.training import Training
 
-Score = Callable[[PromptBatch, Rollout], list[float]]  # a number for each completion
+Score = Callable[[PromptBatch, Rollout], Rewards]
 
 
 def ppo(settings: Settings, run: RunFolder) -> Metrics:
@@ -158,13 +159,13 @@ def rollout_values(value_model: RewardModel, rollout: Rollout) -> Float[Tensor, 
 
 def text_scores(
     reward: RewardFunction, tokenizer: Tokenizer, batch: PromptBatch, rollout: Rollout
-) -> list[float]:
+) -> Rewards:
     """Scores by a function of texts."""
     ids = rollout.completions()
     return score_prompts(reward, batch.prompts, decode_completions(tokenizer, ids), ids)
 
 
-def model_scores(reward_model: RewardModel, batch: PromptBatch, rollout: Rollout) -> list[float]:
+def model_scores(reward_model: RewardModel, batch: PromptBatch, rollout: Rollout) -> Rewards:
     """Scores by a reward model, read at the last token of prompt and completion."""
     return _row_scores(reward_model, list(zip(batch.ids, rollout.completions(), strict=True)))
 

@@ -82,6 +82,7 @@ def logged_metrics(trainer: Trainer, folder: Path) -> Metrics:
     for entry in trainer.state.log_history:
         rows.setdefault(entry["step"], {}).update(entry)
     for step, row in rows.items():
+        row = {name: value for name, value in row.items() if value is not None}  # a mean of nothing
         for name in _LOSSES & row.keys():
             if not math.isfinite(row[name]):
                 raise UserError(

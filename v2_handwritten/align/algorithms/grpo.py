@@ -33,16 +33,24 @@ def group_advantages(
     """How much better each completion is than the mean of its group: `num_generations` completions to one prompt, next to each other.
 
     scale_rewards: the difference is divided by the standard deviation (n - 1 in the denominator) of the group or of the
-    whole batch; "none" leaves it, as Liu et al. 2025 propose, so that an easy prompt does not count for more.
+    whole batch; "none" leaves it, as Liu et al. 2025 propose, so that an easy prompt does not count for more. A reward of NaN does not
+    apply: it counts in no mean and no deviation, and its advantage is 0.
     """
     assert len(rewards) % num_generations == 0, f"{len(rewards)} rewards are no groups of {num_generations}"
     groups = rewards.view(-1, num_generations)
-    advantages = groups - groups.mean(dim=1, keepdim=True)
+    advantages = groups - groups.nanmean(dim=1, keepdim=True)
     if scale_rewards == "group":
-        advantages = advantages / (groups.std(dim=1, keepdim=True) + _EPSILON)
+        advantages = advantages / (_deviation(groups, dim=1) + _EPSILON)
     elif scale_rewards == "batch":
-        advantages = advantages / (groups.std() + _EPSILON)
-    return advantages.flatten()
+        advantages = advantages / (_deviation(groups, dim=(0, 1)) + _EPSILON)
+    return advantages.nan_to_num(nan=0.0).flatten()
+
+
+def _deviation(rewards: Float[Tensor, "P G"], dim: int | tuple[int, ...]) -> Float[Tensor, "..."]:
+    """Their standard deviation, without those of NaN."""
+    squares = (rewards - rewards.nanmean(dim, keepdim=True)).square()
+    count = rewards.isnan().logical_not().sum(dim, keepdim=True)
+    return torch.sqrt(squares.nansum(dim, keepdim=True) / (count - 1).clamp(min=1))
 
 
 def kl_estimate(new: Float[Tensor, "B T"], reference: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:

@@ -36,16 +36,30 @@ def group_advantages(
     """How much better each completion is than the mean of its group: `num_generations` completions to one prompt, next to each other.
 
     scale_rewards: the difference is divided by the standard deviation (n - 1 in the denominator) of the group or of the
-    whole batch; "none" leaves it, as Liu et al. 2025 propose, so that an easy prompt does not count for more.
+    whole batch; "none" leaves it, as Liu et al. 2025 propose, so that an easy prompt does not count for more. A reward of NaN does not
+    apply: it counts in no mean and no deviation, and its advantage is 0.
     """
     assert len(rewards) % num_generations == 0, f"{len(rewards)} rewards are no groups of {num_generations}"
     groups = rewards.reshape(-1, num_generations)
-    advantages = groups - groups.mean(axis=1, keepdims=True)
+    advantages = groups - _mean(groups, axis=1)
     if scale_rewards == "group":
-        advantages = advantages / (groups.std(axis=1, keepdims=True, ddof=1) + _EPSILON)
+        advantages = advantages / (_deviation(groups, axis=1) + _EPSILON)
     elif scale_rewards == "batch":
-        advantages = advantages / (float(groups.std(ddof=1)) + _EPSILON)
-    return advantages.ravel()
+        advantages = advantages / (_deviation(groups, axis=None) + _EPSILON)
+    return np.nan_to_num(advantages, nan=0.0).ravel()
+
+
+def _mean(rewards: Float[Array, "P G"], axis: int | None) -> Float[Array, "..."]:
+    """Without those of NaN; NumPy's nanmean would warn where there is nothing else."""
+    count = np.count_nonzero(~np.isnan(rewards), axis, keepdims=True)
+    return np.nansum(rewards, axis, keepdims=True) / np.maximum(count, 1).astype(rewards.dtype)
+
+
+def _deviation(rewards: Float[Array, "P G"], axis: int | None) -> Float[Array, "..."]:
+    """Their standard deviation, without those of NaN."""
+    squares = (rewards - _mean(rewards, axis)) ** 2
+    count = np.count_nonzero(~np.isnan(rewards), axis, keepdims=True)
+    return np.sqrt(np.nansum(squares, axis, keepdims=True) / np.maximum(count - 1, 1).astype(rewards.dtype))
 
 
 def kl_estimate(new: Float[Tensor, "B T"], reference: Float[Array, "B T"]) -> Float[Tensor, "B T"]:
