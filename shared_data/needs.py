@@ -156,8 +156,8 @@ def _check_tokenizer(run: RunFolder, stage: str) -> None:
         raise UserError(f"{section.load} has no special token to end a document; add <|endoftext|> to it")
     if section.chat_source and is_on_this_disk("tokenizer.chat_source", section.chat_source):
         conversations = read_conversations(run.settings.data, section.chat_source)
-        for where, messages in islice(conversations, section.chat_conversations):
-            check_turns(messages, where)
+        for conversation in islice(conversations, section.chat_conversations):
+            check_turns(conversation.messages, conversation.where)
 
 
 def _check_training(run: RunFolder, stage: str) -> None:

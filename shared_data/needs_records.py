@@ -20,7 +20,7 @@ from shared_data.corpus.open_corpus import find_files
 from shared_data.model_names import starting_config
 from shared_data.runs import RunFolder
 from shared_data.settings_align import BUILT_IN_REWARDS
-from shared_data.training.chat_data import check_content, check_conversation, encode_conversation
+from shared_data.training.chat_data import check_content, check_conversation, encode_conversation, texts_in
 
 STAGES_WITH_RECORDS = ("sft", "reward", "dpo", "ppo", "grpo")
 
@@ -53,10 +53,10 @@ def _check_conversations(run: RunFolder, special_tokens: list[str], tokenizer: A
     length = min(section.max_length, starting_config(run, "sft").max_position_embeddings)
     bad = BadRecords(section.on_bad_record, is_silent=True)  # the stage reports
     found = read_conversations(data, section.source, columns=section.columns, bad=bad)
-    for where, messages in islice(found, section.conversations):
-        good = bad.is_good(check_conversation, messages, special_tokens, where)
+    for each in islice(found, section.conversations):
+        good = bad.is_good(check_conversation, each.messages, special_tokens, each.where)
         if good and tokenizer is not None and run.level != "v1":  # its trainer cuts off what is too long
-            bad.is_good(encode_conversation, tokenizer, messages, length, where)
+            bad.is_good(encode_conversation, tokenizer, each.messages, length, each.where, each.tools)
 
 
 def _check_pairs(run: RunFolder, stage: str, special_tokens: list[str], tokenizer: Any | None) -> None:
@@ -79,7 +79,7 @@ def _check_prompts(run: RunFolder, stage: str, special_tokens: list[str], tokeni
 
     def check(prompt: Prompt) -> None:
         columns.update(dict.fromkeys(prompt.columns))
-        check_content([message["content"] for message in prompt.messages], special_tokens, prompt.where)
+        check_content(texts_in(prompt.messages), special_tokens, prompt.where)
         if tokenizer is not None:
             positions = starting_config(run, stage).max_position_embeddings
             check_length(prompt, run.settings, stage, tokenizer, positions)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from shared_data.alignment.pairs import PairRecord, check_pair_turns, check_texts, open_pairs
 from shared_data.alignment.token_policy import pad_completions
 from shared_data.corpus.bad_records import BadRecords
+from shared_data.corpus.used_fields import template_source
 from shared_data.errors import UserError
 from shared_data.settings import PreferenceSettings, Settings
 from shared_data.tokenizer.tokenizer import Tokenizer
@@ -105,7 +106,8 @@ def open_pair_batches(
 
     # Where a bad record stops the job, encoding the batches finds it.
     bad = bad or BadRecords(section.on_bad_record)
-    records = open_pairs(settings, stage, check if bad.policy == "skip" else None, bad)
+    check_each = check if bad.policy == "skip" else None
+    records = open_pairs(settings, stage, check_each, bad, template_source(tokenizer))
     train, held_out = (
         PairBatches(part, tokenizer, section, positions, shuffle)
         for part, shuffle in zip(records, (True, False), strict=True)
@@ -124,11 +126,12 @@ def encode_pair(tokenizer: Tokenizer, record: PairRecord) -> Pair:
     """The ids of a record's three parts. Raises `UserError` for an empty part, turns out of order, or a template's token in a text."""
     check_texts(record, tokenizer.special_tokens)
     check_pair_turns(record)
-    template = tokenizer.get_chat_template()
-    ids = [tokenizer.encode(template.render(record["prompt"], add_generation_prompt=True))]
+    tools = record.get("tools")
+    template = tokenizer.get_chat_template(with_tools=tools is not None)
+    ids = [tokenizer.encode(template.render(record["prompt"], add_generation_prompt=True, tools=tools))]
     for part in ("chosen", "rejected"):
         messages = [*record["prompt"], *record[part]]
-        text, spans = template.render_with_spans(messages)
+        text, spans = template.render_with_spans(messages, tools)
         first = -sum(message["role"] == "assistant" for message in record[part])
         # Not with the line break after it: a sampled completion ends with the token that ends the turn.
         ids.append(tokenizer.encode(text[spans[first][0] : spans[-1][1]].removesuffix("\n")))

@@ -9,15 +9,17 @@ from typing import Any
 
 from shared_data.alignment.reward_values import LARGEST, is_usable_number
 from shared_data.corpus.bad_records import BadRecords
-from shared_data.corpus.formatting import Message, format_preference
+from shared_data.corpus.formatting import format_preference
 from shared_data.corpus.records import open_records
+from shared_data.corpus.turns import Message, read_tools
+from shared_data.corpus.used_fields import name_unused, used_fields
 from shared_data.errors import UserError
 from shared_data.settings import PreferenceSettings, Settings
-from shared_data.training.chat_data import check_content
+from shared_data.training.chat_data import check_content, texts_in
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 
-PairRecord = dict[str, Any]  # prompt, chosen, rejected: messages; where, margin, reason
+PairRecord = dict[str, Any]  # prompt, chosen, rejected: messages; tools, where, margin, reason
 
 
 def open_pairs(
@@ -25,6 +27,7 @@ def open_pairs(
     stage: str,
     check: Callable[[PairRecord], Any] | None = None,
     bad: BadRecords | None = None,
+    template: str | None = None,
 ) -> tuple[list[PairRecord], list[PairRecord]]:
     """Pairs of a stage to train on, and held-out ones: of the story world's test split, or of a user's records.
 
@@ -32,7 +35,7 @@ def open_pairs(
     the record in an error. Raises `UserError` naming the record that is wrong.
 
     check: raises `UserError` for a record that the level cannot learn from, so that `on_bad_record` counts for it, too.  bad: counts
-    what was read and skipped.
+    what was read and skipped.  template: of the chat; what it does not use of a record is named.
     """
     section: PreferenceSettings = getattr(settings, stage)
     if section.source == "story_world":
@@ -45,6 +48,9 @@ def open_pairs(
             record = bad.attempt(_pair, fields, where, section.columns)
             if record is not None and (check is None or bad.is_good(check, record)):
                 records.append(record)
+                if template is not None:
+                    turns = [*record["prompt"], *record["chosen"], *record["rejected"]]
+                    name_unused(turns, record.get("tools"), used_fields(template), bad)
     if not records:
         raise UserError(f"{section.source} has no pair that can be used; correct the records")
     kept = [record for number, record in enumerate(records) if number % HELD_OUT_PART] or records
@@ -52,7 +58,8 @@ def open_pairs(
 
 
 def _pair(fields: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> PairRecord:
-    return format_preference(fields, where, columns) | _extras(fields, where)
+    tools = read_tools(fields, where)
+    return format_preference(fields, where, columns) | {"tools": tools} | _extras(fields, where)
 
 
 def check_pair_turns(record: PairRecord) -> None:
@@ -67,11 +74,11 @@ def check_pair_turns(record: PairRecord) -> None:
 
 def check_texts(record: PairRecord, special_tokens: Iterable[str]) -> None:
     """Raise `UserError` for an empty part, or for text with one of the chat template's own tokens."""
+    check_content(texts_in(record.get("tools")), special_tokens, record["where"])
     for part in ("prompt", "chosen", "rejected"):
-        contents = [message["content"] for message in record[part]]
-        if not any(content.strip() for content in contents):
+        if not any(message["content"].strip() or message.get("tool_calls") for message in record[part]):
             raise UserError(f"{record['where']}: {part!r} is empty; complete or remove the record")
-        check_content(contents, special_tokens, record["where"])
+        check_content(texts_in(record[part]), special_tokens, record["where"])
 
 
 def _extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -91,4 +98,4 @@ def _story_world_pairs(seed: int, split: str, **options: Any) -> Iterator[PairRe
         where = f"pair {number:,} of the story world"
         record = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
         messages: dict[str, list[Message]] = format_preference(record, where)
-        yield messages | {"where": where, "margin": 0.0, "reason": pair.reason}
+        yield messages | {"tools": None, "where": where, "margin": 0.0, "reason": pair.reason}

@@ -14,11 +14,12 @@ from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.formatting import format_prompt
 from shared_data.corpus.records import open_records
 from shared_data.corpus.turns import Message
+from shared_data.corpus.used_fields import name_unused, template_source, used_fields
 from shared_data.errors import UserError
 from shared_data.inference.prompts import encode_chat
 from shared_data.settings import OnlineSettings, PolicyEvaluationSettings, Settings
 from shared_data.tokenizer.tokenizer import Tokenizer
-from shared_data.training.chat_data import check_content
+from shared_data.training.chat_data import check_content, texts_in
 from shared_data.training.data_order import DataOrder
 
 HELD_OUT_PART = 10  # of a user's prompts, one in so many is held out
@@ -87,11 +88,13 @@ def open_prompts(
     batches could never be finished.
     """
 
+    bad = bad or BadRecords(getattr(settings, stage).on_bad_record)
+    used = used_fields(template_source(tokenizer))
+
     def check(prompt: Prompt) -> None:
-        check_content(
-            [message["content"] for message in prompt.messages], control_tokens(tokenizer), prompt.where
-        )
+        check_content(texts_in(prompt.messages), control_tokens(tokenizer), prompt.where)
         check_length(prompt, settings, stage, tokenizer, positions)
+        name_unused(prompt.messages, None, used, bad)
 
     return read_prompts(settings, stage, check, bad)
 

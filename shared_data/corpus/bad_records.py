@@ -76,4 +76,4 @@ class BadRecords:
             for line in self.first:
                 print(f"    {line}", file=sys.stderr)
         for what, count in self.left_out.items():
-            print(f"{source}: {what} in {count:,} records", file=sys.stderr)
+            print(f"{source}: in {count:,} {'records' if count > 1 else 'record'} {what}", file=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shared_data.corpus.bad_records import BadRecords
-from shared_data.corpus.formatting import Message, fields_left_out, format_chat
+from shared_data.corpus.formatting import Conversation, format_chat
 from shared_data.corpus.records import open_records
 from shared_data.settings import DataSettings
 
@@ -23,8 +23,8 @@ def read_conversations(
     options: Mapping[str, Any] | None = None,
     columns: Mapping[str, str] | None = None,
     bad: BadRecords | None = None,
-) -> Iterator[tuple[str, list[Message]]]:
-    """Each conversation of a source with the words that name it in an error.
+) -> Iterator[Conversation]:
+    """Each conversation of a source.
 
     options: arguments of the story world's `conversations`, from `SftSettings.story_world_options`.
     columns: what our fields are called in the records. bad: what happens to a record that is no conversation; by default it is a `UserError`.
@@ -32,15 +32,15 @@ def read_conversations(
     if source != "story_world":
         bad = bad or BadRecords()
         for where, record in open_records(data, source, bad):
-            messages = bad.attempt(format_chat, record, where, columns)
-            if messages is None:
+            conversation = bad.attempt(format_chat, record, where, columns)
+            if conversation is None:
                 continue
-            for name in fields_left_out(record, columns):
+            for name in conversation.left_out:
                 bad.leave_out(f"the field {name!r} is left out")
-            yield where, messages
+            yield conversation
         return
     from shared_data.story_world.conversations import conversations
 
     stories = conversations(seed, "train", **(options or {}))
     for number, messages in enumerate(stories):
-        yield f"conversation {number:,} of the story world", messages
+        yield Conversation(messages, where=f"conversation {number:,} of the story world")

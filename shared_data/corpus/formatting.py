@@ -11,13 +11,22 @@ Pretraining uses the first; instruction tuning and alignment use the others. Fie
 no field: where records of several forms are merged into one table, each has nulls in the columns of the others.
 
     uv run python -c "from shared_data.corpus.formatting import format_chat; \
-print(format_chat({'prompt': 'Who has the ball?', 'completion': 'Tom.'}))"
+print(format_chat({'prompt': 'Who has the ball?', 'completion': 'Tom.'}).messages)"
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from shared_data.corpus.turns import Message, as_messages, history_turns, is_dialogue, read_turns
+from shared_data.corpus.turns import (
+    Message,
+    Tool,
+    as_messages,
+    history_turns,
+    is_dialogue,
+    read_tools,
+    read_turns,
+)
 from shared_data.errors import UserError
 
 Record = Mapping[str, Any]
@@ -31,10 +40,23 @@ QUESTION_AND_REPLY = (
     ("instruction", "output"),
     ("instruction", "response"),
 )
-CHAT_FIELDS = {*WHOLE, *(name for form in QUESTION_AND_REPLY for name in form), "input", "context", "history", "system"}  # fmt: skip
-BESIDE = ("input", "context", "history", "tools", "functions", "weight", "images", "documents")
+CHAT_FIELDS = {*WHOLE, *(name for form in QUESTION_AND_REPLY for name in form), "input", "context", "history", "system", "tools", "functions"}  # fmt: skip
+BESIDE = ("input", "context", "history", "weight", "images", "documents")
 PROMPT_FIELDS = {"prompt", "system"}
 PREFERENCE_FIELDS = {*PROMPT_FIELDS, "chosen", "rejected"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Its turns, the functions that the assistant may call in it, and the words that name it in an error.
+
+    left_out: fields of its record that may change what the turns mean, and that its form does not read.
+    """
+
+    messages: list[Message]
+    tools: list[Tool] | None = None
+    where: str = "the conversation"
+    left_out: tuple[str, ...] = ()
 
 
 def rename(record: Record, columns: Mapping[str, str], fields: set[str], where: str) -> dict[str, Any]:
@@ -76,8 +98,8 @@ def format_text(record: Any, text_field: str = "text", where: str = "the record"
 
 def format_chat(
     record: Record, where: str = "the record", columns: Mapping[str, str] | None = None
-) -> list[Message]:
-    """The turns of a conversation record. Raises `UserError` where no known form fits, or several do."""
+) -> Conversation:
+    """The conversation of a record. Raises `UserError` where no known form fits, or several do."""
     fields = rename(record, columns or {}, CHAT_FIELDS, where)
     form = _chat_form(fields, columns or {}, where)
     if len(form) == 1:
@@ -85,13 +107,11 @@ def format_chat(
     else:
         turns = [*history_turns(fields.get("history"), where), *_question(fields, form[0], where)]
         turns += as_messages(fields[form[1]], "assistant", where)
-    return _with_system(turns, fields.get("system"), where)
+    turns = _with_system(turns, fields.get("system"), where)
+    return Conversation(turns, read_tools(fields, where), where, tuple(_left_out(fields, form)))
 
 
-def fields_left_out(record: Record, columns: Mapping[str, str] | None = None) -> list[str]:
-    """What a conversation record has beside its turns that may change what they mean, and that its form does not read."""
-    fields = rename(record, columns or {}, CHAT_FIELDS, "the record")
-    form = _chat_form(fields, columns or {}, "the record")
+def _left_out(fields: Record, form: Sequence[str]) -> list[str]:
     read = {"history"} if len(form) == 2 else set()
     read |= {"input", "context"} if form[0] == "instruction" else set()
     return [name for name in BESIDE if fields.get(name) not in (None, "", []) and name not in read]

@@ -41,9 +41,9 @@ def tokenizer_texts(settings: Settings, run: RunFolder) -> Iterator[str]:
             break
     if section.chat_source is not None:
         conversations = read_conversations(settings.data, section.chat_source)
-        for _, messages in islice(conversations, section.chat_conversations):
+        for conversation in islice(conversations, section.chat_conversations):
             # After the role, as the chat template writes it.
-            yield from (f"{message['role']}\n{message['content']}" for message in messages)
+            yield from (f"{message['role']}\n{message['content']}" for message in conversation.messages)
 
 
 def write_tokens(

@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared_data.errors import UserError
+from shared_data.files import parse_json
 
 Message = dict[str, Any]
+Tool = dict[str, Any]  # the JSON schema of a function
 ROLES = ("system", "user", "assistant", "tool")
 # Other names of the roles: ShareGPT's and those of its descendants, OpenAI's earlier and later ones.
 _OTHER_NAMES = {
@@ -110,6 +112,24 @@ def _turn(turn: Any, where: str) -> Message:
     if turn.get("weight") == 0:  # OpenAI: this reply is not learned from
         kept["weight"] = 0
     return {"role": role, "content": content, **kept}
+
+
+def read_tools(fields: Mapping[str, Any], where: str = "the record") -> list[Tool] | None:
+    """The functions that the assistant may call: `tools`, a list or its JSON text as in TRL, or `functions`, OpenAI's earlier form."""
+    name = next((name for name in ("tools", "functions") if fields.get(name)), None)
+    tools = None if name is None else fields[name]
+    if isinstance(tools, str):
+        try:
+            tools = parse_json(tools.encode())
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{where}: {name!r} is a text, but no JSON ({error!s:.60}); correct it"
+            ) from error
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise UserError(f"{where}: {name!r} must be a list of JSON schemas; got {tools!r:.60}")
+    return tools if name == "tools" else [{"type": "function", "function": tool} for tool in tools]
 
 
 def _text(content: Any, where: str) -> str | None:

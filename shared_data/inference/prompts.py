@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from shared_data.corpus.formatting import Message
+from shared_data.corpus.turns import Message, Tool
 from shared_data.errors import UserError
 from shared_data.inference.arguments import end_ids
 from shared_data.tokenizer.tokenizer import END_OF_TEXT_NAMES, NO_TEMPLATE, Tokenizer
@@ -55,12 +55,14 @@ def end_of_document(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def encode_chat(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+) -> list[int]:
     """The ids of a conversation in the model's template, up to where the assistant's next turn begins. What users typed is text."""
     if tokenizer.chat_template is None:
         raise UserError(NO_TEMPLATE)
     return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+        messages, tools=tools, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )
 
 

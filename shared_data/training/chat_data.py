@@ -11,26 +11,19 @@ the same as here. Theory: chat_data.md.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from shared_data.corpus.bad_records import BadRecords
-from shared_data.corpus.conversations import read_conversations
-from shared_data.corpus.turns import MEANINGFUL, Message
 from shared_data.errors import UserError
-from shared_data.inference.prompts import encode_chat
-from shared_data.settings import Settings
 from shared_data.tokenizer.chat_template import Span
 from shared_data.tokenizer.tokenizer import Tokenizer
 from shared_data.training.data_loader import IGNORED_LABEL, Batch
 from shared_data.training.data_order import DataOrder
 
-HELD_OUT_PART = 20  # one conversation in so many is held out of training
 PACKED_TOGETHER = 1000  # conversations among which those of a row are chosen; as many as TRL's
 
 
@@ -54,7 +47,15 @@ def check_conversation(
 ) -> None:
     """Raise `UserError` where the assistant says nothing, or for text with one of the template's own tokens."""
     check_turns(messages, where)
-    check_content([message["content"] for message in messages], special_tokens, where)
+    check_content(texts_in(messages), special_tokens, where)
+
+
+def texts_in(value: Any) -> list[str]:
+    """All texts of messages or of schemas, however deep."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [text for part in parts for text in texts_in(part)]
 
 
 def check_content(contents: Sequence[str], special_tokens: Iterable[str], where: str) -> None:
@@ -71,14 +72,17 @@ def encode_conversation(
     messages: Sequence[Mapping[str, Any]],
     max_length: int,
     where: str = "the conversation",
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> Example:
     """The tokens of a conversation, at most `max_length`: what is longer is cut off at the end, as TRL does.
 
-    A reply of weight 0 is read and not learned from (OpenAI's field). Raises `UserError` where the assistant says nothing, for text with one
+    tools: JSON schemas of the functions that the assistant may call, for a template that writes them. A reply of weight 0 is read and not learned from (OpenAI's field). Raises `UserError` where the assistant says nothing, for text with one
     of the template's own tokens, or a conversation whose first reply begins only after `max_length`.
     """
     check_conversation(messages, tokenizer.special_tokens, where)
-    text, spans = tokenizer.get_chat_template().render_with_spans(messages)
+    check_content(texts_in(tools), tokenizer.special_tokens, where)
+    template = tokenizer.get_chat_template(with_tools=tools is not None)
+    text, spans = template.render_with_spans(messages, tools)
     spans = _learned(spans, messages, where)
     tokens = tokenizer.encode(text)
     ids = np.array(tokens, dtype=np.int64)
@@ -88,8 +92,16 @@ def encode_conversation(
     for begin, end in ((len(text[:place].encode()) for place in span) for span in spans):
         trained |= (ends > begin) & (ends - lengths < end)
     if not trained[:max_length].any():
-        raise UserError(_no_room(where, int(trained.argmax()), max_length))
+        raise UserError(no_room(where, int(trained.argmax()), max_length))
     return Example(ids[:max_length], trained[:max_length], len(ids) > max_length)
+
+
+def no_room(where: str, tokens: int, max_length: int) -> str:
+    """The words for a conversation whose first reply does not fit."""
+    return (
+        f"{where} has {tokens} tokens before its first reply, more than the {max_length} that a sequence "
+        "holds; shorten it or raise sft.max_length"
+    )
 
 
 def _learned(spans: Sequence[Span], messages: Sequence[Mapping[str, Any]], where: str) -> list[Span]:
@@ -186,112 +198,3 @@ def best_fit_rows(lengths: Int64[np.ndarray, " N"], room: int) -> list[list[int]
         rows[row].append(place)
         insort(rooms, (left - length, row))
     return sorted(sorted(row) for row in rows)
-
-
-def split_conversations(
-    settings: Settings,
-    special_tokens: Iterable[str],
-    used: Iterable[str],
-    bad: BadRecords,
-    example_of: Callable[[list[Message], str], Any],
-) -> tuple[list[Any], list[Any]]:
-    """Examples to train on, and held-out ones.
-
-    special_tokens: those of the template, which no text may hold.  used: which of `MEANINGFUL` and `weight` the level and its template
-    use; the others are taken out of the turns and counted.  example_of: the level's example of a conversation and the words that name it;
-    it raises `UserError` for one that is too long to be learned from.
-    """
-    section, used, special_tokens = settings.sft, set(used), list(special_tokens)
-    found = read_conversations(
-        settings.data, section.source, section.seed, section.story_world_options, section.columns, bad
-    )
-    examples = []
-    with bad.reported(section.source):
-        for where, messages in islice(found, section.conversations):
-            if bad.is_good(check_conversation, messages, special_tokens, where):
-                example = bad.attempt(example_of, _with_used_fields(messages, used, bad), where)
-                examples += [] if example is None else [example]
-    if not examples:
-        raise UserError(f"{section.source} has no conversation that can be used; correct the records")
-    held_out = examples[::HELD_OUT_PART] if len(examples) > 1 else examples
-    return [
-        example for number, example in enumerate(examples) if number % HELD_OUT_PART
-    ] or examples, held_out
-
-
-def _with_used_fields(messages: list[Message], used: set[str], bad: BadRecords) -> list[Message]:
-    """The turns with role, content and the fields that are used."""
-    kept = {"role", "content", *used}
-    for name in {name for message in messages for name in message} - kept:
-        bad.leave_out(
-            f"the field {name!r} of turns is left out, as the chat template or the level does not use it"
-        )
-    return [{name: value for name, value in message.items() if name in kept} for message in messages]
-
-
-def open_conversations(
-    settings: Settings, tokenizer: Tokenizer, positions: int, bad: BadRecords | None = None
-) -> tuple[PackedConversations, PackedConversations]:
-    """Packed conversations to train on, and held-out ones. Raises `UserError` naming the record that is wrong.
-
-    bad: counts what was read, skipped and cut off.
-    """
-    section = settings.sft
-    length = min(section.max_length, positions)
-    bad = bad or BadRecords(section.on_bad_record)
-    used = {"weight", *fields_in(tokenizer.get_chat_template().source)}
-
-    def example_of(messages: list[Message], where: str) -> Example:
-        return encode_conversation(tokenizer, messages, length, where)
-
-    train, held_out = split_conversations(settings, tokenizer.special_tokens, used, bad, example_of)
-    bad.cut = len({id(example) for example in [*train, *held_out] if example.is_cut})
-    pad_id = tokenizer.special_tokens.get("<|pad|>", tokenizer.end_of_text_id)
-    packing = (section.per_device_train_batch_size, length, pad_id, section.seed)
-    return PackedConversations(train, *packing), PackedConversations(held_out, *packing, shuffle=False)
-
-
-def open_messages(
-    settings: Settings, tokenizer: Any, max_length: int, bad: BadRecords
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The conversations of `open_conversations` as rows of `messages`, for a tokenizer and a trainer of the libraries.
-
-    TRL's trainer knows no weights of turns, so they are left out.
-    """
-
-    def example_of(messages: list[Message], where: str) -> dict[str, Any]:
-        bad.cut += is_cut(tokenizer, messages, max_length, where)
-        return {"messages": messages}
-
-    used = fields_in(str(tokenizer.chat_template))
-    return split_conversations(settings, tokenizer.get_added_vocab(), used, bad, example_of)
-
-
-def is_cut(
-    tokenizer: Any, messages: Sequence[Message], max_length: int, where: str = "the conversation"
-) -> bool:
-    """Whether a conversation is longer than `max_length` tokens, for a tokenizer of transformers.
-
-    Raises `UserError` where its first reply begins only after them, so that there is nothing to learn.
-    """
-    replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    before = messages[: replies[0]]
-    prompt = encode_chat(tokenizer, before) if before else []
-    if len(prompt) >= max_length:
-        raise UserError(_no_room(where, len(prompt), max_length))
-    return len(tokenizer.apply_chat_template(messages, return_dict=False)) > max_length
-
-
-def _no_room(where: str, tokens: int, max_length: int) -> str:
-    return (
-        f"{where} has {tokens} tokens before its first reply, more than the {max_length} that a sequence "
-        "holds; shorten it or raise sft.max_length"
-    )
-
-
-def fields_in(template: str) -> list[str]:
-    """The fields of turns, beside role and content, that a template uses."""
-    other_names = {"reasoning_content": ("thinking", "reasoning")}
-    return [
-        name for name in MEANINGFUL if any(each in template for each in (name, *other_names.get(name, ())))
-    ]

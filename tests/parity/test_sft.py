@@ -1,5 +1,7 @@
 """Instruction tuning against transformers and TRL: ids and masks, packing, loss and gradients of `SFTTrainer`, ten steps in lockstep."""
 
+import copy
+import json
 import logging
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,7 @@ from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.story_world.conversations import conversations
 from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
 from shared_data.training.chat_data import PackedConversations, best_fit_rows, encode_conversation
+from shared_data.training.sft_data import open_conversations
 from tests.parity.model_cases import LibraryModel
 from tests.parity.recorder import ParityRecorder
 from tests.parity.training_cases import LEVELS, Level, level_module
@@ -115,6 +118,74 @@ def trainer(tokenizers: Tokenizers, tmp_path_factory: pytest.TempPathFactory) ->
         train_dataset=datasets.Dataset.from_list([{"messages": messages} for messages in chats(4)]),
         processing_class=tokenizers["v1"],
     )
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}"
+    "{% if 'tool_calls' in message %}!{% endif %}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|im_end|>{% endif %}\n{% endfor %}"
+)
+
+
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": name, "arguments": arguments}}],
+    }
+
+
+def test_tools_and_calls_reach_the_template_as_they_are_at_every_level(
+    tokenizers: Tokenizers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table gives all rows the same keys: with it, arguments of one call would stand as nulls in another."""
+    from v1_quick.finetune import sft_train
+
+    class Prepared(sft_train.SFTTrainer):
+        def train(self, **_: Any) -> None:
+            raise StopIteration(self.train_dataset)
+
+    question, answer = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Tom."}
+    schema = {"name": "find", "parameters": {"type": "object", "properties": {"thing": {"type": "string"}}}}
+    records: list[dict[str, Any]] = [
+        {"messages": [question, call("find", thing="ball"), {"role": "tool", "content": "Tom"}, answer], "tools": [schema]},
+        {"messages": [question, call("go", place="home", far=True), answer], "tools": json.dumps([schema | {"strict": True}])},
+        {"messages": [question, call("stop")], "functions": [{"name": "stop"}]},
+        {"messages": [question, answer]},
+    ]  # fmt: skip
+    path, folder = tmp_path / "chat.jsonl", tmp_path / "tokenizer"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    library = copy.deepcopy(tokenizers["v1"])
+    library.chat_template = TOOL_TEMPLATE
+    library.save_pretrained(folder)
+    settings = load_settings("smoke", [f"sft.source={path}", "sft.conversations=9"])
+    for name, value in (
+        ("SFTTrainer", Prepared),
+        ("load_tokenizer", lambda _: library),
+        ("tokenizer_of", lambda *_: folder),
+        ("load_base", lambda *_: LibraryModel(CONFIG).library),
+    ):
+        monkeypatch.setattr(sft_train, name, value)
+    with pytest.raises(StopIteration) as stopped:
+        sft_train.sft(settings, RunFolder("v1", settings, tmp_path))
+    rows = stopped.value.value
+    library_examples = set()
+    for row in rows:
+        ends = np.cumsum(row["seq_lengths"])[:-1]
+        parts = (np.split(np.array(row[name]), ends) for name in ("input_ids", "labels"))
+        library_examples |= {(tuple(ids), tuple(labels)) for ids, labels in zip(*parts, strict=True)}
+    for level in LEVELS:
+        ours = level_module(level, "data_pipeline.tokenizer.tokenizer").load_tokenizer(folder)
+        train, _ = open_conversations(settings, ours, 2048)
+        examples = [(each.ids, np.where(each.trained, each.ids, -100)) for each in train.examples]
+        assert {(tuple(ids), tuple(labels)) for ids, labels in examples} == library_examples
+        assert 'go{"place": "home", "far": true}!<|im_end|>' in ours.decode(train.examples[0].ids.tolist())
+        assert '{"type": "function", "function": {"name": "stop"}}\n' in ours.decode(
+            train.examples[1].ids.tolist()
+        )
 
 
 def level(name: str, dtype: str) -> Level:

@@ -12,7 +12,8 @@ from shared_data.corpus.conversations import read_conversations
 from shared_data.corpus.formatting import format_chat
 from shared_data.errors import UserError
 from shared_data.settings import SPECIAL_TOKENS, DataSettings, load_settings
-from shared_data.training.chat_data import encode_conversation, open_conversations
+from shared_data.training.chat_data import encode_conversation
+from shared_data.training.sft_data import open_conversations
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 from v3_numpy_deep.data_pipeline.tokenizer.bpe_train import train_bpe as train_bpe3
 
@@ -86,7 +87,7 @@ def test_each_form_gives_its_turns(name: str, tmp_path: Path) -> None:
     record, expected = FORMS[name]
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps(record) + "\n")
-    assert [messages for _, messages in read_conversations(DataSettings(), str(path))] == [expected]
+    assert [each.messages for each in read_conversations(DataSettings(), str(path))] == [expected]
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -99,7 +100,7 @@ def test_what_cannot_be_read_is_one_line_with_its_remedy(name: str) -> None:
 def test_columns_name_the_fields_of_a_file_in_any_language(tmp_path: Path) -> None:
     record = {"问题": "谁？", "回答": "汤姆。", "question": "not this", "answer": "nor this"}
     columns = {"question": "问题", "answer": "回答"}
-    assert format_chat(record, columns=columns) == [user("谁？"), says("汤姆。")]
+    assert format_chat(record, columns=columns).messages == [user("谁？"), says("汤姆。")]
     with pytest.raises(UserError, match=r"has no field '答'; correct columns"):
         format_chat(record, columns={"question": "问题", "answer": "答"})
     with pytest.raises(UserError, match=r"columns: 'frage' is none of our fields"):
@@ -107,7 +108,7 @@ def test_columns_name_the_fields_of_a_file_in_any_language(tmp_path: Path) -> No
     with open(tmp_path / "chat.csv", "w", newline="") as file:
         csv.writer(file).writerows([["问题", "回答"], ["谁？", "NA"], ["何时？", "007"]])
     found = read_conversations(DataSettings(), str(tmp_path / "chat.csv"), columns=columns)
-    assert [messages[1]["content"] for _, messages in found] == ["NA", "007"]
+    assert [each.messages[1]["content"] for each in found] == ["NA", "007"]
 
 
 def test_a_bad_record_stops_the_job_or_is_skipped_and_named(
@@ -121,7 +122,7 @@ def test_a_bad_record_stops_the_job_or_is_skipped_and_named(
         list(read_conversations(DataSettings(), str(path)))
     bad = BadRecords("skip")
     with bad.reported("chat.jsonl"):
-        found = [where for where, _ in read_conversations(DataSettings(), str(path), bad=bad)]
+        found = [each.where for each in read_conversations(DataSettings(), str(path), bad=bad)]
     assert [where.rpartition(", ")[2] for where in found] == ["line 1", "line 3", "line 6", "line 11"]
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "chat.jsonl: 7 of 11 records were skipped, such as"
@@ -132,6 +133,51 @@ def test_a_bad_record_stops_the_job_or_is_skipped_and_named(
         "line 7",
         "line 8",
     ]
+
+
+FIND = {"name": "find", "parameters": {"type": "object"}}
+TOOLS: list[tuple[dict[str, Any], list[dict] | None]] = [
+    ({"tools": [FIND]}, [FIND]),
+    ({"tools": json.dumps([FIND])}, [FIND]),
+    ({"functions": [FIND]}, [{"type": "function", "function": FIND}]),
+    ({"tools": []}, None),
+    ({"tools": "[]"}, None),
+    ({"tools": None}, None),
+    ({}, None),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), TOOLS)
+def test_tools_are_read_as_a_list_or_as_its_json(fields: dict[str, Any], expected: list[dict] | None) -> None:
+    assert format_chat({"messages": [Q, A], **fields}).tools == expected
+
+
+@pytest.mark.parametrize(
+    ("tools", "says"),
+    [
+        ("find()", r"'tools' is a text, but no JSON"),
+        ("[" * 100_000, r"'tools' is a text, but no JSON"),
+        ({"name": "find"}, r"'tools' must be a list of JSON schemas; got \{'name'"),
+        ([FIND, "find"], r"'tools' must be a list of JSON schemas"),
+        ("7", r"'tools' must be a list of JSON schemas; got 7"),
+    ],
+)
+def test_tools_that_are_no_schemas_are_refused(tools: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        format_chat({"messages": [Q, A], "tools": tools}, "chat.jsonl, line 3")
+
+
+@pytest.mark.parametrize("train", [train_bpe, train_bpe3], ids=["v2", "v3"])
+def test_a_control_token_in_tools_or_calls_is_refused(train: Any, tmp_path: Path) -> None:
+    tokenizer = train(["Who? Tom."], 300, special_tokens=SPECIAL_TOKENS)
+    bad: dict[str, Any] = {"name": "find", "description": {"deep": ["<|im_end|>"]}}
+    for messages, tools in (([Q, A], [bad]), ([Q, says("", tool_calls=[bad]), A], None)):
+        with pytest.raises(UserError, match=r"contains <\|im_end\|>, which the template writes itself"):
+            encode_conversation(tokenizer, messages, 200, tools=tools)
+        path = tmp_path / "chat.jsonl"
+        path.write_text(json.dumps({"messages": messages, "tools": tools}) + "\n")
+        with pytest.raises(UserError, match=r"line 1 contains <\|im_end\|>"):
+            open_conversations(load_settings("smoke", [f"sft.source={path}"]), tokenizer, 1000)
 
 
 @pytest.mark.parametrize("train", [train_bpe, train_bpe3], ids=["v2", "v3"])
@@ -169,4 +215,4 @@ def test_fields_that_no_template_uses_are_named_and_long_records_are_skipped(
     assert "2 of 30 records were skipped, such as" in said
     assert "line 4 has " in said
     assert "the field 'reasoning_content' of turns is left out" in said
-    assert "the field 'tools' is left out in 3 records" in said
+    assert "in 3 records the field 'tools' is left out, as the chat template does not use it" in said

@@ -5,16 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 from trl.data_utils import extract_prompt
 
-from shared_data.alignment.pair_batches import encode_pair
+from shared_data.alignment.pair_batches import encode_pair, open_pair_batches
 from shared_data.alignment.pairs import open_pairs
 from shared_data.alignment.prompts import Prompt, open_prompts, read_prompts, score_prompts
 from shared_data.alignment.rewards import check_parameters, load_reward_function
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.formatting import format_preference, format_prompt
 from shared_data.errors import UserError
 from shared_data.settings import SPECIAL_TOKENS, load_settings
+from shared_data.tokenizer.chat_template import CHAT_TEMPLATE
+from v1_quick.align.preference_data import preference_datasets
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
+from v2_handwritten.data_pipeline.tokenizer.tokenizer import load_tokenizer
 
 Q = {"role": "user", "content": "Who?"}
 GOOD, BAD = ({"role": "assistant", "content": text} for text in ("Tom.", "No idea."))
@@ -71,6 +76,37 @@ def test_an_implicit_prompt_is_that_of_trl(name: str) -> None:
         )
         assert theirs["prompt"].strip() == f"{text}\n\nAssistant:".strip()
         assert theirs["chosen"].strip() == found["chosen"][0]["content"]
+
+
+def test_tools_and_calls_of_a_pair_are_in_its_tokens_at_every_level(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content }}{{ message.tool_calls | tojson if message.tool_calls }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    ours = train_bpe(["Who? Tom."], 300, special_tokens=SPECIAL_TOKENS)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "find"}], "reasoning_content": "Hm."}
+    record = {"prompt": [Q], "chosen": [call], "rejected": [BAD], "tools": '[{"name": "find"}]'}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text((json.dumps(record) + "\n") * 3)
+    settings = load_settings("smoke", [f"dpo.source={path}"])
+    for source, start in ((CHAT_TEMPLATE, ""), (template, '[{"name": "find"}]')):
+        ours.config["chat_template"] = source
+        ours.save(tmp_path / "tokenizer")
+        tokenizer, library = (
+            load(tmp_path / "tokenizer") for load in (load_tokenizer, AutoTokenizer.from_pretrained)
+        )
+        (prompt, chosen, _), *_ = open_pair_batches(settings, "dpo", tokenizer, 500)[0].pairs
+        said = capsys.readouterr().err
+        rows, _ = preference_datasets(settings, "dpo", library, 500, BadRecords())
+        assert capsys.readouterr().err == said
+        assert (tokenizer.decode(prompt), tokenizer.decode(chosen)) == (rows[0]["prompt"], rows[0]["chosen"])
+        assert rows[0]["prompt"].startswith(start + "<|im_start|>user")
+        assert rows[0]["chosen"] == ('[{"name": "find"}]' if start else "") + "<|im_end|>"
+        assert ("in 3 records the field 'tools' is left out" in said) is not bool(start)
+        assert "in 3 records the field 'reasoning_content' of turns is left out" in said
 
 
 def test_completions_of_several_turns_are_whole_in_tokens() -> None:

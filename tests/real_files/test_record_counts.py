@@ -15,7 +15,7 @@ from shared_data.errors import UserError
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.summary import summary_rows
 from shared_data.tokenizer.tokenizer import Tokenizer
-from shared_data.training.chat_data import open_conversations, open_messages
+from shared_data.training.sft_data import open_conversations, open_messages
 from v1_quick.align.preference_data import preference_datasets
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 

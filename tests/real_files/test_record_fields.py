@@ -42,7 +42,7 @@ CHATS: dict[str, tuple[dict[str, Any], dict[str, str], list[dict[str, Any]]]] = 
 @pytest.mark.parametrize("name", CHATS)
 def test_what_stands_beside_the_turns_is_read(name: str) -> None:
     record, columns, expected = CHATS[name]
-    assert format_chat(record, columns=columns) == expected
+    assert format_chat(record, columns=columns).messages == expected
 
 
 def test_two_forms_are_refused_with_the_columns_that_choose_one() -> None:
@@ -82,7 +82,7 @@ def test_fields_that_a_form_does_not_read_are_named_with_their_count(
     bad = BadRecords()
     with bad.reported("chat.jsonl"):
         assert len(list(read_conversations(DataSettings(), str(path), bad=bad))) == 4
-    assert capsys.readouterr().err == "chat.jsonl: the field 'context' is left out in 2 records\n"
+    assert capsys.readouterr().err == "chat.jsonl: in 2 records the field 'context' is left out\n"
 
 
 LISTS: dict[str, dict[str, Any]] = {

@@ -15,8 +15,8 @@ from shared_data.training.chat_data import (
     PackedConversations,
     best_fit_rows,
     encode_conversation,
-    open_conversations,
 )
+from shared_data.training.sft_data import open_conversations
 from v2_handwritten.data_pipeline.tokenizer.bpe_train import train_bpe
 
 

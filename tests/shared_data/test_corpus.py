@@ -243,9 +243,9 @@ def test_conversations_of_all_forms_are_read_from_one_file(tmp_path: Path) -> No
         '{"instruction": "a", "output": "b"}\n'
     )
     read = list(read_conversations(DataSettings(), str(path)))
-    assert [where for where, _ in read] == [f"{path}, line {number}" for number in (1, 2, 3)]
+    assert [each.where for each in read] == [f"{path}, line {number}" for number in (1, 2, 3)]
     expected = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert [messages for _, messages in read] == [expected] * 3
+    assert [each.messages for each in read] == [expected] * 3
 
 
 def test_a_file_name_without_a_utf8_form_still_names_its_documents(tmp_path: Path) -> None:

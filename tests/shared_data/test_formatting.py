@@ -18,11 +18,14 @@ CHATS = [
 
 def test_every_form_of_a_conversation_becomes_messages() -> None:
     for record in CHATS:
-        assert format_chat(record) == [SYSTEM, USER, ASSISTANT]
-    assert format_chat({"prompt": "Who?", "completion": "Tom."}) == [USER, ASSISTANT]
+        assert format_chat(record).messages == [SYSTEM, USER, ASSISTANT]
+    assert format_chat({"prompt": "Who?", "completion": "Tom."}).messages == [USER, ASSISTANT]
     alpaca = {"instruction": "Who has it?", "input": "Tom has it.", "output": "Tom."}
-    assert format_chat(alpaca) == [{"role": "user", "content": "Who has it?\n\nTom has it."}, ASSISTANT]
-    assert format_chat({**alpaca, "input": ""})[0]["content"] == "Who has it?"
+    assert format_chat(alpaca).messages == [
+        {"role": "user", "content": "Who has it?\n\nTom has it."},
+        ASSISTANT,
+    ]
+    assert format_chat({**alpaca, "input": ""}).messages[0]["content"] == "Who has it?"
 
 
 def test_every_form_of_a_preference_becomes_prompt_chosen_rejected() -> None:

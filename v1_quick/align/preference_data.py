@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from shared_data.alignment.pair_batches import check_pairs, is_cut
 from shared_data.alignment.pairs import PairRecord, check_pair_turns, check_texts, open_pairs
 from shared_data.corpus.bad_records import BadRecords
+from shared_data.corpus.used_fields import template_source
 from shared_data.settings import Settings
 
 
@@ -35,7 +36,7 @@ def preference_datasets(
 
     train, held_out = (
         Dataset.from_list([preference_texts(record, tokenizer) for record in records])
-        for records in open_pairs(settings, stage, check, bad)
+        for records in open_pairs(settings, stage, check, bad, template_source(tokenizer))
     )
     return train, held_out
 
@@ -44,10 +45,12 @@ def preference_texts(record: PairRecord, tokenizer: PreTrainedTokenizerFast) -> 
     """The parts of a record as the chat template writes them, each completion up to its `<|im_end|>`; and the margin."""
     check_texts(record, tokenizer.get_added_vocab())
     check_pair_turns(record)
-    prompt = tokenizer.apply_chat_template(record["prompt"], tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        record["prompt"], record.get("tools"), tokenize=False, add_generation_prompt=True
+    )
     texts = {"prompt": prompt, "margin": record["margin"]}
     for part in ("chosen", "rejected"):
         messages = [*record["prompt"], *record[part]]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, record.get("tools"), tokenize=False)
         texts[part] = text.removeprefix(prompt).removesuffix("\n")
     return texts

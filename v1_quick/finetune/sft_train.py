@@ -19,7 +19,7 @@ from shared_data.model_files.folder import read_config
 from shared_data.model_names import starting_model, tokenizer_of
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
-from shared_data.training.chat_data import open_messages
+from shared_data.training.sft_data import open_messages
 from shared_data.training.training_run import Metrics
 from v1_quick.data_pipeline.tokenizer.tokenizer import ensure_chat_template, load_tokenizer
 from v1_quick.inference.generate import generate
@@ -52,8 +52,8 @@ def sft(settings: Settings, run: RunFolder) -> Metrics:
     trainer = SFTTrainer(
         model,
         arguments,
-        train_dataset=Dataset.from_list(train),
-        eval_dataset=Dataset.from_list(held_out),
+        train_dataset=Dataset.from_list(train, on_mixed_types="use_json"),
+        eval_dataset=Dataset.from_list(held_out, on_mixed_types="use_json"),
         processing_class=tokenizer,
         optimizers=(make_optimizer(model, section), None),
     )

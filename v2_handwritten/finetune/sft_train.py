@@ -25,10 +25,10 @@ from shared_data.peft.memory import memory_bytes
 from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from shared_data.tokenizer.tokenizer_file import save_template
-from shared_data.training.chat_data import open_conversations
 from shared_data.training.data_loader import Batch
 from shared_data.training.expert_load import load_metrics
 from shared_data.training.parameter_groups import is_hidden
+from shared_data.training.sft_data import open_conversations
 from shared_data.training.training_run import Metrics
 from v2_handwritten.data_pipeline.tokenizer.tokenizer import Tokenizer
 from v2_handwritten.inference.generate import generate
