@@ -49,6 +49,7 @@ _BELOW_ZERO = "; an estimate from samples, which can be below 0 (policy_evaluati
 
 _ROWS: dict[str, list[tuple[str, str]]] = {
     "data": [
+        *_RECORDS[:1],  # none is cut
         ("documents", "{documents:,} for training, of {documents_read:,} read"),
         (
             "left out",

@@ -9,7 +9,7 @@ from typing import Any
 
 from shared_data.alignment.reward_values import LARGEST, is_usable_number
 from shared_data.corpus.bad_records import BadRecords
-from shared_data.corpus.formatting import format_preference
+from shared_data.corpus.formatting import PREFERENCE_FIELDS, format_preference, rename
 from shared_data.corpus.records import open_records
 from shared_data.corpus.turns import Message, read_tools
 from shared_data.corpus.used_fields import name_unused, used_fields
@@ -43,8 +43,9 @@ def open_pairs(
         held_out = _story_world_pairs(0, "test", question_fraction=section.question_fraction)
         return list(islice(train, section.pairs)), list(islice(held_out, section.eval_pairs))
     bad, records = bad or BadRecords(section.on_bad_record), []
+    found = open_records(settings.data, section.source, bad)
     with bad.reported(section.source):
-        for where, fields in islice(open_records(settings.data, section.source, bad), section.pairs):
+        for where, fields in bad.up_to(section.pairs, f"{stage}.pairs", found):
             record = bad.attempt(_pair, fields, where, section.columns)
             if record is not None and (check is None or bad.is_good(check, record)):
                 records.append(record)
@@ -58,8 +59,9 @@ def open_pairs(
 
 
 def _pair(fields: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> PairRecord:
-    tools = read_tools(fields, where)
-    return format_preference(fields, where, columns) | {"tools": tools} | _extras(fields, where)
+    record = rename(fields, columns, PREFERENCE_FIELDS, where)
+    tools = {"tools": read_tools(record, where)}
+    return format_preference(record, where) | tools | _extras(record, where)
 
 
 def check_pair_turns(record: PairRecord) -> None:

@@ -68,8 +68,9 @@ def read_prompts(
             check(prompt)
         return train, held_out
     bad, prompts = bad or BadRecords(section.on_bad_record), []
+    records = open_records(settings.data, section.source, bad)
     with bad.reported(section.source):
-        for where, record in islice(open_records(settings.data, section.source, bad), section.prompts):
+        for where, record in bad.up_to(section.prompts, f"{stage}.prompts", records):
             found = bad.attempt(_prompt, record, where, section.columns)
             if found is not None and bad.is_good(check, found):
                 prompts.append(found)

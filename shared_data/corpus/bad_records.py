@@ -5,8 +5,9 @@ bad = BadRecords("skip"); chats = [bad.attempt(format_chat, record) for record i
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Literal
 
 from shared_data.errors import UserError
@@ -24,6 +25,7 @@ class BadRecords:
         self.read = self.skipped = self.cut = 0
         self.first: list[str] = []
         self.left_out: Counter[str] = Counter()
+        self.limit: str | None = None
 
     def refuse(self, error: UserError, is_counted: bool = True) -> None:
         """Raise the error, or count it where bad records are skipped. `is_counted`: whether `read` has the record already."""
@@ -47,6 +49,15 @@ class BadRecords:
         skipped = self.skipped
         self.attempt(check, *arguments)
         return self.skipped == skipped
+
+    def up_to(self, limit: int, setting: str, records: Iterable[Any]) -> Iterator[Any]:
+        """The first `limit` records; where there are as many, `report` names the setting that says so."""
+        count = 0
+        for record in islice(records, limit):
+            yield record
+            count += 1
+        if count == limit:
+            self.limit = f"the first {limit:,} records are used; raise {setting} for those behind them, if there are any"
 
     def leave_out(self, what: str) -> None:
         """Count something of a record that is not used, though the record is."""
@@ -75,5 +86,7 @@ class BadRecords:
             )
             for line in self.first:
                 print(f"    {line}", file=sys.stderr)
+        if self.limit is not None:
+            print(f"{source}: {self.limit}", file=sys.stderr)
         for what, count in self.left_out.items():
             print(f"{source}: in {count:,} {'records' if count > 1 else 'record'} {what}", file=sys.stderr)

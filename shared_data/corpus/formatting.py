@@ -43,7 +43,7 @@ QUESTION_AND_REPLY = (
 CHAT_FIELDS = {*WHOLE, *(name for form in QUESTION_AND_REPLY for name in form), "input", "context", "history", "system", "tools", "functions"}  # fmt: skip
 BESIDE = ("input", "context", "history", "weight", "images", "documents")
 PROMPT_FIELDS = {"prompt", "system"}
-PREFERENCE_FIELDS = {*PROMPT_FIELDS, "chosen", "rejected"}
+PREFERENCE_FIELDS = {*PROMPT_FIELDS, "chosen", "rejected", "margin", "reason", "tools", "functions"}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.documents import Document
 from shared_data.corpus.readers import read_documents, read_records
 from shared_data.errors import UserError, explain_os_error
@@ -34,10 +35,11 @@ _ATTEMPTS = 4  # of one file; each continues where the one before stopped
 _TIMEOUT = 30  # seconds without a byte
 
 
-def hub_documents(settings: DataSettings) -> Iterator[Document]:
-    """Stream the documents of `data.source`, downloading its parquet files as they are needed."""
+def hub_documents(settings: DataSettings, bad: BadRecords | None = None) -> Iterator[Document]:
+    """Stream the documents of `data.source`, downloading its parquet files as they are needed.  bad: counts the rows."""
+    bad = bad or BadRecords(settings.on_bad_record)
     for number, path in enumerate(_downloaded_files(settings)):
-        for row, document in enumerate(read_documents(path, settings, False)):
+        for row, document in enumerate(read_documents(path, settings, False, bad)):
             yield replace(document, id=f"{settings.source}/{number}#{row}")
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.documents import Document
 from shared_data.corpus.hub import hub_documents
 from shared_data.corpus.readers import SUFFIXES, has_known_suffix, read_documents
@@ -27,22 +28,24 @@ from shared_data.settings import DataSettings
 
 def open_corpus(
     settings: DataSettings,
-    read_file: Callable[[Path, DataSettings, bool], Iterator[Document]] = read_documents,
-    read_hub: Callable[[DataSettings], Iterator[Document]] = hub_documents,
+    bad: BadRecords | None = None,
+    read_file: Callable[[Path, DataSettings, bool, BadRecords], Iterator[Document]] = read_documents,
+    read_hub: Callable[[DataSettings, BadRecords], Iterator[Document]] = hub_documents,
 ) -> Iterator[Document]:
     """Stream the documents of a corpus; `read_file` and `read_hub` replace the readers of this folder.
 
-    Raises `UserError` for whatever keeps the corpus from being read.
+    bad: counts the records that were read and skipped; what was skipped is reported at the end. Raises `UserError` for whatever keeps the corpus from being read.
     """
     if settings.source == "story_world":
         return story_world_documents(settings, "train")
+    bad = bad or BadRecords(settings.on_bad_record)
     paths = find_files(settings.source)
     documents: Iterator[Document]
     if paths:
-        documents = chain.from_iterable(read_file(path, settings, len(paths) == 1) for path in paths)
+        documents = chain.from_iterable(read_file(path, settings, len(paths) == 1, bad) for path in paths)
     else:
-        documents = read_hub(settings)
-    return _limited(documents, settings.max_megabytes, settings.source)
+        documents = read_hub(settings, bad)
+    return _reported(_limited(documents, settings.max_megabytes, settings.source), bad, settings.source)
 
 
 def find_files(source: str, setting: str = "data.source") -> list[Path]:
@@ -91,6 +94,11 @@ def story_world_documents(settings: DataSettings, split: str) -> Iterator[Docume
 def size(text: str) -> int:
     """Bytes of UTF-8. Lone surrogates (a broken JSON escape) have none; cleaning removes them, here they only count."""
     return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _reported(documents: Iterator[Document], bad: BadRecords, source: str) -> Iterator[Document]:
+    with bad.reported(source):
+        yield from documents
 
 
 def _limited(documents: Iterator[Document], megabytes: float, source: str) -> Iterator[Document]:

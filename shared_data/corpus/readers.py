@@ -44,13 +44,15 @@ def has_known_suffix(path: Path) -> bool:
     return format_of(path) in SUFFIXES
 
 
-def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Iterator[Document]:
+def read_documents(
+    path: Path, settings: DataSettings, only_file: bool, bad: BadRecords | None = None
+) -> Iterator[Document]:
     """Stream the documents of one file; `only_file` says that it is the whole corpus (see `text_units.py`).
 
-    Records become text through `data.text_field`. An id is the path and the number of the document in it.
+    Records become text through `data.text_field`. An id is the path and the number of the document in it. bad: counts the records.
     """
-    bad = BadRecords(settings.on_bad_record)
-    with _faults_named(path), bad.reported(str(path)):
+    bad = bad or BadRecords(settings.on_bad_record)
+    with _faults_named(path):
         unit, records = _open_records(path, settings.encoding, bad, settings.text_field)
         if records is not None:
             texts = texts_of(records, str(path), unit, settings.text_field, bad)

@@ -5,7 +5,6 @@ train, held_out = open_conversations(settings, tokenizer, model.config.max_posit
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from shared_data.corpus.bad_records import BadRecords
@@ -49,7 +48,7 @@ def split_conversations(
     )
     examples = []
     with bad.reported(section.source):
-        for conversation in islice(found, section.conversations):
+        for conversation in bad.up_to(section.conversations, "sft.conversations", found):
             if bad.is_good(_check, conversation, special_tokens):
                 example = bad.attempt(example_of, _with_used_fields(conversation, used, bad))
                 examples += [] if example is None else [example]

@@ -128,9 +128,9 @@ def write(folder: Path, records: list[Any]) -> Path:
 def test_bad_pairs_are_skipped_and_columns_named(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    pair = {"q": "Who?", "better": "Tom.", "worse": "No idea.", "margin": 2}
-    path = write(tmp_path, [pair, {"q": "Who?"}, pair | {"margin": "much"}, *[pair] * 10])
-    columns = f'{stage}.columns={{prompt="q", chosen="better", rejected="worse"}}'
+    pair = {"q": "Who?", "better": "Tom.", "worse": "No idea.", "by": 2}
+    path = write(tmp_path, [pair, {"q": "Who?"}, pair | {"by": "much"}, *[pair] * 10])
+    columns = f'{stage}.columns={{prompt="q", chosen="better", rejected="worse", margin="by"}}'
     settings = load_settings("smoke", [f"{stage}.source={path}", columns])
     with pytest.raises(UserError, match=r"line 2 has no field 'better'; correct columns"):
         open_pairs(settings, stage)

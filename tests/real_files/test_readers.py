@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from shared_data.corpus import readers
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.readers import read_documents, read_records
 from shared_data.corpus.text_units import split_at
 from shared_data.errors import UserError
@@ -90,7 +91,20 @@ def test_the_same_bytes_are_the_same_texts_at_every_level(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    assert [document.text for document in LEVELS[level](path, DataSettings(), True)] == texts
+    for policy in ("stop", "skip"):
+        settings = DataSettings(on_bad_record=policy)
+        assert [document.text for document in LEVELS[level](path, settings, True)] == texts
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_malformed_line_of_a_csv_is_skipped_and_named(level: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(f'text,n\n"a, b",1\nc, d,2\n{"long" * 50_000},3\n\n"e\nf",4\ng,h,i,j\nNA,5\n')
+    bad, settings = BadRecords("skip"), DataSettings(on_bad_record="skip")
+    texts = [document.text for document in LEVELS[level](path, settings, True, bad)]
+    assert texts == ["a, b", "long" * 50_000, "e\nf", "NA"]
+    assert (bad.read, bad.skipped) == (6, 2)
+    assert all("more fields than the first line names" in fault for fault in bad.first)
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, content) for name, content, _ in FILES if name.endswith(".csv")])  # fmt: skip
@@ -107,12 +121,15 @@ def test_a_csv_is_what_pandas_reads_without_guessing(name: str, content: bytes, 
     ]
 
 
+@pytest.mark.parametrize("policy", ["stop", "skip"])
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_quote_that_is_never_closed_does_not_swallow_the_file(level: str, tmp_path: Path) -> None:
+def test_a_quote_that_is_never_closed_does_not_swallow_the_file(
+    level: str, policy: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "open.csv"
     path.write_text('text,n\na,1\n"b,2\nc,3\n')
     with pytest.raises(UserError, match=r"open\.csv") as caught:
-        list(LEVELS[level](path, DataSettings(), True))
+        list(LEVELS[level](path, DataSettings(on_bad_record=policy), True))
     if level == "v2":
         assert "opens in the record of line 3 is not closed; correct" in str(caught.value)
 

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+import v1_quick.data_pipeline.prepare
+import v2_handwritten.data_pipeline.prepare
+import v3_numpy_deep.data_pipeline.prepare
 from shared_data.alignment.pair_batches import open_pair_batches
 from shared_data.alignment.prompts import open_prompts
 from shared_data.corpus.bad_records import BadRecords
 from shared_data.errors import UserError
+from shared_data.runs import RunFolder
 from shared_data.settings import SPECIAL_TOKENS, load_settings
 from shared_data.summary import summary_rows
 from shared_data.tokenizer.tokenizer import Tokenizer
@@ -128,6 +132,54 @@ def test_a_file_without_a_record_that_can_be_used_is_refused(
         settings = load_settings("smoke", [f"{stage}.source={path}", f"{stage}.on_bad_record=skip"])
         with pytest.raises(UserError, match=r"has no \w+ that can be used; correct the records"):
             open_stage(settings, tokenizers[1], 500)
+
+
+@pytest.mark.parametrize("count", [30, 31])
+def test_what_a_limit_leaves_out_is_said_with_its_setting(
+    count: int, tokenizers: tuple[Any, Tokenizer], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pair = {"prompt": "Who?", "chosen": "Tom.", "rejected": "No idea."}
+    calls: dict[str, tuple[list[dict], Callable[..., Any]]] = {
+        "sft.conversations": ([GOOD], lambda settings: open_conversations(settings, tokenizers[1], 500)),
+        "dpo.pairs": ([pair], lambda settings: open_pair_batches(settings, "dpo", tokenizers[1], 500)),
+        "ppo.prompts": ([GOOD], lambda settings: open_prompts(settings, "ppo", tokenizers[1], 500)),
+    }
+    for setting, (records, open_stage) in calls.items():
+        path = write(tmp_path, records * 30)
+        open_stage(
+            load_settings("smoke", [f"{setting.partition('.')[0]}.source={path}", f"{setting}={count}"])
+        )
+        said = capsys.readouterr().err
+        assert (f"{path}: the first {count} records are used; raise {setting}" in said) is (count == 30)
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        v1_quick.data_pipeline.prepare,
+        v2_handwritten.data_pipeline.prepare,
+        v3_numpy_deep.data_pipeline.prepare,
+    ],
+)
+def test_the_stage_data_counts_what_it_read_and_skipped_in_all_files(
+    level: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        lines = [
+            json.dumps({"text": f"Tom {name} has the ball number {number}. He plays with it all day."})
+            for number in range(20)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text(
+            "\n".join([*lines, "{", '{"text": 7}', '{"text": ""}']) + "\n"
+        )
+    options = [f"data.source={tmp_path}", "data.on_bad_record=skip", "data.cleaning.min_words=1"]
+    run = RunFolder(level.__name__[:2], load_settings("smoke", options), tmp_path / "run")
+    metrics = level.prepare_documents(run.settings, run)
+    assert (metrics["records_read"], metrics["records_skipped"]) == (46, 4)
+    said = capsys.readouterr().err
+    assert f"{tmp_path}: 4 of 46 records were skipped, such as" in said
+    assert f"{tmp_path}: in 2 records there is no text in 'text'" in said
+    assert ("records", "46 read, 4 skipped as they cannot be used") in summary_rows("data", metrics)
 
 
 def test_the_summary_says_what_was_read_skipped_and_cut() -> None:

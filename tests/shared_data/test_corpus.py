@@ -30,7 +30,7 @@ TEXTS = ["First text,\nof two lines.", 'Second: "quoted", café 日本 😀', "T
 
 def open_texts(source: Path | str, readers: str = "by hand", **settings: Any) -> list[str]:
     """The texts of a corpus."""
-    documents = open_corpus(DataSettings(source=str(source), **settings), *READERS[readers])
+    documents = open_corpus(DataSettings(source=str(source), **settings), None, *READERS[readers])
     return [document.text for document in documents]
 
 

@@ -8,6 +8,7 @@ Raises `UserError` where a corpus or a tokenizer cannot be read, or where too li
     v1 data --config smoke && v1 tokenizer --config smoke
 """
 
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.splits import Metrics, report_documents, with_progress, write_splits
 from shared_data.corpus.token_files import tokenizer_texts, write_tokens
 from shared_data.runs import RunFolder
@@ -26,12 +27,14 @@ def prepare_documents(settings: Settings, run: RunFolder) -> Metrics:
     data = settings.data
     cleaner = new_cleaner(data.cleaning, data.languages)
     deduplicator = new_deduplicator(data.deduplication)
+    bad = BadRecords(data.on_bad_record)
     with write_splits(data, run, cleaner.report) as splits:
-        for document in with_progress(open_corpus(data), data.max_megabytes):
+        for document in with_progress(open_corpus(data, bad), data.max_megabytes):
             cleaned = cleaner.clean(document)
             original = deduplicator.find_original(cleaned) if cleaned is not None else None
             splits.add(document, cleaned, original)
-    return report_documents(run, splits, cleaner.report, deduplicator.report, zipf_exponent)
+    metrics = report_documents(run, splits, cleaner.report, deduplicator.report, zipf_exponent)
+    return metrics | bad.metrics()
 
 
 def prepare_tokens(settings: Settings, run: RunFolder) -> Metrics:

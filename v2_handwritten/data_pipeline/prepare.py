@@ -9,6 +9,7 @@ train the tokenizer → encode → train.bin, validation.bin, test.bin          
 from functools import partial
 
 from shared_data.cleaning.cleaning import Cleaner
+from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.open_corpus import open_corpus
 from shared_data.corpus.splits import Metrics, report_documents, with_progress, write_splits
 from shared_data.corpus.token_files import tokenizer_texts, write_tokens
@@ -28,12 +29,14 @@ def prepare_documents(settings: Settings, run: RunFolder) -> Metrics:
     data = settings.data
     cleaner = Cleaner(data.cleaning, data.languages)
     deduplicator = new_deduplicator(data.deduplication)
+    bad = BadRecords(data.on_bad_record)
     with write_splits(data, run, cleaner.report) as splits:
-        for document in with_progress(open_corpus(data), data.max_megabytes):
+        for document in with_progress(open_corpus(data, bad), data.max_megabytes):
             cleaned = cleaner.clean(document)
             original = deduplicator.find_original(cleaned) if cleaned is not None else None
             splits.add(document, cleaned, original)
-    return report_documents(run, splits, cleaner.report, deduplicator.report, zipf_exponent)
+    metrics = report_documents(run, splits, cleaner.report, deduplicator.report, zipf_exponent)
+    return metrics | bad.metrics()
 
 
 def prepare_tokens(settings: Settings, run: RunFolder) -> Metrics:

@@ -1,7 +1,8 @@
 """Open a corpus: local files and hub datasets by `datasets.load_dataset(..., streaming=True)`, stories from the story world.
 
 Levels 2 and 3 read the formats by hand (`shared_data/corpus/readers.py`, `hub.py`) and get the same documents. JSON is read by hand
-here, too: the library's reader makes a date of a text like 2024-05-01. The library knows no packed parquet, and its errors name no line.
+here, too: the library's reader makes a date of a text like 2024-05-01. So is CSV whose malformed lines are skipped: the library does not
+say which it skips. It knows no packed parquet, and its errors name no line.
 
     v1 data --set data.source=roneneldan/TinyStories --set data.max_megabytes=20
 """
@@ -23,11 +24,13 @@ from shared_data.errors import library_errors
 from shared_data.settings import DataSettings
 
 
-def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Iterator[Document]:
+def read_documents(
+    path: Path, settings: DataSettings, only_file: bool, bad: BadRecords | None = None
+) -> Iterator[Document]:
     """Stream the documents of one file; `only_file` says that it is the whole corpus (`text_units.py`)."""
-    kind = readers.format_of(path)
-    if kind in (".json", ".jsonl"):
-        yield from readers.read_documents(path, settings, only_file)
+    kind, bad = readers.format_of(path), bad or BadRecords(settings.on_bad_record)
+    if kind in (".json", ".jsonl") or (kind == ".csv" and settings.on_bad_record == "skip"):
+        yield from readers.read_documents(path, settings, only_file, bad)
         return
     # The byte order mark that some programs write is no text; the CSV and parquet readers pass it over themselves.
     encoding = "utf-8-sig" if settings.encoding.lower() in ("utf-8", "utf8") else settings.encoding
@@ -36,8 +39,7 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
         ".csv": ("csv", {"encoding": settings.encoding, **as_text}),
         ".parquet": ("parquet", {}),
     }.get(kind, ("text", {"encoding": encoding, "keep_linebreaks": True}))
-    bad = BadRecords(settings.on_bad_record)
-    with library_errors(str(path), readers.remedy_for(path, settings.encoding)), bad.reported(str(path)):
+    with library_errors(str(path), readers.remedy_for(path, settings.encoding)):
         rows: Any = load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
         if builder == "text":
             texts = split_text((row["text"] for row in rows), settings.text_unit, only_file)
@@ -47,12 +49,11 @@ def read_documents(path: Path, settings: DataSettings, only_file: bool) -> Itera
             yield Document(text, f"{path}#{number}")
 
 
-def hub_documents(settings: DataSettings) -> Iterator[Document]:
+def hub_documents(settings: DataSettings, bad: BadRecords | None = None) -> Iterator[Document]:
     """Stream the documents of the hub dataset `data.source`."""
-    name = f"hub dataset {settings.source!r}"
+    name, bad = f"hub dataset {settings.source!r}", bad or BadRecords(settings.on_bad_record)
     remedy = "check the name, data.hub_config and data.hub_split, or set data.source to a local file"
-    bad = BadRecords(settings.on_bad_record)
-    with library_errors(name, remedy), bad.reported(name):
+    with library_errors(name, remedy):
         rows = load_dataset(settings.source, settings.hub_config, split=settings.hub_split, streaming=True)
         texts = texts_of(enumerate(rows, start=1), name, "row", settings.text_field, bad)
         for number, text in enumerate(texts):
