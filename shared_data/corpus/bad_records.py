@@ -86,7 +86,7 @@ class BadRecords:
             )
             for line in self.first:
                 print(f"    {line}", file=sys.stderr)
-        if self.limit is not None:
+        if self.limit is not None and self.read:
             print(f"{source}: {self.limit}", file=sys.stderr)
         for what, count in self.left_out.items():
             print(f"{source}: in {count:,} {'records' if count > 1 else 'record'} {what}", file=sys.stderr)
