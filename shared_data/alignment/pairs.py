@@ -9,7 +9,7 @@ from typing import Any
 
 from shared_data.alignment.reward_values import LARGEST, is_usable_number
 from shared_data.corpus.bad_records import BadRecords
-from shared_data.corpus.formatting import PREFERENCE_FIELDS, format_preference, rename
+from shared_data.corpus.formatting import PREFERENCE_FIELDS, format_preference, rename, unread_fields
 from shared_data.corpus.records import open_records
 from shared_data.corpus.turns import Message, read_tools
 from shared_data.corpus.used_fields import name_unused, used_fields
@@ -19,7 +19,7 @@ from shared_data.training.chat_data import check_content, texts_in
 
 HELD_OUT_PART = 10  # of a user's records, one in so many is held out
 
-PairRecord = dict[str, Any]  # prompt, chosen, rejected: messages; tools, where, margin, reason
+PairRecord = dict[str, Any]  # prompt, chosen, rejected: messages; tools, unread, where, margin, reason
 
 
 def open_pairs(
@@ -49,6 +49,7 @@ def open_pairs(
             record = bad.attempt(_pair, fields, where, section.columns)
             if record is not None and (check is None or bad.is_good(check, record)):
                 records.append(record)
+                bad.unread.update(record["unread"])
                 if template is not None:
                     turns = [*record["prompt"], *record["chosen"], *record["rejected"]]
                     name_unused(turns, record.get("tools"), used_fields(template), bad)
@@ -60,8 +61,8 @@ def open_pairs(
 
 def _pair(fields: Mapping[str, Any], where: str, columns: Mapping[str, str]) -> PairRecord:
     record = rename(fields, columns, PREFERENCE_FIELDS, where)
-    tools = {"tools": read_tools(record, where)}
-    return format_preference(record, where) | tools | _extras(record, where)
+    others = {"tools": read_tools(record, where), "unread": unread_fields(record, PREFERENCE_FIELDS)}
+    return format_preference(record, where) | others | _extras(record, where)
 
 
 def check_pair_turns(record: PairRecord) -> None:

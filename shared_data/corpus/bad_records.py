@@ -14,6 +14,7 @@ from shared_data.errors import UserError
 
 Policy = Literal["stop", "skip"]
 NAMED = 5  # of the skipped records
+UNREAD_NAMED = 12  # of the fields that are not read
 
 
 class BadRecords:
@@ -25,6 +26,7 @@ class BadRecords:
         self.read = self.skipped = self.cut = 0
         self.first: list[str] = []
         self.left_out: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()  # fields of records
         self.limit: str | None = None
 
     def refuse(self, error: UserError, is_counted: bool = True) -> None:
@@ -88,5 +90,11 @@ class BadRecords:
                 print(f"    {line}", file=sys.stderr)
         if self.limit is not None and self.read:
             print(f"{source}: {self.limit}", file=sys.stderr)
+        if self.unread:
+            counts = ", ".join(
+                f"{name!r} ({count:,})" for name, count in self.unread.most_common(UNREAD_NAMED)
+            )
+            more = f" and {len(self.unread) - UNREAD_NAMED:,} more" if len(self.unread) > UNREAD_NAMED else ""
+            print(f"{source}: fields of records that are not read: {counts}{more}", file=sys.stderr)
         for what, count in self.left_out.items():
             print(f"{source}: in {count:,} {'records' if count > 1 else 'record'} {what}", file=sys.stderr)

@@ -35,8 +35,7 @@ def read_conversations(
             conversation = bad.attempt(format_chat, record, where, columns)
             if conversation is None:
                 continue
-            for name in conversation.left_out:
-                bad.leave_out(f"the field {name!r} is left out")
+            bad.unread.update(conversation.unread)
             yield conversation
         return
     from shared_data.story_world.conversations import conversations

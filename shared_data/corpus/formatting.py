@@ -14,7 +14,7 @@ no field: where records of several forms are merged into one table, each has nul
 print(format_chat({'prompt': 'Who has the ball?', 'completion': 'Tom.'}).messages)"
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,6 @@ QUESTION_AND_REPLY = (
     ("instruction", "response"),
 )
 CHAT_FIELDS = {*WHOLE, *(name for form in QUESTION_AND_REPLY for name in form), "input", "context", "history", "system", "tools", "functions"}  # fmt: skip
-BESIDE = ("input", "context", "history", "weight", "images", "documents")
 PROMPT_FIELDS = {"prompt", "system"}
 PREFERENCE_FIELDS = {*PROMPT_FIELDS, "chosen", "rejected", "margin", "reason", "tools", "functions"}
 
@@ -50,13 +49,13 @@ PREFERENCE_FIELDS = {*PROMPT_FIELDS, "chosen", "rejected", "margin", "reason", "
 class Conversation:
     """Its turns, the functions that the assistant may call in it, and the words that name it in an error.
 
-    left_out: fields of its record that may change what the turns mean, and that its form does not read.
+    unread: fields of its record that its form does not read.
     """
 
     messages: list[Message]
     tools: list[Tool] | None = None
     where: str = "the conversation"
-    left_out: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def rename(record: Record, columns: Mapping[str, str], fields: set[str], where: str) -> dict[str, Any]:
@@ -108,13 +107,17 @@ def format_chat(
         turns = [*history_turns(fields.get("history"), where), *_question(fields, form[0], where)]
         turns += as_messages(fields[form[1]], "assistant", where)
     turns = _with_system(turns, fields.get("system"), where)
-    return Conversation(turns, read_tools(fields, where), where, tuple(_left_out(fields, form)))
-
-
-def _left_out(fields: Record, form: Sequence[str]) -> list[str]:
-    read = {"history"} if len(form) == 2 else set()
+    read = {*form, "system", "tools", "functions"}
+    read |= {"history"} if len(form) == 2 else set()
     read |= {"input", "context"} if form[0] == "instruction" else set()
-    return [name for name in BESIDE if fields.get(name) not in (None, "", []) and name not in read]
+    return Conversation(turns, read_tools(fields, where), where, unread_fields(fields, read))
+
+
+def unread_fields(fields: Record, read: Collection[str]) -> tuple[str, ...]:
+    """What stands in a record beside the fields that are read."""
+    return tuple(
+        name for name, value in fields.items() if value not in (None, "", [], {}) and name not in read
+    )
 
 
 def _chat_form(fields: Record, columns: Mapping[str, str], where: str) -> Sequence[str]:
@@ -131,7 +134,7 @@ def _chat_form(fields: Record, columns: Mapping[str, str], where: str) -> Sequen
     if not forms:
         raise UserError(
             f"{where} is no conversation: it has {', '.join(map(repr, fields)) or 'no fields'}; give 'messages', 'prompt' and 'completion', "
-            "or 'instruction' and 'output', or name its fields with columns"
+            "or 'instruction' and 'output', or say what they are called, as in columns = {prompt = \"question\", completion = \"reply\"}"
         )
     return forms[0]
 

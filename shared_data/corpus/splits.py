@@ -114,7 +114,7 @@ def with_progress(documents: Iterable[Document], megabytes: float) -> Iterator[D
     with progress(megabytes, "data", "MB") as bar:
         for batch in in_batches(documents):
             yield from batch
-            bar.update(sum(len(document.text) for document in batch) / 1e6)
+            bar.update(sum(size(document.text) for document in batch) / 1e6)
 
 
 def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

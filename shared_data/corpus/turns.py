@@ -3,6 +3,7 @@
     {"role": "user", "content": "Hi"}                                    OpenAI, TRL
     {"role": "user", "content": [{"type": "text", "text": "Hi"}]}        its content parts
     {"from": "human", "value": "Hi"}                                     ShareGPT
+    {"human": "Hi", "assistant": "Hello."}                               its Chinese collections: two turns
     "\\n\\nHuman: Hi\\n\\nAssistant: Hello."                             one text (Anthropic HH)
 
 What a turn has beside its content and a template may use stays with it: `MEANINGFUL`.
@@ -23,6 +24,7 @@ ROLES = ("system", "user", "assistant", "tool")
 # Other names of the roles: ShareGPT's and those of its descendants, OpenAI's earlier and later ones.
 _OTHER_NAMES = {
     "human": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
@@ -85,7 +87,14 @@ def read_turns(turns: Any, where: str = "the record") -> list[Message]:
         raise UserError(
             f"{where}: the turns must be a list that is not empty, not {turns!r:.60}; correct or remove the record"
         )
-    return [_turn(turn, where) for turn in turns]
+    return [_turn(turn, where) for each in turns for turn in _of_pair(each)]
+
+
+def _of_pair(turn: Any) -> list[Any]:
+    """The two turns of `{"human": …, "assistant": …}`; any other turn is one."""
+    if not isinstance(turn, Mapping) or not {"human", "assistant"} <= turn.keys():
+        return [turn]
+    return [{"role": role, "content": turn[role]} for role in ("human", "assistant")]
 
 
 def _turn(turn: Any, where: str) -> Message:
@@ -93,7 +102,7 @@ def _turn(turn: Any, where: str) -> Message:
         {key: value for key, value in turn.items() if value is not None} if isinstance(turn, Mapping) else {}
     )
     name = turn.get("role", turn.get("from"))
-    role = _OTHER_NAMES.get(name, name) if isinstance(name, str) else None
+    role = _OTHER_NAMES.get(name.lower(), name.lower()) if isinstance(name, str) else None
     content = _text(turn.get("content", turn.get("value")), where)
     if "function_call" in turn:  # OpenAI's earlier form of one call
         turn["tool_calls"] = [{"type": "function", "function": turn["function_call"]}]

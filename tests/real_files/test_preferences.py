@@ -128,7 +128,7 @@ def write(folder: Path, records: list[Any]) -> Path:
 def test_bad_pairs_are_skipped_and_columns_named(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    pair = {"q": "Who?", "better": "Tom.", "worse": "No idea.", "by": 2}
+    pair = {"q": "Who?", "better": "Tom.", "worse": "No idea.", "by": 2, "source": "me"}
     path = write(tmp_path, [pair, {"q": "Who?"}, pair | {"by": "much"}, *[pair] * 10])
     columns = f'{stage}.columns={{prompt="q", chosen="better", rejected="worse", margin="by"}}'
     settings = load_settings("smoke", [f"{stage}.source={path}", columns])
@@ -139,7 +139,9 @@ def test_bad_pairs_are_skipped_and_columns_named(
     assert (len(train), len(held_out)) == (9, 2)
     assert train[0]["prompt"] == [Q]
     assert train[0]["margin"] == 2
-    assert "2 of 13 records were skipped" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 of 13 records were skipped" in said
+    assert "fields of records that are not read: 'source' (11)" in said
 
 
 @pytest.mark.parametrize(

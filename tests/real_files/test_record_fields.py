@@ -74,7 +74,7 @@ def test_fields_that_a_form_does_not_read_are_named_with_their_count(
     records = [
         squad,
         squad,
-        squad | {"context": ""},
+        squad | {"context": "", "id": 7, "tags": []},
         {"instruction": "Who?", "context": "c", "output": "Tom."},
     ]
     path = tmp_path / "chat.jsonl"
@@ -82,7 +82,10 @@ def test_fields_that_a_form_does_not_read_are_named_with_their_count(
     bad = BadRecords()
     with bad.reported("chat.jsonl"):
         assert len(list(read_conversations(DataSettings(), str(path), bad=bad))) == 4
-    assert capsys.readouterr().err == "chat.jsonl: in 2 records the field 'context' is left out\n"
+    assert (
+        capsys.readouterr().err
+        == "chat.jsonl: fields of records that are not read: 'context' (2), 'id' (1)\n"
+    )
 
 
 LISTS: dict[str, dict[str, Any]] = {
