@@ -73,7 +73,7 @@ FORMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "human and assistant in one text": ({"prompt": "\n\nHuman: Who?\n\nAssistant:", "completion": "Tom."}, [Q, A]),
 }
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no form": ({"text": "Who?"}, r"is no conversation: it has 'text'; give 'messages'.* or name its fields with columns"),
+    "no form": ({"text": "Who?"}, r"is no conversation: it has 'text'; give 'messages'.* as in columns = \{prompt"),
     "two forms": ({"prompt": "a", "completion": "b", "question": "c", "answer": "d"}, r"can be read as 'prompt' with 'completion' and as 'question' with 'answer'; say which with columns"),
     "an image": ({"messages": [user([{"type": "image_url", "image_url": "x"}]), A]}, r"a part of a turn is image_url, and only text can be read; remove"),  # type: ignore[arg-type]
     "unknown role": ({"messages": [{"role": "robot", "content": "x"}]}, r"needs a role \(system, user, assistant, tool\)"),
