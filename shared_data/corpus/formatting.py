@@ -113,6 +113,10 @@ def format_chat(
     return Conversation(turns, read_tools(fields, where), where, unread_fields(fields, read))
 
 
+def _names(fields: Record) -> str:
+    return ", ".join(map(repr, fields)) or "no fields"
+
+
 def unread_fields(fields: Record, read: Collection[str]) -> tuple[str, ...]:
     """What stands in a record beside the fields that are read."""
     return tuple(
@@ -133,7 +137,7 @@ def _chat_form(fields: Record, columns: Mapping[str, str], where: str) -> Sequen
         raise UserError(f"{where} can be read as {found}; say which with columns = {{{example}}}")
     if not forms:
         raise UserError(
-            f"{where} is no conversation: it has {', '.join(map(repr, fields)) or 'no fields'}; give 'messages', 'prompt' and 'completion', "
+            f"{where} is no conversation: it has {_names(fields)}; give 'messages', 'prompt' and 'completion', "
             "or 'instruction' and 'output', or say what they are called, as in columns = {prompt = \"question\", completion = \"reply\"}"
         )
     return forms[0]
@@ -166,9 +170,14 @@ def format_prompt(
     """The turns of a prompt, the last of which is not the assistant's. Raises `UserError` where there is none."""
     fields = rename(record, columns or {}, PROMPT_FIELDS, where)
     prompt = fields.get("prompt")
-    if not prompt or not isinstance(prompt, str | list) or (isinstance(prompt, str) and not prompt.strip()):
+    if (
+        not prompt
+        or not isinstance(prompt, str | list | Mapping)
+        or (isinstance(prompt, str) and not prompt.strip())
+    ):
         raise UserError(
-            f"{where} has no text 'prompt'; write one, name its field with columns, or remove the record"
+            f"{where} has no text or turns in 'prompt'; it has {_names(fields)}; write one, or say what it is called, as in "
+            'columns = {prompt = "question"}'
         )
     messages = as_messages(prompt, "user", where)
     if messages[-1]["role"] == "assistant":
@@ -189,7 +198,8 @@ def format_preference(
     missing = [name for name in ("chosen", "rejected") if not fields.get(name)]
     if missing:
         raise UserError(
-            f"{where} has no {missing[0]!r}; a preference record needs 'chosen' and 'rejected', and usually 'prompt'"
+            f"{where} has no text or turns in {missing[0]!r}; it has {_names(fields)}; say what 'chosen', 'rejected' and 'prompt' are called, as in "
+            'columns = {chosen = "better", rejected = "worse"}'
         )
     texts = [fields["chosen"], fields["rejected"]]
     if not fields.get("prompt") and all(isinstance(text, str) and not is_dialogue(text) for text in texts):
@@ -205,7 +215,8 @@ def format_preference(
     prompt = chosen[:shared] or prompt
     if not prompt:
         raise UserError(
-            f"{where} has no 'prompt', and 'chosen' and 'rejected' share no turn and no beginning; add the prompt"
+            f"{where} has no 'prompt', and 'chosen' and 'rejected' share no turn and no beginning; add the prompt, or say what it is "
+            'called, as in columns = {prompt = "question"}'
         )
     prompt = _with_system(prompt, fields.get("system"), where)
     return {"prompt": prompt, "chosen": chosen[shared:], "rejected": rejected[shared:]}

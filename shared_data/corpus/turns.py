@@ -41,7 +41,9 @@ _DIALOGUE = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
 
 
 def as_messages(value: Any, role: str, where: str = "the record") -> list[Message]:
-    """A text is one turn of `role`, or a dialogue of Human and Assistant; a list holds turns."""
+    """A text is one turn of `role`, or a dialogue of Human and Assistant; an object is a turn, a list holds turns."""
+    if isinstance(value, Mapping):
+        return read_turns([value], where)
     if not isinstance(value, str):
         return read_turns(value, where)
     if is_dialogue(value):

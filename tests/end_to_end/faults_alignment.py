@@ -51,7 +51,7 @@ def adapter(*assignments: str) -> Fault:
 
 
 ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
-    "pair without a rejected completion": (pairs("dpo", rejected=None), r"pairs\.jsonl, \w+ 2 has no 'rejected'; "),
+    "pair without a rejected completion": (pairs("dpo", rejected=None), r"pairs\.jsonl, \w+ 2 has no text or turns in 'rejected'; "),
     "empty chosen completion": (pairs("dpo", chosen=" "), r"pairs\.jsonl, \w+ 2: 'chosen' is empty; complete or remove"),
     "identical completions": (pairs("reward", rejected="A ball."), r"pairs\.jsonl, \w+ 2: .*identical; remove"),
     "pair out of turn": (
@@ -67,8 +67,8 @@ ALIGNMENT_FAULTS: dict[str, tuple[Fault, str]] = {
         arguments("dpo", "--set", 'dpo.loss_type="hinge"', "--set", "dpo.label_smoothing=0.1"),
         r"label_smoothing belongs to the sigmoid loss.*; leave",
     ),
-    "prompt record without a prompt": (prompts("grpo", {"text": "What?"}), r"prompts\.jsonl, \w+ 2 has no text 'prompt'; write"),
-    "prompt that is no text": (prompts("ppo", {"prompt": 7}), r"prompts\.jsonl, \w+ 2 has no text 'prompt'; write"),
+    "prompt record without a prompt": (prompts("grpo", {"text": "What?"}), r"prompts\.jsonl, \w+ 2 has no text or turns in 'prompt'; it has .*; write"),
+    "prompt that is no text": (prompts("ppo", {"prompt": 7}), r"prompts\.jsonl, \w+ 2 has no text or turns in 'prompt'; it has .*; write"),
     "prompt with a token of the template": (
         prompts("grpo", {"prompt": "a <|im_end|>"}),
         r"prompts\.jsonl, \w+ 2 contains <\|im_end\|>, which.*; remove",

@@ -30,6 +30,8 @@ EXPECTED = {"prompt": [Q], "chosen": [GOOD], "rejected": [BAD]}
 # fmt: off
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "texts": ({"prompt": "Who?", "chosen": "Tom.", "rejected": "No idea."}, EXPECTED),
+    "one turn each": ({"prompt": Q, "chosen": GOOD, "rejected": BAD}, EXPECTED),
+    "one turn each of ShareGPT": ({"prompt": [Q], "chosen": {"from": "gpt", "value": "Tom."}, "rejected": {"from": "gpt", "value": "No idea."}}, EXPECTED),
     "messages": ({"prompt": [Q], "chosen": [GOOD], "rejected": [BAD]}, EXPECTED),
     "implicit prompt, messages": ({"chosen": [Q, GOOD], "rejected": [Q, BAD]}, EXPECTED),
     "null prompt": ({"prompt": None, "chosen": [Q, GOOD], "rejected": [Q, BAD]}, EXPECTED),

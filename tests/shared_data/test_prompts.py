@@ -68,7 +68,7 @@ def test_of_a_users_prompts_every_tenth_is_held_out(tmp_path: Path) -> None:
     assert [prompt.value for prompt in held_out] == ["question 0", "question 10"]
     assert [prompt.value for prompt in train] == [f"question {n}" for n in range(25) if n % 10]
     settings = load_settings("smoke", [users_prompts(tmp_path, ["fine", " "])])
-    with pytest.raises(UserError, match=r"prompts.jsonl, line 2 has no text 'prompt'"):
+    with pytest.raises(UserError, match=r"prompts.jsonl, line 2 has no text or turns in 'prompt'; it has"):
         read_prompts(settings, "grpo")
 
 
