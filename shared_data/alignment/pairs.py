@@ -4,6 +4,7 @@ train, held_out = open_pairs(settings, "dpo")
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -87,6 +88,9 @@ def check_texts(record: PairRecord, special_tokens: Iterable[str]) -> None:
 def _extras(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The optional fields of a record: a number `margin` (as trl reads it) and a text `reason`."""
     margin = record.get("margin")
+    if isinstance(margin, str):  # as all values of a CSV
+        with suppress(ValueError):
+            margin = float(margin) if margin.strip() else None
     if margin is not None and not (isinstance(margin, int | float) and is_usable_number(margin)):
         raise UserError(
             f"{where}: the margin is {margin!r:.40}, not a finite number of at most {LARGEST:.0e} in size; correct or leave it out"

@@ -23,7 +23,13 @@ from shared_data.training.chat_data import check_content, texts_in
 from shared_data.training.data_order import DataOrder
 
 HELD_OUT_PART = 10  # of a user's prompts, one in so many is held out
-_OURS = ("prompt", "completion", "completion_ids")  # columns that TRL does not hand on, either
+_OURS = (
+    "prompt",
+    "prompts",
+    "completion",
+    "completions",
+    "completion_ids",
+)  # what reward functions are given anyway
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ def score_prompts(
         reward,
         [prompt.messages if is_chat else prompt.value for prompt in given],
         [[{"role": "assistant", "content": text}] if is_chat else text for text in completions],
-        **columns,
+        columns=columns,
     )
 
 

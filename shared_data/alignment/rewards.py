@@ -75,7 +75,7 @@ def load_reward_function(reference: str) -> RewardFunction:
 
     @functools.wraps(function)  # its signature says what it asks for
     def checked(prompts: list[Any], completions: list[Any], **columns: list[Any]) -> Rewards:
-        return score_completions(function, prompts, completions, reference, **columns)
+        return score_completions(function, prompts, completions, reference, columns)
 
     return checked
 
@@ -85,14 +85,14 @@ def score_completions(
     prompts: list[Any],
     completions: list[Any],
     name: str = "the reward function",
-    **columns: list[Any],
+    columns: Mapping[str, list[Any]] | None = None,
 ) -> Rewards:
     """The rewards of the completions. Raises `UserError`, naming the completion, where the function raises or gives no usable number.
 
     columns: `completion_ids`, and what the records of the prompts have beside them.
     """
     assert len(prompts) == len(completions), f"{len(prompts)} prompts and {len(completions)} completions"
-    given = {"prompts": prompts, "completions": completions, **columns}
+    given = {"prompts": prompts, "completions": completions, **(columns or {})}
     try:
         with _leaving_refused(name):
             rewards = _in_order(_call(function, given, name), name)

@@ -261,11 +261,13 @@ def _csv_records(
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """The names of columns; one that is there again becomes `name.1`, as pandas has it."""
-    counts: Counter[str] = Counter()
-    distinct = []
+    distinct: list[str] = []
     for name in names:
-        distinct.append(f"{name}.{counts[name]}" if counts[name] else name)
-        counts[name] += 1
+        number, new = 0, name
+        while new in distinct or (number and new in names):
+            number += 1
+            new = f"{name}.{number}"
+        distinct.append(new)
     return distinct
 
 
@@ -281,6 +283,22 @@ def _parquet_records(path: Path, column: str | None) -> Records:
             columns = file.schema_arrow.names
             if column is not None and column not in columns:
                 yield 1, dict.fromkeys(columns)
+            if twice := [name for name, count in Counter(columns).items() if count > 1]:
+                raise UserError(f"{path} has several columns {twice[0]!r}; rename them")
             wanted = columns if column is None else [column]
-            rows = (row for batch in file.iter_batches(256, columns=wanted) for row in batch.to_pylist())
+            rows = (
+                row for batch in file.iter_batches(256, columns=wanted) for row in _as_python(batch, path)
+            )
             yield from enumerate(rows, start=1)
+
+
+def _as_python(batch: Any, path: Path) -> list[dict[str, Any]]:
+    """The rows of a batch of pyarrow, whose dates and time zones may be none of Python's."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (OverflowError, ValueError, LookupError) as error:
+        raise UserError(
+            f"{path} has a value that Python cannot hold ({error}); write its column as text, or leave it out"
+        ) from error

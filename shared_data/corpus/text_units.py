@@ -47,9 +47,9 @@ def split_text(chunks: Iterable[str], unit: str, only_file: bool) -> Iterator[st
             unit = "paragraphs" if only_file or len(head) >= LOOK_AHEAD else "file"
         chunks = chain([head], chunks)
     if unit == "separator":
-        pieces = split_at(chunks, SEPARATOR)
+        pieces = split_at(chunks, SEPARATOR, LONGEST_RECORD)
     elif unit == "line":
-        pieces = split_at(chunks, "\n")
+        pieces = split_at(chunks, "\n", LONGEST_RECORD)
     elif unit == "paragraphs":
         pieces = paragraph_groups(chunks)
     else:

@@ -47,7 +47,7 @@ def as_messages(value: Any, role: str, where: str = "the record") -> list[Messag
     if not isinstance(value, str):
         return read_turns(value, where)
     if is_dialogue(value):
-        return _dialogue(value)
+        return _dialogue(value, where)
     return [{"role": role, "content": value}]
 
 
@@ -56,13 +56,19 @@ def is_dialogue(text: str) -> bool:
     return text.lstrip("\n").startswith("Human:") and "\n\nAssistant:" in text
 
 
-def _dialogue(text: str) -> list[Message]:
+def _dialogue(text: str, where: str) -> list[Message]:
     """The turns of "\\n\\nHuman: … \\n\\nAssistant: …"."""
     _, *parts = _DIALOGUE.split("\n\n" + text.lstrip("\n"))
     roles, contents = parts[::2], parts[1::2]
     names = {"Human": "user", "Assistant": "assistant"}
     turns = [{"role": names[role], "content": content} for role, content in zip(roles, contents, strict=True)]
-    return [turn for turn in turns if turn["content"]]  # a prompt may end with "Assistant:"
+    if turns and not turns[-1]["content"].strip():  # a prompt may end with "Assistant:"
+        turns.pop()
+    if not any(turn["content"].strip() for turn in turns):
+        raise UserError(
+            f"{where}: there is no text behind 'Human:' and 'Assistant:'; correct or remove the record"
+        )
+    return turns
 
 
 def history_turns(history: Any, where: str = "the record") -> list[Message]:
@@ -75,9 +81,8 @@ def history_turns(history: Any, where: str = "the record") -> list[Message]:
         return read_turns(history, where)
     turns: list[Message] = []
     for pair in history:
-        if not (
-            isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
-        ):
+        is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
             raise UserError(f"{where}: a pair of 'history' needs a question and an answer; got {pair!r:.60}")
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return turns
@@ -116,6 +121,12 @@ def _turn(turn: Any, where: str) -> Message:
         )
     turn["reasoning_content"] = next((turn[key] for key in _REASONING if turn.get(key)), None)
     kept = {key: turn[key] for key in MEANINGFUL if turn.get(key)}
+    for key, value in kept.items():
+        if not isinstance(value, list if key == "tool_calls" else str):
+            wanted = "a list of calls" if key == "tool_calls" else "a text"
+            raise UserError(
+                f"{where}: {key!r} of a turn is {value!r:.40}, not {wanted}; correct or remove it"
+            )
     if turn.get("weight", 1) not in (0, 1):
         raise UserError(
             f"{where}: the weight of a turn is {turn['weight']!r:.40}; write 0 or 1, or leave it out"

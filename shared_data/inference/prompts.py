@@ -61,9 +61,12 @@ def encode_chat(
     """The ids of a conversation in the model's template, up to where the assistant's next turn begins. What users typed is text."""
     if tokenizer.chat_template is None:
         raise UserError(NO_TEMPLATE)
-    return tokenizer.apply_chat_template(
+    ids = tokenizer.apply_chat_template(
         messages, tools=tools, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )
+    if not ids:
+        raise UserError("the chat template of the tokenizer writes nothing; correct it or copy it again")
+    return ids
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -17,6 +17,7 @@ from shared_data.inference.arguments import check_sampling
 
 MOST_BEAMS = 1000
 LARGEST_LENGTH_PENALTY = 50  # its power of a length of 10^5 is still a float
+NOT_FINITE = "the model gives no finite numbers for the next token; a weight, or a bias of its generation_config.json, is damaged: copy them again"
 NO_TOKEN_LEFT = "no_repeat_ngram_size and logit_bias forbid every token; allow some, or write less"
 
 

@@ -162,6 +162,9 @@ def _llama3(file: GgufFile, entries: dict[str, Any], original: Any) -> dict[str,
     """Llama 3.1's scaling, where its formula gives the factors of the file; any other factors are refused."""
     factors = file.array(ROPE_FACTORS).reshape(-1)
     theta = entries.get("rope.freq_base", 10_000.0)
+    for name, value in (("rope.freq_base", theta), ("rope.scaling.original_context_length", original)):
+        if value is not None and (type(value) not in (int, float) or not 0 < value < 1e15):
+            raise UserError(f"{file.path} has {name} {value!r:.60}; copy it again")
     constants = LLAMA3 | ({} if original is None else {"original_max_position_embeddings": original})
     kept = _kept_share(constants, theta, 2 * len(factors))
     with np.errstate(divide="ignore", invalid="ignore"):  # the slowest pair is scaled most

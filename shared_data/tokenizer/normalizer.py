@@ -27,6 +27,9 @@ Change = Callable[[str], str]  # one step: a text to the text that the next one 
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
+LONGEST_TEXT = 4_000_000  # characters to which a step may lengthen a text
+
+
 class Normalizer:
     """The `normalizer` object: its steps, one after the other."""
 
@@ -97,16 +100,25 @@ def replacement(step: Definition) -> Change:
         old = _text(pattern, "String")
         if not old:
             raise UserError("a Replace step has an empty pattern; name the text that it replaces")
-        return lambda text: text.replace(old, content)
+        return lambda text: _replace_text(old, content, text)
     compiled = compile_pattern(_text(pattern, "Regex"), "pattern of a Replace step")
     return lambda text: _replace(compiled, content, text)
+
+
+def _replace_text(old: str, content: str, text: str) -> str:
+    length = len(text) + text.count(old) * (len(content) - len(old))
+    if length > max(LONGEST_TEXT, len(text)):  # steps that double a text in turn would fill the memory
+        raise UserError(
+            f"a Replace step of the tokenizer makes a text of {length:,} characters; correct its content"
+        )
+    return text.replace(old, content)
 
 
 def _replace(pattern: regex.Pattern[str], content: str, text: str) -> str:
     """Replace every match; an empty one that touches the match before it is none, as in Rust (and not in Python)."""
     hidden, parts = hide_newer_characters(text), []
     position = search_from = 0
-    last_stop = -1
+    last_stop, growth = -1, 0
     while search_from <= len(text) and (match := pattern.search(hidden, search_from)):
         start, stop = match.span()
         if start == stop == last_stop:
@@ -114,4 +126,9 @@ def _replace(pattern: regex.Pattern[str], content: str, text: str) -> str:
             continue
         parts += [text[position:start], content]
         position = search_from = last_stop = stop
+        growth += len(content) - (stop - start)
+        if growth > LONGEST_TEXT:
+            raise UserError(
+                f"a Replace step of the tokenizer adds {growth:,} characters to a text; correct its content"
+            )
     return "".join([*parts, text[position:]])

@@ -26,6 +26,9 @@ FOLDERS = ["model", "shards", "vocab", "adapter", "int8", "nf4", "int4", "patter
 Change = Callable[[bytes], bytes]
 
 
+DOUBLE = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+
+
 class Case(NamedTuple):
     """A damaged file. `says`: a regular expression."""
 
@@ -295,6 +298,12 @@ OTHERS: dict[str, Case] = {
     "absmax of infinity": Case("nf4", "model.safetensors", tensor("absmax", lambda a: a + np.float32("inf")), "absmax holds NaN or infinity"),
     "quant_map of zeros": Case("nf4", "model.safetensors", tensor("quant_map", lambda a: 0 * a), "quant_map does not hold the levels"),
     "quant_state of 100,000 levels": Case("nf4", "model.safetensors", _state, "quant_state is damaged"),
+    "a weight of NaN": Case("model", "model.safetensors", tensor("model.norm.weight", lambda a: a * np.float32("nan")), "no finite numbers for the next token"),
+    "a weight of infinity": Case("model", "model.safetensors", tensor("model.norm.weight", lambda a: a + np.float32("inf")), "no finite numbers for the next token"),
+    "a bias beyond floats": Case("model", "generation_config.json", setting("sequence_bias", [[[5], 1e308]]), "no finite numbers for the next token"),
+    "a normalizer that doubles a text 40 times": Case("model", "tokenizer.json", setting("normalizer", {"type": "Sequence", "normalizers": [DOUBLE] * 40}), "makes a text of .* characters"),
+    "a decoder that doubles a text 40 times": Case("model", "tokenizer.json", setting("decoder", {"type": "Sequence", "decoders": [DOUBLE] * 40}), "makes a text of .* characters"),
+    "a normalizer that doubles by a pattern": Case("model", "tokenizer.json", setting("normalizer", {"type": "Sequence", "normalizers": [DOUBLE | {"pattern": {"Regex": "e"}}] * 40}), "to a text"),
     "scales of NaN": Case("int4", "model.safetensors", tensor("scales", lambda a: a * np.float32("nan")), "scales holds NaN or infinity"),
     "a pattern of an adapter in a list": Case("adapter", "adapter_config.json", setting("target_modules", ["q_proj(a+)+"]), "none of its target modules"),
 }  # fmt: skip

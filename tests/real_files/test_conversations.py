@@ -80,6 +80,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no content": ({"messages": [Q, {"role": "assistant"}]}, r"and a text as content; got"),
     "system twice": ({"messages": [BRIEF, Q, A], "system": "x"}, r"has a 'system' field and a system turn; remove"),
     "history of one": ({"query": "a", "response": "b", "history": [["x"]]}, r"a pair of 'history' needs a question and an answer"),
+    "a dialogue without text": ({"prompt": "Human:\n\nAssistant:", "completion": "Tom."}, r"there is no text behind 'Human:' and 'Assistant:'; correct"),
+    "a history of texts of two characters": ({"query": "a", "response": "b", "history": ["你好", "您好"]}, r"a pair of 'history' needs a question and an answer"),
+    "calls that are no list": ({"messages": [Q, says("Tom.", tool_calls=7)]}, r"'tool_calls' of a turn is 7, not a list of calls"),
+    "one call that is a number": ({"messages": [Q, says("Tom.", name=[1])]}, r"'name' of a turn is \[1\], not a text"),
+    "thoughts in a list": ({"messages": [Q, says("Tom.", reasoning_content=["Hm."])]}, r"'reasoning_content' of a turn is .*, not a text"),
     "a list for a system": ({"prompt": "a", "completion": "b", "system": ["x"]}, r"'system' must be a text; correct"),
 }
 # fmt: on

@@ -126,6 +126,35 @@ def write(folder: Path, records: list[Any]) -> Path:
     return path
 
 
+def test_a_margin_of_a_csv_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected,margin\nq,a,b,0.5\nq,a,b,\nq,a,b,2\n")
+    train, held_out = open_pairs(load_settings("smoke", [f"dpo.source={path}"]), "dpo")
+    assert [pair["margin"] for pair in (*held_out, *train)] == [0.5, 0.0, 2.0]
+    path.write_text("prompt,chosen,rejected,margin\nq,a,b,much\n")
+    with pytest.raises(UserError, match=r"line 2: the margin is 'much', not a finite number"):
+        open_pairs(load_settings("smoke", [f"dpo.source={path}"]), "dpo")
+
+
+@pytest.mark.parametrize("part", ["prompt", "chosen", "rejected"])
+def test_a_dialogue_without_text_is_refused(part: str) -> None:
+    record = {"prompt": "q", "chosen": "a", "rejected": "b"} | {part: "Human:\n\nAssistant:"}
+    with pytest.raises(UserError, match="there is no text behind 'Human:'"):
+        format_preference(record)
+    with pytest.raises(UserError, match="there is no text behind 'Human:'"):
+        format_prompt({"prompt": "Human:\n\nAssistant:"})
+
+
+def test_columns_of_any_name_reach_a_reward_function() -> None:
+    names = ["function", "name", "columns", "reference", "record"]
+
+    def all_of_them(completions: list, **columns: Any) -> list[float]:
+        return [float(all(columns[name] == ["x"] for name in names)) for _ in completions]
+
+    prompt = Prompt("Who?", dict.fromkeys([*names, "prompts", "completions"], "x"))
+    assert score_prompts(all_of_them, [prompt], ["Tom."]) == [1.0]
+
+
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
 def test_bad_pairs_are_skipped_and_columns_named(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from shared_data.corpus import readers
+from shared_data.corpus import readers, text_units
 from shared_data.corpus.bad_records import BadRecords
 from shared_data.corpus.readers import read_documents, read_records
 from shared_data.corpus.text_units import split_at
@@ -119,6 +119,70 @@ def test_a_csv_is_what_pandas_reads_without_guessing(name: str, content: bytes, 
     assert found == [
         {key: str(value).replace("\r\n", "\n") for key, value in row.items()} for row in expected
     ]
+
+
+# What every level refuses, with what the line says.
+REFUSED: list[tuple[str, bytes, str]] = [
+    ("more.csv", b"text,id\nA,hello,1\nB,world,2\n", "line 2 has more fields than the first line names"),
+    ("zero.txt", b"a\0b", "looks binary"),
+    ("zero.csv", b"text\na\0b\n", "looks binary"),
+]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("name", "content", "says"), REFUSED, ids=[name for name, _, _ in REFUSED])
+def test_the_same_bytes_are_refused_at_every_level(
+    name: str, content: bytes, says: str, level: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        list(LEVELS[level](path, DataSettings(), True))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_name_is_no_pattern(level: str, tmp_path: Path) -> None:
+    (tmp_path / "a[1]").mkdir()
+    for name, text in (("a1.txt", "other"), ("a[1].txt", "this"), ("a[1]/b?.txt", "that")):
+        (tmp_path / name).write_text(text)
+        assert [document.text for document in LEVELS[level](tmp_path / name, DataSettings(), True)] == [text]
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (pyarrow.array([2**61], pyarrow.timestamp("us")), "has a value that Python cannot hold"),
+        (pyarrow.array([0], pyarrow.timestamp("us", tz="Foo/Bar")), "has a value that Python cannot hold"),
+    ],
+)
+def test_a_date_of_parquet_that_is_none_of_python_is_one_line(column: Any, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "dates.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "time": column}), path)
+    with pytest.raises(UserError, match=rf"dates\.parquet {says}"):
+        list(read_records(path))
+    assert [document.text for document in read_documents(path, DataSettings(), True)] == ["a"]
+
+
+def test_columns_of_one_name_lose_nothing_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "twice.parquet"
+    columns = [pyarrow.array(["x"]), pyarrow.array(["y"])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), path)
+    with pytest.raises(UserError, match="has several columns 'text'; rename them"):
+        list(read_records(path))
+    path = tmp_path / "twice.csv"
+    path.write_text("text,text,text.1\na,b,c\n")
+    assert [record for _, record in read_records(path)] == pandas.read_csv(path).to_dict("records")
+
+
+def test_a_document_longer_than_a_record_may_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(text_units, "LONGEST_RECORD", 1_000)
+    path = tmp_path / "one.txt"
+    path.write_text("a<|endoftext|>" + "word " * 100_000)
+    for unit in ("auto", "line"):
+        with pytest.raises(UserError, match="a record of more than 1,000 characters"):
+            list(read_documents(path, DataSettings(text_unit=unit), True))
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])

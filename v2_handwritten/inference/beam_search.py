@@ -16,7 +16,7 @@ from shared_data.errors import UserError
 from shared_data.inference.beams import Beams, Hypothesis
 from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, SamplingParameters
 from shared_data.inference.stop_strings import StopCriteria
-from v2_handwritten.inference.penalties import apply_penalties
+from v2_handwritten.inference.penalties import apply_penalties, check_finite
 from v2_handwritten.inference.steps import CachedSteps, RecomputedSteps
 from v2_handwritten.models.transformer import Transformer
 
@@ -43,6 +43,7 @@ def beam_search(
     steps = make_steps(model, [prompt] * num_beams, max_new_tokens)
     logits = steps.logits
     while True:
+        check_finite(logits)
         log_probs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
         sequences = [beam.ids for beam in beams.running]
         log_probs = apply_penalties(log_probs, sequences, [len(prompt)] * num_beams, sampling)

@@ -33,7 +33,7 @@ from shared_data.settings import Settings
 from v2_handwritten.inference.beam_search import beam_search
 from v2_handwritten.inference.inspection import draw_attention
 from v2_handwritten.inference.loading import load_with_tokenizer
-from v2_handwritten.inference.penalties import apply_penalties, check_allowed
+from v2_handwritten.inference.penalties import apply_penalties, check_allowed, check_finite
 from v2_handwritten.inference.sampling import filter_logits, sample
 from v2_handwritten.inference.steps import CachedSteps, RecomputedSteps
 from v2_handwritten.models.transformer import Transformer
@@ -138,6 +138,7 @@ def _decode(
         if has_penalties:
             logits = apply_penalties(logits, sequences, prompt_lengths, sampling)
             logits = check_allowed(logits, running)
+        check_finite(logits)
         if uniforms is None:  # greedy
             chosen = logits.argmax(dim=-1)
         else:

@@ -9,6 +9,7 @@ Level 1 calls transformers' processors; level 3 is the same in NumPy. Theory: sa
     uv run python -c "import torch; from v2_handwritten.inference.penalties import *; print(penalize_repetition(torch.tensor([[2., -1., 1.]]), [[0, 1]], 2.0))"
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shared_data.errors import UserError
-from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, SamplingParameters
+from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, NOT_FINITE, SamplingParameters
 
 
 def apply_penalties(
@@ -48,6 +49,12 @@ def check_allowed(logits: Float[Tensor, "B V"], running: Collection[int]) -> Flo
     if stuck[list(running)].any():
         raise UserError(NO_TOKEN_LEFT)
     return logits.masked_fill(stuck[:, None], 0)
+
+
+def check_finite(logits: Float[Tensor, "B V"]) -> None:
+    """Raise `UserError` for logits that are NaN or infinite: no token could be chosen."""
+    if not math.isfinite(logits.max().item()):
+        raise UserError(NOT_FINITE)
 
 
 def add_bias(logits: Float[Tensor, "B V"], logit_bias: Mapping[int, float]) -> Float[Tensor, "B V"]:

@@ -16,7 +16,7 @@ from shared_data.inference.beams import Beams, Hypothesis
 from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, SamplingParameters
 from shared_data.inference.stop_strings import StopCriteria
 from v3_numpy_deep.autograd import Array
-from v3_numpy_deep.inference.penalties import apply_penalties
+from v3_numpy_deep.inference.penalties import apply_penalties, check_finite
 from v3_numpy_deep.inference.steps import CachedSteps, RecomputedSteps
 from v3_numpy_deep.models.transformer import Transformer
 
@@ -43,6 +43,7 @@ def beam_search(
     logits = steps.logits
     while True:
         shifted = logits - logits.max(axis=-1, keepdims=True)
+        check_finite(logits)
         log_probs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
         sequences = [beam.ids for beam in beams.running]
         log_probs = apply_penalties(log_probs, sequences, [len(prompt)] * num_beams, sampling)

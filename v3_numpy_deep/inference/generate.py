@@ -32,12 +32,13 @@ from shared_data.runs import RunFolder
 from shared_data.settings import Settings
 from v3_numpy_deep.inference.beam_search import beam_search
 from v3_numpy_deep.inference.loading import load_with_tokenizer
-from v3_numpy_deep.inference.penalties import apply_penalties, check_allowed
+from v3_numpy_deep.inference.penalties import apply_penalties, check_allowed, check_finite
 from v3_numpy_deep.inference.sampling import filter_logits, sample
 from v3_numpy_deep.inference.steps import CachedSteps, RecomputedSteps
 from v3_numpy_deep.models.transformer import Transformer
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite, check_finite names
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -136,6 +137,7 @@ def _decode(
         if has_penalties:
             logits = apply_penalties(logits, sequences, prompt_lengths, sampling)
             logits = check_allowed(logits, running)
+        check_finite(logits)
         if uniforms is None:  # greedy
             chosen = logits.argmax(axis=-1)
         else:

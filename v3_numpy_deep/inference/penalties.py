@@ -9,13 +9,14 @@ Level 1 calls transformers' processors; level 2 is the same in torch. Theory: v2
     uv run python -c "import numpy as np; from v3_numpy_deep.inference.penalties import *; print(penalize_repetition(np.array([[2., -1., 1.]]), [[0, 1]], 2.0))"
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from shared_data.errors import UserError
-from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, SamplingParameters
+from shared_data.inference.sampling_parameters import NO_TOKEN_LEFT, NOT_FINITE, SamplingParameters
 from v3_numpy_deep.autograd import Array
 
 
@@ -47,6 +48,12 @@ def check_allowed(logits: Float[Array, "B V"], running: Collection[int]) -> Floa
     if stuck[list(running)].any():
         raise UserError(NO_TOKEN_LEFT)
     return np.where(stuck[:, None], 0, logits)
+
+
+def check_finite(logits: Float[Array, "B V"]) -> None:
+    """Raise `UserError` for logits that are NaN or infinite: no token could be chosen."""
+    if not math.isfinite(logits.max().item()):
+        raise UserError(NOT_FINITE)
 
 
 def add_bias(logits: Float[Array, "B V"], logit_bias: Mapping[int, float]) -> Float[Array, "B V"]:
