@@ -45,15 +45,16 @@ def open_pairs(
         return list(islice(train, section.pairs)), list(islice(held_out, section.eval_pairs))
     bad, records = bad or BadRecords(section.on_bad_record), []
     found = open_records(settings.data, section.source, bad)
+    used = None if template is None else used_fields(template)
     with bad.reported(section.source):
         for where, fields in bad.up_to(section.pairs, f"{stage}.pairs", found):
             record = bad.attempt(_pair, fields, where, section.columns)
             if record is not None and (check is None or bad.is_good(check, record)):
                 records.append(record)
                 bad.unread.update(record["unread"])
-                if template is not None:
+                if used is not None:
                     turns = [*record["prompt"], *record["chosen"], *record["rejected"]]
-                    name_unused(turns, record.get("tools"), used_fields(template), bad)
+                    name_unused(turns, record.get("tools"), used, bad)
     if not records:
         raise UserError(f"{section.source} has no pair that can be used; correct the records")
     kept = [record for number, record in enumerate(records) if number % HELD_OUT_PART] or records

@@ -60,8 +60,9 @@ def evaluate_policy(
 ) -> dict[str, float]:
     """The metrics before and after; all completions are kept in completions.json.
 
-    `before` and `after` are the mean reward of the reference's and the policy's completions, where it applies (none of the two where it
-    never does); `question_…` and `request_…` the same for the story world's two sorts of prompts; `right_…` the share of its questions that are answered right, in however many
+    `before` and `after` are the mean reward of the reference's and the policy's completions that it applies to (left out where there is
+    none); `unscored` counts the others; `question_…` and `request_…` are the same for the story world's two sorts of prompts; `right_…` is
+    the share of its questions that are answered right, in however many
     words. `kl` is the divergence of the policy from the reference in nats a completion.
     """
     section: PolicyEvaluationSettings = getattr(settings, stage)

@@ -23,13 +23,8 @@ from shared_data.training.chat_data import check_content, texts_in
 from shared_data.training.data_order import DataOrder
 
 HELD_OUT_PART = 10  # of a user's prompts, one in so many is held out
-_OURS = (
-    "prompt",
-    "prompts",
-    "completion",
-    "completions",
-    "completion_ids",
-)  # what reward functions are given anyway
+# What reward functions are given anyway.
+_OURS = ("prompt", "prompts", "completion", "completions", "completion_ids")
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ PREFERENCE_FIELDS = {*PROMPT_FIELDS, "chosen", "rejected", "margin", "reason", "
 
 @dataclass(frozen=True)
 class Conversation:
-    """Its turns, the functions that the assistant may call in it, and the words that name it in an error.
+    """The turns of a record, the functions that the assistant may call in them, and the words that name the record in an error.
 
-    unread: fields of its record that its form does not read.
+    unread: its fields that its form does not read.
     """
 
     messages: list[Message]

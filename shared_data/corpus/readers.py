@@ -148,7 +148,7 @@ def _faults_named(path: Path) -> Iterator[None]:
         raise UserError(f"{path} does not exist; correct data.source") from error
     except OSError as error:
         raise explain_os_error(error, path) or UserError(
-            f"{path} cannot be read ({error}); check the disk and the file"
+            f"{path} cannot be read ({' '.join(str(error).split())}); check the disk and the file"
         ) from error
 
 
@@ -171,9 +171,10 @@ def _text_chunks(path: Path, encoding: str) -> Iterator[str]:
                 )
             try:
                 yield decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
+            except UnicodeError as error:  # of some encodings, as punycode, it is no UnicodeDecodeError
+                reason, start = getattr(error, "reason", error), getattr(error, "start", 0)
                 raise UserError(
-                    f"{path} is not {encoding}: {error.reason} near byte {offset + error.start:,}; {encoding_remedy(block)}"
+                    f"{path} is not {encoding}: {reason} near byte {offset + start:,}; {encoding_remedy(block)}"
                 ) from error
             if not block:
                 return
@@ -261,12 +262,15 @@ def _csv_records(
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """The names of columns; one that is there again becomes `name.1`, as pandas has it."""
-    distinct: list[str] = []
+    written, taken = set(names), set[str]()
+    counts: Counter[str] = Counter()
+    distinct = []
     for name in names:
-        number, new = 0, name
-        while new in distinct or (number and new in names):
-            number += 1
-            new = f"{name}.{number}"
+        new = name
+        while new in taken or (new != name and new in written):
+            counts[name] += 1
+            new = f"{name}.{counts[name]}"
+        taken.add(new)
         distinct.append(new)
     return distinct
 

@@ -80,8 +80,9 @@ def require_documents(writers: Mapping[str, Any], data: DataSettings, cleaning: 
         )
     splits = required_splits(data)
     if not all(writers[split].documents for split in splits):
+        without_test = ", or do without a test split with data.test_fraction=0" if "test" in splits else ""
         raise UserError(
             f"{data.source!r} holds {kept:,} document{'s' * (kept > 1)} after cleaning ({cleaning.documents:,} before), too few for "
             f"{len(splits)} splits ({', '.join(splits)}); bring more text, cut text files into smaller documents with "
-            "data.text_unit=paragraphs or line, or do without a test split with data.test_fraction=0"
+            f"data.text_unit=paragraphs or line{without_test}"
         )
